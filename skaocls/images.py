@@ -1,0 +1,359 @@
+"""Images in: arrays, tensors, files and PIL images become (n, height, width, channels).
+
+Numbers keep their meaning: 8-bit values are divided by 255, 16-bit ones by 65535, booleans are 0
+and 1, all others are taken as they are.
+"""
+
+import os
+from numbers import Integral
+
+import numpy as np
+from PIL import Image, ImageOps
+from sklearn.utils import check_array
+
+GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
+FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(bool): 1}
+
+
+def as_batch(X):
+    """X as something to slice, if it holds images.
+
+    Parameters
+    ----------
+    X : object
+        Arrays (n, height, width[, channels]); torch tensors likewise, or channels first; lists,
+        arrays, Series or one-column data frames of paths; lists of PIL images or arrays.
+
+    Returns
+    -------
+    batch : ndarray or object
+        A numeric array of 3 or 4 dimensions, or a 1-D object array of paths, PIL images and
+        arrays. What holds no images comes back as it is (tensors as arrays).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skaocls.images import as_batch
+    >>> as_batch([["a.png"], ["b.png"]])
+    array(['a.png', 'b.png'], dtype=object)
+    """
+    if hasattr(X, "detach"):  # a torch tensor
+        X = tensor_to_array(X)
+        first = X.ndim == 4 and X.shape[1] in (1, 3, 4) and X.shape[3] not in (1, 3, 4)
+        return X.transpose(0, 2, 3, 1) if first else X
+    table = X
+    if hasattr(X, "to_numpy"):  # pandas, polars
+        table = X.to_numpy() if len(getattr(X, "columns", "1")) == 1 else X
+    elif isinstance(X, (list, tuple)):
+        if any(is_item(x) for x in X):
+            alike = {(type(x), getattr(x, "shape", None), getattr(x, "dtype", None)) for x in X}
+            return (
+                np.stack(X)
+                if {np.ndarray} == {t for t, *_ in alike} and len(alike) == 1
+                else object_array(X)
+            )
+        try:
+            table = np.asarray(X)
+        except ValueError:  # ragged rows
+            return X
+    if not isinstance(table, np.ndarray):
+        return X
+    if table.dtype.kind in "OUT" and (table.ndim == 1 or table.shape[1:] == (1,)):
+        items = object_array(table.ravel())
+        return items if any(is_item(x) for x in items) else X
+    return table if table.ndim in (3, 4) else X
+
+
+def holds_images(batch):
+    """Whether what :func:`as_batch` returned is images."""
+    return isinstance(batch, np.ndarray) and (is_items(batch) or batch.ndim in (3, 4))
+
+
+def image_shape_of(X, image_shape=None):
+    """The shape that all images in X have; of files only the headers are read.
+
+    Parameters
+    ----------
+    X : array-like
+        Images: arrays, tensors, files, PIL images; flat rows with `image_shape`.
+    image_shape : tuple of int (height, width) or (height, width, channels), default=None
+        Shape of flat rows; size to which files and PIL images are to be resized.
+
+    Returns
+    -------
+    shape : tuple of int (height, width, channels)
+        Files and PIL images have one channel if all of them are grayscale, else three.
+
+    Raises
+    ------
+    ValueError
+        If sizes differ and no `image_shape` is given, if arrays do not have that shape, if
+        something is no image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skaocls.images import image_shape_of
+    >>> image_shape_of(np.zeros((5, 8, 6)))
+    (8, 6, 1)
+    >>> image_shape_of(np.zeros((5, 64)), (8, 8))
+    (8, 8, 1)
+    """
+    wanted = check_image_shape(image_shape)
+    X = as_batch(X)
+    if not is_items(X):
+        X = np.asarray(X)
+        shape = (*wanted, 1)[:3] if wanted and X.ndim == 2 else (*X.shape[1:], 1)[:3]
+        if wanted and (
+            shape[: len(wanted)] != wanted or (X.ndim == 2 and X.shape[1] != np.prod(shape))
+        ):
+            raise ValueError(
+                f"X has shape {X.shape}, which is not n images of image_shape={wanted}. "
+                "Arrays are not resized."
+            )
+        if X.ndim == 4 and shape[0] == 3 and shape[1] == shape[2] and shape[2] not in (1, 3, 4):
+            raise ValueError(
+                f"X has shape {X.shape}, which looks like (n, channels, height, width). Pass "
+                "(n, height, width, channels): X.transpose(0, 2, 3, 1)."
+            )
+        return shape
+    first: tuple[int, ...] = ()
+    gray = True
+    for i, item in enumerate(X):
+        height, width, is_gray = read(item, i, header)
+        gray &= is_gray
+        first = first or (height, width)
+        if wanted is None and (height, width) != first:
+            raise ValueError(
+                f"Images have different sizes: {first} at index 0, {(height, width)} at index {i}. "
+                "Pass image_shape=(height, width) to resize them."
+            )
+    if wanted and len(wanted) == 3 and wanted[2] not in (1, 3):
+        raise ValueError(f"image_shape={wanted}: image files have 1 or 3 channels.")
+    height, width, *channels = wanted or first
+    return (height, width, *(channels or [1 if gray else 3]))
+
+
+def load_images(X, shape, *, resize=False, start=0):
+    """Decode images.
+
+    Parameters
+    ----------
+    X : array-like
+        Images, or a slice of them: callers go batch by batch.
+    shape : tuple of int (height, width, channels)
+        The shape that they must have, from :func:`image_shape_of`.
+    resize : bool, default=False
+        Resize files and PIL images of another size (:func:`resize_crop`) instead of refusing them.
+    start : int, default=0
+        Index, for messages, of the first item of X in the user's data.
+
+    Returns
+    -------
+    images : float32 array of shape (n, height, width, channels)
+
+    Raises
+    ------
+    ValueError
+        If an image has another shape, cannot be read (index and path are named), or holds NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skaocls.images import load_images
+    >>> load_images(np.full((5, 8, 8), 255, np.uint8), (8, 8, 1)).max()
+    np.float32(1.0)
+    """
+    X = as_batch(X)
+    if is_items(X):
+        check_array(np.empty((len(X), 1)))  # at least one
+        return np.stack(
+            [
+                scaled(read(item, start + i, lambda x: pixels(x, shape, resize)))
+                for i, item in enumerate(X)
+            ]
+        )
+    X = np.asarray(X)
+    if X.ndim == 2:
+        if X.shape[1] != np.prod(shape):
+            raise ValueError(
+                f"X has {X.shape[1]} features, but {np.prod(shape)} are expected: images of shape "
+                f"{tuple(shape)}."
+            )
+    elif (*X.shape[1:], 1)[:3] != tuple(shape):
+        raise ValueError(
+            f"X has images of shape {(*X.shape[1:], 1)[:3]}, but images of shape {tuple(shape)} "
+            "are expected, as in fit."
+        )
+    scale = FULL_SCALE.get(X.dtype, 1)
+    X = check_array(X, dtype=np.float32, allow_nd=True, input_name="X")
+    return X.reshape(-1, *shape) / np.float32(scale)
+
+
+def to_pixels(image, channels):
+    """One PIL image as a person sees it, in 8 bits.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        EXIF rotation is applied, transparency is laid over white, palettes are expanded, CMYK and
+        the like are converted; 16 bits are scaled to 8, floats in [0, 1] to 0 ... 255.
+    channels : {1, 3}
+        Grayscale or RGB.
+
+    Returns
+    -------
+    pixels : uint8 array of shape (height, width, channels)
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from skaocls.images import to_pixels
+    >>> to_pixels(Image.new("RGBA", (1, 1), (255, 0, 0, 0)), 3)  # transparent: white
+    array([[[255, 255, 255]]], dtype=uint8)
+    """
+    a = np.asarray(upright(image).convert("L" if channels == 1 else "RGB"))
+    return a.reshape(*a.shape[:2], channels)
+
+
+def upright(image):
+    """Turned as EXIF says, opaque, in mode L or RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return to_8_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(paper, image).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def to_8_bits(image):
+    a = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        a = a * 255 if a.min() >= 0 and a.max() <= 1 else a
+    elif image.mode.startswith("I;16") or a.max() > 255:
+        a = a / 257
+    return Image.fromarray(np.clip(np.rint(a), 0, 255).astype(np.uint8))
+
+
+def resize_crop(image, height, width):
+    """Scale so that the image covers (height, width), then cut out the centre.
+
+    Box-filtered halvings while it is at least twice as large, then bicubic: the preprocessing of
+    the published checkpoints.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+    height, width : int
+
+    Returns
+    -------
+    image : PIL.Image.Image of that size
+
+    References
+    ----------
+    Sudakov, Babenko, Baranchuk, arXiv 2603.19122, experimental setup.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from skaocls.images import resize_crop
+    >>> resize_crop(Image.new("L", (640, 480)), 32, 32).size
+    (32, 32)
+    """
+    while image.width >= 2 * width and image.height >= 2 * height:
+        half = image.width // 2, image.height // 2
+        image = image.resize(half, Image.Resampling.BOX)
+    scale = max(width / image.width, height / image.height)
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def check_image_shape(image_shape):
+    """image_shape as a tuple of 2 or 3 positive ints, or None."""
+    if image_shape is None:
+        return None
+    shape = tuple(image_shape)
+    if len(shape) not in (2, 3) or not all(isinstance(s, Integral) and int(s) >= 1 for s in shape):
+        raise ValueError(
+            f"image_shape={image_shape!r} must be (height, width) or (height, width, channels), "
+            "positive integers."
+        )
+    return tuple(int(s) for s in shape)
+
+
+def is_item(x):
+    """Whether x stands for one image: a path, a PIL image, an array of 2 or 3 dimensions."""
+    if isinstance(x, (str, os.PathLike, Image.Image)):
+        return True
+    return (isinstance(x, np.ndarray) or hasattr(x, "detach")) and x.ndim in (2, 3)
+
+
+def is_items(X):
+    return isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1
+
+
+def tensor_to_array(x):
+    x = x.detach().cpu()
+    return (x.float() if x.is_floating_point() else x).numpy()
+
+
+def object_array(items):
+    out = np.empty(len(items), dtype=object)
+    for i, item in enumerate(items):
+        out[i] = item
+    return out
+
+
+def scaled(a):
+    return a.astype(np.float32) / np.float32(FULL_SCALE.get(a.dtype, 1))
+
+
+def header(image):
+    """Height and width as seen, and whether the image is grayscale."""
+    if isinstance(image, np.ndarray):
+        return (*image.shape[:2], image.ndim == 2 or image.shape[2] == 1)
+    width, height = image.size
+    if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+        height, width = width, height
+    gray = image.mode in GRAY_MODES or image.mode.startswith("I;16")
+    return height, width, gray and "transparency" not in image.info
+
+
+def pixels(image, shape, resize):
+    """One array or PIL image with the wanted shape."""
+    height, width, channels = shape
+    if isinstance(image, np.ndarray):
+        if image.ndim == 2:
+            image = image[..., None]
+    elif resize:
+        image = to_pixels(resize_crop(upright(image), height, width), channels)
+    else:
+        image = to_pixels(image, channels)
+    if image.shape != tuple(shape):
+        raise ValueError(
+            f"it has shape {image.shape}, but {tuple(shape)} is expected. Pass "
+            "image_shape=(height, width) to resize files"
+        )
+    check_array(image, allow_nd=True, input_name="X")
+    return image
+
+
+def read(item, index, use):
+    """use(image) of what item stands for; a failure names its index and path."""
+    try:
+        if isinstance(item, (str, os.PathLike)):
+            with Image.open(item) as image:
+                return use(image)
+        if hasattr(item, "detach"):
+            item = tensor_to_array(item)
+        if not is_item(item):
+            raise TypeError(f"expected a path, a PIL image or an array, got {type(item).__name__}")
+        return use(item)
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as exc:
+        name = os.fspath(item) if isinstance(item, (str, os.PathLike)) else type(item).__name__
+        raise ValueError(f"X[{index}] cannot be read as an image: {name!r}: {exc}") from exc

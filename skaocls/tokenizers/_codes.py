@@ -1,0 +1,19 @@
+"""What all tokenizers ask of codes."""
+
+import numpy as np
+
+
+def check_codes(codes, grid, n_codes):
+    """Codes as an int64 array of shape (n, rows, cols), or a ValueError that says what is wrong."""
+    codes = np.asarray(codes)
+    if codes.ndim != 3 or codes.shape[1:] != tuple(grid):
+        raise ValueError(
+            f"codes have shape {codes.shape}, but (n, {grid[0]}, {grid[1]}) is expected."
+        )
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"codes must be integers, got dtype {codes.dtype}.")
+    if codes.size and not 0 <= codes.min() <= codes.max() < n_codes:
+        raise ValueError(
+            f"codes must lie in 0 ... {n_codes - 1}, got {codes.min()} ... {codes.max()}."
+        )
+    return codes.astype(np.int64, copy=False)

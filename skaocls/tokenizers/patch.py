@@ -1,0 +1,196 @@
+"""Tokens for images: the nearest codebook entry of each patch."""
+
+from numbers import Integral
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.utils import check_random_state, gen_batches
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from skaocls._validation import read_data, read_images
+from skaocls.tokenizers._codes import check_codes
+
+MAX_TOKENS = 64  # of an image, with patch_size="auto"
+MAX_PATCHES = 2**17  # from which the codebook is learned
+IMAGES_AT_ONCE = 1024
+
+
+class PatchTokenizer(TransformerMixin, BaseEstimator):
+    """Tokenize images: cut them into patches, name each by its nearest k-means centre.
+
+    Images whose sides are no multiples of the patch are continued to the right and below by
+    their last pixels; `inverse_transform` cuts that off again.
+
+    Parameters
+    ----------
+    patch_size : int, tuple of int (height, width) or "auto", default="auto"
+        Pixels that one token stands for. ``"auto"`` is the smallest square patch, from 2 x 2,
+        that leaves at most 64 tokens.
+    n_codes : int or "auto", default="auto"
+        Size of the codebook, at most the number of distinct patches. ``"auto"`` is the power of
+        two, from 16 to 1024, that leaves at least 128 training patches to each code.
+    image_shape : tuple of int (height, width) or (height, width, channels), default=None
+        Shape of the images if X holds flat rows; size to which image files are resized. Without
+        it, rows of a 2-D X are signals: images one pixel high.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the choice of patches and of k-means.
+
+    Attributes
+    ----------
+    kmeans_ : MiniBatchKMeans
+        The fitted codebook; its ``cluster_centers_`` are the flattened patches.
+    n_codes_ : int
+        Size of the codebook.
+    patch_size_ : tuple of int
+        Height and width of a patch.
+    grid_ : tuple of int
+        Rows and columns of tokens.
+    image_shape_ : tuple of int
+        Height, width and channels of the images.
+    n_features_in_ : int
+        Columns of a 2-D X seen during fit, else numbers in one image.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of features seen during fit, when X has feature names that are all strings.
+
+    See Also
+    --------
+    QuantileTokenizer : Tokens for tabular data.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skaocls import PatchTokenizer
+    >>> images = load_digits().images
+    >>> tokenizer = PatchTokenizer(patch_size=2, n_codes=64, random_state=0).fit(images)
+    >>> codes = tokenizer.transform(images)
+    >>> codes.shape
+    (1797, 4, 4)
+    >>> tokenizer.inverse_transform(codes).shape
+    (1797, 8, 8)
+    """
+
+    _parameter_constraints: dict = {
+        "patch_size": [Interval(Integral, 1, None, closed="left"), tuple, StrOptions({"auto"})],
+        "n_codes": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "image_shape": [tuple, list, None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(self, patch_size="auto", n_codes="auto", image_shape=None, random_state=None):
+        self.patch_size = patch_size
+        self.n_codes = n_codes
+        self.image_shape = image_shape
+        self.random_state = random_state
+
+    def fit(self, X, y=None):
+        """Learn the codebook.
+
+        Parameters
+        ----------
+        X : array-like of images
+            Anything that :mod:`skaocls.images` reads: arrays of shape (n, height, width) or
+            (n, height, width, channels), flat rows, files, PIL images.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : PatchTokenizer
+        """
+        self._validate_params()
+        rng = check_random_state(self.random_state)
+        X = read_data(self, X, reset=True, signals=True)
+        self.patch_size_ = self._resolve_patch_size()
+        ph, pw = self.patch_size_
+        self.grid_ = (-(-self.image_shape_[0] // ph), -(-self.image_shape_[1] // pw))
+
+        n = max(1, MAX_PATCHES // (self.grid_[0] * self.grid_[1]))
+        chosen = np.sort(rng.permutation(len(X))[:n])
+        patches = np.concatenate(
+            [
+                self._patches(read_images(self, X, chosen[part]))
+                for part in gen_batches(len(chosen), IMAGES_AT_ONCE)
+            ]
+        )
+        n_codes = self.n_codes
+        if n_codes == "auto":
+            n_codes = int(2 ** np.clip(np.log2(len(patches) / 128), 4, 10).astype(int))
+        self.n_codes_ = min(n_codes, len(np.unique(patches, axis=0)))
+        self.kmeans_ = MiniBatchKMeans(
+            self.n_codes_,
+            batch_size=2048,
+            n_init=3,
+            compute_labels=False,
+            random_state=rng.randint(2**31 - 1),
+        ).fit(patches)
+        return self
+
+    def transform(self, X):
+        """Tokenize.
+
+        Parameters
+        ----------
+        X : array-like of images
+            Of the shape seen during fit.
+
+        Returns
+        -------
+        codes : int64 array of shape (n, rows, cols)
+        """
+        check_is_fitted(self)
+        X = read_data(self, X, reset=False, signals=True)
+        codes = [
+            self.kmeans_.predict(self._patches(read_images(self, X, part)))
+            for part in gen_batches(len(X), IMAGES_AT_ONCE)
+        ]
+        return np.concatenate(codes).astype(np.int64).reshape(-1, *self.grid_)
+
+    def inverse_transform(self, codes):
+        """Images in which each token is its codebook entry.
+
+        Parameters
+        ----------
+        codes : int array-like of shape (n, rows, cols)
+
+        Returns
+        -------
+        images : float32 array of shape (n, height, width[, channels])
+            Without the last axis if there is one channel; rows are images one pixel high. 8-bit
+            images come back in [0, 1].
+        """
+        check_is_fitted(self)
+        codes = check_codes(codes, self.grid_, self.n_codes_)
+        (rows, cols), (ph, pw), (h, w, c) = self.grid_, self.patch_size_, self.image_shape_
+        tiles = self.kmeans_.cluster_centers_[codes].reshape(-1, rows, cols, ph, pw, c)
+        images = tiles.swapaxes(2, 3).reshape(-1, rows * ph, cols * pw, c)[:, :h, :w]
+        if c == 1:
+            images = images[..., 0]
+        return images
+
+    def _patches(self, images):
+        """Flattened patches, image by image and row by row: (n * rows * cols, ph * pw * c)."""
+        (rows, cols), (ph, pw), (h, w, c) = self.grid_, self.patch_size_, self.image_shape_
+        margin = ((0, 0), (0, rows * ph - h), (0, cols * pw - w), (0, 0))
+        tiles = np.pad(images, margin, mode="edge").reshape(-1, rows, ph, cols, pw, c)
+        return tiles.swapaxes(2, 3).reshape(-1, ph * pw * c)
+
+    def _resolve_patch_size(self):
+        h, w, _ = self.image_shape_
+        if self.patch_size == "auto":
+            side = 2
+            while -(-h // side) * -(-w // side) > MAX_TOKENS:
+                side += 1
+            return min(side, h), min(side, w)
+        size = self.patch_size
+        size = (size, size) if isinstance(size, Integral) else tuple(size)
+        if len(size) != 2 or not all(isinstance(s, Integral) and int(s) >= 1 for s in size):
+            raise ValueError(f"patch_size={self.patch_size!r} must be an int >= 1 or two of them.")
+        return min(size[0], h), min(size[1], w)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags

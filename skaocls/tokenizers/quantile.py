@@ -1,0 +1,137 @@
+"""Tokens for tabular data: one per feature, the quantile bin that its value falls into."""
+
+from numbers import Integral
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from skaocls.tokenizers._codes import check_codes
+
+
+class QuantileTokenizer(TransformerMixin, BaseEstimator):
+    """Tokenize tabular data: one token per feature, the quantile bin of its value.
+
+    Parameters
+    ----------
+    n_bins : int or "auto", default="auto"
+        Bins per feature. ``"auto"`` follows the Rice rule, ``2 n_samples ** (1/3)``, between 2
+        and 64. A feature with no more distinct values than that has one bin for each of them.
+
+    Attributes
+    ----------
+    thresholds_ : list of n_features_in_ ndarrays
+        The largest training value of each bin but the last.
+    bin_means_ : list of n_features_in_ ndarrays
+        The mean training value of each bin.
+    n_codes_ : int
+        Number of token values, the largest number of bins of any feature.
+    grid_ : tuple of int
+        ``(1, n_features)``: tokens lie in one row.
+    n_features_in_ : int
+        Number of features seen during fit.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of features seen during fit, when X has feature names that are all strings.
+
+    See Also
+    --------
+    PatchTokenizer : Tokens for images.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skaocls import QuantileTokenizer
+    >>> X = np.arange(8.0).reshape(8, 1)
+    >>> tokenizer = QuantileTokenizer(n_bins=4).fit(X)
+    >>> tokenizer.transform(X).ravel()
+    array([0, 0, 1, 1, 2, 2, 3, 3])
+    >>> tokenizer.inverse_transform([[[0]], [[3]]]).ravel()
+    array([0.5, 6.5])
+    """
+
+    _parameter_constraints: dict = {
+        "n_bins": [Interval(Integral, 2, None, closed="left"), StrOptions({"auto"})]
+    }
+
+    def __init__(self, n_bins="auto"):
+        self.n_bins = n_bins
+
+    def fit(self, X, y=None):
+        """Find the bins of each feature.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Tabular data.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : QuantileTokenizer
+        """
+        self._validate_params()
+        X = validate_data(self, X, dtype=[np.float64, np.float32])
+        n_bins = self.n_bins
+        if n_bins == "auto":
+            n_bins = int(np.clip(2 * len(X) ** (1 / 3), 2, 64))
+        self.thresholds_ = [find_thresholds(x, n_bins) for x in X.T]
+        codes = self._codes(X)
+        self.bin_means_ = [
+            np.bincount(c, weights=x) / np.bincount(c) for c, x in zip(codes.T, X.T, strict=True)
+        ]
+        self.n_codes_ = int(codes.max()) + 1
+        self.grid_ = (1, X.shape[1])
+        return self
+
+    def transform(self, X):
+        """Tokenize.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Tabular data.
+
+        Returns
+        -------
+        codes : int64 array of shape (n_samples, 1, n_features)
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return self._codes(X)[:, None]
+
+    def inverse_transform(self, codes):
+        """The mean training value of each token's bin.
+
+        Parameters
+        ----------
+        codes : int array-like of shape (n_samples, 1, n_features)
+            Codes beyond a feature's last bin stand for its last bin.
+
+        Returns
+        -------
+        X : float64 array of shape (n_samples, n_features)
+        """
+        check_is_fitted(self)
+        codes = check_codes(codes, self.grid_, self.n_codes_)[:, 0]
+        columns = zip(self.bin_means_, codes.T, strict=True)
+        return np.stack([means[np.minimum(c, len(means) - 1)] for means, c in columns], axis=1)
+
+    def _codes(self, X):
+        columns = zip(self.thresholds_, X.T, strict=True)
+        return np.stack([np.searchsorted(t, x) for t, x in columns], axis=1)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+
+def find_thresholds(x, n_bins):
+    """The largest value of each quantile bin but the last, of one feature."""
+    values = np.unique(x)
+    if len(values) > n_bins:
+        shares = np.arange(1, n_bins) / n_bins
+        values = np.unique(np.append(np.quantile(x, shares, method="inverted_cdf"), values[-1]))
+    return values[:-1]

@@ -1,0 +1,248 @@
+"""Training the prior: class-conditional maximum likelihood over random orders."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from skaocls.orders import draw_orders
+from skaocls.prior import AnyOrderPrior
+from skaocls.scoring import log_likelihoods
+
+BETAS = (0.9, 0.95)
+CLIP_NORM = 1.0
+WARMUP = 0.05  # share of all steps
+FINAL_RATE = 0.05  # share of the peak learning rate
+VALIDATION_ORDERS = 4
+ESTIMATE_ROWS = 1024  # (image, class) pairs for the accuracy shown while training
+
+
+@dataclass
+class History:
+    """What happened while training.
+
+    Attributes
+    ----------
+    loss_curve : list of float
+        Mean training loss of each epoch, in nats per token.
+    validation_curve : list of float
+        Mean held-out log-likelihood after each epoch, in nats per token; empty without
+        validation data.
+    n_iter : int
+        Epochs run.
+    best_iter : int
+        Epoch, from 1, whose weights were kept.
+    converged : bool
+        Whether the curve was flat at the end.
+    """
+
+    loss_curve: list[float] = field(default_factory=list)
+    validation_curve: list[float] = field(default_factory=list)
+    n_iter: int = 0
+    best_iter: int = 0
+    converged: bool = False
+
+
+def train_prior(
+    prior: AnyOrderPrior,
+    codes: np.ndarray,
+    labels: np.ndarray,
+    *,
+    max_iter: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float = 0.05,
+    class_dropout: float = 0.1,
+    orders: np.ndarray | None = None,
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    n_iter_no_change: int = 10,
+    tol: float = 1e-3,
+    seed: int = 0,
+    autocast: torch.dtype | None = None,
+    verbose: int = 0,
+) -> History:
+    """Fit the prior, in place, to codes and labels.
+
+    Each step draws a batch, for each image one of its views and an order, and replaces some labels
+    by the null class. AdamW (weight decay on matrices only), linear warm-up, cosine decay to 5 %
+    of the peak rate, gradients clipped to norm 1: the recipe of the published checkpoints.
+
+    Parameters
+    ----------
+    prior : AnyOrderPrior
+        Trained where its weights are.
+    codes : int array of shape (n_images, n_views, n_tokens)
+        Tokens in raster order, of one or more augmented views of each image.
+    labels : int array of shape (n_images,)
+        Classes 0 ... num_classes - 1.
+    max_iter : int
+        Epochs.
+    batch_size : int
+        Images per step, at most n_images.
+    learning_rate : float
+        Peak learning rate.
+    weight_decay : float, default=0.05
+        Weight decay of AdamW.
+    class_dropout : float, default=0.1
+        Probability of the null class.
+    orders : int array of shape (n_orders, n_tokens), default=None
+        Orders to choose from; None is all permutations.
+    validation : tuple (codes (n, n_tokens), labels (n,)), default=None
+        Held-out data. With it, the weights of the epoch with the highest held-out log-likelihood
+        are kept, and training stops once that has not risen by `tol` for `n_iter_no_change` epochs.
+    n_iter_no_change : int, default=10
+        Patience, and the width of the window in which convergence is judged.
+    tol : float, default=1e-3
+        Change per epoch, in nats per token, that counts as none.
+    seed : int, default=0
+        Governs everything random here; torch's global random state is left as it was.
+    autocast : torch.dtype or None, default=None
+        Type of the matrix products.
+    verbose : int, default=0
+        1 shows a progress bar with loss, an estimate of the accuracy, and the time left.
+
+    Returns
+    -------
+    history : History
+
+    References
+    ----------
+    Pang et al., arXiv 2412.01827, section 4.1 and appendix; Sudakov, Babenko, Baranchuk,
+    arXiv 2603.19122.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skaocls import AnyOrderPrior
+    >>> from skaocls.training import train_prior
+    >>> prior = AnyOrderPrior(vocab_size=4, grid=(1, 2), num_classes=2, dim=32, n_layer=1)
+    >>> codes = np.array([[[0, 1]], [[2, 3]]])
+    >>> history = train_prior(
+    ...     prior, codes, np.array([0, 1]), max_iter=30, batch_size=2, learning_rate=1e-2
+    ... )
+    >>> history.loss_curve[-1] < history.loss_curve[0]
+    True
+    """
+    device = prior.output.weight.device
+    cuda = [device] if device.type == "cuda" else []
+    all_codes = torch.as_tensor(codes)
+    all_labels = torch.as_tensor(labels)
+    all_orders = None if orders is None else torch.as_tensor(orders)
+    optimizer = make_optimizer(prior, learning_rate, weight_decay)
+    n, n_views, n_tokens = codes.shape
+    steps = max(1, n // batch_size)
+    history = History()
+    best, best_weights = -math.inf, None
+    bar = tqdm(total=max_iter * steps, desc="training", unit="step", disable=not verbose)
+    with torch.random.fork_rng(cuda), bar:
+        torch.manual_seed(seed)
+        for epoch in range(max_iter):
+            prior.train()
+            losses = torch.zeros((), device=device)
+            shuffled = torch.randperm(n)
+            for step in range(steps):
+                rate = learning_rate * schedule(epoch * steps + step, max_iter * steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                i = shuffled[step * batch_size : (step + 1) * batch_size]
+                batch = all_codes[i, torch.randint(n_views, i.shape)].long()
+                null = torch.rand(len(i)) < class_dropout
+                label = all_labels[i].masked_fill(null, prior.num_classes)
+                if all_orders is None:
+                    order = torch.rand(len(i), n_tokens).argsort(1)
+                else:
+                    order = all_orders[torch.randint(len(all_orders), i.shape)]
+                batch, label, order = (a.to(device) for a in (batch, label, order))
+                with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                    loss = nats_per_token(prior, batch, order, label)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(prior.parameters(), CLIP_NORM)
+                optimizer.step()
+                losses += loss.detach()
+                bar.update()
+            history.n_iter = epoch + 1
+            history.loss_curve.append(losses.item() / steps)
+            if validation is not None:
+                history.validation_curve.append(held_out(prior, *validation, seed, autocast))
+                if history.validation_curve[-1] > best:
+                    best, history.best_iter = history.validation_curve[-1], epoch + 1
+                    best_weights = {k: v.clone() for k, v in prior.state_dict().items()}
+            if verbose:
+                known = validation or (all_codes[i, 0].numpy(), all_labels[i].numpy())
+                bar.set_postfix(progress(prior, history, *known, seed, autocast))
+            if validation is not None and is_flat(history.validation_curve, n_iter_no_change, tol):
+                history.converged = True
+                break
+    if best_weights is None:
+        history.best_iter = history.n_iter
+        history.converged = is_flat([-x for x in history.loss_curve], n_iter_no_change, tol)
+    else:
+        prior.load_state_dict(best_weights)
+    prior.eval()
+    return history
+
+
+def nats_per_token(prior: AnyOrderPrior, codes: Tensor, orders: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood per token, the training loss."""
+    logits = prior(codes, orders, labels)
+    return F.cross_entropy(logits.flatten(0, 1), codes.gather(1, orders).flatten())
+
+
+def make_optimizer(prior: AnyOrderPrior, rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and none on vectors."""
+    params = [p for p in prior.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
+
+
+def schedule(step: int, n_steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then cosine decay to 5 %."""
+    warmup = max(1, round(WARMUP * n_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, n_steps - warmup)
+    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def is_flat(curve: list[float], window: int, tol: float) -> bool:
+    """Whether the best of the last `window` values is no more than `tol` a step above the rest."""
+    if len(curve) <= window:
+        return False
+    return max(curve[-window:]) <= max(curve[:-window]) + tol
+
+
+@torch.inference_mode()
+def held_out(prior, codes, labels, seed, autocast) -> float:
+    """Mean log-likelihood per token of held-out data, over a few fixed orders."""
+    prior.eval()
+    device = prior.output.weight.device
+    orders = torch.as_tensor(draw_orders(VALIDATION_ORDERS, codes.shape[1], seed)).to(device)
+    total = 0.0
+    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        for at in range(0, len(codes), 256):
+            batch = torch.as_tensor(codes[at : at + 256]).long().to(device)
+            label = torch.as_tensor(labels[at : at + 256]).to(device)
+            for order in orders:
+                loss = nats_per_token(prior, batch, order.expand_as(batch), label)
+                total -= loss.item() * len(batch)
+    return total / (len(codes) * len(orders))
+
+
+def progress(prior, history, codes, labels, seed, autocast) -> dict[str, str]:
+    """What the progress bar shows: the loss and the accuracy of one order on a few images."""
+    n = max(1, ESTIMATE_ROWS // prior.num_classes)
+    order = draw_orders(1, codes.shape[1], seed)
+    classes = np.arange(prior.num_classes)
+    ll = log_likelihoods(prior, codes[:n], order, classes, autocast=autocast)[:, 0]
+    shown = {"loss": f"{history.loss_curve[-1]:.3f}"}
+    if history.validation_curve:
+        shown["validation"] = f"{-history.validation_curve[-1]:.3f}"
+    return shown | {"accuracy": f"{np.mean(ll.argmax(1) == labels[:n]):.2f}"}

@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Folder of the published models' golden numbers."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder of golden numbers is absent")
+    return SHARED / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_prior(golden):
+    """The golden prior and its expected numbers."""
+    from safetensors.torch import load_file
+
+    from skaocls import AnyOrderPrior
+
+    meta = json.loads((golden / "meta.json").read_text())["randar_tiny"]
+    side = round(meta["block_size"] ** 0.5)
+    prior = AnyOrderPrior(
+        meta["vocab_size"],
+        (side, side),
+        meta["num_classes"],
+        dim=meta["dim"],
+        n_layer=meta["n_layer"],
+        n_head=meta["n_head"],
+        multiple_of=meta["multiple_of"],
+    )
+    prior.load_state_dict(load_file(golden / "randar_tiny.safetensors"))
+    return prior.eval(), dict(np.load(golden / "randar_tiny_expected.npz"))
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Three classes of digits as images: train and test."""
+    data = load_digits(n_class=3)
+    return data.images[:300], data.target[:300], data.images[300:400], data.target[300:400]
+
+
+@pytest.fixture(scope="session")
+def fitted(digits):
+    """A small classifier fitted to three digits. Copy it before changing it."""
+    from skaocls import AnyOrderARClassifier
+
+    X, y, _, _ = digits
+    return small_classifier(AnyOrderARClassifier).fit(X, y)
+
+
+def small_classifier(cls, **params):
+    """Settings that train in about a second."""
+    sizes = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
+    defaults = {"prior": sizes, "max_iter": 20, "batch_size": 16, "learning_rate_init": 5e-3}
+    defaults |= {"n_orders": 4, "random_state": 0, "tol": 10.0}
+    return cls(**(defaults | params))

@@ -1,0 +1,376 @@
+"""The estimator: what users and scikit-learn's tools expect of it."""
+
+import pickle
+import warnings
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+import reference
+from conftest import small_classifier
+from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, QuantileTokenizer
+from skaocls.aggregation import AGGREGATIONS
+from skaocls.orders import draw_orders
+
+
+def make(**params):
+    return small_classifier(AnyOrderARClassifier, **params)
+
+
+def test_learns_digits(fitted, digits):
+    _, _, X, y = digits
+    assert fitted.score(X, y) >= 0.95
+    assert fitted.loss_curve_[-1] < 0.8 * fitted.loss_curve_[0]
+    assert fitted.n_iter_ == len(fitted.loss_curve_) == 20
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_predictions_equal_brute_force(fitted, digits, aggregation):
+    X = digits[2][:3]
+    clf = clone(fitted).set_params(aggregation=aggregation)
+    clf.__dict__.update({k: v for k, v in vars(fitted).items() if k.endswith("_") or k[0] == "_"})
+    codes = clf.tokenizer_.transform(X).reshape(3, -1)
+    ll = reference.log_likelihoods(clf.prior_, codes, clf.orders_, np.arange(3))
+    per_order = ll + np.log(clf.class_count_ / clf.class_count_.sum())
+    if aggregation == "mean_log_likelihood":
+        joint = per_order.mean(1)
+    elif aggregation == "logsumexp":
+        joint = logsumexp(per_order, axis=1) - np.log(4)
+    else:
+        posterior = np.exp(per_order - logsumexp(per_order, axis=2, keepdims=True)).mean(1)
+        np.testing.assert_allclose(clf.predict_proba(X), posterior, atol=1e-5)
+        return
+    np.testing.assert_allclose(clf.predict_joint_log_proba(X), joint, rtol=1e-5)
+    expected = np.exp(joint - logsumexp(joint, axis=1, keepdims=True))
+    np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-5)
+    np.testing.assert_array_equal(clf.predict(X), clf.classes_[expected.argmax(1)])
+
+
+def test_answers_do_not_depend_on_the_batch(fitted, digits, monkeypatch):
+    X = digits[2][:30]
+    whole = fitted.predict_proba(X)
+    rows = np.concatenate([fitted.predict_proba(X[i : i + 1]) for i in range(len(X))])
+    np.testing.assert_allclose(rows, whole, atol=1e-6, rtol=0)
+    monkeypatch.setattr("skaocls.classifier.SCORE_AT_ONCE", 7)
+    np.testing.assert_allclose(fitted.predict_proba(X), whole, atol=1e-6, rtol=0)
+    shuffled = np.random.RandomState(0).permutation(30)
+    np.testing.assert_allclose(
+        fitted.predict_proba(X[shuffled]), whole[shuffled], atol=1e-6, rtol=0
+    )
+
+
+def test_same_random_state_same_model(digits):
+    X, y, X_test, _ = digits
+    torch.manual_seed(1)
+    a = make(max_iter=2).fit(X, y)
+    before = torch.random.get_rng_state()
+    torch.rand(1)
+    np.random.seed(7)
+    b = make(max_iter=2).fit(X, y)
+    c = make(max_iter=2, random_state=1).fit(X, y)
+    np.testing.assert_array_equal(a.orders_, b.orders_)
+    np.testing.assert_array_equal(a.predict_proba(X_test), b.predict_proba(X_test))
+    assert (a.orders_ != c.orders_).any()
+    assert abs(a.predict_proba(X_test) - c.predict_proba(X_test)).max() > 1e-3
+    torch.random.set_rng_state(before)
+    a.fit(X, y)
+    assert (torch.random.get_rng_state() == before).all()
+
+
+def test_n_orders_and_order_change_without_a_refit(fitted, digits):
+    X = digits[2][:5]
+    clf = pickle.loads(pickle.dumps(fitted))
+    four = clf.orders_.copy()
+    np.testing.assert_array_equal(clf.set_params(n_orders=9).orders_[:4], four)
+    clf.set_params(n_orders=2)
+    np.testing.assert_array_equal(clf.orders_, four[:2])
+    codes = clf.tokenizer_.transform(X).reshape(5, -1)
+    for order, expected in [("raster", np.arange(16)[None]), (draw_orders(3, 16, 8), None)]:
+        clf.set_params(order=order, n_orders=20)
+        orders = order if expected is None else expected
+        np.testing.assert_array_equal(clf.orders_, orders)
+        ll = reference.log_likelihoods(clf.prior_, codes, orders, np.arange(3))
+        joint = ll.mean(1) + clf.class_log_prior_
+        np.testing.assert_allclose(clf.predict_joint_log_proba(X), joint, rtol=1e-5)
+
+
+def test_raster_training_is_for_raster(digits):
+    X, y, _, _ = digits
+    any_order = make(augmentation=None, max_iter=8).fit(X, y)
+    raster = make(augmentation=None, max_iter=8, order="raster").fit(X, y)
+    assert raster.orders_.shape == (1, 16)
+    # specialised on one order, it is better there and worse elsewhere
+    assert raster.loss_curve_[-1] < any_order.loss_curve_[-1]
+    truth = np.arange(len(y)), y
+    random = clone(any_order).set_params(n_orders=4)
+    fit_of = {}
+    for name, clf in {"raster": raster, "any": any_order}.items():
+        random.__dict__.update({k: v for k, v in vars(clf).items() if k.endswith("_")})
+        random._order_seed = 0
+        fit_of[name] = random.predict_joint_log_proba(X)[truth].mean()
+    assert fit_of["any"] > fit_of["raster"]
+
+
+def test_explicit_orders_train_too(digits):
+    X, y, _, _ = digits
+    orders = draw_orders(2, 16, seed=5)
+    clf = make(order=orders, max_iter=2).fit(X, y)
+    np.testing.assert_array_equal(clf.orders_, orders)
+    np.testing.assert_array_equal(clone(clf).order, orders)
+
+
+def test_priors(fitted, digits):
+    X, y, X_test, _ = digits
+    clf = make(max_iter=1, priors=[0.7, 0.2, 0.1]).fit(X, y)
+    np.testing.assert_allclose(np.exp(clf.class_log_prior_), [0.7, 0.2, 0.1])
+    other = make(max_iter=1).fit(X, y)
+    np.testing.assert_allclose(np.exp(other.class_log_prior_), np.bincount(y) / len(y))
+    shift = clf.predict_joint_log_proba(X_test) - other.predict_joint_log_proba(X_test)
+    expected = np.log([0.7, 0.2, 0.1]) - np.log(np.bincount(y) / len(y))
+    np.testing.assert_allclose(shift, np.tile(expected, (len(X_test), 1)), atol=1e-9)
+    never = make(max_iter=1, priors=[0.5, 0.5, 0.0]).fit(X, y).predict_proba(X_test)
+    assert (never[:, 2] == 0).all() and np.isfinite(never).all()
+
+
+@pytest.mark.parametrize(
+    "priors, message",
+    [
+        ([0.5, 0.5], "must match number of classes"),
+        ([0.5, 0.5, 0.5], "sum of the priors should be 1"),
+        ([1.5, -0.5, 0.0], "must be non-negative"),
+    ],
+)
+def test_wrong_priors(digits, priors, message):
+    with pytest.raises(ValueError, match=message):
+        make(priors=priors).fit(*digits[:2])
+
+
+@pytest.mark.parametrize("names", [["b", "a", "c"], [-5, 3, 0], [2.0, 1.0, 7.0]])
+def test_labels_of_any_type(digits, names):
+    X, y, X_test, y_test = digits
+    names = np.array(names)
+    clf = make().fit(X, names[y])
+    np.testing.assert_array_equal(clf.classes_, np.sort(names))
+    assert clf.predict(X_test).dtype == names.dtype
+    assert clf.score(X_test, names[y_test]) > 0.9
+
+
+def test_one_class_is_a_trivial_model(digits):
+    X = digits[0][:40]
+    clf = make(max_iter=1).fit(X, ["only"] * 40)
+    assert (clf.predict(X) == "only").all()
+    np.testing.assert_array_equal(clf.predict_proba(X), np.ones((40, 1)))
+
+
+@pytest.mark.parametrize("copy", ["pickle", "joblib"])
+def test_persistence(fitted, digits, copy, tmp_path):
+    if copy == "pickle":
+        restored = pickle.loads(pickle.dumps(fitted))
+    else:
+        joblib.dump(fitted, tmp_path / "model.joblib")
+        restored = joblib.load(tmp_path / "model.joblib")
+    X = digits[2][:10]
+    np.testing.assert_array_equal(restored.predict_proba(X), fitted.predict_proba(X))
+    np.testing.assert_array_equal(restored.orders_, fitted.orders_)
+
+
+def test_pipeline_and_grid_search_over_n_orders(digits):
+    X, y, X_test, y_test = digits
+    flat = X.reshape(len(X), -1)
+    pipeline = make_pipeline(FunctionTransformer(lambda rows: rows / 16), make(image_shape=(8, 8)))
+    grid = {"anyorderarclassifier__n_orders": [1, 4]}
+    search = GridSearchCV(pipeline, grid, cv=2).fit(flat, y)
+    assert set(search.cv_results_["param_anyorderarclassifier__n_orders"]) == {1, 4}
+    assert search.score(X_test.reshape(len(X_test), -1), y_test) > 0.9
+    assert search.best_estimator_[-1].orders_.shape == (search.best_params_[next(iter(grid))], 16)
+
+
+def test_cross_val_score_in_processes(digits):
+    X, y, _, _ = digits
+    one = cross_val_score(make(), X, y, cv=2, error_score="raise")
+    two = cross_val_score(make(), X, y, cv=2, n_jobs=2, error_score="raise")
+    np.testing.assert_allclose(one, two, atol=0.02)
+    assert one.min() > 0.7
+
+
+def test_tabular_data():
+    X, y = load_iris(return_X_y=True)
+    clf = make_pipeline(StandardScaler(), make(prior="auto", max_iter=70, n_orders=8))
+    assert cross_val_score(clf, X, y, cv=3).mean() > 0.9
+    clf.fit(X, y)
+    assert isinstance(clf[-1].tokenizer_, QuantileTokenizer)
+    assert clf[-1].image_shape_ is None and clf[-1].orders_.shape == (8, 4)
+
+
+@pytest.mark.parametrize("kind", ["array", "channels", "flat", "tensor", "list"])
+def test_the_same_images_in_any_form(fitted, digits, kind):
+    X, y, X_test, _ = digits
+
+    def form(images):
+        return {
+            "array": images,
+            "channels": images[..., None],
+            "flat": images.reshape(len(images), -1),
+            "tensor": torch.tensor(images),
+            "list": list(images),
+        }[kind]
+
+    shape = (8, 8) if kind == "flat" else None
+    clf = make(image_shape=shape).fit(form(X), y)
+    assert clf.n_features_in_ == 64
+    np.testing.assert_array_equal(clf.predict_proba(form(X_test)), fitted.predict_proba(X_test))
+
+
+def test_image_files(tmp_path, digits):
+    from PIL import Image
+
+    pd = pytest.importorskip("pandas")
+    X, y, _, _ = digits
+    X, y = X[:120], y[:120]
+    pixels = (X * 15).astype(np.uint8)
+    paths = []
+    for i, image in enumerate(pixels):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(image).save(paths[-1])
+    clf = make(max_iter=3).fit(pixels, y)
+    expected = clf.predict_proba(pixels)
+    for form in (
+        paths,
+        np.array(paths),
+        pd.Series(paths),
+        pd.DataFrame({"path": paths}),
+        [Image.fromarray(image) for image in pixels],
+    ):
+        np.testing.assert_array_equal(make(max_iter=3).fit(form, y).predict_proba(form), expected)
+
+
+def test_a_given_tokenizer_and_prior(digits):
+    X, y, X_test, y_test = digits
+    tokenizer = PatchTokenizer(patch_size=4, n_codes=32)
+    prior = AnyOrderPrior(32, (2, 2), 3, dim=32, n_layer=1, n_head=2)
+    before = {k: v.clone() for k, v in prior.state_dict().items()}
+    clf = make(tokenizer=tokenizer, prior=prior).fit(X, y)
+    assert clf.orders_.shape == (4, 4) and clf.score(X_test, y_test) > 0.8
+    assert not hasattr(tokenizer, "kmeans_")
+    assert all((before[k] == v).all() for k, v in prior.state_dict().items())
+    with pytest.raises(ValueError, match=r"'num_classes': 3.*'num_classes': 2"):
+        make(tokenizer=tokenizer, prior=prior).fit(X[y < 2], y[y < 2])
+
+
+def test_warm_start_goes_on(digits):
+    X, y, _, _ = digits
+    clf = make(max_iter=3, warm_start=True).fit(X, y)
+    tokenizer, orders, loss = clf.tokenizer_, clf.orders_.copy(), clf.loss_curve_[-1]
+    clf.fit(X, y)
+    assert clf.tokenizer_ is tokenizer and clf.loss_curve_[-1] < loss
+    np.testing.assert_array_equal(clf.orders_, orders)
+    clf.fit(X[y > 0], y[y > 0])  # fewer classes are no new classes
+    np.testing.assert_array_equal(clf.classes_, [0, 1, 2])
+    with pytest.raises(ValueError, match="warm_start can only be used"):
+        clf.fit(X, y + 1)
+
+
+def test_early_stopping_keeps_the_best_weights(digits):
+    X, y, _, _ = digits
+    clf = make(
+        max_iter=60, early_stopping=True, n_iter_no_change=3, tol=0.0, augmentation=None,
+        learning_rate_init=1e-2, validation_fraction=0.2,
+    )  # fmt: skip
+    clf.fit(X, y)
+    assert len(clf.validation_scores_) == clf.n_iter_ < 60
+    assert clf.best_iter_ == 1 + np.argmax(clf.validation_scores_) == clf.n_iter_ - 3
+
+
+def test_convergence_warning(digits):
+    X, y, _, _ = digits
+    with pytest.warns(ConvergenceWarning, match=r"Maximum iterations \(2\) reached"):
+        make(max_iter=2, tol=1e-4).fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        make(max_iter=25, tol=10.0).fit(X, y)
+
+
+def test_verbose_shows_progress(digits, capsys):
+    X, y, _, _ = digits
+    make(max_iter=2).fit(X, y)
+    assert capsys.readouterr().err == ""
+    make(max_iter=2, verbose=1).fit(X, y)
+    shown = capsys.readouterr().err
+    assert "loss=" in shown and "accuracy=" in shown and "<" in shown  # elapsed<left
+
+
+def test_unfitted_use(digits):
+    for method in ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba"):
+        with pytest.raises(NotFittedError):
+            getattr(make(), method)(digits[0])
+    with pytest.raises(NotFittedError):
+        _ = make().orders_
+    assert not hasattr(make(), "orders_")
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"n_orders": 0}, "'n_orders' parameter .* must be an int in the range"),
+        ({"n_orders": 2.5}, "'n_orders'"),
+        ({"aggregation": "median"}, "'aggregation' parameter .* must be a str among"),
+        ({"order": "snail"}, "'order'"),
+        ({"order": [[0, 1, 2]]}, r"shape \(1, 3\), but \(n, 16\) is expected"),
+        ({"order": np.zeros((1, 16), int)}, r"order\[0\] is not a permutation"),
+        ({"tokenizer": "bytes"}, "'tokenizer'"),
+        ({"prior": "large"}, "'prior'"),
+        ({"device": "abacus"}, "device='abacus' is not known"),
+        ({"precision": "float8"}, "'precision'"),
+        ({"max_iter": 0}, "'max_iter'"),
+        ({"learning_rate_init": 0.0}, "'learning_rate_init'"),
+        ({"image_shape": (8, 9)}, r"\(8, 9"),
+    ],
+)
+def test_wrong_options(digits, params, message):
+    with pytest.raises(ValueError, match=message):
+        make(**params).fit(*digits[:2])
+
+
+def test_wrong_options_after_fit(fitted, digits):
+    clf = pickle.loads(pickle.dumps(fitted))
+    with pytest.raises(ValueError, match="'n_orders'"):
+        clf.set_params(n_orders=0).predict(digits[2])
+    with pytest.raises(ValueError, match="is not a permutation"):
+        clf.set_params(n_orders=1, order=np.zeros((1, 16), int)).predict(digits[2])
+
+
+def test_wrong_data(fitted, digits):
+    X, y, _, _ = digits
+    bad = X.copy()
+    bad[3, 2, 2] = np.nan
+    with pytest.raises(ValueError, match="contains NaN"):
+        make().fit(bad, y)
+    with pytest.raises(ValueError, match="contains NaN"):
+        fitted.predict(bad)
+    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+        make().fit(X[:0], y[:0])
+    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+        fitted.predict(X[:0])
+    with pytest.raises(ValueError, match=r"\(8, 7, 1\).*\(8, 8, 1\)"):
+        fitted.predict(X[:, :, :7])
+    with pytest.raises(ValueError, match="images"):
+        fitted.predict(X.reshape(len(X), -1))
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        make().fit(X, y[:-1])
+    with pytest.raises(ValueError, match="y to be passed"):
+        make().fit(X, None)
+    with pytest.raises(ValueError, match="Unknown label type"):
+        make().fit(X, y + 0.5)
+    with pytest.raises(ValueError, match=r"index 0.*index 1"):
+        make().fit([X[0], X[1][:5]], [0, 1])
+    with pytest.raises(ValueError, match=r"X\[1\] cannot be read as an image: 'nowhere.png'"):
+        make().fit([X[0], "nowhere.png"], [0, 1])

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from skaocls.orders import draw_orders, resolve_orders
+
+
+def test_orders_are_nested_permutations():
+    orders = draw_orders(20, 9, seed=3)
+    assert (np.sort(orders, axis=1) == np.arange(9)).all()
+    assert len(np.unique(orders, axis=0)) == 20
+    for k in (1, 5, 19):
+        np.testing.assert_array_equal(draw_orders(k, 9, seed=3), orders[:k])
+    assert (draw_orders(20, 9, seed=4) != orders).any()
+
+
+def test_orders_are_uniform():
+    # each of the 6 permutations of 3 places: 1/6 of the draws, within 5 standard errors
+    _, counts = np.unique(draw_orders(6000, 3, seed=0), axis=0, return_counts=True)
+    assert len(counts) == 6
+    assert abs(counts - 1000).max() < 5 * np.sqrt(6000 * 5 / 36)
+
+
+def test_explicit_orders_keep_their_sequence():
+    given = [[2, 0, 1], [0, 1, 2], [1, 0, 2]]
+    np.testing.assert_array_equal(resolve_orders(given, 2, 3, seed=0), given[:2])
+    np.testing.assert_array_equal(resolve_orders(given, 20, 3, seed=0), given)
+
+
+@pytest.mark.parametrize(
+    "order, message",
+    [
+        ("snail", "'snail' is not known"),
+        ([[0, 1, 1]], r"order\[0\] is not a permutation"),
+        ([[0, 1, 2], [1, 2, 3]], r"order\[1\] is not a permutation"),
+        ([[0.0, 1.0, 2.5]], r"order\[0\] is not a permutation"),
+        ([[0, 1]], r"shape \(1, 2\), but \(n, 3\) is expected"),
+        ([0, 1, 2], r"shape \(3,\), but \(n, 3\) is expected"),
+        (np.empty((0, 3)), r"shape \(0, 3\)"),
+    ],
+)
+def test_what_is_no_order(order, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_orders(order, 20, 3, seed=0)

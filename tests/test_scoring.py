@@ -1,0 +1,116 @@
+"""The engine and the aggregations against brute force."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import reference
+from skaocls import AnyOrderPrior, scoring
+from skaocls.aggregation import AGGREGATIONS, joint_log_proba
+from skaocls.scoring import log_likelihoods
+
+
+def make_prior(vocab_size, grid, num_classes, seed=0):
+    torch.manual_seed(seed)
+    prior = AnyOrderPrior(vocab_size, grid, num_classes, 16, 2, 2, multiple_of=16).eval()
+    for p in prior.parameters():  # far from uniform predictions
+        torch.nn.init.normal_(p, std=0.4)
+    return prior
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    grid=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    n_classes=st.integers(1, 5),
+    n_orders=st.integers(1, 4),
+    n_images=st.integers(1, 4),
+    positions=st.integers(1, 200),
+    seed=st.integers(0, 100),
+)
+def test_engine_equals_brute_force(grid, n_classes, n_orders, n_images, positions, seed):
+    prior = make_prior(5, grid, n_classes, seed)
+    rng = np.random.RandomState(seed)
+    n = grid[0] * grid[1]
+    codes = rng.randint(5, size=(n_images, n))
+    orders = np.stack([rng.permutation(n) for _ in range(n_orders)])
+    labels = rng.permutation(n_classes + 1)[: rng.randint(1, n_classes + 2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "POSITIONS_CPU", positions)
+        patch.setattr(scoring, "LOGITS_AT_ONCE", 13)
+        ll = log_likelihoods(prior, codes, orders, labels)
+    np.testing.assert_allclose(
+        ll, reference.log_likelihoods(prior, codes, orders, labels), atol=1e-5
+    )
+
+
+def test_golden_sums(golden_prior):
+    prior, expected = golden_prior
+    ll = log_likelihoods(prior, expected["tokens"], expected["orders"], np.arange(6))
+    np.testing.assert_allclose(ll, expected["log_prob"].sum(-1).transpose(2, 0, 1), atol=1e-4)
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    prior = make_prior(9, (3, 3), 4)
+    rng = np.random.RandomState(0)
+    codes = rng.randint(9, size=(40, 9))
+    orders = np.stack([rng.permutation(9) for _ in range(5)])
+    whole = log_likelihoods(prior, codes, orders, np.arange(4))
+    for size in (1, 3, 17):
+        parts = [
+            log_likelihoods(prior, codes[i : i + size], orders, np.arange(4))
+            for i in range(0, 40, size)
+        ]
+        np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_posterior_equals_brute_force(aggregation):
+    prior = make_prior(5, (2, 2), 3)
+    rng = np.random.RandomState(0)
+    codes = rng.randint(5, size=(3, 4))
+    orders = np.stack([rng.permutation(4) for _ in range(4)])
+    class_prior = np.array([0.5, 0.3, 0.2])
+    ll = log_likelihoods(prior, codes, orders, np.arange(3))
+    joint = joint_log_proba(ll, np.log(class_prior), aggregation)
+    posterior = np.exp(joint) / np.exp(joint).sum(1, keepdims=True)
+
+    likelihood = np.exp(reference.log_likelihoods(prior, codes, orders, np.arange(3)))
+    for i in range(3):
+        if aggregation == "mean_posterior":
+            rows = [x * class_prior / sum(x * class_prior) for x in likelihood[i]]
+            expected = sum(rows) / len(rows)
+        else:
+            if aggregation == "logsumexp":
+                evidence = sum(likelihood[i]) / 4 * class_prior
+                np.testing.assert_allclose(np.exp(joint[i]), evidence, rtol=1e-5)
+            else:
+                evidence = np.prod(likelihood[i], axis=0) ** (1 / 4) * class_prior
+                np.testing.assert_allclose(np.exp(joint[i]), evidence, rtol=1e-5)
+            expected = evidence / sum(evidence)
+        np.testing.assert_allclose(posterior[i], expected, atol=1e-5)
+
+
+def test_no_overflow_in_long_sums():
+    ll = np.array([[[-9000.0, -9001.0], [-8000.0, -8003.0]]])
+    for aggregation in AGGREGATIONS:
+        joint = joint_log_proba(ll, np.log([0.5, 0.5]), aggregation)
+        assert np.isfinite(joint).all()
+        assert joint[0, 0] > joint[0, 1]
+
+
+def test_unknown_aggregation():
+    with pytest.raises(ValueError, match="'median' is not known"):
+        joint_log_proba(np.zeros((1, 1, 1)), np.zeros(1), "median")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu():
+    prior = make_prior(5, (3, 4), 3)
+    rng = np.random.RandomState(0)
+    codes = rng.randint(5, size=(6, 12))
+    orders = np.stack([rng.permutation(12) for _ in range(4)])
+    cpu = log_likelihoods(prior, codes, orders, np.arange(3))
+    gpu = log_likelihoods(prior.cuda(), codes, orders, np.arange(3))
+    np.testing.assert_allclose(gpu, cpu, atol=1e-4)

@@ -1,0 +1,125 @@
+"""Tokenizers against nearest neighbours and quantiles found by hand."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
+
+from skaocls import PatchTokenizer, QuantileTokenizer
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (9, 7, 1), (8, 8, 3), (5, 6, 4), (1, 7, 1)])
+@pytest.mark.parametrize("patch_size", [2, (3, 2), "auto"])
+def test_codes_are_nearest_centres(shape, patch_size):
+    X = np.random.RandomState(0).rand(30, *shape)
+    tokenizer = PatchTokenizer(patch_size=patch_size, n_codes=12, random_state=0).fit(X)
+    codes = tokenizer.transform(X)
+    ph, pw = tokenizer.patch_size_
+    rows, cols = tokenizer.grid_
+    assert codes.shape == (30, rows, cols) and codes.dtype == np.int64
+    assert (rows - 1) * ph < shape[0] <= rows * ph and (cols - 1) * pw < shape[1] <= cols * pw
+    centres = tokenizer.kmeans_.cluster_centers_
+    for i, r, c in [(0, 0, 0), (3, rows - 1, cols - 1), (29, rows // 2, cols - 1)]:
+        patch = np.array(
+            [
+                X[i, min(r * ph + a, shape[0] - 1), min(c * pw + b, shape[1] - 1)]
+                for a in range(ph)
+                for b in range(pw)
+            ]
+        ).ravel()
+        assert codes[i, r, c] == ((centres - patch) ** 2).sum(1).argmin()
+
+
+def test_images_made_of_codes_come_back():
+    X = load_digits().images[:50, :7, :7]  # not divisible by the patch
+    tokenizer = PatchTokenizer(patch_size=2, n_codes=10, random_state=0).fit(X)
+    codes = np.random.RandomState(0).randint(10, size=(6, 4, 4))
+    images = tokenizer.inverse_transform(codes)
+    assert images.shape == (6, 7, 7)
+    centres = tokenizer.kmeans_.cluster_centers_
+    np.testing.assert_array_equal(images[3, 2:4, 4:6].ravel(), centres[codes[3, 1, 2]])
+    whole = images[:, :6, :6].reshape(6, 3, 2, 3, 2).swapaxes(2, 3).reshape(6, 3, 3, 4)
+    distances = ((whole[..., None, :] - centres) ** 2).sum(-1)
+    assert (distances.argmin(-1) == codes[:, :3, :3]).all()
+
+
+def test_a_large_codebook_reconstructs_well():
+    X = load_digits().images
+    error = [
+        ((t.inverse_transform(t.transform(X)) - X) ** 2).mean()
+        for t in (PatchTokenizer(2, n, random_state=0).fit(X) for n in (1, 16, 128))
+    ]
+    assert error[0] > 3 * error[1] > 6 * error[2]
+    mean_patch = X.reshape(-1, 4, 2, 4, 2).mean((0, 1, 3))
+    assert error[0] == pytest.approx(((X - np.tile(mean_patch, (4, 4))) ** 2).mean(), rel=0.05)
+
+
+def test_default_sizes_follow_the_data():
+    digits = PatchTokenizer(random_state=0).fit(load_digits().images)
+    assert (digits.patch_size_, digits.grid_, digits.n_codes_) == ((2, 2), (4, 4), 128)
+    rng = np.random.RandomState(0)
+    photos = PatchTokenizer(random_state=0).fit(rng.rand(4, 64, 48, 3))
+    # 7 x 7 leaves 10 * 7 = 70 tokens, 8 x 8 leaves 8 * 6 = 48
+    assert photos.patch_size_ == (8, 8) and photos.grid_ == (8, 6)
+    flat = PatchTokenizer(image_shape=(8, 8), random_state=0).fit(load_digits().data)
+    np.testing.assert_array_equal(
+        flat.transform(load_digits().data), digits.transform(load_digits().images)
+    )
+    constant = PatchTokenizer().fit(np.zeros((5, 4, 4)))
+    assert constant.n_codes_ == 1 and (constant.transform(np.zeros((2, 4, 4))) == 0).all()
+
+
+def test_quantile_bins_hold_equal_shares():
+    X = np.random.RandomState(0).lognormal(size=(1000, 3))
+    codes = QuantileTokenizer(n_bins=8).fit(X).transform(X)
+    assert codes.shape == (1000, 1, 3)
+    for j in range(3):
+        assert abs(np.bincount(codes[:, 0, j]) - 125).max() <= 1
+        order = X[:, j].argsort()
+        assert (np.diff(codes[order, 0, j]) >= 0).all()
+
+
+def test_quantile_bins_of_odd_features():
+    X = np.c_[np.zeros(100), np.arange(100) % 2, np.arange(100)]
+    tokenizer = QuantileTokenizer(n_bins=5).fit(X)
+    codes = tokenizer.transform(X)
+    assert (codes[:, 0, 0] == 0).all()
+    assert len(np.unique(codes[:, 0, 1])) == 2
+    assert tokenizer.n_codes_ == 5
+    back = tokenizer.inverse_transform(codes)
+    assert abs(back[:, 2] - X[:, 2]).max() <= 10  # half a bin
+    outside = tokenizer.transform([[9.0, 9.0, 1e9], [-9.0, -9.0, -1e9]])
+    np.testing.assert_array_equal(outside[:, 0, 2], [4, 0])
+    assert QuantileTokenizer().fit(X).n_codes_ == 9  # 2 * 100 ** (1 / 3)
+
+
+@pytest.mark.parametrize("tokenizer", [PatchTokenizer(2), QuantileTokenizer()])
+def test_wrong_codes(tokenizer):
+    with pytest.raises(NotFittedError):
+        tokenizer.inverse_transform([[[0]]])
+    tokenizer = tokenizer.fit(np.random.RandomState(0).rand(20, 6))
+    n = tokenizer.n_codes_
+    good = np.zeros((1, *tokenizer.grid_), int)
+    tokenizer.inverse_transform(good)
+    for bad, message in [
+        (good[0], r"shape \(1, \d\), but \(n, 1, \d\) is expected"),
+        (good + n, f"must lie in 0 ... {n - 1}, got {n}"),
+        (good - 1, "got -1"),
+        (good + 0.5, "must be integers"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tokenizer.inverse_transform(bad)
+
+
+def test_wrong_options():
+    X = np.zeros((3, 4, 4))
+    for params, message in [
+        ({"patch_size": 0}, "'patch_size'"),
+        ({"patch_size": (2, 0)}, "must be an int >= 1 or two of them"),
+        ({"n_codes": 0}, "'n_codes'"),
+        ({"image_shape": (4,)}, "must be"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            PatchTokenizer(**params).fit(X)
+    with pytest.raises(ValueError, match="'n_bins'"):
+        QuantileTokenizer(n_bins=1).fit(X[0])
