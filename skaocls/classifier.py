@@ -135,7 +135,7 @@ default="mean_log_likelihood"
         Epoch, counted from 1, whose weights were kept.
     n_features_in_ : int
         Columns of a 2-D X seen during fit, else numbers in one image.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen during fit, when X has feature names that are all strings.
 
     References

@@ -59,7 +59,7 @@ def as_batch(X):
     if not isinstance(table, np.ndarray):
         return X
     if table.dtype.kind in "OUT" and (table.ndim == 1 or table.shape[1:] == (1,)):
-        items = object_array(table.ravel())
+        items = object_array(table.ravel().tolist())
         return items if any(is_item(x) for x in items) else X
     return table if table.ndim in (3, 4) else X
 
@@ -166,7 +166,7 @@ def load_images(X, shape, *, resize=False, start=0):
     """
     X = as_batch(X)
     if is_items(X):
-        check_array(np.empty((len(X), 1)))  # at least one
+        check_array(np.zeros((len(X), 1)))  # at least one
         return np.stack(
             [
                 scaled(read(item, start + i, lambda x: pixels(x, shape, resize)))
@@ -318,7 +318,8 @@ def header(image):
     if isinstance(image, np.ndarray):
         return (*image.shape[:2], image.ndim == 2 or image.shape[2] == 1)
     width, height = image.size
-    if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+    # PNG's own getexif would decode the whole file
+    if Image.Image.getexif(image).get(0x0112, 1) in (5, 6, 7, 8):
         height, width = width, height
     gray = image.mode in GRAY_MODES or image.mode.startswith("I;16")
     return height, width, gray and "transparency" not in image.info

@@ -11,15 +11,21 @@ from torch.nn import functional as F
 
 from skaocls.prior import AnyOrderPrior
 
-# Sequence positions of one tile: enough to keep the matrix products busy, small enough for caches
-POSITIONS_CPU = 8192
-POSITIONS_CUDA = 131072
+# Numbers in the residual stream of one tile: enough to keep matrix products busy, small enough for
+# caches (CPU) and memory (CUDA)
+STREAM_CPU = 2**20
+STREAM_CUDA = 2**27
 LOGITS_AT_ONCE = 2**22
 
 
-def tile_shape(n_classes: int, n_tokens: int, positions: int) -> tuple[int, int]:
-    """How many (image, order) pairs and how many classes make one tile."""
-    rows = max(1, positions // (2 * n_tokens))
+def tile_shape(prior: AnyOrderPrior, n_classes: int) -> tuple[int, int]:
+    """How many (image, order) pairs and how many classes make one tile.
+
+    A property of the model alone: no matter how little there is to score, shapes stay the same.
+    """
+    dim, device = prior.output.weight.shape[1], prior.output.weight.device
+    stream = STREAM_CUDA if device.type == "cuda" else STREAM_CPU
+    rows = max(1, stream // (2 * prior.n_tokens * dim))
     classes = min(n_classes, rows)
     return max(1, rows // classes), classes
 
@@ -71,8 +77,7 @@ def log_likelihoods(
     prior.eval()
     device = prior.output.weight.device
     n_images, n_orders, n_classes = len(codes), len(orders), len(labels)
-    positions = POSITIONS_CUDA if device.type == "cuda" else POSITIONS_CPU
-    tile_pairs, tile_classes = tile_shape(n_classes, codes.shape[1], positions)
+    tile_pairs, tile_classes = tile_shape(prior, n_classes)
     all_codes = torch.as_tensor(codes, dtype=torch.long, device=device)
     all_orders = torch.as_tensor(orders, dtype=torch.long, device=device)
     out = torch.empty(n_images * n_orders, n_classes, dtype=torch.float64, device=device)

@@ -52,6 +52,7 @@ def test_probabilities_of_all_images_sum_to_one(grid):
 def test_a_step_sees_only_the_tokens_before_it():
     torch.manual_seed(0)
     prior = AnyOrderPrior(7, (2, 3), 2, dim=32, n_layer=2, n_head=2, multiple_of=32).eval()
+    torch.nn.init.normal_(prior.output.weight)
     codes, order, labels = torch.randint(7, (1, 6)), torch.randperm(6)[None], torch.tensor([1])
     with torch.no_grad():
         before = prior(codes, order, labels)

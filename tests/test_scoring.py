@@ -26,10 +26,10 @@ def make_prior(vocab_size, grid, num_classes, seed=0):
     n_classes=st.integers(1, 5),
     n_orders=st.integers(1, 4),
     n_images=st.integers(1, 4),
-    positions=st.integers(1, 200),
+    stream=st.integers(1, 3000),
     seed=st.integers(0, 100),
 )
-def test_engine_equals_brute_force(grid, n_classes, n_orders, n_images, positions, seed):
+def test_engine_equals_brute_force(grid, n_classes, n_orders, n_images, stream, seed):
     prior = make_prior(5, grid, n_classes, seed)
     rng = np.random.RandomState(seed)
     n = grid[0] * grid[1]
@@ -37,7 +37,7 @@ def test_engine_equals_brute_force(grid, n_classes, n_orders, n_images, position
     orders = np.stack([rng.permutation(n) for _ in range(n_orders)])
     labels = rng.permutation(n_classes + 1)[: rng.randint(1, n_classes + 2)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "POSITIONS_CPU", positions)
+        patch.setattr(scoring, "STREAM_CPU", stream)
         patch.setattr(scoring, "LOGITS_AT_ONCE", 13)
         ll = log_likelihoods(prior, codes, orders, labels)
     np.testing.assert_allclose(

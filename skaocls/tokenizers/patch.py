@@ -51,7 +51,7 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         Height, width and channels of the images.
     n_features_in_ : int
         Columns of a 2-D X seen during fit, else numbers in one image.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen during fit, when X has feature names that are all strings.
 
     See Also

@@ -21,9 +21,9 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
 
     Attributes
     ----------
-    thresholds_ : list of n_features_in_ ndarrays
+    thresholds_ : list of `n_features_in_` ndarrays
         The largest training value of each bin but the last.
-    bin_means_ : list of n_features_in_ ndarrays
+    bin_means_ : list of `n_features_in_` ndarrays
         The mean training value of each bin.
     n_codes_ : int
         Number of token values, the largest number of bins of any feature.
@@ -31,7 +31,7 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         ``(1, n_features)``: tokens lie in one row.
     n_features_in_ : int
         Number of features seen during fit.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen during fit, when X has feature names that are all strings.
 
     See Also

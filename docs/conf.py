@@ -1,0 +1,11 @@
+import skaocls
+
+project = "skaocls"
+author = "skaocls developers"
+copyright = "2026, the skaocls developers"
+release = skaocls.__version__
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_parser"]
+autosummary_generate = True
+numpydoc_show_class_members = False
+exclude_patterns = ["_build"]
+html_theme = "alabaster"

@@ -1,0 +1,208 @@
+"""Images in: pixels worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import sparse
+
+from skaocls.images import (
+    as_batch,
+    holds_images,
+    image_shape_of,
+    load_images,
+    resize_crop,
+    to_pixels,
+)
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(image, name="image.png", **kwargs):
+        image.save(tmp_path / name, **kwargs)
+        return str(tmp_path / name)
+
+    return save
+
+
+def load(X, image_shape=None):
+    return load_images(X, image_shape_of(X, image_shape), resize=image_shape is not None)
+
+
+def test_numbers_keep_their_meaning():
+    x = np.array([[[0, 51], [255, 102]]])
+    np.testing.assert_allclose(load(x.astype(np.uint8))[0, ..., 0], [[0, 0.2], [1, 0.4]])
+    np.testing.assert_allclose(load((x * 257).astype(np.uint16))[0, ..., 0], [[0, 0.2], [1, 0.4]])
+    np.testing.assert_array_equal(load(x)[0, ..., 0], x[0])
+    np.testing.assert_array_equal(load(x / 7.0)[0, ..., 0], (x[0] / 7.0).astype(np.float32))
+    np.testing.assert_array_equal(load(x > 100)[0, ..., 0], [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(load(torch.tensor(x).bfloat16())[0, ..., 0], x[0])
+
+
+def test_forms_of_arrays():
+    x = np.random.RandomState(0).rand(4, 6, 5, 3).astype(np.float32)
+    for form in (x, torch.tensor(x), torch.tensor(x).permute(0, 3, 1, 2), list(x), x.tolist()):
+        np.testing.assert_array_equal(load(form), x)
+    np.testing.assert_array_equal(load(x.reshape(4, -1), (6, 5, 3)), x)
+    np.testing.assert_array_equal(load(x[..., 0])[..., 0], x[..., 0])
+    np.testing.assert_array_equal(load([torch.tensor(i) for i in x]), x)
+
+
+def test_what_holds_images():
+    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    paths = ["a.png", "b.png"]
+    for X in (
+        paths,
+        tuple(paths),
+        np.array(paths),
+        np.array(paths)[:, None],
+        pd.Series(paths),
+        pd.Series(paths, dtype="category"),
+        pd.DataFrame({"path": paths}),
+        pl.Series(paths),
+        pl.DataFrame({"path": paths}),
+    ):
+        assert holds_images(as_batch(X))
+        assert as_batch(X).tolist() == paths
+    for X in (
+        np.zeros((3, 4)),
+        np.zeros((3, 4), dtype=object),
+        np.zeros(3),
+        [[1, 2], [3, 4]],
+        [[1, 2], [3]],
+        sparse.eye(3).tocsr(),
+        np.zeros((3, 0)),
+        pd.DataFrame({"a": [1.0, 2.0]}),
+        pd.DataFrame({"a": paths, "b": paths}),
+        torch.zeros(3, 4),
+        None,
+    ):
+        assert not holds_images(as_batch(X))
+
+
+def test_transparency_is_laid_over_white(save):
+    half = Image.new("RGBA", (2, 1), (255, 0, 0, 128))
+    half.putpixel((1, 0), (0, 0, 0, 0))
+    expected = [[[255, 127, 127], [255, 255, 255]]]
+    np.testing.assert_allclose(to_pixels(half, 3), expected, atol=1)
+    np.testing.assert_allclose(load([save(half)])[0] * 255, expected, atol=1)
+    gray = Image.new("LA", (1, 1), (0, 51))
+    assert to_pixels(gray, 1)[0, 0, 0] == 204
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    np.testing.assert_array_equal(load([save(palette)])[0] * 255, [[[10, 20, 30], [40, 50, 60]]])
+    path = save(palette, "t.png", transparency=0)
+    np.testing.assert_allclose(load([path])[0] * 255, [[[255] * 3, [40, 50, 60]]], atol=1e-4)
+
+
+def test_modes_and_depths(save):
+    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    red = load([save(cmyk, "c.jpg", quality=100)])[0, 4, 4]
+    np.testing.assert_allclose(red, [1, 0, 0], atol=0.03)
+    deep = Image.fromarray(np.array([[0, 65535, 257 * 7]], dtype=np.uint16))
+    path = save(deep, "deep.png")
+    assert image_shape_of([path]) == (1, 3, 1)
+    np.testing.assert_array_equal(load([path])[0, 0, :, 0] * 255, [0, 255, 7])
+    bits = Image.fromarray(np.array([[True, False]]))
+    np.testing.assert_array_equal(load([save(bits, "b.png")])[0, 0, :, 0], [1, 0])
+    floats = Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32))
+    np.testing.assert_array_equal(load([save(floats, "f.tif")])[0, 0, :, 0] * 255, [0, 51, 255])
+
+
+def test_camera_rotation(save):
+    upright = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side: turn 90 degrees clockwise to see it upright
+    path = save(Image.fromarray(np.rot90(upright)), exif=exif)
+    assert image_shape_of([path]) == (2, 3, 1)
+    np.testing.assert_array_equal(load([path])[0, ..., 0] * 255, upright)
+
+
+def test_gray_and_colour_together(save):
+    gray, colour = Image.new("L", (2, 2), 51), Image.new("RGB", (2, 2), (255, 0, 0))
+    paths = [save(gray, "g.png"), save(colour, "c.png")]
+    images = load(paths)
+    np.testing.assert_allclose(images[0], np.full((2, 2, 3), 0.2))
+    # a model of gray images sees colours as luma, ITU-R 601-2
+    np.testing.assert_allclose(load_images(paths[1:], (2, 2, 1)) * 255, 76)
+    assert image_shape_of(paths[:1]) == (2, 2, 1)
+    assert image_shape_of(paths[:1], (4, 4, 3)) == (4, 4, 3)
+
+
+def test_published_preprocessing():
+    noise = np.random.RandomState(0).randint(256, size=(1300, 1100, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    expected = image.resize((550, 650), Image.Resampling.BOX)
+    expected = expected.resize((275, 325), Image.Resampling.BOX)
+    expected = expected.resize((256, 303), Image.Resampling.BICUBIC)
+    expected = np.asarray(expected)[23 : 23 + 256]
+    np.testing.assert_array_equal(np.asarray(resize_crop(image, 256, 256)), expected)
+    for size in [(300, 40), (40, 300), (7, 7)]:
+        assert resize_crop(Image.new("L", size), 32, 24).size == (24, 32)
+
+
+def test_files_are_resized_when_asked(save):
+    wide = save(Image.new("RGB", (40, 10), (255, 0, 0)), "w.png")
+    tall = save(Image.new("RGB", (10, 40), (0, 0, 255)), "t.png")
+    images = load([wide, tall], (8, 8))
+    assert images.shape == (2, 8, 8, 3)
+    np.testing.assert_allclose(images[:, 4, 4], [[1, 0, 0], [0, 0, 1]], atol=1e-6)
+    with pytest.raises(ValueError, match=r"\(10, 40\) at index 0, \(40, 10\) at index 1.*image_sh"):
+        image_shape_of([wide, tall])
+    with pytest.raises(ValueError, match=r"X\[7\].*t.png'.*image_shape"):
+        load_images([tall], (8, 8, 3), start=7)
+
+
+def test_unreadable_values(save, tmp_path):
+    good = save(Image.new("L", (4, 4)))
+    text = tmp_path / "notes.txt"
+    text.write_text("no image")
+    whole = save(
+        Image.fromarray(np.random.RandomState(0).randint(256, size=(64, 64, 3), dtype=np.uint8)),
+        "w.png",
+    )
+    cut = tmp_path / "cut.png"
+    cut.write_bytes((tmp_path / "w.png").read_bytes()[:2000])
+    for bad in ("missing.png", str(text), str(tmp_path)):
+        with pytest.raises(ValueError, match=r"X\[1\] cannot be read as an image: '.*"):
+            image_shape_of([good, bad])
+    for bad in (None, 3.5, b"bytes"):
+        with pytest.raises(
+            ValueError, match=r"X\[1\] cannot be read as an image: .*expected a path"
+        ):
+            image_shape_of([good, bad])
+    shape = image_shape_of([str(cut)])
+    assert shape == image_shape_of([whole])
+    with pytest.raises(ValueError, match=r"X\[40\] cannot be read as an image: '.*cut.png'"):
+        load_images([str(cut)], shape, start=40)
+
+
+@pytest.mark.parametrize(
+    "X, image_shape, message",
+    [
+        (np.zeros((2, 63)), (8, 8), r"shape \(2, 63\), which is not n images of image_shape"),
+        (np.zeros((2, 8, 7)), (8, 8), "Arrays are not resized"),
+        (np.zeros((2, 3, 8, 8)), None, r"X.transpose\(0, 2, 3, 1\)"),
+        (np.zeros((2, 64)), (8,), "positive integers"),
+        (np.zeros((2, 64)), (8, -8), "positive integers"),
+        ([np.zeros((4, 4)), np.zeros((4, 5))], None, r"\(4, 4\) at index 0, \(4, 5\) at index 1"),
+    ],
+)
+def test_wrong_shapes(X, image_shape, message):
+    with pytest.raises(ValueError, match=message):
+        image_shape_of(X, image_shape)
+
+
+def test_wrong_values():
+    x = np.zeros((2, 4, 4))
+    with pytest.raises(ValueError, match=r"\(4, 4, 1\).*\(4, 5, 1\).*as in fit"):
+        load_images(x, (4, 5, 1))
+    with pytest.raises(ValueError, match="16 features, but 20 are expected"):
+        load_images(x.reshape(2, 16), (4, 5, 1))
+    for value, message in ((np.nan, "contains NaN"), (np.inf, "contains infinity")):
+        x[1, 2, 3] = value
+        with pytest.raises(ValueError, match=message):
+            load_images(x, (4, 4, 1))
+    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+        load_images(x[:0], (4, 4, 1))
