@@ -2,8 +2,20 @@
 
 from skaocls.classifier import AnyOrderARClassifier
 from skaocls.prior import AnyOrderPrior
-from skaocls.tokenizers import PatchTokenizer, QuantileTokenizer
+from skaocls.tokenizers import (
+    LlamaGenTokenizer,
+    MaskGITTokenizer,
+    PatchTokenizer,
+    QuantileTokenizer,
+)
 
 __version__ = "0.1.0"
 
-__all__ = ["AnyOrderARClassifier", "AnyOrderPrior", "PatchTokenizer", "QuantileTokenizer"]
+__all__ = [
+    "AnyOrderARClassifier",
+    "AnyOrderPrior",
+    "LlamaGenTokenizer",
+    "MaskGITTokenizer",
+    "PatchTokenizer",
+    "QuantileTokenizer",
+]

@@ -1,21 +1,26 @@
 """How estimators read X: tables by scikit-learn's rules, images by ours."""
 
 import numpy as np
-from sklearn.utils import check_array
+from sklearn.utils import assert_all_finite, check_array, check_consistent_length, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_feature_names, validate_data
 
 from skaocls.images import as_batch, check_image_shape, holds_images, image_shape_of, load_images
 
 
-def read_data(estimator, X, *, reset, signals=False):
+def read_data(estimator, X, *, reset, signals=False, image_shape=None):
     """Check X against what `fit` saw or, with `reset`, learn what it looks like.
 
-    Rows of numbers are tabular data; images if the estimator's `image_shape` says so, or, with
-    `signals`, images one pixel high. Sets `image_shape_` (None for tabular data),
-    `n_features_in_` and, for data frames, `feature_names_in_`. Returns something to slice; images
-    are decoded later, by :func:`read_images`.
+    Rows of numbers are tabular data; images if `image_shape` (default: the estimator's) says so,
+    or, with `signals`, images one pixel high. Sets `declared_shape_` (that `image_shape`),
+    `image_shape_` (None for tabular data), `n_features_in_` and, for data frames,
+    `feature_names_in_`. Returns something to slice; images are decoded later, by
+    :func:`read_images`.
     """
-    declared = check_image_shape(estimator.image_shape)
+    if reset:
+        shape = estimator.image_shape if image_shape is None else image_shape
+        estimator.declared_shape_ = check_image_shape(shape)
+    declared = estimator.declared_shape_
     batch = as_batch(X)
     images = holds_images(batch)
     if not reset:
@@ -51,5 +56,55 @@ def read_data(estimator, X, *, reset, signals=False):
 def read_images(estimator, X, part=slice(None)):
     """Decode the images X[part] as `fit` learned: float32 (n, height, width, channels)."""
     start = (part.start or 0) if isinstance(part, slice) else 0
-    resize = estimator.image_shape is not None
+    resize = estimator.declared_shape_ is not None
     return load_images(X[part], estimator.image_shape_, resize=resize, start=start)
+
+
+def declared_shape(estimator, tokenizer):
+    """The image shape that the user states, or else the one shape that the tokenizer reads."""
+    if estimator.image_shape is not None or isinstance(tokenizer, str):
+        return estimator.image_shape
+    return getattr(tokenizer, "image_shape", None)
+
+
+def encode_labels(estimator, X, y, again):
+    """Labels as 0 ... n_classes - 1; sets `classes_` unless `again`, and `class_count_`."""
+    if y is None:
+        raise ValueError(
+            f"{type(estimator).__name__} requires y to be passed, but the target y is None."
+        )
+    y = column_or_1d(y, warn=True)
+    assert_all_finite(y, input_name="y")
+    check_classification_targets(y)
+    check_consistent_length(X, y)
+    classes, labels = np.unique(y, return_inverse=True)
+    if again:
+        if not np.isin(classes, estimator.classes_).all():
+            raise ValueError(
+                "warm_start can only be used where `self.classes_` is the same as in the previous "
+                f"call to fit. Previously got {estimator.classes_}, `y` has {classes}."
+            )
+        labels = np.searchsorted(estimator.classes_, classes)[labels]
+    else:
+        estimator.classes_ = classes
+    n_classes = len(estimator.classes_)
+    estimator.class_count_ = np.bincount(labels, minlength=n_classes).astype(np.float64)
+    return labels
+
+
+def class_log_prior(priors, class_count):
+    """Log of the given class probabilities, or else of the frequencies."""
+    if priors is None:
+        priors = class_count / class_count.sum()
+    priors = np.asarray(priors, dtype=np.float64)
+    if priors.shape != class_count.shape:
+        raise ValueError(
+            f"Number of priors must match number of classes: got {priors.size}, "
+            f"expected {class_count.size}."
+        )
+    if not np.isclose(priors.sum(), 1.0):
+        raise ValueError(f"The sum of the priors should be 1, got {priors.sum()}.")
+    if (priors < 0).any():
+        raise ValueError("Priors must be non-negative.")
+    with np.errstate(divide="ignore"):
+        return np.log(priors)

@@ -1,6 +1,7 @@
 """The scikit-learn estimator."""
 
 import copy
+import os
 import warnings
 from numbers import Integral, Real
 
@@ -9,31 +10,32 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import train_test_split
-from sklearn.utils import (
-    assert_all_finite,
-    check_consistent_length,
-    check_random_state,
-    column_or_1d,
-    gen_batches,
-)
+from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls._validation import read_data, read_images
+from skaocls._encoding import encode_for_orders, fit_tokenizer, training_tokens
+from skaocls._validation import class_log_prior, declared_shape, encode_labels, read_data
 from skaocls.aggregation import AGGREGATIONS, joint_log_proba
-from skaocls.augmentation import random_views
 from skaocls.devices import resolve_device, resolve_precision
+from skaocls.finetuning import merge_finetuning, prepare_finetuning, replace_classes
 from skaocls.orders import resolve_orders
+from skaocls.pretrained import (
+    PUBLISHED,
+    check_agreement,
+    find_imagenet_classes,
+    imagenet_classes,
+    load_published,
+    published_tokenizer,
+)
 from skaocls.prior import AnyOrderPrior
+from skaocls.saving import load, push, read_config, save
 from skaocls.scoring import log_likelihoods
-from skaocls.tokenizers import PatchTokenizer, QuantileTokenizer
 from skaocls.training import train_prior
 
-ENCODE_AT_ONCE = 512  # images decoded and tokenized together
 SCORE_AT_ONCE = 256  # images scored before their orders are aggregated
-FIT_TOKENIZER_ON = 2**27  # numbers (images times pixels times channels) it may see
-N_VIEWS = 16  # of each training image, the first of them the image itself
+RATE_TIMES_DIM = 0.4
+FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0}
 
 
 class AnyOrderARClassifier(ClassifierMixin, BaseEstimator):
@@ -48,13 +50,19 @@ class AnyOrderARClassifier(ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    prior : "auto", dict or AnyOrderPrior, default="auto"
+    prior : "auto", dict, AnyOrderPrior, str or path, default="auto"
         ``"auto"`` is a new prior whose size follows the data. A dict gives sizes of a new prior
-        (`dim`, `n_layer`, `n_head`, `multiple_of`, `dropout`). A module is copied and trained on
-        from its weights; it must fit the tokenizer and have as many classes as y.
+        (`dim`, `n_layer`, `n_head`, `multiple_of`, `dropout`). A module is copied, weights are
+        loaded (:func:`skaocls.pretrained.load_published`: ``"randar-l"`` and other short names,
+        hub repositories, folders, files), and both are fine-tuned to the classes in y.
     tokenizer : "auto" or transformer, default="auto"
         ``"auto"`` is a :class:`PatchTokenizer` for images and a :class:`QuantileTokenizer` for
-        tabular data. Another one is cloned and fitted; see :mod:`skaocls.tokenizers`.
+        tabular data; with loaded weights the published tokenizer of their vocabulary. Another
+        one is cloned and fitted; see :mod:`skaocls.tokenizers`.
+    filename : str, default=None
+        File of the weights within a repository or folder that `prior` names.
+    revision : str, default=None
+        Branch, tag or commit of a repository that `prior` names.
     n_orders : int, default=20
         Orders to average over. May be changed after `fit`: orders are nested, the first k of 20
         are those of ``n_orders=k``.
@@ -76,8 +84,29 @@ default="mean_log_likelihood"
         Epochs.
     batch_size : int or "auto", default="auto"
         Images per training step. ``"auto"`` is ``min(64, n_samples)``.
-    learning_rate_init : float, default=2e-3
+    learning_rate_init : float or "auto", default="auto"
         Peak learning rate; it warms up over 5 % of the steps, then falls to a 20th by a cosine.
+        ``"auto"`` is ``0.4 / dim`` for a new prior, which is the published 4e-4 at the published
+        width of 1024; a tenth of that for ``finetune="full"``, half of it for ``"lora"``, and
+        five times as much for ``"class_embedding"``.
+    micro_batch_size : int, default=None
+        Images per forward pass if fewer than `batch_size`: gradients are accumulated, which saves
+        memory and changes nothing else.
+    checkpointing : bool, default=False
+        Compute activations again in the backward pass instead of keeping them: less memory for
+        about a third more time.
+    finetune : {"full", "lora", "class_embedding"}, default="full"
+        What training changes if `prior` is given or loaded: all weights; low-rank updates of the
+        attention and feed-forward matrices (merged afterwards) and class vectors; class vectors
+        alone.
+    lora_rank : int, default=8
+        Rank of the updates of ``finetune="lora"``.
+    lora_alpha : float, default=16.0
+        They are multiplied by ``lora_alpha / lora_rank``.
+    new_classes : {"nearest", "null"}, default="nearest"
+        Where the class vectors start if a given or loaded prior has not as many classes as y, or
+        was loaded by name: at the mean of the three old classes under which a few images of the
+        new class are most likely, or at the null class.
     weight_decay : float, default=0.05
         Weight decay of AdamW, on matrices only.
     class_dropout : float, default=0.1
@@ -93,6 +122,13 @@ default="mean_log_likelihood"
         the end of training in which convergence is judged.
     tol : float, default=1e-2
         Change of the loss, in nats per token, that counts as none.
+    crop : {"center", "random"}, default="center"
+        ``"random"`` reads a crop of its own for each order: the image is enlarged by a tenth and
+        cut to its size at a place drawn from `random_state`, the same for all images. May be
+        changed after `fit`.
+    latent_noise : float, default=0.0
+        t in ``(1 - t) latent + t noise``, applied before quantization with new noise for each
+        order, the same for all images; the tokenizer must know it. May be changed after `fit`.
     warm_start : bool, default=False
         `fit` goes on from the last one's tokenizer, prior and orders.
     priors : array-like of shape (n_classes,), default=None
@@ -123,6 +159,10 @@ default="mean_log_likelihood"
         Training images of each class.
     class_log_prior_ : ndarray of shape (n_classes,)
         Log probability of each class.
+    class_rows_ : int ndarray of shape (n_classes,)
+        Row of each class in the prior's class table.
+    class_names_, wordnet_ids_ : ndarray of shape (n_classes,)
+        Names and WordNet ids, if the classes are ImageNet's.
     image_shape_ : tuple of int or None
         Height, width and channels of the images; None for tabular data.
     loss_curve_ : list of float
@@ -156,10 +196,13 @@ default="mean_log_likelihood"
     """
 
     classes_: np.ndarray
+    class_count_: np.ndarray
     prior_: AnyOrderPrior
 
     _parameter_constraints: dict = {
-        "prior": [StrOptions({"auto"}), dict, AnyOrderPrior],
+        "prior": [str, os.PathLike, dict, AnyOrderPrior],
+        "filename": [str, None],
+        "revision": [str, None],
         "tokenizer": [StrOptions({"auto"}), HasMethods(["fit", "transform"])],
         "n_orders": [Interval(Integral, 1, None, closed="left")],
         "order": [StrOptions({"random", "raster"}), "array-like"],
@@ -168,13 +211,21 @@ default="mean_log_likelihood"
         "augmentation": [StrOptions({"auto"}), None],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate_init": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "micro_batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "checkpointing": ["boolean"],
+        "finetune": [StrOptions(set(FINETUNE_RATE))],
+        "lora_rank": [Interval(Integral, 1, None, closed="left")],
+        "lora_alpha": [Interval(Real, 0, None, closed="neither")],
+        "new_classes": [StrOptions({"nearest", "null"})],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "class_dropout": [Interval(Real, 0, 1, closed="left")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
+        "crop": [StrOptions({"center", "random"})],
+        "latent_noise": [Interval(Real, 0, 1, closed="both")],
         "warm_start": ["boolean"],
         "priors": ["array-like", None],
         "device": [str, torch.device],
@@ -188,6 +239,8 @@ default="mean_log_likelihood"
         prior="auto",
         tokenizer="auto",
         *,
+        filename=None,
+        revision=None,
         n_orders=20,
         order="random",
         aggregation="mean_log_likelihood",
@@ -195,13 +248,21 @@ default="mean_log_likelihood"
         augmentation="auto",
         max_iter=70,
         batch_size="auto",
-        learning_rate_init=2e-3,
+        learning_rate_init="auto",
+        micro_batch_size=None,
+        checkpointing=False,
+        finetune="full",
+        lora_rank=8,
+        lora_alpha=16.0,
+        new_classes="nearest",
         weight_decay=0.05,
         class_dropout=0.1,
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=10,
         tol=1e-2,
+        crop="center",
+        latent_noise=0.0,
         warm_start=False,
         priors=None,
         device="auto",
@@ -211,6 +272,8 @@ default="mean_log_likelihood"
     ):
         self.prior = prior
         self.tokenizer = tokenizer
+        self.filename = filename
+        self.revision = revision
         self.n_orders = n_orders
         self.order = order
         self.aggregation = aggregation
@@ -219,12 +282,20 @@ default="mean_log_likelihood"
         self.max_iter = max_iter
         self.batch_size = batch_size
         self.learning_rate_init = learning_rate_init
+        self.micro_batch_size = micro_batch_size
+        self.checkpointing = checkpointing
+        self.finetune = finetune
+        self.lora_rank = lora_rank
+        self.lora_alpha = lora_alpha
+        self.new_classes = new_classes
         self.weight_decay = weight_decay
         self.class_dropout = class_dropout
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
+        self.crop = crop
+        self.latent_noise = latent_noise
         self.warm_start = warm_start
         self.priors = priors
         self.device = device
@@ -259,44 +330,53 @@ default="mean_log_likelihood"
         autocast = resolve_precision(self.precision, device)
         rng = check_random_state(self.random_state)
         again = self.warm_start and hasattr(self, "prior_")
-        X = read_data(self, X, reset=not again)
-        labels = self._encode_labels(X, y, again)
-        n_classes = len(self.classes_)
-        self.class_log_prior_ = self._resolve_priors()
+        given = None if again else self._given_prior()
+        tokenizer = self.tokenizer
+        if given is not None and not self._is_module() and isinstance(tokenizer, str):
+            tokenizer = published_tokenizer(given)
+        X = read_data(self, X, reset=not again, image_shape=declared_shape(self, tokenizer))
+        labels = encode_labels(self, X, y, again)
+        self.class_log_prior_ = class_log_prior(self.priors, self.class_count_)
 
         if not again:
-            self.tokenizer_ = self._fit_tokenizer(X, rng)
-        codes = self._views(X, rng)
+            self.tokenizer_ = fit_tokenizer(self, tokenizer, X, rng)
+        codes = training_tokens(self, X, rng)
+        prior = self.prior_ if again else self._start(given, codes, labels, device, rng)
         if not again:
-            prior = self._new_prior(n_classes, len(labels), rng)
             self._order_seed = rng.randint(2**31 - 1)
-        else:
-            prior = self.prior_
-        train_orders = None if self._is_random() else self._resolve_orders(prior.n_tokens)
-        resolve_orders(self.order, self.n_orders, prior.n_tokens, 0)  # fails before training
+            self.class_rows_ = np.arange(len(self.classes_))
+        orders = self._resolve_orders(prior.n_tokens)
 
+        rate, frozen = self.learning_rate_init, given is not None and self.finetune != "full"
+        if rate == "auto":
+            share = 1.0 if given is None else FINETUNE_RATE[self.finetune]
+            rate = share * RATE_TIMES_DIM / prior.output.weight.shape[1]
         train, validation = np.arange(len(labels)), None
         if self.early_stopping:
             train, held_out = self._split(labels, rng)
-            validation = codes[held_out, 0], labels[held_out]
+            validation = codes[held_out, 0], self.class_rows_[labels[held_out]]
         batch_size = 64 if self.batch_size == "auto" else self.batch_size
         history = train_prior(
             prior.to(device),
             codes[train],
-            labels[train],
+            self.class_rows_[labels[train]],
             max_iter=self.max_iter,
             batch_size=min(batch_size, len(train)),
-            learning_rate=self.learning_rate_init,
-            weight_decay=self.weight_decay,
-            class_dropout=self.class_dropout,
-            orders=train_orders,
+            micro_batch_size=self.micro_batch_size,
+            learning_rate=rate,
+            # a body that stays as it is must keep its null class
+            weight_decay=0.0 if frozen else self.weight_decay,
+            class_dropout=0.0 if frozen else self.class_dropout,
+            orders=None if isinstance(self.order, str) and self.order == "random" else orders,
             validation=validation,
             n_iter_no_change=self.n_iter_no_change,
             tol=self.tol,
             seed=rng.randint(2**31 - 1),
             autocast=autocast,
+            checkpointing=self.checkpointing,
             verbose=self.verbose,
         )
+        merge_finetuning(prior)
         self.prior_ = prior
         self.loss_curve_ = history.loss_curve
         self.validation_scores_ = history.validation_curve if self.early_stopping else None
@@ -310,6 +390,135 @@ default="mean_log_likelihood"
                 stacklevel=2,
             )
         return self
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source,
+        *,
+        filename=None,
+        revision=None,
+        token=None,
+        tokenizer="auto",
+        classes=None,
+        **params,
+    ):
+        """A fitted classifier from published weights or from what `save_pretrained` wrote.
+
+        Published ImageNet weights classify at once, without `fit`: `classes_` are ImageNet's
+        indices, `class_names_` and `wordnet_ids_` say what they are, class priors are uniform,
+        and files are resized and cropped as in the paper.
+
+        Parameters
+        ----------
+        source : str or path
+            A folder or hub repository written by `save_pretrained` or `push_to_hub`; or
+            published weights, see :func:`skaocls.pretrained.load_published`.
+        filename : str, default=None
+            File of published weights within a folder or repository.
+        revision : str, default=None
+            Branch, tag or commit of a repository.
+        token : str or bool, default=None
+            As in ``huggingface_hub``.
+        tokenizer : "auto" or transformer, default="auto"
+            For published weights; ``"auto"`` is the one of their vocabulary, with its own
+            published weights. A transformer is cloned and fitted.
+        classes : list of int or str, default=None
+            Only these classes, for published weights: ImageNet indices, WordNet ids or names.
+            What is left out costs nothing.
+        **params
+            Other parameters of the classifier.
+
+        Returns
+        -------
+        clf : AnyOrderARClassifier
+            Fitted.
+
+        Raises
+        ------
+        OSError
+            If something cannot be found or fetched.
+        ValueError
+            If something is not what it should be.
+
+        References
+        ----------
+        Sudakov, Babenko, Baranchuk, arXiv 2603.19122, section 4.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from sklearn.datasets import load_iris
+        >>> from skaocls import AnyOrderARClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = AnyOrderARClassifier(max_iter=5, random_state=0).fit(X, y)
+        >>> folder = tempfile.mkdtemp()
+        >>> clf.save_pretrained(folder)
+        >>> restored = AnyOrderARClassifier.from_pretrained(folder)
+        >>> bool((restored.predict_proba(X) == clf.predict_proba(X)).all())
+        True
+        """
+        if filename is None and source not in PUBLISHED:
+            config = read_config(source, revision=revision, token=token)
+            if config is not None:
+                return load(cls, config, source, revision=revision, token=token, params=params)
+        clf = cls(prior=source, tokenizer=tokenizer, filename=filename, revision=revision, **params)
+        clf._validate_params()
+        prior = load_published(source, filename, revision=revision, token=token)
+        if isinstance(tokenizer, str):
+            tokenizer = published_tokenizer(prior).fit()
+        elif not hasattr(tokenizer, "n_codes_"):
+            tokenizer = clone(tokenizer).fit()
+        check_agreement(prior, tokenizer)
+        clf.prior_, clf.tokenizer_ = prior, tokenizer
+        clf.declared_shape_ = clf.image_shape_ = (*tokenizer.image_shape_[:2], 3)
+        clf.n_features_in_ = int(np.prod(clf.image_shape_))
+        clf._set_published_classes(classes)
+        clf._order_seed = check_random_state(clf.random_state).randint(2**31 - 1)
+        return clf
+
+    def save_pretrained(self, folder):
+        """Write the fitted classifier as JSON and safetensors; see :mod:`skaocls.saving`.
+
+        A prior module given as parameter is stored as its sizes, a RandomState as None.
+
+        Parameters
+        ----------
+        folder : path
+            Made if need be.
+
+        Raises
+        ------
+        TypeError
+            If the tokenizer is none of this library's.
+        """
+        check_is_fitted(self)
+        save(self, folder)
+
+    def push_to_hub(
+        self, repo_id, *, metrics=None, private=False, token=None, commit_message="Add classifier"
+    ):
+        """Upload the fitted classifier with a model card to the Hugging Face hub.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``owner/name``, made if need be.
+        metrics : dict of str to float, default=None
+            Shown in the card, e.g. ``{"test accuracy": clf.score(X_test, y_test)}``.
+        private : bool, default=False
+            Of a repository that is made.
+        token : str or bool, default=None
+            As in ``huggingface_hub``.
+        commit_message : str
+
+        Returns
+        -------
+        url : str
+            Of the commit.
+        """
+        check_is_fitted(self)
+        return push(self, repo_id, metrics or {}, private, token, commit_message)
 
     def predict_joint_log_proba(self, X):
         """Log of the joint probability of image and class, orders marginalized.
@@ -390,105 +599,62 @@ default="mean_log_likelihood"
         X = read_data(self, X, reset=False)
         device = resolve_device(self.device)
         autocast = resolve_precision(self.precision, device)
-        prior = self.prior_.to(device)
-        orders = self.orders_
-        classes = np.arange(len(self.classes_))
+        prior, orders = self.prior_.to(device), self.orders_
         for part in gen_batches(len(X), SCORE_AT_ONCE):
-            codes = self._encode(X, part)
-            yield log_likelihoods(prior, codes, orders, classes, autocast=autocast)
+            codes = encode_for_orders(self, X, part, len(orders), self._order_seed)
+            yield log_likelihoods(prior, codes, orders, self.class_rows_, autocast=autocast)
 
     def _resolve_orders(self, n_tokens):
         return resolve_orders(self.order, self.n_orders, n_tokens, self._order_seed)
 
-    def _is_random(self):
-        return isinstance(self.order, str) and self.order == "random"
-
-    def _encode_labels(self, X, y, again):
-        if y is None:
-            raise ValueError(
-                f"{type(self).__name__} requires y to be passed, but the target y is None."
-            )
-        y = column_or_1d(y, warn=True)
-        assert_all_finite(y, input_name="y")
-        check_classification_targets(y)
-        check_consistent_length(X, y)
-        classes, labels = np.unique(y, return_inverse=True)
-        if again and not np.isin(classes, self.classes_).all():
-            raise ValueError(
-                "warm_start can only be used where `self.classes_` is the same as in the previous "
-                f"call to fit. Previously got {self.classes_}, `y` has {classes}."
-            )
-        if again:
-            labels = np.searchsorted(self.classes_, classes)[labels]
+    def _set_published_classes(self, classes):
+        n_rows = self.prior_.num_classes
+        imagenet = n_rows == len(imagenet_classes())
+        if classes is None:
+            rows = list(range(n_rows))
+        elif imagenet:
+            rows = find_imagenet_classes(classes)
         else:
-            self.classes_ = classes
-        self.class_count_ = np.bincount(labels, minlength=len(self.classes_)).astype(np.float64)
-        return labels
+            rows = sorted(set(classes))
+            if not set(rows) <= set(range(n_rows)):
+                raise ValueError(f"classes must be among 0 ... {n_rows - 1}, got {classes}.")
+        self.class_rows_ = np.array(rows)
+        self.classes_ = self.class_rows_.copy()
+        if imagenet:
+            table = imagenet_classes()
+            self.class_names_ = np.array([table[row]["name"] for row in rows])
+            self.wordnet_ids_ = np.array([table[row]["wordnet_id"] for row in rows])
+        self.class_count_ = np.ones(len(rows))
+        self.class_log_prior_ = class_log_prior(self.priors, self.class_count_)
 
-    def _resolve_priors(self):
-        n_classes = len(self.classes_)
-        if self.priors is None:
-            priors = self.class_count_ / self.class_count_.sum()
-        else:
-            priors = np.asarray(self.priors, dtype=np.float64)
-            if priors.shape != (n_classes,):
-                raise ValueError(
-                    f"Number of priors must match number of classes: got {priors.size}, "
-                    f"expected {n_classes}."
-                )
-            if not np.isclose(priors.sum(), 1.0):
-                raise ValueError(f"The sum of the priors should be 1, got {priors.sum()}.")
-            if (priors < 0).any():
-                raise ValueError("Priors must be non-negative.")
-        with np.errstate(divide="ignore"):
-            return np.log(priors)
+    def _is_module(self):
+        return isinstance(self.prior, AnyOrderPrior)
 
-    def _fit_tokenizer(self, X, rng):
-        if isinstance(self.tokenizer, str):
-            images = self.image_shape_ is not None
-            tokenizer = PatchTokenizer() if images else QuantileTokenizer()
-        else:
-            tokenizer = clone(self.tokenizer)
-        seed = rng.randint(2**31 - 1)
-        if "random_state" in tokenizer.get_params(deep=False):
-            tokenizer.set_params(random_state=seed)
-        if self.image_shape_ is not None:
-            n = max(1, FIT_TOKENIZER_ON // int(np.prod(self.image_shape_)))
-            X = read_images(self, X, np.sort(rng.permutation(len(X))[:n]))
-        return tokenizer.fit(X)
-
-    def _views(self, X, rng):
-        """Tokens of the training data, (n_samples, n_views, n_tokens)."""
-        augment = self.augmentation == "auto" and self.image_shape_ is not None
-        parts = []
-        for part in gen_batches(len(X), ENCODE_AT_ONCE):
-            if augment:
-                images = read_images(self, X, part)
-                views = [images, *(random_views(images, rng) for _ in range(N_VIEWS - 1))]
-                parts.append(np.stack([self._tokens(v) for v in views], axis=1))
-            else:
-                parts.append(self._encode(X, part)[:, None])
-        return np.concatenate(parts)
-
-    def _encode(self, X, part):
-        return self._tokens(X[part] if self.image_shape_ is None else read_images(self, X, part))
-
-    def _tokens(self, data):
-        return self.tokenizer_.transform(data).reshape(len(data), -1).astype(np.int32)
-
-    def _new_prior(self, n_classes, n_samples, rng):
-        vocab_size, grid = self.tokenizer_.n_codes_, tuple(self.tokenizer_.grid_)
-        if isinstance(self.prior, AnyOrderPrior):
-            want = {"vocab_size": vocab_size, "grid": grid, "num_classes": n_classes}
-            have = {name: getattr(self.prior, name) for name in want}
-            if have != want:
-                raise ValueError(f"prior has {have}, but tokenizer and y need {want}.")
+    def _given_prior(self):
+        """A prior to fine-tune, or None."""
+        if self._is_module():
             return copy.deepcopy(self.prior)
-        sizes = default_sizes(grid, n_samples) if self.prior == "auto" else self.prior
-        seed = rng.randint(2**31 - 1)
+        if isinstance(self.prior, dict) or self.prior == "auto":
+            return None
+        return load_published(self.prior, self.filename, revision=self.revision)
+
+    def _start(self, given, codes, labels, device, rng):
+        """The prior that training starts from."""
+        vocab_size, grid = self.tokenizer_.n_codes_, tuple(self.tokenizer_.grid_)
+        n_classes, seed = len(self.classes_), rng.randint(2**31 - 1)
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            return AnyOrderPrior(vocab_size, grid, n_classes, **sizes)
+            if given is None:
+                sizes = self.prior
+                if not isinstance(sizes, dict):
+                    sizes = default_sizes(grid, len(labels))
+                return AnyOrderPrior(vocab_size, grid, n_classes, **sizes)
+            check_agreement(given, self.tokenizer_)
+            given.to(device)
+            if given.num_classes != n_classes or not self._is_module():
+                replace_classes(given, codes[:, 0], labels, n_classes, self.new_classes, seed)
+            prepare_finetuning(given, self.finetune, rank=self.lora_rank, alpha=self.lora_alpha)
+            return given
 
     def _split(self, labels, rng):
         stratify = labels if self.class_count_.min() > 1 else None

@@ -74,7 +74,7 @@ def find_file(source, filename=None, *, revision=None, token=None, suffixes=SUFF
             [p.name for p in path.iterdir() if p.suffix in suffixes], f"The folder {path}"
         )
         if not (path / name).is_file():
-            raise OSError(f"The folder {path} has no file {name!r}.")
+            raise FileNotFoundError(f"The folder {path} has no file {name!r}.")
         return path / name
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise OSError(
@@ -98,12 +98,12 @@ def download(repo: str, filename, revision, token, suffixes) -> Path:
     except RevisionNotFoundError as exc:
         raise OSError(f"{where} does not exist: there is no such revision.") from exc
     except LocalEntryNotFoundError as exc:
-        raise OSError(
+        raise FileNotFoundError(
             f"{where}: {filename!r} is not in the cache, and the hub cannot be reached or "
             "HF_HUB_OFFLINE forbids it."
         ) from exc
     except EntryNotFoundError as exc:
-        raise OSError(f"{where} has no file {filename!r}.") from exc
+        raise FileNotFoundError(f"{where} has no file {filename!r}.") from exc
     except (HfHubHTTPError, HFValidationError) as exc:
         raise OSError(f"{where}: {exc}") from exc
     except (ConnectionError, TimeoutError, PermissionError) as exc:

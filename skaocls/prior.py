@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 NORM_EPS = 1e-5
 ROPE_BASE = 10000.0
@@ -161,6 +162,7 @@ class AnyOrderPrior(nn.Module):
         self.grid = (grid[0], grid[1])
         self.num_classes = num_classes
         self.n_head = n_head
+        self.checkpointing = False  # whether training computes activations twice to save memory
         hidden = -(-int(8 * dim / 3) // multiple_of) * multiple_of
         self.cls_embedding = nn.ModuleDict({"embedding_table": nn.Embedding(num_classes + 1, dim)})
         self.tok_embeddings = nn.Embedding(vocab_size, dim)
@@ -196,6 +198,11 @@ class AnyOrderPrior(nn.Module):
         return self.grid[0] * self.grid[1]
 
     @property
+    def class_table(self) -> Tensor:
+        """One vector for each class, and the null class's."""
+        return cast(Tensor, self.cls_embedding["embedding_table"].weight)
+
+    @property
     def blocks(self) -> list[Block]:
         return cast(list[Block], list(self.layers))
 
@@ -210,7 +217,7 @@ class AnyOrderPrior(nn.Module):
         -------
         values : list of n_layer tensors of shape (..., dim)
         """
-        x = self.tok_dropout(self.cls_embedding["embedding_table"](labels))
+        x = self.tok_dropout(F.embedding(labels, self.class_table))
         values = []
         for block in self.blocks:
             v = block.attention.class_value(block.attention_norm(x))
@@ -249,7 +256,10 @@ class AnyOrderPrior(nn.Module):
         steps = x.shape[-2]
         mask = torch.ones(steps, steps + 1, dtype=torch.bool, device=x.device).tril(1)
         for block, value in zip(self.blocks[:-1], class_values):
-            x = block(x, value, rope, mask)
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, value, rope, mask, use_reentrant=False)
+            else:
+                x = block(x, value, rope, mask)
         # beyond the last layer's keys and values only the predicting positions matter
         return self.norm(self.blocks[-1](x, class_values[-1], rope, mask[::2], step=2))
 

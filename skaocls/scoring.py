@@ -45,8 +45,8 @@ def log_likelihoods(
     ----------
     prior : AnyOrderPrior
         Where its weights are, there it runs.
-    codes : int array of shape (n_images, n_tokens)
-        Tokens in raster order.
+    codes : int array of shape (n_images, n_tokens) or (n_images, n_orders, n_tokens)
+        Tokens in raster order; different ones for each order if crops or noise differ.
     orders : int array of shape (n_orders, n_tokens)
         The same orders are used for all images and classes.
     labels : int array of shape (n_classes,)
@@ -88,9 +88,9 @@ def log_likelihoods(
             for i in range(0, len(out), tile_pairs):
                 n = min(tile_pairs, len(out) - i)
                 pair = torch.arange(i, i + tile_pairs, device=device).clamp_(max=len(out) - 1)
-                ll = _score_tile(
-                    prior, all_codes[pair // n_orders], all_orders[pair % n_orders], values
-                )
+                image, order = pair // n_orders, pair % n_orders
+                read = all_codes[image] if all_codes.ndim == 2 else all_codes[image, order]
+                ll = _score_tile(prior, read, all_orders[order], values)
                 out[i : i + n, c : c + tile_classes] = ll[:n, : n_classes - c]
     return out.view(n_images, n_orders, n_classes).cpu().numpy()
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from sklearn.utils import gen_batches
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -54,6 +55,7 @@ def train_prior(
     *,
     max_iter: int,
     batch_size: int,
+    micro_batch_size: int | None = None,
     learning_rate: float,
     weight_decay: float = 0.05,
     class_dropout: float = 0.1,
@@ -63,6 +65,7 @@ def train_prior(
     tol: float = 1e-3,
     seed: int = 0,
     autocast: torch.dtype | None = None,
+    checkpointing: bool = False,
     verbose: int = 0,
 ) -> History:
     """Fit the prior, in place, to codes and labels.
@@ -83,6 +86,8 @@ def train_prior(
         Epochs.
     batch_size : int
         Images per step, at most n_images.
+    micro_batch_size : int, default=None
+        Images per forward pass, if fewer than `batch_size`; gradients are accumulated.
     learning_rate : float
         Peak learning rate.
     weight_decay : float, default=0.05
@@ -102,6 +107,8 @@ def train_prior(
         Governs everything random here; torch's global random state is left as it was.
     autocast : torch.dtype or None, default=None
         Type of the matrix products.
+    checkpointing : bool, default=False
+        Compute activations again in the backward pass instead of keeping them.
     verbose : int, default=0
         1 shows a progress bar with loss, an estimate of the accuracy, and the time left.
 
@@ -137,6 +144,7 @@ def train_prior(
     steps = max(1, n // batch_size)
     history = History()
     best, best_weights = -math.inf, None
+    prior.checkpointing = checkpointing
     bar = tqdm(total=max_iter * steps, desc="training", unit="step", disable=not verbose)
     with torch.random.fork_rng(cuda), bar:
         torch.manual_seed(seed)
@@ -157,13 +165,15 @@ def train_prior(
                 else:
                     order = all_orders[torch.randint(len(all_orders), i.shape)]
                 batch, label, order = (a.to(device) for a in (batch, label, order))
-                with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                    loss = nats_per_token(prior, batch, order, label)
                 optimizer.zero_grad()
-                loss.backward()
+                for few in gen_batches(len(i), micro_batch_size or len(i)):
+                    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                        loss = nats_per_token(prior, batch[few], order[few], label[few])
+                    loss = loss * ((few.stop - few.start) / len(i))
+                    loss.backward()
+                    losses += loss.detach()
                 torch.nn.utils.clip_grad_norm_(prior.parameters(), CLIP_NORM)
                 optimizer.step()
-                losses += loss.detach()
                 bar.update()
             history.n_iter = epoch + 1
             history.loss_curve.append(losses.item() / steps)
@@ -183,6 +193,7 @@ def train_prior(
         history.converged = is_flat([-x for x in history.loss_curve], n_iter_no_change, tol)
     else:
         prior.load_state_dict(best_weights)
+    prior.checkpointing = False
     prior.eval()
     return history
 

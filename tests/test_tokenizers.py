@@ -18,7 +18,7 @@ def test_codes_are_nearest_centres(shape, patch_size):
     rows, cols = tokenizer.grid_
     assert codes.shape == (30, rows, cols) and codes.dtype == np.int64
     assert (rows - 1) * ph < shape[0] <= rows * ph and (cols - 1) * pw < shape[1] <= cols * pw
-    centres = tokenizer.kmeans_.cluster_centers_
+    centres = tokenizer.codebook_
     for i, r, c in [(0, 0, 0), (3, rows - 1, cols - 1), (29, rows // 2, cols - 1)]:
         patch = np.array(
             [
@@ -36,7 +36,7 @@ def test_images_made_of_codes_come_back():
     codes = np.random.RandomState(0).randint(10, size=(6, 4, 4))
     images = tokenizer.inverse_transform(codes)
     assert images.shape == (6, 7, 7)
-    centres = tokenizer.kmeans_.cluster_centers_
+    centres = tokenizer.codebook_
     np.testing.assert_array_equal(images[3, 2:4, 4:6].ravel(), centres[codes[3, 1, 2]])
     whole = images[:, :6, :6].reshape(6, 3, 2, 3, 2).swapaxes(2, 3).reshape(6, 3, 3, 4)
     distances = ((whole[..., None, :] - centres) ** 2).sum(-1)

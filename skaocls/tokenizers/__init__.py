@@ -6,6 +6,7 @@ states the size of its codebook as ``n_codes_``.
 """
 
 from skaocls.tokenizers.patch import PatchTokenizer
+from skaocls.tokenizers.pretrained import LlamaGenTokenizer, MaskGITTokenizer
 from skaocls.tokenizers.quantile import QuantileTokenizer
 
-__all__ = ["PatchTokenizer", "QuantileTokenizer"]
+__all__ = ["LlamaGenTokenizer", "MaskGITTokenizer", "PatchTokenizer", "QuantileTokenizer"]

@@ -5,6 +5,7 @@ from numbers import Integral
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.cluster import MiniBatchKMeans
+from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -39,12 +40,14 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
 
     Attributes
     ----------
-    kmeans_ : MiniBatchKMeans
-        The fitted codebook; its ``cluster_centers_`` are the flattened patches.
+    codebook_ : float32 ndarray of shape (n_codes_, patch height * patch width * channels)
+        The patch of each code, flattened.
     n_codes_ : int
         Size of the codebook.
     patch_size_ : tuple of int
         Height and width of a patch.
+    patch_std_ : float
+        Standard deviation of the numbers in the training patches.
     grid_ : tuple of int
         Rows and columns of tokens.
     image_shape_ : tuple of int
@@ -118,22 +121,29 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         if n_codes == "auto":
             n_codes = int(2 ** np.clip(np.log2(len(patches) / 128), 4, 10).astype(int))
         self.n_codes_ = min(n_codes, len(np.unique(patches, axis=0)))
-        self.kmeans_ = MiniBatchKMeans(
+        kmeans = MiniBatchKMeans(
             self.n_codes_,
             batch_size=2048,
             n_init=3,
             compute_labels=False,
             random_state=rng.randint(2**31 - 1),
-        ).fit(patches)
+        )
+        self.codebook_ = kmeans.fit(patches).cluster_centers_.astype(np.float32)
+        self.patch_std_ = float(patches.std())
         return self
 
-    def transform(self, X):
+    def transform(self, X, *, latent_noise=0.0, seed=0):
         """Tokenize.
 
         Parameters
         ----------
         X : array-like of images
             Of the shape seen during fit.
+        latent_noise : float, default=0.0
+            t in ``(1 - t) patch + t noise``, before the nearest code is sought; the noise is as
+            spread as the training patches.
+        seed : int, default=0
+            Of the noise, which is the same for every image.
 
         Returns
         -------
@@ -141,10 +151,16 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = read_data(self, X, reset=False, signals=True)
-        codes = [
-            self.kmeans_.predict(self._patches(read_images(self, X, part)))
-            for part in gen_batches(len(X), IMAGES_AT_ONCE)
-        ]
+        n_patches = self.grid_[0] * self.grid_[1]
+        noise = np.random.RandomState(seed).randn(n_patches, self.codebook_.shape[1])
+        noise = (latent_noise * self.patch_std_ * noise).astype(np.float32)
+        codes = []
+        for part in gen_batches(len(X), IMAGES_AT_ONCE):
+            patches = self._patches(read_images(self, X, part))
+            if latent_noise:
+                patches = np.float32(1 - latent_noise) * patches
+                patches = (patches.reshape(-1, *noise.shape) + noise).reshape(patches.shape)
+            codes.append(pairwise_distances_argmin(patches, self.codebook_))
         return np.concatenate(codes).astype(np.int64).reshape(-1, *self.grid_)
 
     def inverse_transform(self, codes):
@@ -163,7 +179,7 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         codes = check_codes(codes, self.grid_, self.n_codes_)
         (rows, cols), (ph, pw), (h, w, c) = self.grid_, self.patch_size_, self.image_shape_
-        tiles = self.kmeans_.cluster_centers_[codes].reshape(-1, rows, cols, ph, pw, c)
+        tiles = self.codebook_[codes].reshape(-1, rows, cols, ph, pw, c)
         images = tiles.swapaxes(2, 3).reshape(-1, rows * ph, cols * pw, c)[:, :h, :w]
         if c == 1:
             images = images[..., 0]

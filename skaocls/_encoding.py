@@ -1,0 +1,103 @@
+"""From an estimator's data to tokens: choice of tokenizer, training views, crops and noise."""
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.utils import gen_batches
+from torch.nn import functional as F
+
+from skaocls._validation import read_images
+from skaocls.augmentation import random_views
+from skaocls.tokenizers import PatchTokenizer, QuantileTokenizer
+
+ENCODE_AT_ONCE = 512  # images decoded and tokenized together
+FIT_TOKENIZER_ON = 2**27  # numbers (images times pixels times channels) it may see
+N_VIEWS = 16  # of each training image, the first of them the image itself
+CROP_MARGIN = 1.1  # images are this much larger than what is cropped from them
+
+
+def fit_tokenizer(estimator, tokenizer, X, rng):
+    """The given tokenizer, or the default for the data, cloned and fitted."""
+    if isinstance(tokenizer, str):
+        images = estimator.image_shape_ is not None
+        tokenizer = PatchTokenizer() if images else QuantileTokenizer()
+    tokenizer = clone(tokenizer)
+    seed = rng.randint(2**31 - 1)
+    if "random_state" in tokenizer.get_params(deep=False):
+        tokenizer.set_params(random_state=seed)
+    if estimator.image_shape_ is not None:
+        n = max(1, FIT_TOKENIZER_ON // int(np.prod(estimator.image_shape_)))
+        X = read_images(estimator, X, np.sort(rng.permutation(len(X))[:n]))
+    return tokenizer.fit(X)
+
+
+def training_tokens(estimator, X, rng):
+    """Tokens of the training data, (n_samples, n_views, n_tokens)."""
+    if estimator.augmentation is None or estimator.image_shape_ is None:
+        return encode(estimator, X, slice(0, len(X)))[:, None]
+    parts = []
+    for part in gen_batches(len(X), ENCODE_AT_ONCE):
+        images = read_images(estimator, X, part)
+        views = [images, *(random_views(images, rng) for _ in range(N_VIEWS - 1))]
+        parts.append(np.stack([tokens(estimator.tokenizer_, v) for v in views], axis=1))
+    return np.concatenate(parts)
+
+
+def encode(estimator, X, part):
+    """Tokens of X[part] as it is, (n, n_tokens)."""
+    if estimator.image_shape_ is None:
+        return tokens(estimator.tokenizer_, X[part])
+    parts = []
+    for at in range(part.start, part.stop, ENCODE_AT_ONCE):
+        few = slice(at, min(at + ENCODE_AT_ONCE, part.stop))
+        parts.append(tokens(estimator.tokenizer_, read_images(estimator, X, few)))
+    return np.concatenate(parts)
+
+
+def encode_for_orders(estimator, X, part, n_orders, seed):
+    """Tokens of X[part], with a crop and noise of its own for each order if the estimator asks.
+
+    Crop and noise of an order are the same for all images.
+
+    Returns
+    -------
+    codes : int array of shape (n, n_tokens) or (n, n_orders, n_tokens)
+    """
+    images = estimator.image_shape_ is not None
+    if not images or (estimator.crop == "center" and not estimator.latent_noise):
+        return encode(estimator, X, part)
+    rng = np.random.RandomState(seed)
+    large = enlarged(read_images(estimator, X, part)) if estimator.crop == "random" else None
+    codes = []
+    for _ in range(n_orders):
+        where, noise_seed = rng.uniform(size=2), rng.randint(2**31 - 1)
+        if large is not None:
+            pixels = crop(large, estimator.image_shape_, where)
+        else:
+            pixels = read_images(estimator, X, part)
+        noise = {}
+        if estimator.latent_noise:
+            noise = {"latent_noise": estimator.latent_noise, "seed": noise_seed}
+        codes.append(tokens(estimator.tokenizer_, pixels, **noise))
+    return np.stack(codes, axis=1)
+
+
+def tokens(tokenizer, data, **noise):
+    return tokenizer.transform(data, **noise).reshape(len(data), -1).astype(np.int32)
+
+
+def enlarged(images):
+    """Images scaled up by the margin that random crops need."""
+    height, width = (round(CROP_MARGIN * s) for s in images.shape[1:3])
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    large = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False)
+    return large.permute(0, 2, 3, 1).numpy()
+
+
+def crop(images, shape, where):
+    """The window of that shape whose corner lies at the share `where` of the margin."""
+    top, left = (
+        int(share * (have - want + 1))
+        for share, have, want in zip(where, images.shape[1:3], shape[:2], strict=True)
+    )
+    return images[:, top : top + shape[0], left : left + shape[1]]
