@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 from torch.nn import functional as F
 
@@ -17,10 +18,12 @@ CROP_MARGIN = 1.1  # images are this much larger than what is cropped from them
 
 
 def fit_tokenizer(estimator, tokenizer, X, rng):
-    """The given tokenizer, or the default for the data, cloned and fitted."""
+    """The given tokenizer, or the default for the data, cloned and fitted unless frozen."""
     if isinstance(tokenizer, str):
         images = estimator.image_shape_ is not None
         tokenizer = PatchTokenizer() if images else QuantileTokenizer()
+    if isinstance(tokenizer, FrozenEstimator):
+        return tokenizer.estimator
     tokenizer = clone(tokenizer)
     seed = rng.randint(2**31 - 1)
     if "random_state" in tokenizer.get_params(deep=False):

@@ -60,13 +60,6 @@ def read_images(estimator, X, part=slice(None)):
     return load_images(X[part], estimator.image_shape_, resize=resize, start=start)
 
 
-def declared_shape(estimator, tokenizer):
-    """The image shape that the user states, or else the one shape that the tokenizer reads."""
-    if estimator.image_shape is not None or isinstance(tokenizer, str):
-        return estimator.image_shape
-    return getattr(tokenizer, "image_shape", None)
-
-
 def encode_labels(estimator, X, y, again):
     """Labels as 0 ... n_classes - 1; sets `classes_` unless `again`, and `class_count_`."""
     if y is None:

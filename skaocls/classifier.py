@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls._encoding import encode_for_orders, fit_tokenizer, training_tokens
-from skaocls._validation import class_log_prior, declared_shape, encode_labels, read_data
+from skaocls._validation import class_log_prior, encode_labels, read_data
 from skaocls.aggregation import AGGREGATIONS, joint_log_proba
 from skaocls.devices import resolve_device, resolve_precision
 from skaocls.finetuning import merge_finetuning, prepare_finetuning, replace_classes
@@ -29,7 +30,7 @@ from skaocls.pretrained import (
     published_tokenizer,
 )
 from skaocls.prior import AnyOrderPrior
-from skaocls.saving import load, push, read_config, save
+from skaocls.saving import load, load_models, push, read_config, save
 from skaocls.scoring import log_likelihoods
 from skaocls.training import train_prior
 
@@ -54,11 +55,14 @@ class AnyOrderARClassifier(ClassifierMixin, BaseEstimator):
         ``"auto"`` is a new prior whose size follows the data. A dict gives sizes of a new prior
         (`dim`, `n_layer`, `n_head`, `multiple_of`, `dropout`). A module is copied, weights are
         loaded (:func:`skaocls.pretrained.load_published`: ``"randar-l"`` and other short names,
-        hub repositories, folders, files), and both are fine-tuned to the classes in y.
+        hub repositories, folders, files; also what `save_pretrained` wrote), and both are
+        fine-tuned to the classes in y. Weights are worth only as much as the tokens they were
+        trained on: with a module, pass its tokenizer in ``sklearn.frozen.FrozenEstimator``.
     tokenizer : "auto" or transformer, default="auto"
         ``"auto"`` is a :class:`PatchTokenizer` for images and a :class:`QuantileTokenizer` for
-        tabular data; with loaded weights the published tokenizer of their vocabulary. Another
-        one is cloned and fitted; see :mod:`skaocls.tokenizers`.
+        tabular data; with loaded weights the tokenizer saved with them, or the published one
+        of their vocabulary. Another one is cloned and fitted, unless frozen; see
+        :mod:`skaocls.tokenizers`.
     filename : str, default=None
         File of the weights within a repository or folder that `prior` names.
     revision : str, default=None
@@ -330,11 +334,8 @@ default="mean_log_likelihood"
         autocast = resolve_precision(self.precision, device)
         rng = check_random_state(self.random_state)
         again = self.warm_start and hasattr(self, "prior_")
-        given = None if again else self._given_prior()
-        tokenizer = self.tokenizer
-        if given is not None and not self._is_module() and isinstance(tokenizer, str):
-            tokenizer = published_tokenizer(given)
-        X = read_data(self, X, reset=not again, image_shape=declared_shape(self, tokenizer))
+        given, tokenizer, shape = (None, None, None) if again else self._given()
+        X = read_data(self, X, reset=not again, image_shape=shape)
         labels = encode_labels(self, X, y, again)
         self.class_log_prior_ = class_log_prior(self.priors, self.class_count_)
 
@@ -630,13 +631,27 @@ default="mean_log_likelihood"
     def _is_module(self):
         return isinstance(self.prior, AnyOrderPrior)
 
-    def _given_prior(self):
-        """A prior to fine-tune, or None."""
+    def _given(self):
+        """A prior to fine-tune or None, the tokenizer, and the image shape to read."""
+        tokenizer, shape = self.tokenizer, self.image_shape
         if self._is_module():
-            return copy.deepcopy(self.prior)
-        if isinstance(self.prior, dict) or self.prior == "auto":
-            return None
-        return load_published(self.prior, self.filename, revision=self.revision)
+            given = copy.deepcopy(self.prior)
+        elif isinstance(self.prior, dict) or self.prior == "auto":
+            given = None
+        else:
+            at = {"revision": self.revision}
+            known = self.prior in PUBLISHED or self.filename is not None
+            config = None if known else read_config(self.prior, **at)
+            if config is not None:
+                given, own = load_models(config, self.prior, **at)
+                own, own_shape = FrozenEstimator(own), config["declared_shape_"]
+            else:
+                given = load_published(self.prior, self.filename, **at)
+                own = published_tokenizer(given) if isinstance(tokenizer, str) else None
+                own_shape = getattr(own or tokenizer, "image_shape", None)
+            tokenizer = own if isinstance(tokenizer, str) else tokenizer
+            shape = shape or own_shape
+        return given, tokenizer, shape
 
     def _start(self, given, codes, labels, device, rng):
         """The prior that training starts from."""

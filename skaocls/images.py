@@ -5,7 +5,9 @@ and 1, all others are taken as they are.
 """
 
 import os
+from collections.abc import Callable
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,7 +17,7 @@ GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
 FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(bool): 1}
 
 
-def as_batch(X):
+def as_batch(X: Any) -> Any:
     """X as something to slice, if it holds images.
 
     Parameters
@@ -38,20 +40,18 @@ def as_batch(X):
     array(['a.png', 'b.png'], dtype=object)
     """
     if hasattr(X, "detach"):  # a torch tensor
-        X = tensor_to_array(X)
-        first = X.ndim == 4 and X.shape[1] in (1, 3, 4) and X.shape[3] not in (1, 3, 4)
-        return X.transpose(0, 2, 3, 1) if first else X
+        return channels_last(tensor_to_array(X))
     table = X
     if hasattr(X, "to_numpy"):  # pandas, polars
         table = X.to_numpy() if len(getattr(X, "columns", "1")) == 1 else X
     elif isinstance(X, (list, tuple)):
         if any(is_item(x) for x in X):
             alike = {(type(x), getattr(x, "shape", None), getattr(x, "dtype", None)) for x in X}
-            return (
-                np.stack(X)
-                if {np.ndarray} == {t for t, *_ in alike} and len(alike) == 1
-                else object_array(X)
-            )
+            if len(alike) > 1 or isinstance(X[0], (str, os.PathLike, Image.Image)):
+                return object_array(X)
+            if hasattr(X[0], "detach"):
+                return channels_last(np.stack([tensor_to_array(x) for x in X]))
+            return np.stack(X)
         try:
             table = np.asarray(X)
         except ValueError:  # ragged rows
@@ -64,12 +64,14 @@ def as_batch(X):
     return table if table.ndim in (3, 4) else X
 
 
-def holds_images(batch):
+def holds_images(batch: Any) -> bool:
     """Whether what :func:`as_batch` returned is images."""
-    return isinstance(batch, np.ndarray) and (is_items(batch) or batch.ndim in (3, 4))
+    if is_items(batch):
+        return any(is_item(x) for x in batch)
+    return isinstance(batch, np.ndarray) and batch.ndim in (3, 4)
 
 
-def image_shape_of(X, image_shape=None):
+def image_shape_of(X: Any, image_shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """The shape that all images in X have; of files only the headers are read.
 
     Parameters
@@ -117,24 +119,37 @@ def image_shape_of(X, image_shape=None):
                 "(n, height, width, channels): X.transpose(0, 2, 3, 1)."
             )
         return shape
+    check_array(np.zeros((len(X), 1)))  # at least one
+    if wanted and len(wanted) == 3 and wanted[2] not in (1, 3):
+        raise ValueError(f"image_shape={wanted}: image files have 1 or 3 channels.")
     first: tuple[int, ...] = ()
-    gray = True
+    most = 1
+    arrays: dict[tuple[int, ...], int] = {}
     for i, item in enumerate(X):
-        height, width, is_gray = read(item, i, header)
-        gray &= is_gray
+        height, width, channels, is_array = read(item, i, header)
         first = first or (height, width)
         if wanted is None and (height, width) != first:
             raise ValueError(
                 f"Images have different sizes: {first} at index 0, {(height, width)} at index {i}. "
-                "Pass image_shape=(height, width) to resize them."
+                "Pass image_shape=(height, width) to resize files and PIL images; arrays are not "
+                "resized."
             )
-    if wanted and len(wanted) == 3 and wanted[2] not in (1, 3):
-        raise ValueError(f"image_shape={wanted}: image files have 1 or 3 channels.")
-    height, width, *channels = wanted or first
-    return (height, width, *(channels or [1 if gray else 3]))
+        most = max(most, channels)
+        if is_array:
+            arrays.setdefault((height, width, channels), i)
+    shape = (*(wanted or first), most)[:3]
+    for seen, i in arrays.items():
+        if seen != shape:
+            raise ValueError(
+                f"X[{i}] is an array of shape {seen}, but images of shape {shape} are expected. "
+                "Arrays are neither resized nor converted."
+            )
+    return shape
 
 
-def load_images(X, shape, *, resize=False, start=0):
+def load_images(
+    X: Any, shape: tuple[int, ...], *, resize: bool = False, start: int = 0
+) -> np.ndarray:
     """Decode images.
 
     Parameters
@@ -167,12 +182,17 @@ def load_images(X, shape, *, resize=False, start=0):
     X = as_batch(X)
     if is_items(X):
         check_array(np.zeros((len(X), 1)))  # at least one
-        return np.stack(
-            [
-                scaled(read(item, start + i, lambda x: pixels(x, shape, resize)))
-                for i, item in enumerate(X)
-            ]
-        )
+        images = []
+        for i, item in enumerate(X, start):
+            image = read(item, i, lambda x: pixels(x, shape, resize))
+            if image.shape != tuple(shape):
+                raise ValueError(
+                    f"X[{i}] has shape {image.shape}, but images of shape {tuple(shape)} are "
+                    f"expected, as in fit: {name_of(item)!r}. Pass image_shape=(height, width) to "
+                    "resize files and PIL images; arrays are not resized."
+                )
+            images.append(to_unit(image, f"X[{i}]"))
+        return np.stack(images)
     X = np.asarray(X)
     if X.ndim == 2:
         if X.shape[1] != np.prod(shape):
@@ -185,12 +205,10 @@ def load_images(X, shape, *, resize=False, start=0):
             f"X has images of shape {(*X.shape[1:], 1)[:3]}, but images of shape {tuple(shape)} "
             "are expected, as in fit."
         )
-    scale = FULL_SCALE.get(X.dtype, 1)
-    X = check_array(X, dtype=np.float32, allow_nd=True, input_name="X")
-    return X.reshape(-1, *shape) / np.float32(scale)
+    return to_unit(X, "X").reshape(-1, *shape)
 
 
-def to_pixels(image, channels):
+def to_pixels(image: Image.Image, channels: int) -> np.ndarray:
     """One PIL image as a person sees it, in 8 bits.
 
     Parameters
@@ -216,28 +234,32 @@ def to_pixels(image, channels):
     return a.reshape(*a.shape[:2], channels)
 
 
-def upright(image):
+def upright(image: Image.Image) -> Image.Image:
     """Turned as EXIF says, opaque, in mode L or RGB."""
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         return to_8_bits(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
+    if image.has_transparency_data:
+        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(paper, image).convert("RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def to_8_bits(image):
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """From modes I;16, I and F; values beyond their range are refused, not clipped."""
     a = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         a = a * 255 if a.min() >= 0 and a.max() <= 1 else a
     elif image.mode.startswith("I;16") or a.max() > 255:
         a = a / 257
-    return Image.fromarray(np.clip(np.rint(a), 0, 255).astype(np.uint8))
+    if not (a.min() >= 0 and a.max() <= 255):  # NaN is neither
+        full = "1 or 255" if image.mode == "F" else "65535"
+        raise ValueError(f"values of mode {image.mode!r} must lie in 0 ... {full}")
+    return Image.fromarray(np.rint(a).astype(np.uint8))
 
 
-def resize_crop(image, height, width):
+def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     """Scale so that the image covers (height, width), then cut out the centre.
 
     Box-filtered halvings while it is at least twice as large, then bicubic: the preprocessing of
@@ -273,11 +295,11 @@ def resize_crop(image, height, width):
     return image.crop((left, top, left + width, top + height))
 
 
-def check_image_shape(image_shape):
+def check_image_shape(image_shape: Any) -> tuple[int, ...] | None:
     """image_shape as a tuple of 2 or 3 positive ints, or None."""
     if image_shape is None:
         return None
-    shape = tuple(image_shape)
+    shape = tuple(image_shape) if np.iterable(image_shape) else ()
     if len(shape) not in (2, 3) or not all(isinstance(s, Integral) and int(s) >= 1 for s in shape):
         raise ValueError(
             f"image_shape={image_shape!r} must be (height, width) or (height, width, channels), "
@@ -286,75 +308,83 @@ def check_image_shape(image_shape):
     return tuple(int(s) for s in shape)
 
 
-def is_item(x):
+def is_item(x: Any) -> bool:
     """Whether x stands for one image: a path, a PIL image, an array of 2 or 3 dimensions."""
     if isinstance(x, (str, os.PathLike, Image.Image)):
         return True
     return (isinstance(x, np.ndarray) or hasattr(x, "detach")) and x.ndim in (2, 3)
 
 
-def is_items(X):
+def is_items(X: Any) -> bool:
     return isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1
 
 
-def tensor_to_array(x):
+def tensor_to_array(x: Any) -> np.ndarray:
     x = x.detach().cpu()
     return (x.float() if x.is_floating_point() else x).numpy()
 
 
-def object_array(items):
+def object_array(items: Any) -> np.ndarray:
     out = np.empty(len(items), dtype=object)
     for i, item in enumerate(items):
         out[i] = item
     return out
 
 
-def scaled(a):
-    return a.astype(np.float32) / np.float32(FULL_SCALE.get(a.dtype, 1))
+def channels_last(a: np.ndarray) -> np.ndarray:
+    """(n, channels, height, width), torch's way, as (n, height, width, channels)."""
+    first = a.ndim == 4 and a.shape[1] in (1, 3, 4) and a.shape[3] not in (1, 3, 4)
+    return a.transpose(0, 2, 3, 1) if first else a
 
 
-def header(image):
-    """Height and width as seen, and whether the image is grayscale."""
+def to_unit(a: np.ndarray, name: str) -> np.ndarray:
+    """Finite float32 numbers; integers of images are divided by their full scale."""
+    scale = FULL_SCALE.get(a.dtype.newbyteorder("="), 1)
+    return check_array(a, dtype=np.float32, allow_nd=True, input_name=name) / np.float32(scale)
+
+
+def header(image: Any) -> tuple[int, int, int, bool]:
+    """Height and width as seen, channels, and whether the image is an array."""
     if isinstance(image, np.ndarray):
-        return (*image.shape[:2], image.ndim == 2 or image.shape[2] == 1)
+        height, width, channels = (*image.shape, 1)[:3]
+        return height, width, channels, True
     width, height = image.size
+    # Pillow turns the size of TIFF files itself, since some version; their tags tell
+    tags = getattr(image, "tag_v2", {})
+    as_stored = (tags.get(256, width), tags.get(257, height)) == (width, height)
     # PNG's own getexif would decode the whole file
-    if Image.Image.getexif(image).get(0x0112, 1) in (5, 6, 7, 8):
+    if as_stored and Image.Image.getexif(image).get(0x0112, 1) in (5, 6, 7, 8):
         height, width = width, height
     gray = image.mode in GRAY_MODES or image.mode.startswith("I;16")
-    return height, width, gray and "transparency" not in image.info
+    return height, width, 1 if gray else 3, False
 
 
-def pixels(image, shape, resize):
-    """One array or PIL image with the wanted shape."""
+def pixels(image: Any, shape: tuple[int, ...], resize: bool) -> np.ndarray:
+    """One array or PIL image as (height, width, channels)."""
     height, width, channels = shape
     if isinstance(image, np.ndarray):
-        if image.ndim == 2:
-            image = image[..., None]
-    elif resize:
-        image = to_pixels(resize_crop(upright(image), height, width), channels)
-    else:
-        image = to_pixels(image, channels)
-    if image.shape != tuple(shape):
-        raise ValueError(
-            f"it has shape {image.shape}, but {tuple(shape)} is expected. Pass "
-            "image_shape=(height, width) to resize files"
-        )
-    check_array(image, allow_nd=True, input_name="X")
-    return image
+        return image if image.ndim == 3 else image[..., None]
+    if resize:
+        image = resize_crop(upright(image), height, width)
+    return to_pixels(image, channels)
 
 
-def read(item, index, use):
+def name_of(item: Any) -> str | bytes:
+    """The path of a file, the type of anything else."""
+    return os.fspath(item) if isinstance(item, (str, os.PathLike)) else type(item).__name__
+
+
+def read(item: Any, index: int, use: Callable) -> Any:
     """use(image) of what item stands for; a failure names its index and path."""
     try:
         if isinstance(item, (str, os.PathLike)):
             with Image.open(item) as image:
                 return use(image)
-        if hasattr(item, "detach"):
-            item = tensor_to_array(item)
         if not is_item(item):
             raise TypeError(f"expected a path, a PIL image or an array, got {type(item).__name__}")
+        if hasattr(item, "detach"):
+            item = channels_last(tensor_to_array(item)[None])[0]
         return use(item)
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as exc:
-        name = os.fspath(item) if isinstance(item, (str, os.PathLike)) else type(item).__name__
+    except Exception as exc:  # decoders raise all sorts
+        name = name_of(item)
         raise ValueError(f"X[{index}] cannot be read as an image: {name!r}: {exc}") from exc

@@ -101,23 +101,22 @@ def read_config(source, *, revision=None, token=None) -> dict | None:
 
 def load(cls, config: dict, source, *, revision=None, token=None, params=None):
     """The classifier that :func:`save` wrote."""
-    at = {"revision": revision, "token": token}
     clf = cls(**({k: from_json(v) for k, v in config["params"].items()} | (params or {})))
     classes = config["classes"]
     clf.classes_ = np.array(classes["values"], dtype=classes["dtype"])
     for name in LEARNED:
         if name in config:
             setattr(clf, name, LEARNED[name](config[name]))
-    model = find_file(source, MODEL, **at)
-    clf.prior_ = prior_from_state_dict(
-        read_state_dict(model),
-        grid=config["prior"]["grid"],
-        n_head=config["prior"]["n_head"],
-        source=str(model),
-    )
-    arrays = read_state_dict(find_file(source, TOKENIZER, **at))
-    clf.tokenizer_ = restore_tokenizer(config["tokenizer"], arrays)
+    clf.prior_, clf.tokenizer_ = load_models(config, source, revision=revision, token=token)
     return clf
+
+
+def load_models(config: dict, source, *, revision=None, token=None):
+    """Prior and tokenizer of a saved classifier."""
+    path = find_file(source, MODEL, revision=revision, token=token)
+    prior = prior_from_state_dict(read_state_dict(path), **config["prior"], source=str(path))
+    path = find_file(source, TOKENIZER, revision=revision, token=token)
+    return prior, restore_tokenizer(config["tokenizer"], read_state_dict(path))
 
 
 def push(clf, repo_id, metrics, private, token, commit_message) -> str:

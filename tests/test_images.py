@@ -33,6 +33,7 @@ def test_numbers_keep_their_meaning():
     x = np.array([[[0, 51], [255, 102]]])
     np.testing.assert_allclose(load(x.astype(np.uint8))[0, ..., 0], [[0, 0.2], [1, 0.4]])
     np.testing.assert_allclose(load((x * 257).astype(np.uint16))[0, ..., 0], [[0, 0.2], [1, 0.4]])
+    np.testing.assert_allclose(load((x * 257).astype(">u2"))[0, 0, :, 0], [0, 0.2])
     np.testing.assert_array_equal(load(x)[0, ..., 0], x[0])
     np.testing.assert_array_equal(load(x / 7.0)[0, ..., 0], (x[0] / 7.0).astype(np.float32))
     np.testing.assert_array_equal(load(x > 100)[0, ..., 0], [[0, 0], [1, 1]])
@@ -41,7 +42,8 @@ def test_numbers_keep_their_meaning():
 
 def test_forms_of_arrays():
     x = np.random.RandomState(0).rand(4, 6, 5, 3).astype(np.float32)
-    for form in (x, torch.tensor(x), torch.tensor(x).permute(0, 3, 1, 2), list(x), x.tolist()):
+    first = torch.tensor(x).permute(0, 3, 1, 2)
+    for form in (x, torch.tensor(x), first, list(first), list(x), x.tolist()):
         np.testing.assert_array_equal(load(form), x)
     np.testing.assert_array_equal(load(x.reshape(4, -1), (6, 5, 3)), x)
     np.testing.assert_array_equal(load(x[..., 0])[..., 0], x[..., 0])
@@ -68,6 +70,8 @@ def test_what_holds_images():
         np.zeros((3, 4)),
         np.zeros((3, 4), dtype=object),
         np.zeros(3),
+        np.array([1, 2], dtype=object),
+        np.array([["a.png", "b.png"]]),
         [[1, 2], [3, 4]],
         [[1, 2], [3]],
         sparse.eye(3).tocsr(),
@@ -86,8 +90,14 @@ def test_transparency_is_laid_over_white(save):
     expected = [[[255, 127, 127], [255, 255, 255]]]
     np.testing.assert_allclose(to_pixels(half, 3), expected, atol=1)
     np.testing.assert_allclose(load([save(half)])[0] * 255, expected, atol=1)
-    gray = Image.new("LA", (1, 1), (0, 51))
-    assert to_pixels(gray, 1)[0, 0, 0] == 204
+    for mode in ("LA", "La"):
+        assert to_pixels(Image.new(mode, (1, 1), (0, 51)), 1)[0, 0, 0] == 204
+    keyed = save(Image.new("L", (1, 1), 9), "k.png", transparency=9)
+    assert image_shape_of([keyed]) == (1, 1, 1)
+    assert load([keyed]) == 1
+    clear = Image.new("P", (1, 1))
+    clear.putpalette([255, 0, 0, 0], "RGBA")
+    assert to_pixels(clear, 3).tolist() == [[[255, 255, 255]]]
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.putpixel((1, 0), 1)
@@ -108,6 +118,37 @@ def test_modes_and_depths(save):
     np.testing.assert_array_equal(load([save(bits, "b.png")])[0, 0, :, 0], [1, 0])
     floats = Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32))
     np.testing.assert_array_equal(load([save(floats, "f.tif")])[0, 0, :, 0] * 255, [0, 51, 255])
+
+
+def test_depths_beyond_8_bits():
+    def values(a, dtype):
+        return to_pixels(Image.fromarray(np.array([a], dtype=dtype)), 1).ravel().tolist()
+
+    assert values([5, 200], np.int32) == [5, 200]
+    assert values([257, 65535], np.int32) == [1, 255]
+    assert values([0, 200], np.float32) == [0, 200]
+    for a, dtype in [
+        ([-5, 5], np.int32),
+        ([5, 70000], np.int32),
+        ([0, 300], np.float32),
+        ([0, np.nan], np.float32),
+    ]:
+        with pytest.raises(ValueError, match=r"values of mode '[IF]' must lie in 0"):
+            values(a, dtype)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_header_and_pixels_agree_on_rotation(save, suffix):
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = save(Image.new("RGB", (4, 2)), f"{orientation}.{suffix}", exif=exif)
+        shape = (2, 4, 3) if orientation < 5 else (4, 2, 3)
+        assert image_shape_of([path]) == shape
+        assert load_images([path], shape).shape == (1, *shape)
+        with Image.open(path) as image:
+            image.load()
+            assert image_shape_of([image]) == shape
 
 
 def test_camera_rotation(save):
@@ -178,6 +219,30 @@ def test_unreadable_values(save, tmp_path):
         load_images([str(cut)], shape, start=40)
 
 
+def test_decompression_bomb(save, monkeypatch):
+    path = save(Image.new("L", (4, 4)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    for use in (image_shape_of, lambda X: load_images(X, (4, 4, 1))):
+        with pytest.raises(ValueError, match=r"X\[0\] cannot be read.*image.png'.*bomb") as error:
+            use([path])
+        assert isinstance(error.value.__cause__, Image.DecompressionBombError)
+
+
+def test_mixed_items(save):
+    colour = Image.new("RGB", (6, 2), (255, 0, 51))
+    array = np.asarray(colour)
+    first = torch.tensor(array).permute(2, 0, 1)
+    images = load([save(colour), colour, array, first, Image.new("L", (6, 2), 51)])
+    np.testing.assert_allclose(images[:4], np.broadcast_to([1, 0, 0.2], (4, 2, 6, 3)))
+    np.testing.assert_allclose(images[4], np.full((2, 6, 3), 0.2))
+    with pytest.raises(ValueError, match=r"X\[1\] is an array of shape \(2, 6, 1\).*\(2, 6, 3\)"):
+        image_shape_of([colour, array[..., 0]])
+    with pytest.raises(ValueError, match=r"X\[1\] is an array of shape \(2, 6, 3\).*\(4, 4, 3\)"):
+        image_shape_of([colour, array], (4, 4))
+    with pytest.raises(ValueError, match=r"X\[6\] has shape \(2, 6, 1\).*'ndarray'"):
+        load_images([colour, array[..., 0]], (2, 6, 3), start=5)
+
+
 @pytest.mark.parametrize(
     "X, image_shape, message",
     [
@@ -185,6 +250,8 @@ def test_unreadable_values(save, tmp_path):
         (np.zeros((2, 8, 7)), (8, 8), "Arrays are not resized"),
         (np.zeros((2, 3, 8, 8)), None, r"X.transpose\(0, 2, 3, 1\)"),
         (np.zeros((2, 64)), (8,), "positive integers"),
+        (np.zeros((2, 64)), 8, "positive integers"),
+        ([np.zeros((2, 2)), np.zeros((2, 2, 3))], None, r"X\[0\] is an array of shape \(2, 2, 1\)"),
         (np.zeros((2, 64)), (8, -8), "positive integers"),
         ([np.zeros((4, 4)), np.zeros((4, 5))], None, r"\(4, 4\) at index 0, \(4, 5\) at index 1"),
     ],
@@ -194,6 +261,7 @@ def test_wrong_shapes(X, image_shape, message):
         image_shape_of(X, image_shape)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_wrong_values():
     x = np.zeros((2, 4, 4))
     with pytest.raises(ValueError, match=r"\(4, 4, 1\).*\(4, 5, 1\).*as in fit"):
@@ -206,3 +274,15 @@ def test_wrong_values():
             load_images(x, (4, 4, 1))
     with pytest.raises(ValueError, match=r"0 sample\(s\)"):
         load_images(x[:0], (4, 4, 1))
+    for use in (image_shape_of, lambda X: load_images(X, (4, 4, 1))):
+        with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+            use(np.empty(0, dtype=object))
+    with pytest.raises(ValueError, match="Complex data not supported"):
+        load_images(np.ones((2, 4, 4)) * 1j, (4, 4, 1))
+    huge = np.full((4, 4), 1e300)
+    for X in (huge[None], [np.ones((4, 4), int), huge]):
+        with pytest.raises(ValueError, match=r"Input X.* value too large for dtype\('float32'\)"):
+            load_images(X, (4, 4, 1))
+    huge[0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"Input X\[8\] contains NaN"):
+        load_images([np.ones((4, 4), int), huge], (4, 4, 1), start=7)
