@@ -7,5 +7,6 @@ release = skaocls.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "myst_parser"]
 autosummary_generate = True
 numpydoc_show_class_members = False
+myst_heading_anchors = 2
 exclude_patterns = ["_build"]
 html_theme = "alabaster"

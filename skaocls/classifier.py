@@ -84,10 +84,10 @@ default="mean_log_likelihood"
     augmentation : {"auto", None}, default="auto"
         ``"auto"`` trains on 16 views of each image, itself and 15 small shifts, turns and
         stretches of it; tabular data is left alone. None trains on the data as it is.
-    max_iter : int, default=70
+    max_iter : int, default=55
         Epochs.
     batch_size : int or "auto", default="auto"
-        Images per training step. ``"auto"`` is ``min(64, n_samples)``.
+        Images per training step. ``"auto"`` is an eighth of them, between 16 and 64.
     learning_rate_init : float or "auto", default="auto"
         Peak learning rate; it warms up over 5 % of the steps, then falls to a 20th by a cosine.
         ``"auto"`` is ``0.4 / dim`` for a new prior, which is the published 4e-4 at the published
@@ -250,7 +250,7 @@ default="mean_log_likelihood"
         aggregation="mean_log_likelihood",
         image_shape=None,
         augmentation="auto",
-        max_iter=70,
+        max_iter=55,
         batch_size="auto",
         learning_rate_init="auto",
         micro_batch_size=None,
@@ -356,7 +356,9 @@ default="mean_log_likelihood"
         if self.early_stopping:
             train, held_out = self._split(labels, rng)
             validation = codes[held_out, 0], self.class_rows_[labels[held_out]]
-        batch_size = 64 if self.batch_size == "auto" else self.batch_size
+        batch_size = self.batch_size
+        if batch_size == "auto":
+            batch_size = int(np.clip(len(train) // 8, 16, 64))
         history = train_prior(
             prior.to(device),
             codes[train],

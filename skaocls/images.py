@@ -176,8 +176,8 @@ def load_images(
     --------
     >>> import numpy as np
     >>> from skaocls.images import load_images
-    >>> load_images(np.full((5, 8, 8), 255, np.uint8), (8, 8, 1)).max()
-    np.float32(1.0)
+    >>> float(load_images(np.full((5, 8, 8), 255, np.uint8), (8, 8, 1)).max())
+    1.0
     """
     X = as_batch(X)
     if is_items(X):

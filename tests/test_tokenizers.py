@@ -56,7 +56,7 @@ def test_a_large_codebook_reconstructs_well():
 
 def test_default_sizes_follow_the_data():
     digits = PatchTokenizer(random_state=0).fit(load_digits().images)
-    assert (digits.patch_size_, digits.grid_, digits.n_codes_) == ((2, 2), (4, 4), 128)
+    assert (digits.patch_size_, digits.grid_, digits.n_codes_) == ((2, 2), (4, 4), 256)
     rng = np.random.RandomState(0)
     photos = PatchTokenizer(random_state=0).fit(rng.rand(4, 64, 48, 3))
     # 7 x 7 leaves 10 * 7 = 70 tokens, 8 x 8 leaves 8 * 6 = 48

@@ -31,7 +31,7 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         that leaves at most 64 tokens.
     n_codes : int or "auto", default="auto"
         Size of the codebook, at most the number of distinct patches. ``"auto"`` is the power of
-        two, from 16 to 1024, that leaves at least 128 training patches to each code.
+        two, from 16 to 1024, that leaves at least 64 training patches to each code.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         Shape of the images if X holds flat rows; size to which image files are resized. Without
         it, rows of a 2-D X are signals: images one pixel high.
@@ -40,7 +40,7 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
 
     Attributes
     ----------
-    codebook_ : float32 ndarray of shape (n_codes_, patch height * patch width * channels)
+    codebook_ : float32 ndarray of shape (`n_codes_`, patch height * patch width * channels)
         The patch of each code, flattened.
     n_codes_ : int
         Size of the codebook.
@@ -119,7 +119,7 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         )
         n_codes = self.n_codes
         if n_codes == "auto":
-            n_codes = int(2 ** np.clip(np.log2(len(patches) / 128), 4, 10).astype(int))
+            n_codes = int(2 ** np.clip(np.log2(len(patches) / 64), 4, 10).astype(int))
         self.n_codes_ = min(n_codes, len(np.unique(patches, axis=0)))
         kmeans = MiniBatchKMeans(
             self.n_codes_,
