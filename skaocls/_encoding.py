@@ -13,7 +13,7 @@ from skaocls.tokenizers import PatchTokenizer, QuantileTokenizer
 
 ENCODE_AT_ONCE = 512  # images decoded and tokenized together
 FIT_TOKENIZER_ON = 2**27  # numbers (images times pixels times channels) it may see
-N_VIEWS = 16  # of each training image, the first of them the image itself
+N_VIEWS, N_VIEWS_SLOW = 16, 4  # of each training image, the first of them the image itself
 CROP_MARGIN = 1.1  # images are this much larger than what is cropped from them
 
 
@@ -36,12 +36,15 @@ def fit_tokenizer(estimator, tokenizer, X, rng):
 
 def training_tokens(estimator, X, rng):
     """Tokens of the training data, (n_samples, n_views, n_tokens)."""
+    n_views = estimator.augmentation
+    if n_views == "auto":
+        n_views = N_VIEWS_SLOW if hasattr(estimator.tokenizer_, "model_") else N_VIEWS
     if estimator.augmentation is None or estimator.image_shape_ is None:
         return encode(estimator, X, slice(0, len(X)))[:, None]
     parts = []
     for part in gen_batches(len(X), ENCODE_AT_ONCE):
         images = read_images(estimator, X, part)
-        views = [images, *(random_views(images, rng) for _ in range(N_VIEWS - 1))]
+        views = [images, *(random_views(images, rng) for _ in range(n_views - 1))]
         parts.append(np.stack([tokens(estimator.tokenizer_, v) for v in views], axis=1))
     return np.concatenate(parts)
 

@@ -81,9 +81,11 @@ default="mean_log_likelihood"
         after `fit`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         Shape of the images if X holds flat rows; size to which image files are resized.
-    augmentation : {"auto", None}, default="auto"
-        ``"auto"`` trains on 16 views of each image, itself and 15 small shifts, turns and
-        stretches of it; tabular data is left alone. None trains on the data as it is.
+    augmentation : int, "auto" or None, default="auto"
+        Views of each image to train on: itself, and small shifts, turns and stretches of it
+        (:func:`skaocls.augmentation.random_views`), tokenized once. ``"auto"`` is 16, or 4 with
+        the published tokenizers, which take seconds for an image on a CPU. None, and tabular
+        data: the data as it is.
     max_iter : int, default=55
         Epochs.
     batch_size : int or "auto", default="auto"
@@ -212,7 +214,11 @@ default="mean_log_likelihood"
         "order": [StrOptions({"random", "raster"}), "array-like"],
         "aggregation": [StrOptions(set(AGGREGATIONS))],
         "image_shape": [tuple, list, None],
-        "augmentation": [StrOptions({"auto"}), None],
+        "augmentation": [
+            StrOptions({"auto"}),
+            Interval(Integral, 1, None, closed="left"),
+            None,
+        ],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "learning_rate_init": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
@@ -340,6 +346,8 @@ default="mean_log_likelihood"
         self.class_log_prior_ = class_log_prior(self.priors, self.class_count_)
 
         if not again:
+            for name in ("class_names_", "wordnet_ids_"):  # of published weights, if any
+                self.__dict__.pop(name, None)
             self.tokenizer_ = fit_tokenizer(self, tokenizer, X, rng)
         codes = training_tokens(self, X, rng)
         prior = self.prior_ if again else self._start(given, codes, labels, device, rng)

@@ -1,5 +1,8 @@
 import json
+import os
 from pathlib import Path
+
+os.environ.setdefault("SCIPY_ARRAY_API", "1")  # else scikit-learn skips its array API checks
 
 import numpy as np
 import pytest

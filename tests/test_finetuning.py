@@ -117,11 +117,14 @@ def test_fit_finetunes_a_given_prior(fitted, mode):
 def test_fit_finetunes_what_was_saved(fitted, digits, tmp_path):
     X, y = digits[:2]
     fitted.save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
     clf = small_classifier(AnyOrderARClassifier, prior=tmp_path, max_iter=2)
     clf.fit(X, np.array(["a", "b", "c"])[y])
     np.testing.assert_array_equal(clf.tokenizer_.codebook_, fitted.tokenizer_.codebook_)
     assert clf.loss_curve_[0] < fitted.loss_curve_[-1] + 0.3 < fitted.loss_curve_[0]
     assert clf.score(digits[2], np.array(["a", "b", "c"])[digits[3]]) > 0.8
+    # mapped from the file, the weights change in memory alone
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize("options", [{"crop": "random"}, {"latent_noise": 0.3}])
