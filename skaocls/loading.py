@@ -6,17 +6,19 @@ Sources are a file, a folder, or a hub repository ``owner/name``; for the latter
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
+    HTTPError,  # of the HTTP library that the client uses
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -86,11 +88,17 @@ def find_file(source, filename=None, *, revision=None, token=None, suffixes=SUFF
 def download(repo: str, filename, revision, token, suffixes) -> Path:
     """A file of a hub repository, from the cache if it is there."""
     where = f"The hub repository {repo!r}" + (f" at revision {revision!r}" if revision else "")
+    at = {"revision": revision, "token": token}
+    if filename is None:
+        files = ask_hub(where, "the list of its files", HfApi().list_repo_files, repo, **at)
+        filename = the_only([f for f in files if f.endswith(suffixes)], where)
+    return Path(ask_hub(where, repr(filename), hf_hub_download, repo, filename, **at))
+
+
+def ask_hub(where: str, what: str, function: Callable, *args, **params):
+    """Call the client; whatever goes wrong is an OSError that says what and where."""
     try:
-        if filename is None:
-            files = HfApi().list_repo_files(repo, revision=revision, token=token)
-            filename = the_only([f for f in files if f.endswith(suffixes)], where)
-        return Path(hf_hub_download(repo, filename, revision=revision, token=token))
+        return function(*args, **params)
     except GatedRepoError as exc:
         raise OSError(f"{where} is gated: ask its owner for access and pass token.") from exc
     except RepositoryNotFoundError as exc:
@@ -99,15 +107,13 @@ def download(repo: str, filename, revision, token, suffixes) -> Path:
         raise OSError(f"{where} does not exist: there is no such revision.") from exc
     except LocalEntryNotFoundError as exc:
         raise FileNotFoundError(
-            f"{where}: {filename!r} is not in the cache, and the hub cannot be reached or "
+            f"{where}: {what} is not in the cache, and the hub cannot be reached or "
             "HF_HUB_OFFLINE forbids it."
         ) from exc
     except EntryNotFoundError as exc:
-        raise FileNotFoundError(f"{where} has no file {filename!r}.") from exc
-    except (HfHubHTTPError, HFValidationError) as exc:
-        raise OSError(f"{where}: {exc}") from exc
-    except (ConnectionError, TimeoutError, PermissionError) as exc:
-        raise OSError(f"{where}: {filename!r} could not be fetched or cached: {exc}") from exc
+        raise FileNotFoundError(f"{where} has no file {what}.") from exc
+    except (HTTPError, HFValidationError, OSError) as exc:
+        raise OSError(f"{where}: {what} could not be fetched or cached: {exc}") from exc
 
 
 def the_only(names: list[str], where: str) -> str:
@@ -142,8 +148,12 @@ def read_state_dict(path) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 state: Any = {key: file.get_tensor(key) for key in list(file.keys())}
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as exc:
+            # torch's format before version 1.6 cannot be mapped
+            mmap = is_zipfile(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as exc:
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise ValueError(
             f"{path} is no readable file of weights: it is cut off, of another format, or holds "

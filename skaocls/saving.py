@@ -2,7 +2,7 @@
 
 ``config.json`` holds classes, parameters and shapes, ``model.safetensors`` the prior,
 ``tokenizer.safetensors`` what the tokenizer learned. Embedded and published priors are stored
-alike. Files are written whole or not at all.
+alike. Files are written whole or not at all, and replace older ones only when all are written.
 """
 
 import json
@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
 from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
 
 import skaocls
 from skaocls.loading import find_file, prior_from_state_dict, read_state_dict
@@ -34,29 +35,28 @@ TOKENIZERS = {
 }
 
 
-def write_whole(path: Path, write) -> None:
-    """write(temporary path), then put it in place: a reader sees the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+def write_all(folder: Path, writers: dict[str, Callable]) -> None:
+    """Call each write(temporary path), and when all are done put the files in place."""
+    temporary: dict[str, str] = {}
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        for name, write in writers.items():
+            handle, temporary[name] = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            os.close(handle)
+            write(temporary[name])
+            with open(temporary[name], "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary[name], 0o644)
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        for path in temporary.values():
+            Path(path).unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, content: dict) -> None:
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_whole(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
-
-
-def write_tensors(path: Path, tensors: dict) -> None:
+def tensor_writer(tensors: dict) -> Callable:
     tensors = {k: torch.as_tensor(v).detach().cpu().contiguous() for k, v in tensors.items()}
-    write_whole(path, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
+    return lambda path: save_file(tensors, path, {"format": "pt"})
 
 
 def save(clf, folder) -> None:
@@ -70,11 +70,15 @@ def save(clf, folder) -> None:
     config["prior"] = {"grid": list(clf.prior_.grid), "n_head": clf.prior_.n_head}
     tokenizer, arrays = tokenizer_state(clf.tokenizer_)
     config["tokenizer"] = tokenizer
+    text = json.dumps(config, indent=1, allow_nan=False) + "\n"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / MODEL, clf.prior_.state_dict())
-    write_tensors(folder / TOKENIZER, arrays)
-    write_json(folder / CONFIG, config)  # last: a folder with it is complete
+    writers = {  # the configuration last: a folder with it is complete
+        MODEL: tensor_writer(clf.prior_.state_dict()),
+        TOKENIZER: tensor_writer(arrays),
+        CONFIG: lambda path: Path(path).write_text(text, encoding="utf-8"),
+    }
+    write_all(folder, writers)
 
 
 def read_config(source, *, revision=None, token=None) -> dict | None:
@@ -208,6 +212,8 @@ def to_json(value, name):
     if isinstance(value, AnyOrderPrior):  # its weights are saved as the fitted prior's
         dim = value.output.weight.shape[1]
         return {"dim": dim, "n_layer": len(value.layers), "n_head": value.n_head}
+    if isinstance(value, FrozenEstimator):
+        value = value.estimator
     if isinstance(value, BaseEstimator):
         params = {k: to_json(v, k) for k, v in value.get_params(False).items()}
         return {"type": type(value).__name__, "params": params}

@@ -122,7 +122,7 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
             self.model_ = self._network()
         assign(self.model_, state, ignore=IGNORED, source=source)
         self.model_.eval().requires_grad_(False)
-        self.image_shape_ = (height, width, 3)
+        self.declared_shape_ = self.image_shape_ = (height, width, 3)
         self.grid_ = (height // DOWNSAMPLING, width // DOWNSAMPLING)
         self.n_codes_ = self.model_.n_codes
         return self

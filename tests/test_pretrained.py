@@ -1,0 +1,890 @@
+"""Published weights, the hub, and the native format.
+
+The hub is the real client library against its own cache layout and a small local server; each
+environment is a process of its own, because the client reads it when imported.
+"""
+
+import base64
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import urllib.parse
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits, load_iris
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+
+from conftest import small_classifier
+from skaocls import (
+    AnyOrderARClassifier,
+    AnyOrderPrior,
+    LlamaGenTokenizer,
+    MaskGITTokenizer,
+    PatchTokenizer,
+    saving,
+)
+from skaocls.loading import load_prior
+from skaocls.pretrained import load_published
+from skaocls.scoring import log_likelihoods
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {"config.json", "model.safetensors", "tokenizer.safetensors"}
+
+# The published tokenizers ---------------------------------------------------------------------
+
+
+def made_up(shapes):
+    """Weights that are a function of their name."""
+    state = {}
+    for key, shape in shapes.items():
+        r = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
+        r = r.astype(np.float32)
+        if len(shape) >= 2:
+            r /= np.sqrt(np.prod(shape[1:], dtype=np.float32))
+        else:
+            r = 1 + 0.1 * r if key.endswith("weight") else 0.1 * r
+        state[key] = torch.from_numpy(r.astype(np.float32))
+    return state
+
+
+@pytest.fixture(scope="module")
+def llamagen(golden, tmp_path_factory):
+    state = made_up(json.loads((golden / "llamagen_vq16_keys.json").read_text()))
+    state["quantize.codebook_used"] = torch.zeros(65536)
+    file = tmp_path_factory.mktemp("llamagen") / "vq.pt"
+    torch.save({"model": state, "steps": 3}, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def maskgit(golden, tmp_path_factory):
+    state = made_up(json.loads((golden / "maskgit_vq16_keys.json").read_text()))
+    file = tmp_path_factory.mktemp("maskgit") / "vq.bin"
+    torch.save(state, file)
+    return file
+
+
+def picture(s):
+    y, x = np.mgrid[:s, :s]
+    channels = [x * 255 // (s - 1), y * 255 // (s - 1), (x + y) * 7 % 256]
+    return np.stack(channels, -1).astype(np.uint8)[None]
+
+
+@pytest.mark.parametrize("size", [64, 256])
+@pytest.mark.parametrize("name", ["llamagen", "maskgit"])
+def test_golden_tokenizers(name, size, golden, request):
+    cls, every = {"llamagen": (LlamaGenTokenizer, 1), "maskgit": (MaskGITTokenizer, 16)}[name]
+    tokenizer = cls(source=request.getfixturevalue(name), image_shape=(size, size)).fit()
+    expected = np.load(golden / "tokenizers_expected.npz")
+    model, latents = tokenizer.model_, []
+    encode = model.encode
+    model.encode = lambda pixels: latents.append(encode(pixels)) or latents[-1]
+    codes = tokenizer.transform(picture(size))
+    assert codes.shape == (1, size // 16, size // 16)
+    assert (codes.ravel() == expected[f"{name}_codes_{size}"]).mean() >= 0.99
+    np.testing.assert_allclose(latents[0][:, ::every], expected[f"{name}_latent_{size}"], atol=1e-3)
+    if f"{name}_decoded_{size}" in expected:
+        codes = expected[f"{name}_codes_{size}"].reshape(codes.shape)
+        with torch.inference_mode():
+            decoded = model.decode(torch.from_numpy(codes))[:, :, ::8, ::8]
+        np.testing.assert_allclose(decoded, expected[f"{name}_decoded_{size}"], atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def small_tokenizer(llamagen):
+    return LlamaGenTokenizer(llamagen, image_shape=(32, 48)).fit()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.RandomState(0).randint(256, size=(3, 32, 48, 3), dtype=np.uint8)
+
+
+def test_tokenizer_batches_and_inverse(small_tokenizer, pictures, maskgit):
+    for tokenizer in (small_tokenizer, MaskGITTokenizer(maskgit, image_shape=(32, 48)).fit()):
+        codes = tokenizer.transform(pictures)
+        assert codes.shape == (3, 2, 3)
+        single = np.concatenate([tokenizer.transform(p[None]) for p in pictures])
+        np.testing.assert_array_equal(codes, single)
+        np.testing.assert_array_equal(codes, tokenizer.transform(pictures / np.float32(255)))
+        images = tokenizer.inverse_transform(codes)
+        assert images.shape == pictures.shape and images.dtype == np.float32
+        assert images.min() >= 0 and images.max() <= 1
+
+
+def test_latent_noise(small_tokenizer, pictures):
+    codes = small_tokenizer.transform(pictures)
+    noisy = small_tokenizer.transform(pictures, latent_noise=0.5, seed=1)
+    assert (noisy != codes).any()
+    np.testing.assert_array_equal(
+        noisy[1:2], small_tokenizer.transform(pictures[1:2], latent_noise=0.5, seed=1)
+    )
+    assert (small_tokenizer.transform(pictures, latent_noise=0.5, seed=2) != noisy).any()
+
+
+@pytest.mark.parametrize("factor", [2.0, -1.0])
+def test_tokenizer_wants_the_unit_range(small_tokenizer, pictures, factor):
+    with pytest.raises(ValueError, match=r"values in \[0, 1\]"):
+        small_tokenizer.transform(pictures / np.float32(255) * factor)
+
+
+def test_tokenizer_wants_multiples_of_16(llamagen):
+    with pytest.raises(ValueError, match="multiples of 16"):
+        LlamaGenTokenizer(llamagen, image_shape=(64, 72)).fit()
+
+
+def test_tokenizer_wants_its_own_weights(maskgit):
+    with pytest.raises(ValueError, match="does not fit LlamaGenVQ"):
+        LlamaGenTokenizer(maskgit).fit()
+
+
+# Files and folders ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(golden):
+    return load_file(golden / "randar_tiny.safetensors")
+
+
+def load_tiny(*args, **params):
+    return load_prior(*args, grid=(4, 4), n_head=4, **params)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "model", "module", "legacy", "folder"])
+def test_golden_prior_from_file(golden, tiny, tmp_path, form):
+    source = tmp_path / "prior.pt"
+    if form in ("safetensors", "folder"):
+        source = golden / "randar_tiny.safetensors"
+    elif form == "pt":
+        torch.save(tiny, source)
+    elif form == "model":
+        torch.save({"model": tiny, "steps": 7, "args": {"lr": 1e-4}}, source)
+    elif form == "module":
+        torch.save({f"module.{k}": v for k, v in tiny.items()}, source)
+    else:
+        torch.save(tiny, source, _use_new_zipfile_serialization=False)
+    if form == "folder":
+        (tmp_path / "notes.txt").touch()
+        (tmp_path / "prior.safetensors").write_bytes(source.read_bytes())
+        source = tmp_path
+    prior = load_tiny(source)
+    assert not prior.training and all(p.requires_grad for p in prior.parameters())
+    expected = np.load(golden / "randar_tiny_expected.npz")
+    ll = log_likelihoods(prior, expected["tokens"], expected["orders"], np.arange(6))
+    np.testing.assert_allclose(ll, expected["log_prob"].sum(-1).transpose(2, 0, 1), atol=1e-4)
+
+
+def test_folder_of_several(tiny, tmp_path):
+    for name in ("a.safetensors", "b.safetensors"):
+        save_file(tiny, tmp_path / name)
+    with pytest.raises(OSError, match=r"several: a\.safetensors, b\.safetensors. Pass filename"):
+        load_tiny(tmp_path)
+    assert load_tiny(tmp_path, "b.safetensors").num_classes == 5
+    with pytest.raises(FileNotFoundError, match=r"no file 'c\.safetensors'"):
+        load_tiny(tmp_path, "c.safetensors")
+
+
+@pytest.mark.parametrize("source", ["missing.pt", "no such thing", "a/b/c", "/no/such/file.pt", ""])
+def test_nonsense_source(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=r"neither a file|no weights file"):
+        load_tiny(source)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "legacy"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_file(tiny, tmp_path, form, share):
+    file = tmp_path / ("prior.safetensors" if form == "safetensors" else "prior.pt")
+    if form == "safetensors":
+        save_file(tiny, file)
+    else:
+        torch.save(tiny, file, _use_new_zipfile_serialization=form == "pt")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"no readable file of weights: it is cut off"):
+        load_tiny(file)
+
+
+def test_weights_of_another_shape(tiny, tmp_path):
+    state = tiny | {"output.weight": torch.zeros(41, 64)}
+    save_file(state, tmp_path / "prior.safetensors")
+    with pytest.raises(ValueError, match=r"output\.weight \(41, 64\), not \(40, 64\)"):
+        load_tiny(tmp_path)
+
+
+def test_missing_and_unexpected_keys(tiny, tmp_path):
+    state = {k: v for k, v in tiny.items() if k != "norm.weight"}
+    save_file(state | {"extra.bias": torch.zeros(1)}, tmp_path / "prior.safetensors")
+    with pytest.raises(ValueError, match=r"missing: norm\.weight\n  unexpected: extra\.bias"):
+        load_tiny(tmp_path)
+
+
+class Evil:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_code_in_a_file_is_not_executed(tiny, tmp_path, writer):
+    file, trace = tmp_path / "prior.pt", tmp_path / "trace"
+    state = tiny | {"evil": Evil(trace)}
+    torch.save(state, file) if writer == "torch" else file.write_bytes(pickle.dumps(state, 2))
+    with pytest.raises(ValueError, match="objects other than tensors, which are never loaded"):
+        load_tiny(file)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"a": 1}, {"model": {"a": "b"}}])
+def test_no_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / "prior.pt")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        load_tiny(tmp_path)
+
+
+def test_state_dict_of_another_model(tmp_path):
+    save_file({"conv.weight": torch.zeros(2)}, tmp_path / "prior.safetensors")
+    with pytest.raises(ValueError, match=r"holds no RandAR prior.*conv\.weight"):
+        load_tiny(tmp_path)
+
+
+# The hub --------------------------------------------------------------------------------------
+
+CALLS = """
+import json, sys, time
+time.sleep = lambda seconds: None  # the client waits before it tries again
+from skaocls import AnyOrderARClassifier
+from skaocls.loading import load_prior
+
+for args, params in json.loads(sys.argv[1]):
+    try:
+        prior = load_prior(*args, grid=(4, 4), n_head=4, **params)
+        answer = {"sum": sum(float(p.double().sum()) for p in prior.parameters())}
+    except Exception as exc:
+        answer = {"error": str(exc), "types": [t.__name__ for t in type(exc).__mro__]}
+    print(json.dumps(answer))
+"""
+
+
+def call_hub(home, *calls, code=CALLS, **environment):
+    """Answers to load_prior calls, (args, params) each, of a process with that environment."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment = {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, json.dumps(calls)],
+        env=inherited | environment,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def check_refusals(answers, expected):
+    for answer, (kind, message) in zip(answers, expected, strict=True):
+        assert kind in answer.get("types", []), answer
+        assert message in answer["error"], answer
+
+
+def total(state):
+    return sum(float(v.double().sum()) for v in state.values())
+
+
+def test_offline_cache(golden, tiny, tmp_path):
+    repo = tmp_path / "hub" / "models--owner--name"
+    for folder in ("refs", "blobs", f"snapshots/{COMMIT}"):
+        (repo / folder).mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    content = (golden / "randar_tiny.safetensors").read_bytes()
+    (repo / "blobs" / "etag").write_bytes(content)
+    (repo / "snapshots" / COMMIT / "prior.safetensors").symlink_to("../../blobs/etag")
+    in_cache = ["owner/name", "prior.safetensors"]
+    main, commit, *refusals = call_hub(
+        tmp_path,
+        (in_cache, {}),
+        (in_cache, {"revision": COMMIT}),
+        (["owner/other", "prior.safetensors"], {}),
+        (in_cache, {"revision": "v2"}),
+        (["owner/name"], {}),
+        HF_HUB_OFFLINE="1",
+    )
+    assert main["sum"] == commit["sum"] == pytest.approx(total(tiny), abs=1e-6)
+    check_refusals(
+        refusals,
+        [
+            ("FileNotFoundError", "not in the cache"),
+            ("FileNotFoundError", "'v2': 'prior.safetensors' is not in the cache"),
+            ("OSError", "HF_HUB_OFFLINE"),
+        ],
+    )
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """The hub's routes for files, listings and commits."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, body=b"", status=200, **headers):
+        if not isinstance(body, bytes):
+            body, headers = (
+                json.dumps(body).encode(),
+                headers | {"Content-Type": "application/json"},
+            )
+        self.send_response(status)
+        for name, value in ({"Content-Length": len(body)} | headers).items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def refuse(self, code, status=404):
+        self.answer(status=status, X_Error_Code=code, X_Error_Message=code)
+
+    def do_GET(self):
+        self.server.requests.append((self.command, self.path, self.headers["Authorization"]))
+        path = urllib.parse.urlparse(self.path).path
+        api, path = path.startswith("/api/models/"), path.removeprefix("/api/models")
+        parts = path.strip("/").split("/")
+        repo, revision = "/".join(parts[:2]), parts[3] if len(parts) > 3 else "main"
+        files = self.server.repos.get(repo)
+        if files is None:
+            self.refuse("RepoNotFound")
+        elif repo.endswith("/gated"):
+            self.refuse("GatedRepo", 403)
+        elif revision not in ("main", COMMIT):
+            self.refuse("RevisionNotFound")
+        elif api:
+            self.answer(
+                [{"type": "file", "path": k, "size": len(v), "oid": "0"} for k, v in files.items()]
+            )
+        elif parts[4] not in files:
+            self.refuse("EntryNotFound")
+        else:
+            content = files[parts[4]]
+            headers = {"ETag": f'"{zlib.crc32(content)}"', "X-Repo-Commit": COMMIT}
+            if parts[4].startswith("cut") and self.command == "GET":
+                headers["Content-Length"] = len(content)
+                content = content[: len(content) // 2]
+                self.close_connection = True
+            self.answer(content, **headers)
+
+    do_HEAD = do_GET
+
+    def do_POST(self):
+        self.server.requests.append((self.command, self.path, self.headers["Authorization"]))
+        body = self.body()
+        if self.path.endswith("/preupload/main"):
+            paths = [f["path"] for f in json.loads(body)["files"]]
+            mode = {"uploadMode": "regular", "shouldIgnore": False}
+            self.answer({"files": [{"path": p, **mode} for p in paths]})
+        elif self.path.endswith("/commit/main"):
+            for line in body.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    value = entry["value"]
+                    self.server.uploaded[value["path"]] = base64.b64decode(value["content"])
+            url = f"{self.server.url}/me/digits/commit/{COMMIT}"
+            self.answer({"success": True, "commitUrl": url, "commitOid": COMMIT, "hookOutput": ""})
+        elif self.path.endswith("/repos/create"):
+            self.server.created = json.loads(body)
+            self.answer({"url": f"{self.server.url}/me/digits", "id": "me/digits"})
+        elif self.path.endswith("/validate-yaml"):
+            self.answer({"errors": [], "warnings": []})
+        else:
+            self.refuse("EntryNotFound")
+
+    def body(self):
+        if self.headers["Transfer-Encoding"] != "chunked":
+            return self.rfile.read(int(self.headers["Content-Length"] or 0))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
+    server.repos, server.uploaded, server.requests = {}, {}, []
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_download(golden, tiny, hub, tmp_path):
+    content = (golden / "randar_tiny.safetensors").read_bytes()
+    hub.repos["owner/name"] = {
+        "README.md": b"#",
+        "prior.safetensors": content,
+        "cut.pt": content[::-1],
+    }
+    hub.repos["owner/one"] = {"README.md": b"#", "prior.safetensors": content}
+    hub.repos["owner/gated"] = {"prior.safetensors": content}
+    name = ["owner/name", "prior.safetensors"]
+    main, commit, only, *refusals = call_hub(
+        tmp_path,
+        (name, {"token": "hf_secret"}),
+        (name, {"revision": COMMIT}),
+        (["owner/one"], {}),
+        (["owner/name"], {}),
+        (["owner/missing", "prior.safetensors"], {}),
+        (["owner/missing"], {}),
+        (["owner/name", "other.pt"], {}),
+        (["owner/gated", "prior.safetensors"], {}),
+        (["owner/gated"], {}),
+        (name, {"revision": "v9"}),
+        (["owner/name"], {"revision": "v9"}),
+        (["owner/name", "cut.pt"], {}),
+        (["owner--/name", "prior.safetensors"], {}),
+        HF_ENDPOINT=hub.url,
+    )
+    assert main["sum"] == commit["sum"] == only["sum"] == pytest.approx(total(tiny), abs=1e-6)
+    assert ("GET", "/owner/name/resolve/main/prior.safetensors", "Bearer hf_secret") in hub.requests
+    repo = "The hub repository 'owner/"
+    check_refusals(
+        refusals,
+        [
+            ("OSError", f"{repo}name' has several: cut.pt, prior.safetensors. Pass filename."),
+            ("OSError", f"{repo}missing' does not exist, or is private"),
+            ("OSError", f"{repo}missing' does not exist, or is private"),
+            ("FileNotFoundError", f"{repo}name' has no file 'other.pt'"),
+            ("OSError", f"{repo}gated' is gated: ask its owner"),
+            ("OSError", f"{repo}gated' is gated: ask its owner"),
+            ("OSError", f"{repo}name' at revision 'v9' does not exist: there is no such revision"),
+            ("OSError", f"{repo}name' at revision 'v9' does not exist: there is no such revision"),
+            ("OSError", f"{repo}name': 'cut.pt' could not be fetched"),
+            ("OSError", "The hub repository 'owner--/name'"),
+        ],
+    )
+    cached = [p.name for p in (tmp_path / "hub").glob("models--*/snapshots/*/*")]
+    assert sorted(cached) == ["prior.safetensors", "prior.safetensors"]
+
+
+def test_no_network(tmp_path):
+    answers = call_hub(
+        tmp_path,
+        (["owner/name", "prior.safetensors"], {}),
+        (["owner/name"], {}),
+        HF_ENDPOINT="http://127.0.0.1:9",
+    )
+    check_refusals(
+        answers,
+        [("FileNotFoundError", "the hub cannot be reached"), ("OSError", "could not be fetched")],
+    )
+
+
+def test_unwritable_cache(golden, hub, tmp_path):
+    hub.repos["owner/name"] = {"a.pt": (golden / "randar_tiny.safetensors").read_bytes()}
+    (tmp_path / "file").touch()
+    call = ["owner/name", "a.pt"], {}
+    answers = call_hub(tmp_path / "file" / "home", call, HF_ENDPOINT=hub.url)
+    check_refusals(answers, [("OSError", "'a.pt' could not be fetched or cached")])
+
+
+PUSH = """
+import json, sys
+from skaocls import AnyOrderARClassifier
+
+[folder] = json.loads(sys.argv[1])
+clf = AnyOrderARClassifier.from_pretrained(folder)
+metrics = {"test accuracy": 0.98765}
+url = clf.push_to_hub("me/digits", metrics=metrics, private=True, token="hf_secret")
+print(json.dumps(url))
+"""
+
+
+def test_push_to_hub(fitted, digits, hub, tmp_path):
+    fitted.save_pretrained(tmp_path / "local")
+    [url] = call_hub(tmp_path, str(tmp_path / "local"), code=PUSH, HF_ENDPOINT=hub.url)
+    assert url.endswith(f"/me/digits/commit/{COMMIT}")
+    assert hub.created["name"] == "digits" and hub.created["organization"] == "me"
+    assert hub.created.get("visibility") == "private" or hub.created.get("private")
+    assert {auth for kind, _, auth in hub.requests if kind == "POST"} == {"Bearer hf_secret"}
+    assert set(hub.uploaded) == FILES | {"README.md"}
+    card = hub.uploaded["README.md"].decode()
+    assert "| test accuracy | 0.9877 |" in card
+    assert "Classes (3): 0, 1, 2" in card
+    assert 'AnyOrderARClassifier.from_pretrained("me/digits")' in card
+
+    (tmp_path / "copy").mkdir()
+    for name, content in hub.uploaded.items():
+        (tmp_path / "copy" / name).write_bytes(content)
+    restored = AnyOrderARClassifier.from_pretrained(tmp_path / "copy")
+    X = digits[2][:10]
+    np.testing.assert_array_equal(restored.predict_proba(X), fitted.predict_proba(X))
+
+
+# The native format ----------------------------------------------------------------------------
+
+
+def make(**params):
+    return small_classifier(
+        AnyOrderARClassifier, **({"max_iter": 2, "augmentation": None} | params)
+    )
+
+
+def digits_model():
+    data = load_digits(n_class=3)
+    orders = [np.random.RandomState(i).permutation(4) for i in range(3)]
+    clf = make(tokenizer=PatchTokenizer(4, n_codes=16), order=np.array(orders), latent_noise=0.2)
+    return clf.fit(data.images[:80], data.target[:80]), data.images[80:90]
+
+
+def tabular_model():
+    X, y = load_iris(return_X_y=True)
+    clf = make(priors=[0.5, 0.5, 0.0], random_state=np.random.RandomState(0))
+    return clf.fit(X, np.array(["setosa", "versicolor", "virginica"])[y]), X[::10]
+
+
+def frame_model():
+    X, y = load_iris(return_X_y=True, as_frame=True)
+    labels = np.where(y == 0, "setosa", "other").astype(object)
+    return make(early_stopping=True, device=torch.device("cpu")).fit(X, labels), X[::10]
+
+
+def finetuned_model():
+    clf, X = digits_model()
+    y = np.arange(30) % 2
+    data = load_digits().images[:30]
+    frozen = FrozenEstimator(clf.tokenizer_)
+    return make(prior=clf.prior_, tokenizer=frozen, finetune="lora").fit(data, y), X
+
+
+@pytest.mark.parametrize("model", [digits_model, tabular_model, frame_model, finetuned_model])
+def test_native_round_trip(model, tmp_path):
+    (clf, X), folder = model(), tmp_path / "new" / "folder"
+    clf.save_pretrained(folder)
+    assert {p.name for p in folder.iterdir()} == FILES
+    json.loads((folder / "config.json").read_text())
+    for name in ("model", "tokenizer"):
+        load_file(folder / f"{name}.safetensors")
+
+    restored = AnyOrderARClassifier.from_pretrained(folder)
+    np.testing.assert_array_equal(restored.predict_proba(X), clf.predict_proba(X))
+    np.testing.assert_array_equal(restored.predict(X), clf.predict(X))
+    np.testing.assert_array_equal(restored.orders_, clf.orders_)
+    np.testing.assert_array_equal(restored.classes_, clf.classes_)
+    assert restored.classes_.dtype == clf.classes_.dtype
+    fitted_to = {k for k in vars(clf) if k.endswith("_")}
+    assert {k for k in vars(restored) if k.endswith("_")} == fitted_to
+    params = restored.get_params(deep=False)
+    for name, value in clf.get_params(deep=False).items():
+        if value is None or isinstance(value, (str, bool, int, float, dict)):
+            assert params[name] == value
+    codes = clf.tokenizer_.transform(np.asarray(X))
+    np.testing.assert_array_equal(restored.tokenizer_.transform(np.asarray(X)), codes)
+    np.testing.assert_array_equal(
+        restored.tokenizer_.inverse_transform(codes), clf.tokenizer_.inverse_transform(codes)
+    )
+
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    restored.save_pretrained(folder)  # over the files that its weights are mapped from
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    np.testing.assert_array_equal(restored.predict_proba(X), clf.predict_proba(X))
+
+
+@pytest.fixture
+def folder(fitted, tmp_path):
+    fitted.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_parameters_at_load(fitted, digits, folder):
+    clf = AnyOrderARClassifier.from_pretrained(folder, n_orders=2)
+    np.testing.assert_array_equal(clf.orders_, fitted.orders_[:2])
+    assert clf.predict(digits[2][:3]).shape == (3,)
+    with pytest.raises(TypeError, match="n_order"):
+        AnyOrderARClassifier.from_pretrained(folder, n_order=2)
+
+
+def test_restored_can_be_fitted(digits, folder):
+    X, y, *_ = digits
+    clf = AnyOrderARClassifier.from_pretrained(folder, max_iter=1, augmentation=None)
+    assert clf.fit(X[:40], y[:40]).n_iter_ == 1
+
+
+def test_newer_format(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"format": saving.FORMAT + 1}))
+    with pytest.raises(ValueError, match="Upgrade skaocls"):
+        AnyOrderARClassifier.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_truncated_save(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=f"{name} is no readable"):
+        AnyOrderARClassifier.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_missing_file_of_a_save(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(OSError, match=name if name != "config.json" else "several"):
+        AnyOrderARClassifier.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("fails", ["model", "tokenizer", "config", "replace"])
+def test_failing_save_leaves_the_old_one(folder, fails, monkeypatch):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    clf = digits_model()[0]
+
+    def failing_save_file(tensors, file, *args):
+        save_file(tensors, file, *args)
+        if ("output.weight" in tensors) == (fails == "model"):
+            Path(file).write_bytes(b"half")
+            raise OSError("disk full")
+
+    def failing_replace(*args):
+        raise OSError("disk full")
+
+    if fails == "config":
+        clf.loss_curve_ = [np.inf]
+    elif fails == "replace":
+        monkeypatch.setattr(os, "replace", failing_replace)
+    else:
+        monkeypatch.setattr(saving, "save_file", failing_save_file)
+    with pytest.raises((OSError, ValueError), match=r"disk full|JSON"):
+        clf.save_pretrained(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_unfitted(tmp_path):
+    for method in ("save_pretrained", "push_to_hub"):
+        with pytest.raises(NotFittedError):
+            getattr(AnyOrderARClassifier(), method)(str(tmp_path / "folder"))
+    assert not (tmp_path / "folder").exists()
+
+
+class OddTokenizer(PatchTokenizer):
+    pass
+
+
+def test_unknown_tokenizer(digits, tmp_path):
+    X, y, *_ = digits
+    clf = make(tokenizer=OddTokenizer()).fit(X[:40], y[:40])
+    with pytest.raises(TypeError, match=r"OddTokenizer cannot be saved.*joblib"):
+        clf.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_skops(fitted):
+    """skops knows no torch tensors and says so; `save_pretrained` is the code-free format."""
+    skops = pytest.importorskip("skops.io")
+    with pytest.raises(RuntimeError, match="Tensor"):
+        skops.dumps(fitted)
+
+
+# Zero-shot classification with published weights ------------------------------------------------
+
+
+def save_prior(file, vocab_size, num_classes=1000):
+    torch.manual_seed(0)
+    prior = AnyOrderPrior(vocab_size, (16, 16), num_classes, 64, 1, 1)
+    torch.nn.init.normal_(prior.output.weight, std=0.5)
+    torch.nn.init.normal_(prior.cls_embedding["embedding_table"].weight, std=2.0)
+    save_file(prior.state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def stand_in():
+    """A tokenizer of 256 x 256 pictures that takes no time."""
+    X = np.random.RandomState(0).randint(256, size=(4, 256, 256, 3), dtype=np.uint8)
+    return PatchTokenizer(16, n_codes=8, random_state=0).fit(X)
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    return save_prior(tmp_path_factory.mktemp("small") / "prior.safetensors", 8)
+
+
+@pytest.fixture(scope="module")
+def large_file(tmp_path_factory):
+    return save_prior(tmp_path_factory.mktemp("large") / "prior.safetensors", 16384)
+
+
+def from_pretrained(file, tokenizer, **params):
+    params = {"n_orders": 1, "random_state": 0} | params
+    return AnyOrderARClassifier.from_pretrained(file, tokenizer=tokenizer, **params)
+
+
+def test_zero_shot_subset(small_file, stand_in, tmp_path):
+    full = from_pretrained(small_file, stand_in)
+    np.testing.assert_array_equal(full.classes_, np.arange(1000))
+    some = from_pretrained(small_file, stand_in, classes=["goldfish", "n01440764", 3])
+    np.testing.assert_array_equal(some.classes_, [0, 1, 3])
+    assert list(some.class_names_) == ["tench", "goldfish", "tiger shark"]
+    assert list(some.wordnet_ids_) == ["n01440764", "n01443537", "n01491361"]
+
+    X = picture(256)
+    joint, part = full.predict_joint_log_proba(X), some.predict_joint_log_proba(X)
+    np.testing.assert_allclose(part + np.log(3), joint[:, [0, 1, 3]] + np.log(1000), atol=1e-3)
+    likelihood = np.exp(joint[:, [0, 1, 3]] - joint[:, [0, 1, 3]].max())
+    expected = likelihood / likelihood.sum()
+    assert expected.min() > 0 and np.ptp(expected) > 0.01  # says something
+    np.testing.assert_allclose(some.predict_proba(X), expected, atol=1e-3)
+
+    some.save_pretrained(tmp_path)
+    restored = AnyOrderARClassifier.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(restored.predict_proba(X), some.predict_proba(X))
+    assert list(restored.class_names_) == list(some.class_names_)
+    assert list(restored.wordnet_ids_) == list(some.wordnet_ids_)
+
+
+def test_zero_shot_priors(small_file, stand_in):
+    X = picture(256)
+    uniform = from_pretrained(small_file, stand_in, classes=[5, 6])
+    skewed = from_pretrained(small_file, stand_in, classes=[5, 6], priors=[0.9, 0.1])
+    odds = skewed.predict_log_proba(X) - uniform.predict_log_proba(X)
+    np.testing.assert_allclose(np.diff(odds), np.log(0.1 / 0.9))
+
+
+def test_zero_shot_llamagen(large_file, llamagen, tmp_path):
+    Image.fromarray(picture(300)[0]).save(tmp_path / "photo.png")
+    clf = from_pretrained(large_file, LlamaGenTokenizer(llamagen), classes=[7, 8])
+    proba = clf.predict_proba([str(tmp_path / "photo.png")])
+    assert proba.shape == (1, 2) and proba.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "classes, message",
+    [
+        (["no such fish"], "is no ImageNet class"),
+        ([1000], "is no ImageNet class"),
+        ([-1], "is no ImageNet class"),
+        (["goldfish", 1], "twice"),
+        (["crane"], "Several ImageNet classes are called 'crane': pass its WordNet id"),
+    ],
+)
+def test_zero_shot_wrong_classes(small_file, stand_in, classes, message):
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(small_file, stand_in, classes=classes)
+
+
+def test_prior_and_tokenizer_disagree(large_file, small_file, maskgit):
+    with pytest.raises(ValueError, match=r"disagree.*16384.*MaskGITTokenizer.*1024"):
+        from_pretrained(large_file, MaskGITTokenizer(maskgit))
+    with pytest.raises(ValueError, match=r"reads 8 token values.*Pass tokenizer"):
+        from_pretrained(small_file, "auto")
+
+
+@pytest.fixture
+def downloads(monkeypatch, small_file):
+    """Calls of the hub's download function, which all get one file."""
+    calls = []
+
+    def download(repo, filename, *, revision=None, token=None):
+        calls.append((repo, filename, revision, token))
+        return small_file
+
+    monkeypatch.setattr("skaocls.loading.hf_hub_download", download)
+    return calls
+
+
+RANDAR_L = "randar_0.3b_llamagen_360k_bs_1024_lr_0.0004.safetensors"
+
+
+@pytest.mark.parametrize(
+    "source, filename, expected",
+    [
+        ("randar-l", None, RANDAR_L),
+        ("randar-xl", None, RANDAR_L.replace("0.3b", "0.7b")),
+        ("randar-l-maskgit", None, RANDAR_L.replace("llamagen", "maskgit")),
+        ("ziqipang/RandAR", None, RANDAR_L),
+        ("ziqipang/RandAR", "other.pt", "other.pt"),
+    ],
+)
+def test_published_names(downloads, stand_in, source, filename, expected):
+    load_published(source, filename, revision="v1", token="hf_secret")
+    assert downloads == [("ziqipang/RandAR", expected, "v1", "hf_secret")]
+
+
+def test_published_names_in_from_pretrained(downloads, stand_in):
+    from_pretrained("randar-l", stand_in, revision="v1", token="hf_secret")
+    from_pretrained("iasudakov/ar_classifier", stand_in, filename="a.pt")
+    assert downloads == [
+        ("ziqipang/RandAR", RANDAR_L, "v1", "hf_secret"),
+        ("iasudakov/ar_classifier", "a.pt", None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "cls, repo, filename",
+    [
+        (LlamaGenTokenizer, "FoundationVision/LlamaGen", "vq_ds16_c2i.pt"),
+        (MaskGITTokenizer, "fun-research/TiTok", "maskgit-vqgan-imagenet-f16-256.bin"),
+    ],
+)
+def test_published_tokenizers(downloads, cls, repo, filename):
+    with pytest.raises(ValueError, match="does not fit"):  # a prior's weights
+        cls(revision="v1").fit()
+    assert downloads == [(repo, filename, "v1", None)]
+
+
+# The real size --------------------------------------------------------------------------------
+
+FULL_SIZE = """
+import json, sys, time
+import numpy as np
+from skaocls.loading import load_prior
+from skaocls.orders import draw_orders
+from skaocls.scoring import log_likelihoods
+
+def peak():  # bytes; unlike ru_maxrss it owes nothing to the process that started this one
+    with open("/proc/self/status") as file:
+        return 1024 * int(next(line for line in file if line.startswith("VmHWM")).split()[1])
+
+start = time.perf_counter()
+[path] = json.loads(sys.argv[1])
+prior = load_prior(path)
+loading = peak()
+codes = np.random.RandomState(0).randint(16384, size=(1, 256))
+ll = log_likelihoods(prior, codes, draw_orders(1, 256, 0), np.array([1, 2]))
+seconds = time.perf_counter() - start
+print(json.dumps({"loading": loading, "peak": peak(), "ll": ll.tolist(), "seconds": seconds}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's memory counters")
+def test_full_size_prior_fits_in_memory(golden, tmp_path):
+    shapes = json.loads((golden / "randar_l_llamagen_keys.json").read_text())
+    generator = torch.Generator().manual_seed(0)
+    file = tmp_path / "randar.safetensors"
+    state = {k: 0.02 * torch.randn(shape, generator=generator) for k, shape in shapes.items()}
+    save_file(state, file)
+    del state
+    size = file.stat().st_size
+    [result] = call_hub(tmp_path, str(file), code=FULL_SIZE)
+    file.unlink()
+    print(f"\n{size / 2**30:.2f} GiB of weights, {result}")
+    assert result["loading"] <= 1.3 * size
+    assert result["peak"] <= 4 * 2**30
+    assert np.isfinite(result["ll"]).all()
+    assert np.abs(np.array(result["ll"]) / 256 + np.log(16384)).max() < 2  # nats per token
