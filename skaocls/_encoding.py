@@ -14,7 +14,9 @@ from skaocls.tokenizers import PatchTokenizer, QuantileTokenizer
 ENCODE_AT_ONCE = 512  # images decoded and tokenized together
 FIT_TOKENIZER_ON = 2**27  # numbers (images times pixels times channels) it may see
 N_VIEWS, N_VIEWS_SLOW = 16, 4  # of each training image, the first of them the image itself
-CROP_MARGIN = 1.1  # images are this much larger than what is cropped from them
+SHARP_EVERY = 5  # of the views one is the image itself, or blurred tokens become the familiar ones
+CROP_MARGIN = 0.1  # share of its size by which an image is larger than what is cropped from it
+ENLARGED_FROM = 64  # pixels; smaller images would be blurred
 
 
 def fit_tokenizer(estimator, tokenizer, X, rng):
@@ -44,8 +46,13 @@ def training_tokens(estimator, X, rng):
     parts = []
     for part in gen_batches(len(X), ENCODE_AT_ONCE):
         images = read_images(estimator, X, part)
-        views = [images, *(random_views(images, rng) for _ in range(n_views - 1))]
-        parts.append(np.stack([tokens(estimator.tokenizer_, v) for v in views], axis=1))
+        views = [tokens(estimator.tokenizer_, images)]
+        for view in range(1, n_views):
+            if view % SHARP_EVERY == 0:
+                views.append(views[0])
+            else:
+                views.append(tokens(estimator.tokenizer_, random_views(images, rng)))
+        parts.append(np.stack(views, axis=1))
     return np.concatenate(parts)
 
 
@@ -93,10 +100,14 @@ def tokens(tokenizer, data, **noise):
 
 
 def enlarged(images):
-    """Images scaled up by the margin that random crops need."""
-    height, width = (round(CROP_MARGIN * s) for s in images.shape[1:3])
+    """Images with the margin that random crops need; small ones get it by repeating their edges."""
+    margins = [max(1, round(CROP_MARGIN * s)) if s > 1 else 0 for s in images.shape[1:3]]
+    if min(images.shape[1:3]) < ENLARGED_FROM:
+        before = [(m - m // 2, m - m // 2) for m in margins]
+        return np.pad(images, [(0, 0), *before, (0, 0)], mode="edge")
+    size = [s + m for s, m in zip(images.shape[1:3], margins, strict=True)]
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    large = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False)
+    large = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
     return large.permute(0, 2, 3, 1).numpy()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 
-def random_views(images, rng, *, shift=0.125, rotation=15.0, scale=0.15, shear=0.15):
+def random_views(images, rng, *, shift=0.125, rotation=10.0, scale=0.1, shear=0.1):
     """Move, turn, stretch and shear each image a little; what appears at the edges repeats them.
 
     No flips and no colours: they change the meaning of letters, digits and many other things.
@@ -19,9 +19,9 @@ def random_views(images, rng, *, shift=0.125, rotation=15.0, scale=0.15, shear=0
         Draws one transformation for each image.
     shift : float, default=0.125
         Largest shift, as a share of height and width.
-    rotation : float, default=15.0
+    rotation : float, default=10.0
         Largest turn, in degrees.
-    scale, shear : float, default=0.15
+    scale, shear : float, default=0.1
         Largest relative change of size, and largest shear.
 
     Returns

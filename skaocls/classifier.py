@@ -86,7 +86,7 @@ default="mean_log_likelihood"
         (:func:`skaocls.augmentation.random_views`), tokenized once. ``"auto"`` is 16, or 4 with
         the published tokenizers, which take seconds for an image on a CPU. None, and tabular
         data: the data as it is.
-    max_iter : int, default=55
+    max_iter : int, default=120
         Epochs.
     batch_size : int or "auto", default="auto"
         Images per training step. ``"auto"`` is an eighth of them, between 16 and 64.
@@ -126,12 +126,12 @@ default="mean_log_likelihood"
     n_iter_no_change : int, default=10
         Epochs without a change of `tol` that end training if `early_stopping`; also the window at
         the end of training in which convergence is judged.
-    tol : float, default=1e-2
+    tol : float, default=2e-2
         Change of the loss, in nats per token, that counts as none.
     crop : {"center", "random"}, default="center"
         ``"random"`` reads a crop of its own for each order: the image is enlarged by a tenth and
-        cut to its size at a place drawn from `random_state`, the same for all images. May be
-        changed after `fit`.
+        cut to its size at a place drawn from `random_state`, the same for all images; images
+        under 64 pixels are shifted instead, their edges repeated. May be changed after `fit`.
     latent_noise : float, default=0.0
         t in ``(1 - t) latent + t noise``, applied before quantization with new noise for each
         order, the same for all images; the tokenizer must know it. May be changed after `fit`.
@@ -256,7 +256,7 @@ default="mean_log_likelihood"
         aggregation="mean_log_likelihood",
         image_shape=None,
         augmentation="auto",
-        max_iter=55,
+        max_iter=120,
         batch_size="auto",
         learning_rate_init="auto",
         micro_batch_size=None,
@@ -270,7 +270,7 @@ default="mean_log_likelihood"
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=10,
-        tol=1e-2,
+        tol=2e-2,
         crop="center",
         latent_noise=0.0,
         warm_start=False,
@@ -707,6 +707,6 @@ def default_sizes(grid, n_samples):
     """Sizes of a new prior that suit the data: wider and deeper with more tokens and samples."""
     if grid[0] * grid[1] < 8 or n_samples < 200:
         return {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
-    if n_samples < 10_000:
-        return {"dim": 96, "n_layer": 3, "n_head": 4}
+    if n_samples < 10_000:  # many steps of a small prior beat few of a large one
+        return {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
     return {"dim": 192, "n_layer": 4, "n_head": 6}

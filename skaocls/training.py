@@ -19,6 +19,7 @@ CLIP_NORM = 1.0
 WARMUP = 0.05  # share of all steps
 FINAL_RATE = 0.05  # share of the peak learning rate
 VALIDATION_ORDERS = 4
+AVERAGING = 0.99  # decay of the running mean of the weights, which is what is kept
 ESTIMATE_ROWS = 1024  # (image, class) pairs for the accuracy shown while training
 
 
@@ -72,7 +73,8 @@ def train_prior(
 
     Each step draws a batch, for each image one of its views and an order, and replaces some labels
     by the null class. AdamW (weight decay on matrices only), linear warm-up, cosine decay to 5 %
-    of the peak rate, gradients clipped to norm 1: the recipe of the published checkpoints.
+    of the peak rate, gradients clipped to norm 1: the recipe of the published checkpoints. What is
+    kept is a running mean of the weights over about the last hundred steps.
 
     Parameters
     ----------
@@ -143,6 +145,8 @@ def train_prior(
     n, n_views, n_tokens = codes.shape
     steps = max(1, n // batch_size)
     history = History()
+    trained = [p for p in prior.parameters() if p.requires_grad]
+    mean = [p.detach().clone() for p in trained]
     best, best_weights = -math.inf, None
     prior.checkpointing = checkpointing
     bar = tqdm(total=max_iter * steps, desc="training", unit="step", disable=not verbose)
@@ -174,17 +178,24 @@ def train_prior(
                     losses += loss.detach()
                 torch.nn.utils.clip_grad_norm_(prior.parameters(), CLIP_NORM)
                 optimizer.step()
+                with torch.no_grad():  # at first over all steps, then over about the last hundred
+                    done = epoch * steps + step
+                    torch._foreach_lerp_(mean, trained, 1 - min(AVERAGING, done / (done + 10)))
                 bar.update()
             history.n_iter = epoch + 1
             history.loss_curve.append(losses.item() / steps)
+            if validation is not None or verbose:
+                swap(trained, mean)
             if validation is not None:
                 history.validation_curve.append(held_out(prior, *validation, seed, autocast))
                 if history.validation_curve[-1] > best:
                     best, history.best_iter = history.validation_curve[-1], epoch + 1
-                    best_weights = {k: v.clone() for k, v in prior.state_dict().items()}
+                    best_weights = [p.detach().clone() for p in trained]
             if verbose:
                 known = validation or (all_codes[i, 0].numpy(), all_labels[i].numpy())
                 bar.set_postfix(progress(prior, history, *known, seed, autocast))
+            if validation is not None or verbose:
+                swap(trained, mean)
             if validation is not None and is_flat(history.validation_curve, n_iter_no_change, tol):
                 history.converged = True
                 break
@@ -192,10 +203,20 @@ def train_prior(
         history.best_iter = history.n_iter
         history.converged = is_flat([-x for x in history.loss_curve], n_iter_no_change, tol)
     else:
-        prior.load_state_dict(best_weights)
+        mean = best_weights
+    swap(trained, mean)
     prior.checkpointing = False
     prior.eval()
     return history
+
+
+@torch.no_grad()
+def swap(parameters: list[Tensor], others: list[Tensor]) -> None:
+    """Exchange the values of two lists of tensors."""
+    for p, other in zip(parameters, others, strict=True):
+        kept = p.clone()
+        p.copy_(other)
+        other.copy_(kept)
 
 
 def nats_per_token(prior: AnyOrderPrior, codes: Tensor, orders: Tensor, labels: Tensor) -> Tensor:
