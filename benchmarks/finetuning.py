@@ -27,7 +27,6 @@ CONTESTANTS = {
     "full": {"finetune": "full"},
     "full, from the null class": {"finetune": "full", "new_classes": "null"},
     "lora": {"finetune": "lora"},
-    "lora, from the null class": {"finetune": "lora", "new_classes": "null"},
     "class_embedding": {"finetune": "class_embedding"},
     "class_embedding, from the null class": {
         "finetune": "class_embedding",
@@ -65,10 +64,10 @@ def run(seed, steps, folder):
         for shots in SHOTS:
             few = np.concatenate([order[y_train[order] == d][:shots] for d in digits])
             for name, params in CONTESTANTS.items():
-                clf = AnyOrderARClassifier(random_state=seed)
+                clf = AnyOrderARClassifier(n_orders=8, random_state=seed)
                 if params:
                     clf.set_params(prior=folder, **params)
-                batch = int(np.clip(len(few) // 8, 16, 64))
+                batch = min(len(few), int(np.clip(len(few) // 8, 16, 64)))
                 clf.set_params(batch_size=batch, max_iter=-(-steps // (len(few) // batch)))
                 start = time.perf_counter()
                 clf.fit(X_train[few], y_train[few])
@@ -105,8 +104,8 @@ def table(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--output", type=Path, default=HERE / "results")
     args = parser.parse_args()
     rows = []
@@ -122,7 +121,8 @@ def main():
         "# Fine-tuning on few digits\n\n"
         f"`python benchmarks/finetuning.py`; {about['machine']}, skaocls {skaocls.__version__}.\n\n"
         f"Test accuracy, mean and standard deviation over {len(args.seeds)} seeds, after about "
-        f"{args.steps} steps each. The prior was trained on the digits 0-6.\n\n{table(rows)}\n"
+        f"{args.steps} steps each, at 8 orders. The prior was trained on the digits 0-6.\n\n"
+        f"{table(rows)}\n"
     )
     (args.output / "finetuning.md").write_text(text)
     print(text)

@@ -121,7 +121,7 @@ def test_fit_finetunes_what_was_saved(fitted, digits, tmp_path):
     clf = small_classifier(AnyOrderARClassifier, prior=tmp_path, max_iter=2)
     clf.fit(X, np.array(["a", "b", "c"])[y])
     np.testing.assert_array_equal(clf.tokenizer_.codebook_, fitted.tokenizer_.codebook_)
-    assert clf.loss_curve_[0] < fitted.loss_curve_[-1] + 0.3 < fitted.loss_curve_[0]
+    assert clf.loss_curve_[0] + 0.5 < fitted.loss_curve_[0]
     assert clf.score(digits[2], np.array(["a", "b", "c"])[digits[3]]) > 0.8
     # mapped from the file, the weights change in memory alone
     assert (tmp_path / "model.safetensors").read_bytes() == weights
