@@ -54,25 +54,34 @@ def work(job, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--job", choices=JOBS)
+    parser.add_argument("--job", choices=["make", *JOBS])
     parser.add_argument("--weights", type=Path)
     args = parser.parse_args()
-    if args.job:
+    if args.job == "make":  # in a process of its own: a child starts at its parent's peak
+        make_weights(args.weights)
+    elif args.job:
         base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
         work(args.job, args.weights)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(base / 2**20, peak / 2**20, time.perf_counter() - start)
-        return
+    else:
+        report()
+
+
+def run(job, weights):
+    command = [sys.executable, __file__, "--job", job, "--weights", str(weights)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def report():
     lines = ["| job | peak, GiB | above the imports, GiB | s |", "|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, "randar-l.safetensors")
-        make_weights(weights)
+        run("make", weights)
         size = weights.stat().st_size / 2**30
         for job, title in JOBS.items():
-            command = [sys.executable, __file__, "--job", job, "--weights", str(weights)]
-            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            base, peak, seconds = map(float, out.split())
+            base, peak, seconds = map(float, run(job, weights).split())
             lines.append(f"| {title} | {peak:.1f} | {peak - base:.1f} | {seconds:.0f} |")
             print(lines[-1], flush=True)
     text = (
