@@ -18,6 +18,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 import skaocls
@@ -63,7 +65,9 @@ def run(seed, params):
         MLPClassifier(max_iter=1000, random_state=seed),
         LogisticRegression(max_iter=10_000),
     ):
-        accuracy = baseline.fit(flat_train, y_train).score(flat_test, y_test)
+        # SVC's kernel width follows the pixels' variance by itself
+        model = baseline if type(baseline) is SVC else make_pipeline(StandardScaler(), baseline)
+        accuracy = model.fit(flat_train, y_train).score(flat_test, y_test)
         row[type(baseline).__name__] = float(accuracy)
     return row
 

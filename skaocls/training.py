@@ -145,7 +145,7 @@ def train_prior(
     n, n_views, n_tokens = codes.shape
     steps = max(1, n // batch_size)
     history = History()
-    trained = [p for p in prior.parameters() if p.requires_grad]
+    trained: list[Tensor] = [p for p in prior.parameters() if p.requires_grad]
     mean = [p.detach().clone() for p in trained]
     best, best_weights = -math.inf, None
     prior.checkpointing = checkpointing
