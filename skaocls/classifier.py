@@ -31,7 +31,7 @@ from skaocls.pretrained import (
 )
 from skaocls.prior import AnyOrderPrior
 from skaocls.saving import load, load_models, push, read_config, save
-from skaocls.scoring import log_likelihoods
+from skaocls.scoring import log_likelihoods, scoring_dtype
 from skaocls.training import train_prior
 
 SCORE_AT_ONCE = 256  # images scored before their orders are aggregated
@@ -143,7 +143,10 @@ default="mean_log_likelihood"
         ``"auto"`` is CUDA if there is a device, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Type of the matrix products. ``"auto"`` is bfloat16 on CUDA devices that have it, else
-        float32. Log-likelihoods are summed in float64 in any case.
+        float32; for predictions it is bfloat16 also on CPUs that have it if the prior is at least
+        512 wide, and only if a probe shows that classes keep their distances
+        (:func:`skaocls.scoring.bfloat16_is_safe`). Log-likelihoods are summed in float64 in any
+        case.
     random_state : int, RandomState instance or None, default=None
         Governs tokenizer, initial weights, training and orders. Pass an int for the same model
         from the same data.
@@ -609,11 +612,11 @@ default="mean_log_likelihood"
         self._validate_params()
         X = read_data(self, X, reset=False)
         device = resolve_device(self.device)
-        autocast = resolve_precision(self.precision, device)
         prior, orders = self.prior_.to(device), self.orders_
+        dtype = scoring_dtype(prior, self.precision)
         for part in gen_batches(len(X), SCORE_AT_ONCE):
             codes = encode_for_orders(self, X, part, len(orders), self._order_seed)
-            yield log_likelihoods(prior, codes, orders, self.class_rows_, autocast=autocast)
+            yield log_likelihoods(prior, codes, orders, self.class_rows_, dtype=dtype)
 
     def _resolve_orders(self, n_tokens):
         return resolve_orders(self.order, self.n_orders, n_tokens, self._order_seed)

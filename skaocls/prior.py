@@ -54,15 +54,13 @@ class Attention(nn.Module):
         if step == 1:
             q, k, v = self.wqkv(x).chunk(3, -1)
         else:
-            q = F.linear(x[..., ::step, :], self.wqkv.weight[:dim])
+            q = F.linear(x[:, ::step], self.wqkv.weight[:dim])
             k, v = F.linear(x, self.wqkv.weight[dim:]).chunk(2, -1)
-        q = rotate(self._heads(q), rope[..., ::step, :, :])
+        q = rotate(self._heads(q), rope[:, :, ::step])
         k = F.pad(rotate(self._heads(k), rope), (0, 0, 1, 0))
-        c, v = self._heads(class_value.unsqueeze(-2)), self._heads(v)
-        lead = torch.broadcast_shapes(c.shape[:2], v.shape[:2])
-        q, k, c, v = (a.expand(*lead, -1, -1, -1).flatten(0, 1) for a in (q, k, c, v))
-        y = F.scaled_dot_product_attention(q, k, torch.cat([c, v], -2), attn_mask=mask)
-        return self.dropout(self.wo(y.transpose(1, 2).flatten(2))).unflatten(0, lead)
+        v = torch.cat([self._heads(class_value.unsqueeze(-2)), self._heads(v)], -2)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.dropout(self.wo(y.transpose(1, 2).flatten(2)))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_head, -1)).transpose(-2, -3)
@@ -94,7 +92,7 @@ class Block(nn.Module):
         self, x: Tensor, class_value: Tensor, rope: Tensor, mask: Tensor, step: int = 1
     ) -> Tensor:
         y = self.attention(self.attention_norm(x), class_value, rope, mask, step)
-        x = x[..., ::step, :] + y
+        x = x[:, ::step] + y
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -226,42 +224,27 @@ class AnyOrderPrior(nn.Module):
             x = x + block.feed_forward(block.ffn_norm(x))
         return values
 
-    def hidden_states(self, codes: Tensor, orders: Tensor, class_values: list[Tensor]) -> Tensor:
-        """Final hidden states at the places that predict.
+    def interleave(self, tokens: Tensor, orders: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of p1 t1 p2 t2 ... pn: before each token the instruction that names its place.
 
-        What does not depend on the class is computed once for all classes of an item.
+        The last token predicts nothing, so it is not among them.
 
         Parameters
         ----------
-        codes : int tensor of shape (items, n_tokens)
-            Tokens in raster order.
-        orders : int tensor of shape (items, n_tokens) or (1, n_tokens)
-            Place (raster index) visited at each step.
-        class_values : list of n_layer tensors of shape (1 or items, classes, dim)
-            From :meth:`class_values`.
+        tokens, orders : int tensors of shape (items, n_tokens)
+            Tokens and places (raster indices) in the order of reading.
 
         Returns
         -------
-        hidden : tensor of shape (items, classes, n_tokens, dim)
-            Entry ``[i, c, s]`` predicts the token at place ``orders[i, s]``.
+        x : tensor of shape (items, 2 n_tokens - 1, dim)
+        rope : tensor of shape (items, 1, 2 n_tokens - 1, head_dim / 2, 2)
+            Rotation of each of them, see :func:`rope_table`.
         """
-        tokens = self.tok_embeddings(codes.gather(1, orders.expand_as(codes)))
         rope = self.rope[orders]
         head = self.pos_instruct_embeddings.view(self.n_head, 1, -1)
         instructions = rotate(head, rope.unsqueeze(1)).transpose(1, 2).flatten(2)
-        # p1 t1 p2 t2 ... pn: the last token predicts nothing, so it never enters
-        x = torch.stack([instructions.expand_as(tokens), tokens], 2).flatten(1, 2)[:, :-1]
-        x = self.tok_dropout(x).unsqueeze(1)
-        rope = rope.repeat_interleave(2, 1)[:, None, None, :-1]
-        steps = x.shape[-2]
-        mask = torch.ones(steps, steps + 1, dtype=torch.bool, device=x.device).tril(1)
-        for block, value in zip(self.blocks[:-1], class_values):
-            if self.checkpointing and self.training:
-                x = checkpoint(block, x, value, rope, mask, use_reentrant=False)
-            else:
-                x = block(x, value, rope, mask)
-        # beyond the last layer's keys and values only the predicting positions matter
-        return self.norm(self.blocks[-1](x, class_values[-1], rope, mask[::2], step=2))
+        x = torch.stack([instructions, self.tok_embeddings(tokens)], 2).flatten(1, 2)
+        return x[:, :-1], rope.repeat_interleave(2, 1)[:, None, :-1]
 
     def forward(self, codes: Tensor, orders: Tensor, labels: Tensor) -> Tensor:
         """Logits of every step.
@@ -280,8 +263,23 @@ class AnyOrderPrior(nn.Module):
         logits : float32 tensor of shape (items, n_tokens, vocab_size)
             Entry ``[i, s]`` predicts the token at place ``orders[i, s]``.
         """
-        values = [v.unsqueeze(1) for v in self.class_values(labels)]
-        return self.output(self.hidden_states(codes, orders, values).squeeze(1)).float()
+        orders = orders.expand_as(codes)
+        return self.logits(codes, orders, self.class_values(labels))
+
+    def logits(self, codes: Tensor, orders: Tensor, class_values: list[Tensor]) -> Tensor:
+        """As :meth:`forward`, from what :meth:`class_values` gives for each item."""
+        x, rope = self.interleave(codes.gather(1, orders), orders)
+        x = self.tok_dropout(x)
+        steps = x.shape[1]
+        mask = torch.ones(steps, steps + 1, dtype=torch.bool, device=x.device).tril(1)
+        for block, value in zip(self.blocks[:-1], class_values):
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, value, rope, mask, use_reentrant=False)
+            else:
+                x = block(x, value, rope, mask)
+        # beyond the last layer's keys and values only the predicting positions matter
+        x = self.blocks[-1](x, class_values[-1], rope, mask[::2], step=2)
+        return self.output(self.norm(x)).float()
 
 
 def rope_table(grid: tuple[int, int], head_dim: int) -> Tensor:
@@ -299,5 +297,5 @@ def rope_table(grid: tuple[int, int], head_dim: int) -> Tensor:
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Turn interleaved channel pairs of x (..., head_dim) by rope (..., head_dim / 2, 2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.view_as_complex(rope)).flatten(-2).type_as(x)

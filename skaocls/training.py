@@ -263,7 +263,7 @@ def held_out(prior, codes, labels, seed, autocast) -> float:
             batch = torch.as_tensor(codes[at : at + 256]).long().to(device)
             label = torch.as_tensor(labels[at : at + 256]).to(device)
             for order in orders:
-                loss = nats_per_token(prior, batch, order.expand_as(batch), label)
+                loss = nats_per_token(prior, batch, order[None], label)
                 total -= loss.item() * len(batch)
     return total / (len(codes) * len(orders))
 
@@ -273,7 +273,7 @@ def progress(prior, history, codes, labels, seed, autocast) -> dict[str, str]:
     n = max(1, ESTIMATE_ROWS // prior.num_classes)
     order = draw_orders(1, codes.shape[1], seed)
     classes = np.arange(prior.num_classes)
-    ll = log_likelihoods(prior, codes[:n], order, classes, autocast=autocast)[:, 0]
+    ll = log_likelihoods(prior, codes[:n], order, classes, dtype=autocast or torch.float32)[:, 0]
     shown = {"loss": f"{history.loss_curve[-1]:.3f}"}
     if history.validation_curve:
         shown["validation"] = f"{-history.validation_curve[-1]:.3f}"
