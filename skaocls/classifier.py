@@ -7,7 +7,7 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import train_test_split
@@ -16,6 +16,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls._encoding import encode_for_orders, fit_tokenizer, training_tokens
+from skaocls._sharing import PretrainedMixin
 from skaocls._validation import class_log_prior, encode_labels, read_data
 from skaocls.aggregation import AGGREGATIONS, joint_log_proba
 from skaocls.devices import resolve_device, resolve_precision
@@ -24,13 +25,12 @@ from skaocls.orders import resolve_orders
 from skaocls.pretrained import (
     PUBLISHED,
     check_agreement,
-    find_imagenet_classes,
-    imagenet_classes,
     load_published,
     published_tokenizer,
 )
 from skaocls.prior import AnyOrderPrior
-from skaocls.saving import load, load_models, push, read_config, save
+from skaocls.racing import Race, race
+from skaocls.saving import load_models, read_config
 from skaocls.scoring import log_likelihoods, scoring_dtype
 from skaocls.training import train_prior
 
@@ -39,7 +39,7 @@ RATE_TIMES_DIM = 0.4
 FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0}
 
 
-class AnyOrderARClassifier(ClassifierMixin, BaseEstimator):
+class AnyOrderARClassifier(PretrainedMixin, ClassifierMixin, BaseEstimator):
     """Generative image classifier: an any-order autoregressive model, averaged over orders.
 
     An image becomes a grid of discrete tokens; a transformer that reads tokens in any order
@@ -79,6 +79,14 @@ class AnyOrderARClassifier(ClassifierMixin, BaseEstimator):
 default="mean_log_likelihood"
         How orders are combined, see :func:`skaocls.aggregation.joint_log_proba`. May be changed
         after `fit`.
+    search : {"exhaustive", "racing"}, default="exhaustive"
+        ``"exhaustive"`` reads every class in every order. ``"racing"`` reads all classes together,
+        a few tokens at a time, and drops those that have fallen too far behind
+        (:mod:`skaocls.racing`): with many classes, a small share of the work. The posterior of a
+        class that was dropped is what it was at its exit. May be changed after `fit`.
+    racing_error : float, default=1e-3
+        Allowed probability that racing drops the class that exhaustive search ranks first. May be
+        changed after `fit`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         Shape of the images if X holds flat rows; size to which image files are resized.
     augmentation : int, "auto" or None, default="auto"
@@ -216,6 +224,8 @@ default="mean_log_likelihood"
         "n_orders": [Interval(Integral, 1, None, closed="left")],
         "order": [StrOptions({"random", "raster"}), "array-like"],
         "aggregation": [StrOptions(set(AGGREGATIONS))],
+        "search": [StrOptions({"exhaustive", "racing"})],
+        "racing_error": [Interval(Real, 0, 0.5, closed="neither")],
         "image_shape": [tuple, list, None],
         "augmentation": [
             StrOptions({"auto"}),
@@ -257,6 +267,8 @@ default="mean_log_likelihood"
         n_orders=20,
         order="random",
         aggregation="mean_log_likelihood",
+        search="exhaustive",
+        racing_error=1e-3,
         image_shape=None,
         augmentation="auto",
         max_iter=120,
@@ -290,6 +302,8 @@ default="mean_log_likelihood"
         self.n_orders = n_orders
         self.order = order
         self.aggregation = aggregation
+        self.search = search
+        self.racing_error = racing_error
         self.image_shape = image_shape
         self.augmentation = augmentation
         self.max_iter = max_iter
@@ -405,154 +419,36 @@ default="mean_log_likelihood"
             )
         return self
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        source,
-        *,
-        filename=None,
-        revision=None,
-        token=None,
-        tokenizer="auto",
-        classes=None,
-        **params,
-    ):
-        """A fitted classifier from published weights or from what `save_pretrained` wrote.
-
-        Published ImageNet weights classify at once, without `fit`: `classes_` are ImageNet's
-        indices, `class_names_` and `wordnet_ids_` say what they are, class priors are uniform,
-        and files are resized and cropped as in the paper.
-
-        Parameters
-        ----------
-        source : str or path
-            A folder or hub repository written by `save_pretrained` or `push_to_hub`; or
-            published weights, see :func:`skaocls.pretrained.load_published`.
-        filename : str, default=None
-            File of published weights within a folder or repository.
-        revision : str, default=None
-            Branch, tag or commit of a repository.
-        token : str or bool, default=None
-            As in ``huggingface_hub``.
-        tokenizer : "auto" or transformer, default="auto"
-            For published weights; ``"auto"`` is the one of their vocabulary, with its own
-            published weights. A transformer is cloned and fitted.
-        classes : list of int or str, default=None
-            Only these classes, for published weights: ImageNet indices, WordNet ids or names.
-            What is left out costs nothing.
-        **params
-            Other parameters of the classifier.
-
-        Returns
-        -------
-        clf : AnyOrderARClassifier
-            Fitted.
-
-        Raises
-        ------
-        OSError
-            If something cannot be found or fetched.
-        ValueError
-            If something is not what it should be.
-
-        References
-        ----------
-        Sudakov, Babenko, Baranchuk, arXiv 2603.19122, section 4.
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> from sklearn.datasets import load_iris
-        >>> from skaocls import AnyOrderARClassifier
-        >>> X, y = load_iris(return_X_y=True)
-        >>> clf = AnyOrderARClassifier(max_iter=5, random_state=0).fit(X, y)
-        >>> folder = tempfile.mkdtemp()
-        >>> clf.save_pretrained(folder)
-        >>> restored = AnyOrderARClassifier.from_pretrained(folder)
-        >>> bool((restored.predict_proba(X) == clf.predict_proba(X)).all())
-        True
-        """
-        if filename is None and source not in PUBLISHED:
-            config = read_config(source, revision=revision, token=token)
-            if config is not None:
-                return load(cls, config, source, revision=revision, token=token, params=params)
-        clf = cls(prior=source, tokenizer=tokenizer, filename=filename, revision=revision, **params)
-        clf._validate_params()
-        prior = load_published(source, filename, revision=revision, token=token)
-        if isinstance(tokenizer, str):
-            tokenizer = published_tokenizer(prior).fit()
-        elif not hasattr(tokenizer, "n_codes_"):
-            tokenizer = clone(tokenizer).fit()
-        check_agreement(prior, tokenizer)
-        clf.prior_, clf.tokenizer_ = prior, tokenizer
-        clf.declared_shape_ = clf.image_shape_ = (*tokenizer.image_shape_[:2], 3)
-        clf.n_features_in_ = int(np.prod(clf.image_shape_))
-        clf._set_published_classes(classes)
-        clf._order_seed = check_random_state(clf.random_state).randint(2**31 - 1)
-        return clf
-
-    def save_pretrained(self, folder):
-        """Write the fitted classifier as JSON and safetensors; see :mod:`skaocls.saving`.
-
-        A prior module given as parameter is stored as its sizes, a RandomState as None.
-
-        Parameters
-        ----------
-        folder : path
-            Made if need be.
-
-        Raises
-        ------
-        TypeError
-            If the tokenizer is none of this library's.
-        """
-        check_is_fitted(self)
-        save(self, folder)
-
-    def push_to_hub(
-        self, repo_id, *, metrics=None, private=False, token=None, commit_message="Add classifier"
-    ):
-        """Upload the fitted classifier with a model card to the Hugging Face hub.
-
-        Parameters
-        ----------
-        repo_id : str
-            ``owner/name``, made if need be.
-        metrics : dict of str to float, default=None
-            Shown in the card, e.g. ``{"test accuracy": clf.score(X_test, y_test)}``.
-        private : bool, default=False
-            Of a repository that is made.
-        token : str or bool, default=None
-            As in ``huggingface_hub``.
-        commit_message : str
-
-        Returns
-        -------
-        url : str
-            Of the commit.
-        """
-        check_is_fitted(self)
-        return push(self, repo_id, metrics or {}, private, token, commit_message)
-
-    def predict_joint_log_proba(self, X):
+    def predict_joint_log_proba(self, X, return_stats=False):
         """Log of the joint probability of image and class, orders marginalized.
 
         Parameters
         ----------
         X : array-like
             As in `fit`.
+        return_stats : bool, default=False
+            Whether to return also what it took.
 
         Returns
         -------
         joint : float64 ndarray of shape (n_samples, n_classes)
             log P(x, y), in nats; columns follow `classes_`.
+        stats : dict
+            Only if `return_stats`. ``"evaluations"``: int ndarray of shape (n_samples,), tokens
+            evaluated over all classes and orders; ``"exhaustive_evaluations"``: int, what
+            ``search="exhaustive"`` takes for one sample.
         """
-        return np.concatenate(
-            [
-                joint_log_proba(ll, self.class_log_prior_, self.aggregation)
-                for ll in self._log_likelihoods(X)
-            ]
-        )
+        parts = [
+            (joint_log_proba(race.log_likelihood, self.class_log_prior_, self.aggregation), race)
+            for race in self._races(X)
+        ]
+        joint = np.concatenate([joint for joint, _ in parts])
+        if not return_stats:
+            return joint
+        return joint, {
+            "evaluations": np.concatenate([race.evaluations for _, race in parts]),
+            "exhaustive_evaluations": self.orders_.size * len(self.classes_),
+        }
 
     def predict_log_proba(self, X):
         """Log of the class probabilities.
@@ -608,38 +504,29 @@ default="mean_log_likelihood"
 
     def _log_likelihoods(self, X):
         """Yield log p(tokens | class, order), (n, n_orders, n_classes), a few images at a time."""
+        return (race.log_likelihood for race in self._races(X))
+
+    def _races(self, X):
+        """Yield log-likelihoods and what they took, a few images at a time."""
         check_is_fitted(self)
         self._validate_params()
         X = read_data(self, X, reset=False)
         device = resolve_device(self.device)
-        prior, orders = self.prior_.to(device), self.orders_
+        prior, orders, labels = self.prior_.to(device), self.orders_, self.class_rows_
         dtype = scoring_dtype(prior, self.precision)
         for part in gen_batches(len(X), SCORE_AT_ONCE):
             codes = encode_for_orders(self, X, part, len(orders), self._order_seed)
-            yield log_likelihoods(prior, codes, orders, self.class_rows_, dtype=dtype)
+            if self.search == "racing":
+                error = self.racing_error
+                yield race(
+                    prior, codes, orders, labels, self.class_log_prior_, error=error, dtype=dtype
+                )
+            else:
+                ll = log_likelihoods(prior, codes, orders, labels, dtype=dtype)
+                yield Race(ll, np.full(len(codes), orders.size * len(labels)))
 
     def _resolve_orders(self, n_tokens):
         return resolve_orders(self.order, self.n_orders, n_tokens, self._order_seed)
-
-    def _set_published_classes(self, classes):
-        n_rows = self.prior_.num_classes
-        imagenet = n_rows == len(imagenet_classes())
-        if classes is None:
-            rows = list(range(n_rows))
-        elif imagenet:
-            rows = find_imagenet_classes(classes)
-        else:
-            rows = sorted(set(classes))
-            if not set(rows) <= set(range(n_rows)):
-                raise ValueError(f"classes must be among 0 ... {n_rows - 1}, got {classes}.")
-        self.class_rows_ = np.array(rows)
-        self.classes_ = self.class_rows_.copy()
-        if imagenet:
-            table = imagenet_classes()
-            self.class_names_ = np.array([table[row]["name"] for row in rows])
-            self.wordnet_ids_ = np.array([table[row]["wordnet_id"] for row in rows])
-        self.class_count_ = np.ones(len(rows))
-        self.class_log_prior_ = class_log_prior(self.priors, self.class_count_)
 
     def _is_module(self):
         return isinstance(self.prior, AnyOrderPrior)
@@ -692,12 +579,6 @@ default="mean_log_likelihood"
             stratify=stratify,
             random_state=rng,
         )
-
-    def __getstate__(self):
-        state = super().__getstate__().copy()
-        if "prior_" in state:  # what was trained on a GPU must load without one
-            state["prior_"] = copy.deepcopy(state["prior_"]).cpu()
-        return state
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

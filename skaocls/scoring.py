@@ -13,9 +13,9 @@ import torch
 from skaocls.engine import Engine
 from skaocls.prior import AnyOrderPrior
 
-# Numbers in the residual stream of one tile: enough to keep matrix products busy, small enough for
-# caches (CPU) and memory (CUDA)
-STREAM_CPU = 2**20
+# Numbers in the residual stream of one tile: small enough for caches (CPU) and memory (CUDA), but
+# on the CPU of so many rows that reading wide matrices does not cost more than multiplying
+STREAM_CPU, ROWS_CPU = 2**18, 2**11
 STREAM_CUDA = 2**27
 MEMORY_SHARE = 0.5  # of the free memory of a CUDA device
 BFLOAT16_FROM_DIM = 512  # on the CPU; narrower products do not gain
@@ -101,8 +101,8 @@ def log_likelihoods(
 def lanes_at_once(prior: AnyOrderPrior) -> int:
     """How many sequences to read together: a property of model and device alone."""
     dim, device = prior.output.weight.shape[1], prior.output.weight.device
-    stream = STREAM_CUDA if device.type == "cuda" else STREAM_CPU
-    lanes = max(1, stream // (2 * prior.n_tokens * dim))
+    rows = STREAM_CUDA // dim if device.type == "cuda" else max(ROWS_CPU, STREAM_CPU // dim)
+    lanes = max(1, rows // (2 * prior.n_tokens))
     if device.type == "cuda":
         # the stream and its sums in float32; queries, keys, values and both gates in the type
         # of the products, at most float32

@@ -38,6 +38,7 @@ def test_engine_equals_brute_force(grid, n_classes, n_orders, n_images, stream, 
     labels = rng.permutation(n_classes + 1)[: rng.randint(1, n_classes + 2)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "STREAM_CPU", stream)
+        patch.setattr(scoring, "ROWS_CPU", 1)
         patch.setattr(engine, "LOGITS_AT_ONCE", 13)
         ll = log_likelihoods(prior, codes, orders, labels)
     np.testing.assert_allclose(

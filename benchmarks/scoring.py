@@ -1,0 +1,222 @@
+"""The engine against a literal transcription of the published procedure, on the same weights.
+
+    python benchmarks/scoring.py
+
+Times both side by side in one run, in float32 and bfloat16, for three shapes, and measures the
+peak memory of processes that do nothing else. Images come encoded, which costs the transcription
+nothing for encoding them again with each order. Writes ``results/scoring-<device>.md``.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+import transcription
+from digits import HERE, machine
+
+from skaocls import AnyOrderPrior
+from skaocls.scoring import log_likelihoods
+
+# sizes of the prior; images, orders and classes on a CPU; the same on a CUDA device
+SHAPES = {
+    "tiny": (
+        {"vocab_size": 256, "grid": (4, 4), "dim": 64, "n_layer": 2, "multiple_of": 64},
+        (50, 4, 10),
+        (500, 20, 10),
+    ),
+    "small": (
+        {"vocab_size": 1024, "grid": (8, 8), "dim": 256, "n_layer": 6, "n_head": 8},
+        (4, 1, 100),
+        (100, 4, 100),
+    ),
+    "RandAR-L": (
+        {"vocab_size": 16384, "grid": (16, 16), "dim": 1024, "n_layer": 24, "n_head": 16},
+        (1, 1, 8),
+        (2, 1, 125),
+    ),
+    "RandAR-L, 1000 classes": (
+        {"vocab_size": 16384, "grid": (16, 16), "dim": 1024, "n_layer": 24, "n_head": 16},
+        None,
+        (1, 1, 1000),
+    ),
+}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def make_prior(sizes, device):
+    torch.manual_seed(0)
+    prior = AnyOrderPrior(num_classes=1000, **sizes)
+    torch.nn.init.normal_(prior.output.weight, std=sizes["dim"] ** -0.5)
+    return prior.to(device).eval()
+
+
+def make_work(prior, n_images, n_orders, n_classes):
+    rng = np.random.RandomState(0)
+    codes = rng.randint(prior.vocab_size, size=(n_images, prior.n_tokens))
+    orders = np.stack([rng.permutation(prior.n_tokens) for _ in range(n_orders)])
+    return codes, orders, np.arange(n_classes)
+
+
+def engine(prior, work, precision):
+    return log_likelihoods(prior, *work, dtype=PRECISIONS[precision])
+
+
+def published(prior, work, precision):
+    codes, orders, labels = work
+    autocast = None if precision == "float32" else PRECISIONS[precision]
+    return transcription.log_likelihoods(prior, lambda a: a, codes, orders, labels, autocast)
+
+
+PROCEDURES = {"published": published, "engine": engine}
+
+
+def timed(procedure, prior, work, precision):
+    if prior.output.weight.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = procedure(prior, work, precision)
+    return time.perf_counter() - start, result
+
+
+def matmul_rate(dtype, device, size):
+    """FLOP/s of the best matrix product of that width."""
+    best = 0.0
+    for rows in (1024, 4096, 16384):
+        a, b = torch.randn(rows, size, device=device), torch.randn(size, 4 * size, device=device)
+        a, b = a.to(dtype), b.to(dtype)
+        for _ in range(6):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            a @ b
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * rows * size * 4 * size / (time.perf_counter() - start))
+    return best
+
+
+def sequence_flops(prior):
+    """Of one sequence as published: two for each weight and token, and attention's."""
+    body = sum(p.numel() for p in prior.layers.parameters() if p.ndim == 2)
+    length, dim = 2 * prior.n_tokens, prior.output.weight.shape[1]
+    attention = 4 * len(prior.blocks) * dim * length * length / 2
+    return 2 * (body + prior.output.weight.numel()) * length + attention
+
+
+def compare(name, sizes, amount, device, repeats):
+    prior = make_prior(sizes, device)
+    work = make_work(prior, *amount)
+    n = np.prod(amount)
+    rows, exact, medians = [], None, {}
+    for precision, dtype in PRECISIONS.items():
+        rate = matmul_rate(dtype, device, sizes["dim"])
+        seconds: dict[str, list[float]] = {procedure: [] for procedure in PROCEDURES}
+        for repeat in range(repeats + 1):
+            for procedure, do in PROCEDURES.items():
+                took, ll = timed(do, prior, work, precision)
+                exact = ll if exact is None else exact
+                if repeat:  # the first warms up
+                    seconds[procedure].append(took)
+        for procedure in PROCEDURES:
+            median = medians[procedure, precision] = statistics.median(seconds[procedure])
+            share = sequence_flops(prior) * n / median / rate
+            faster = statistics.median(
+                a / b for a, b in zip(seconds["published"], seconds[procedure], strict=True)
+            )
+            row = [
+                f"{name}, {n} sequences",
+                procedure,
+                precision,
+                f"{n / median:.2f}",
+                f"{faster:.2f}",
+                f"{medians['published', 'float32'] / median:.2f}",
+                f"{100 * share:.0f} %",
+            ]
+            rows.append(f"| {' | '.join(row)} |")
+            print(rows[-1], flush=True)
+        distance = [a - a.mean(-1, keepdims=True) for a in (ll, exact)]
+        print(f"  class distances off by {np.abs(distance[0] - distance[1]).max():.2g} at most")
+    return rows
+
+
+def peak(procedure, precision, n_images, n_classes):
+    """GiB above the weights, of RandAR-L on the CPU; run in a process of its own."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    prior = make_prior(SHAPES["RandAR-L"][0], torch.device("cpu"))
+    weights = sum(p.numel() * p.element_size() for p in prior.parameters())
+    PROCEDURES[procedure](prior, make_work(prior, n_images, 1, n_classes), precision)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return ((after - before) * 1024 - weights) / 2**30
+
+
+def memory():
+    rows = []
+    for precision in PRECISIONS:
+        for procedure, n_images, n_classes in [
+            ("published", 1, 8),
+            ("engine", 1, 8),
+            ("engine", 1, 80),
+            ("engine", 10, 8),
+        ]:
+            if precision == "float32" and n_images * n_classes > 8:
+                continue  # minutes on a CPU; bfloat16 shows it
+            job = [procedure, precision, str(n_images), str(n_classes)]
+            found = subprocess.run(
+                [sys.executable, __file__, "--peak", *job], capture_output=True, text=True
+            )
+            rows.append(f"| {' | '.join([*job, found.stdout.strip()])} |")
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak:
+        procedure, precision, n_images, n_classes = args.peak
+        print(f"{peak(procedure, precision, int(n_images), int(n_classes)):.2f}")
+        return
+    device = torch.device(args.device)
+    cuda = device.type == "cuda"
+    where = torch.cuda.get_device_name(device) if cuda else machine()
+    lines = [
+        f"# Scoring, {'CUDA' if cuda else 'CPU'}",
+        "",
+        f"`python benchmarks/scoring.py`; {where}, torch {torch.__version__}. Medians of "
+        f"{args.repeats} runs, taken in turn.",
+        "",
+        "| shape | procedure | precision | sequences/s | times published, same precision "
+        "| times published in float32 | share of the matmul rate |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, (sizes, on_cpu, on_cuda) in SHAPES.items():
+        amount = on_cuda if cuda else on_cpu
+        if amount:
+            lines += compare(name, sizes, amount, device, args.repeats)
+    lines += [
+        "",
+        "A sequence is one image in one order under one class. The share is that of the published "
+        "procedure's operations: work that is left out counts as done.",
+    ]
+    if not cuda:
+        lines += [
+            "",
+            "Peak memory above the weights and the imports, RandAR-L, a process for each:",
+            "",
+            "| procedure | precision | images | classes | GiB |",
+            "|---|---|---|---|---|",
+            *memory(),
+        ]
+    (HERE / "results" / f"scoring-{device.type}.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
