@@ -11,11 +11,11 @@ the classes as the prior describes them, the probability that any other ever get
 is at most `error` (likelihood ratios are martingales, and Ville's inequality holds for all rounds
 together). Priors are not perfect, so the lag must also be twice its standard error.
 
-*From its end on Student's, if that is less*: the exhaustive score is a sum over a finite population,
-n_orders times n_tokens log-probabilities of each class. The lag after m of these M is a sum over a
-sample drawn without replacement; its standard error is ``s * sqrt(m * (1 - m / M))``, s the standard
-deviation of the m differences, and the bound is that times Student's quantile of ``1 - error`` with
-m - 1 degrees of freedom. It tightens as the sum is completed.
+*From its end on Student's, if that is less*: the exhaustive score is a sum over a finite
+population, n_orders times n_tokens log-probabilities of each class. The lag after m of these M is a
+sum over a sample drawn without replacement; its standard error is ``s * sqrt(m * (1 - m / M))``, s
+the standard deviation of the m differences, and the bound is that times Student's quantile of
+``1 - error`` with m - 1 degrees of freedom. It tightens as the sum is completed.
 """
 
 from typing import NamedTuple

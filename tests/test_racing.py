@@ -118,7 +118,7 @@ def test_students_bound_by_hand():
     standard_error = np.std([1, 2, 6, -1, -1], ddof=1) * np.sqrt(5 * 1995 / 2000) * 4 / 5
     assert_allclose(bound[0], min(2.77645, 2) * standard_error, rtol=1e-5)
     close = lanes._replace(log_prob=lanes.log_prob / 10)
-    _, bound, _ = lags(close, log_prior, n_tokens=4, population=2000, error=0.025)
+    _, bound, _ = lags(close, torch.zeros(2).double(), n_tokens=4, population=2000, error=0.025)
     assert_allclose(bound[0], 2.77645 * standard_error / 10, rtol=1e-5)
 
 
