@@ -19,7 +19,7 @@ from skaocls._encoding import encode_for_orders, fit_tokenizer, training_tokens
 from skaocls._sharing import PretrainedMixin
 from skaocls._validation import class_log_prior, encode_labels, read_data
 from skaocls.aggregation import AGGREGATIONS, joint_log_proba
-from skaocls.devices import resolve_device, resolve_precision
+from skaocls.devices import ahead, resolve_device, resolve_precision
 from skaocls.finetuning import merge_finetuning, prepare_finetuning, replace_classes
 from skaocls.orders import resolve_orders
 from skaocls.pretrained import (
@@ -514,8 +514,9 @@ default="mean_log_likelihood"
         device = resolve_device(self.device)
         prior, orders, labels = self.prior_.to(device), self.orders_, self.class_rows_
         dtype = scoring_dtype(prior, self.precision)
-        for part in gen_batches(len(X), SCORE_AT_ONCE):
-            codes = encode_for_orders(self, X, part, len(orders), self._order_seed)
+        parts = gen_batches(len(X), SCORE_AT_ONCE)
+        encoded = (encode_for_orders(self, X, p, len(orders), self._order_seed) for p in parts)
+        for codes in ahead(encoded) if device.type == "cuda" else encoded:
             if self.search == "racing":
                 error = self.racing_error
                 yield race(

@@ -1,6 +1,12 @@
 """Where and in which precision to compute."""
 
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 import torch
+
+T = TypeVar("T")
 
 
 def resolve_device(device):
@@ -28,3 +34,14 @@ def resolve_precision(precision, device):
     if precision == "bfloat16":
         return torch.bfloat16
     raise ValueError(f"precision={precision!r} is not known: pass 'auto', 'float32' or 'bfloat16'.")
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items, each made in another thread while the one before is worked on."""
+    made = iter(items)
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, made, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, made, end)
+            yield item  # type: ignore[misc]

@@ -5,6 +5,8 @@ that memory is bounded and an image's numbers do not depend on what else is scor
 know nothing of each other: to spread them over devices or machines, share out the pairs.
 """
 
+import warnings
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,6 +20,9 @@ from skaocls.prior import AnyOrderPrior
 STREAM_CPU, ROWS_CPU = 2**18, 2**11
 STREAM_CUDA = 2**27
 MEMORY_SHARE = 0.5  # of the free memory of a CUDA device
+# Operations from which compiling, half a minute to minutes, is worth its 15 % on a CPU and more on
+# a CUDA device
+COMPILE_FROM = {"cpu": 1e16, "cuda": 1e17}
 BFLOAT16_FROM_DIM = 512  # on the CPU; narrower products do not gain
 SAFE_ERROR = 0.05  # of the spread between classes
 _safe: WeakKeyDictionary[AnyOrderPrior, tuple[int, bool]] = WeakKeyDictionary()
@@ -75,6 +80,9 @@ def log_likelihoods(
     all_orders = torch.as_tensor(orders, dtype=torch.long, device=device)
     out = torch.empty(len(codes) * n_orders, n_classes, dtype=torch.float64, device=device)
     lanes = lanes_at_once(prior)
+    read = engine.read
+    if operations(prior) * len(out) * n_classes >= COMPILE_FROM.get(device.type, np.inf):
+        read = compiled(engine.read)
     start = 0
     while start < len(out):
         n_pairs, tile_classes = tile_shape(lanes, n_classes)
@@ -87,7 +95,7 @@ def log_likelihoods(
             at = torch.arange(n_pairs, device=device).repeat_interleave(tile_classes)
             for c in range(0, n_classes, tile_classes):
                 label = torch.arange(c, c + tile_classes, device=device).clamp_(max=n_classes - 1)
-                log_prob, _ = engine.read(pairs, at, label.repeat(n_pairs), 0, prior.n_tokens)
+                log_prob, _ = read(pairs, at, label.repeat(n_pairs), 0, prior.n_tokens)
                 ll = log_prob.double().sum(1).view(n_pairs, tile_classes)
                 out[rows, c : c + tile_classes] = ll[: len(out) - start, : n_classes - c]
             start += n_pairs
@@ -120,6 +128,36 @@ def tile_shape(lanes: int, n_classes: int) -> tuple[int, int]:
     """
     n_tiles = -(-n_classes // lanes)  # of one pair
     return max(1, lanes // n_classes), -(-n_classes // n_tiles)
+
+
+def operations(prior: AnyOrderPrior) -> float:
+    """Of one sequence: two for each weight and position."""
+    weights = sum(p.numel() for p in prior.layers.parameters())
+    return 2.0 * weights * 2 * prior.n_tokens + 2.0 * prior.output.weight.numel() * prior.n_tokens
+
+
+def compiled(function: Callable) -> Callable:
+    """The function compiled by torch, or as it is, with a warning, where that fails."""
+    try_first = torch.compile(function, dynamic=False)
+    failed = False
+
+    def call(*args):
+        nonlocal failed
+        if not failed:
+            try:
+                return try_first(*args)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as exc:  # whatever compilers do
+                failed = True
+                warnings.warn(
+                    f"torch.compile failed ({type(exc).__name__}); scoring goes on without it.",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+        return function(*args)
+
+    return call
 
 
 def scoring_dtype(prior: AnyOrderPrior, precision: str) -> torch.dtype:

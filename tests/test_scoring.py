@@ -1,5 +1,7 @@
 """The engine and the aggregations against brute force."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 import reference
 from skaocls import AnyOrderPrior, engine, scoring
 from skaocls.aggregation import AGGREGATIONS, joint_log_proba
+from skaocls.devices import ahead
 from skaocls.scoring import log_likelihoods
 
 
@@ -119,6 +122,27 @@ def test_automatic_precision():
     assert scoring.scoring_dtype(wide, "auto") == torch.float32
 
 
+def test_compiling_changes_nothing(monkeypatch):
+    prior = make_prior(5, (2, 3), 3)
+    rng = np.random.RandomState(0)
+    codes, orders = rng.randint(5, size=(3, 6)), np.stack([rng.permutation(6)] * 2)
+    expected = log_likelihoods(prior, codes, orders, np.arange(3))
+    monkeypatch.setitem(scoring.COMPILE_FROM, "cpu", 0)
+    # what is traced, without the compiler that a machine may lack
+    traced = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", traced)
+    ll = log_likelihoods(prior, codes, orders, np.arange(3))
+    np.testing.assert_allclose(ll, expected, atol=1e-5, rtol=0)
+
+    def broken(*args):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: broken)
+    with pytest.warns(RuntimeWarning, match="torch.compile failed .RuntimeError.; scoring goes on"):
+        ll = log_likelihoods(prior, codes, orders, np.arange(3))
+    np.testing.assert_allclose(ll, expected, atol=1e-6, rtol=0)
+
+
 def test_out_of_memory_halves_the_tile(monkeypatch):
     prior = make_prior(5, (2, 2), 3)
     rng = np.random.RandomState(0)
@@ -191,3 +215,24 @@ def test_cuda_equals_cpu():
     cpu = log_likelihoods(prior, codes, orders, np.arange(3))
     gpu = log_likelihoods(prior.cuda(), codes, orders, np.arange(3))
     np.testing.assert_allclose(gpu, cpu, atol=1e-4)
+
+
+def test_ahead_makes_one_item_more_than_is_used():
+    made = []
+
+    def items():
+        for i in range(4):
+            made.append(i)
+            yield i
+
+    used = []
+    for item in ahead(items()):
+        used.append(item)
+    assert used == made == [0, 1, 2, 3]
+
+    def broken():
+        yield 1
+        raise ValueError("unreadable")
+
+    with pytest.raises(ValueError, match="unreadable"):
+        list(ahead(broken()))
