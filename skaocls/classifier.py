@@ -10,6 +10,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import accuracy_score
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -494,6 +495,79 @@ default="mean_log_likelihood"
         """
         joint = self.predict_joint_log_proba(X)
         return self.classes_[joint.argmax(axis=1)]
+
+    def score_samples(self, X):
+        """Log-likelihood of each image, over classes and orders: log p(tokens).
+
+        Low values are images unlike those of `fit`, whatever their class. It is the log of the sum
+        over the classes of what :meth:`predict_joint_log_proba` returns, so `aggregation` and the
+        class priors have their say.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+
+        Returns
+        -------
+        log_likelihood : float64 ndarray of shape (n_samples,)
+            In nats, summed over the tokens.
+        """
+        return torch.from_numpy(self.predict_joint_log_proba(X)).logsumexp(1).numpy()
+
+    def staged_predict_proba(self, X):
+        """Class probabilities after 1, 2, ... `n_orders` orders, from one pass.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+
+        Yields
+        ------
+        proba : float64 ndarray of shape (n_samples, n_classes)
+            With ``search="exhaustive"`` exactly those of a classifier with so many orders.
+        """
+        for joint in self._staged_joint_log_proba(X):
+            yield np.exp(torch.from_numpy(joint).log_softmax(1).numpy())
+
+    def staged_predict(self, X):
+        """The most probable class of each image after 1, 2, ... `n_orders` orders.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+
+        Yields
+        ------
+        y : ndarray of shape (n_samples,)
+        """
+        for joint in self._staged_joint_log_proba(X):
+            yield self.classes_[joint.argmax(axis=1)]
+
+    def staged_score(self, X, y, sample_weight=None):
+        """Accuracy after 1, 2, ... `n_orders` orders.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+        y : array-like of shape (n_samples,)
+            True labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Yields
+        ------
+        score : float
+        """
+        for predicted in self.staged_predict(X):
+            yield accuracy_score(y, predicted, sample_weight=sample_weight)
+
+    def _staged_joint_log_proba(self, X):
+        ll = np.concatenate(list(self._log_likelihoods(X)))
+        for k in range(1, ll.shape[1] + 1):
+            yield joint_log_proba(ll[:, :k], self.class_log_prior_, self.aggregation)
 
     @property
     def orders_(self):

@@ -1,0 +1,76 @@
+"""Answers order by order, and the likelihood of an image."""
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+from sklearn.metrics import roc_auc_score
+
+import reference
+from skaocls.aggregation import AGGREGATIONS
+from skaocls.selection import smallest_n_orders
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_stages_are_those_of_fewer_orders(fitted, digits, aggregation):
+    X, y = digits[2][:40], digits[3][:40]
+    before = fitted.get_params()
+    fitted.set_params(aggregation=aggregation)
+    try:
+        proba, labels = list(fitted.staged_predict_proba(X)), list(fitted.staged_predict(X))
+        scores = list(fitted.staged_score(X, y))
+        assert len(proba) == len(labels) == len(scores) == fitted.n_orders == 4
+        for k in range(1, 5):
+            fitted.set_params(n_orders=k)
+            np.testing.assert_allclose(proba[k - 1], fitted.predict_proba(X), atol=1e-6)
+            np.testing.assert_array_equal(labels[k - 1], fitted.predict(X))
+            assert scores[k - 1] == fitted.score(X, y)
+    finally:
+        fitted.set_params(**before)
+
+
+def test_staged_score_weighs_samples(fitted, digits):
+    X, y = digits[2][:10], digits[3][:10].copy()
+    y[0] = (y[0] + 1) % 3  # wrong for sure, if 0 is predicted right
+    right = [predicted == y for predicted in fitted.staged_predict(X)]
+    weight = np.r_[5.0, np.ones(9)]
+    for score, hits in zip(fitted.staged_score(X, y, sample_weight=weight), right, strict=True):
+        assert score == pytest.approx((weight * hits).sum() / weight.sum())
+
+
+def test_score_samples_equals_brute_force(fitted, digits):
+    X = digits[2][:3]
+    codes = fitted.tokenizer_.transform(X).reshape(3, -1)
+    ll = reference.log_likelihoods(fitted.prior_, codes, fitted.orders_, np.arange(3))
+    log_prior = np.log(fitted.class_count_ / fitted.class_count_.sum())
+    expected = logsumexp(ll.mean(1) + log_prior, axis=1)
+    np.testing.assert_allclose(fitted.score_samples(X), expected, rtol=1e-5)
+
+
+def test_score_samples_tells_digits_from_what_is_none(fitted, digits):
+    X = digits[2]
+    rng = np.random.default_rng(0)
+    shuffled = rng.permuted(X.reshape(len(X), -1), axis=1).reshape(X.shape)
+    for strange in (shuffled, X.max() - X, rng.uniform(0, X.max(), size=X.shape)):
+        scores = fitted.score_samples(np.concatenate([X, strange]))
+        truth = np.r_[np.ones(len(X)), np.zeros(len(X))]
+        assert roc_auc_score(truth, scores) > 0.95
+
+
+class Staged:
+    """Right, order by order, on as many of 100 images as it is told."""
+
+    def __init__(self, right):
+        self.right = right
+
+    def staged_predict(self, X):
+        for n in self.right:
+            yield np.arange(100) < n
+
+
+def test_smallest_n_orders():
+    y = np.ones(100, dtype=bool)
+    # the best is right on 90 of 100: a standard error of sqrt(0.9 * 0.1 / 99) = 0.0302
+    assert smallest_n_orders(Staged([80, 86, 87, 90, 89]), None, y) == 3
+    assert smallest_n_orders(Staged([80, 86, 86, 90, 89]), None, y) == 4
+    assert smallest_n_orders(Staged([90, 90, 90]), None, y) == 1
+    assert smallest_n_orders(Staged([50, 100, 99]), None, y) == 2
