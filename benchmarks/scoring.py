@@ -4,7 +4,9 @@
 
 Times both side by side in one run, in float32 and bfloat16, for three shapes, and measures the
 peak memory of processes that do nothing else. Images come encoded, which costs the transcription
-nothing for encoding them again with each order. Writes ``results/scoring-<device>.md``.
+nothing for encoding them again with each order. Compiling happens before
+the clock runs; the engine does it by itself for long jobs only. Writes
+``results/scoring-<device>.md``.
 """
 
 import argparse
@@ -13,13 +15,16 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import torch
 import transcription
 from digits import HERE, machine
+from torch.nn import functional as F
 
-from skaocls import AnyOrderPrior
+from skaocls import AnyOrderPrior, scoring
+from skaocls.engine import token_log_prob
 from skaocls.scoring import log_likelihoods
 
 # sizes of the prior; images, orders and classes on a CPU; the same on a CUDA device
@@ -72,7 +77,16 @@ def published(prior, work, precision):
     return transcription.log_likelihoods(prior, lambda a: a, codes, orders, labels, autocast)
 
 
-PROCEDURES = {"published": published, "engine": engine}
+def engine_compiled(prior, work, precision):
+    kept = scoring.COMPILE_FROM
+    scoring.COMPILE_FROM = dict.fromkeys(kept, 0)
+    try:
+        return engine(prior, work, precision)
+    finally:
+        scoring.COMPILE_FROM = kept
+
+
+PROCEDURES = {"published": published, "engine": engine, "engine, compiled": engine_compiled}
 
 
 def timed(procedure, prior, work, precision):
@@ -87,16 +101,9 @@ def matmul_rate(dtype, device, size):
     """FLOP/s of the best matrix product of that width."""
     best = 0.0
     for rows in (1024, 4096, 16384):
-        a, b = torch.randn(rows, size, device=device), torch.randn(size, 4 * size, device=device)
-        a, b = a.to(dtype), b.to(dtype)
-        for _ in range(6):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            a @ b
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            best = max(best, 2 * rows * size * 4 * size / (time.perf_counter() - start))
+        a = torch.randn(rows, size, device=device, dtype=dtype)
+        b = torch.randn(4 * size, size, device=device, dtype=dtype)
+        best = max(best, 8 * rows * size**2 / best_of(device, F.linear, a, b))
     return best
 
 
@@ -120,6 +127,8 @@ def compare(name, sizes, amount, device, repeats):
             for procedure, do in PROCEDURES.items():
                 took, ll = timed(do, prior, work, precision)
                 exact = ll if exact is None else exact
+                if not repeat:
+                    print(f"  {procedure}, {precision}: first run {took:.1f} s", flush=True)
                 if repeat:  # the first warms up
                     seconds[procedure].append(took)
         for procedure in PROCEDURES:
@@ -142,6 +151,40 @@ def compare(name, sizes, amount, device, repeats):
         distance = [a - a.mean(-1, keepdims=True) for a in (ll, exact)]
         print(f"  class distances off by {np.abs(distance[0] - distance[1]).max():.2g} at most")
     return rows
+
+
+def cross_entropy(device):
+    """Log-probabilities of 512 tokens from RandAR-L's codebook, against torch's fused function."""
+    lines = []
+    for precision, dtype in PRECISIONS.items():
+        hidden = torch.randn(512, 1024, device=device, dtype=dtype)
+        weight = torch.randn(16384, 1024, device=device, dtype=dtype)
+        targets = torch.randint(16384, (512,), device=device)
+        ours = best_of(device, token_log_prob, hidden, weight, targets)
+        if not hasattr(F, "linear_cross_entropy"):
+            continue
+        fused = best_of(
+            device, partial(F.linear_cross_entropy, reduction="none"), hidden, weight, targets
+        )
+        lines.append(
+            f"Log-probabilities of 512 tokens from a codebook of 16384 x 1024, {precision}: "
+            f"{1e3 * ours:.1f} ms, `torch.nn.functional.linear_cross_entropy` {1e3 * fused:.1f} ms."
+        )
+    return lines
+
+
+def best_of(device, function, *args, times=8):
+    best = np.inf
+    with torch.inference_mode():
+        for _ in range(times):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            function(*args)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - start)
+    return best
 
 
 def peak(procedure, precision, n_images, n_classes):
@@ -202,6 +245,8 @@ def main():
         if amount:
             lines += compare(name, sizes, amount, device, args.repeats)
     lines += [
+        "",
+        *cross_entropy(device),
         "",
         "A sequence is one image in one order under one class. The share is that of the published "
         "procedure's operations: work that is left out counts as done.",
