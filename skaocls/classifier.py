@@ -20,6 +20,7 @@ from skaocls._encoding import encode_for_orders, fit_tokenizer, training_tokens
 from skaocls._sharing import PretrainedMixin
 from skaocls._validation import class_log_prior, encode_labels, read_data
 from skaocls.aggregation import AGGREGATIONS, joint_log_proba
+from skaocls.calibration import fit_temperature
 from skaocls.devices import ahead, resolve_device, resolve_precision
 from skaocls.finetuning import merge_finetuning, prepare_finetuning, replace_classes
 from skaocls.orders import resolve_orders
@@ -80,6 +81,11 @@ class AnyOrderARClassifier(PretrainedMixin, ClassifierMixin, BaseEstimator):
 default="mean_log_likelihood"
         How orders are combined, see :func:`skaocls.aggregation.joint_log_proba`. May be changed
         after `fit`.
+    temperature : float or "auto", default=1.0
+        Log-likelihoods are divided by it before they are combined: above 1, probabilities are
+        less sure. ``"auto"`` holds out `validation_fraction` of the data in `fit` and takes the
+        temperature under which their labels are most probable
+        (:func:`skaocls.calibration.fit_temperature`). A number may be changed after `fit`.
     search : {"exhaustive", "racing"}, default="exhaustive"
         ``"exhaustive"`` reads every class in every order. ``"racing"`` reads all classes together,
         a few tokens at a time, and drops those that have fallen too far behind
@@ -131,7 +137,8 @@ default="mean_log_likelihood"
         Hold out `validation_fraction` of the data, stop when its likelihood no longer rises, and
         keep the best weights.
     validation_fraction : float, default=0.1
-        Share of the training data held out (stratified) if `early_stopping`.
+        Share of the training data held out (stratified) if `early_stopping`, or for
+        ``temperature="auto"``.
     n_iter_no_change : int, default=10
         Epochs without a change of `tol` that end training if `early_stopping`; also the window at
         the end of training in which convergence is judged.
@@ -185,6 +192,8 @@ default="mean_log_likelihood"
         Height, width and channels of the images; None for tabular data.
     loss_curve_ : list of float
         Mean training loss of each epoch, in nats per token.
+    temperature_ : float
+        What log-likelihoods are divided by.
     validation_scores_ : list of float or None
         Held-out log-likelihood after each epoch, in nats per token, if `early_stopping`.
     n_iter_ : int
@@ -225,6 +234,7 @@ default="mean_log_likelihood"
         "n_orders": [Interval(Integral, 1, None, closed="left")],
         "order": [StrOptions({"random", "raster"}), "array-like"],
         "aggregation": [StrOptions(set(AGGREGATIONS))],
+        "temperature": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "search": [StrOptions({"exhaustive", "racing"})],
         "racing_error": [Interval(Real, 0, 0.5, closed="neither")],
         "image_shape": [tuple, list, None],
@@ -268,6 +278,7 @@ default="mean_log_likelihood"
         n_orders=20,
         order="random",
         aggregation="mean_log_likelihood",
+        temperature=1.0,
         search="exhaustive",
         racing_error=1e-3,
         image_shape=None,
@@ -303,6 +314,7 @@ default="mean_log_likelihood"
         self.n_orders = n_orders
         self.order = order
         self.aggregation = aggregation
+        self.temperature = temperature
         self.search = search
         self.racing_error = racing_error
         self.image_shape = image_shape
@@ -379,8 +391,9 @@ default="mean_log_likelihood"
             share = 1.0 if given is None else FINETUNE_RATE[self.finetune]
             rate = share * RATE_TIMES_DIM / prior.output.weight.shape[1]
         train, validation = np.arange(len(labels)), None
-        if self.early_stopping:
+        if self.early_stopping or self.temperature == "auto":
             train, held_out = self._split(labels, rng)
+        if self.early_stopping:
             validation = codes[held_out, 0], self.class_rows_[labels[held_out]]
         batch_size = self.batch_size
         if batch_size == "auto":
@@ -407,6 +420,12 @@ default="mean_log_likelihood"
         )
         merge_finetuning(prior)
         self.prior_ = prior
+        self.__dict__.pop("_fitted_temperature", None)
+        if self.temperature == "auto":
+            ll = log_likelihoods(prior, codes[held_out, 0], orders, self.class_rows_)
+            self._fitted_temperature = fit_temperature(
+                ll, labels[held_out], self.class_log_prior_, self.aggregation
+            )
         self.loss_curve_ = history.loss_curve
         self.validation_scores_ = history.validation_curve if self.early_stopping else None
         self.n_iter_ = history.n_iter
@@ -433,16 +452,14 @@ default="mean_log_likelihood"
         Returns
         -------
         joint : float64 ndarray of shape (n_samples, n_classes)
-            log P(x, y), in nats; columns follow `classes_`.
+            log P(x, y), in nats; columns follow `classes_`. With a `temperature`, the
+            log-likelihood in it is divided by that.
         stats : dict
             Only if `return_stats`. ``"evaluations"``: int ndarray of shape (n_samples,), tokens
             evaluated over all classes and orders; ``"exhaustive_evaluations"``: int, what
             ``search="exhaustive"`` takes for one sample.
         """
-        parts = [
-            (joint_log_proba(race.log_likelihood, self.class_log_prior_, self.aggregation), race)
-            for race in self._races(X)
-        ]
+        parts = [(self._joint_log_proba(race.log_likelihood), race) for race in self._races(X)]
         joint = np.concatenate([joint for joint, _ in parts])
         if not return_stats:
             return joint
@@ -513,7 +530,11 @@ default="mean_log_likelihood"
         log_likelihood : float64 ndarray of shape (n_samples,)
             In nats, summed over the tokens.
         """
-        return torch.from_numpy(self.predict_joint_log_proba(X)).logsumexp(1).numpy()
+        joint = [
+            joint_log_proba(ll, self.class_log_prior_, self.aggregation)
+            for ll in self._log_likelihoods(X)
+        ]
+        return torch.from_numpy(np.concatenate(joint)).logsumexp(1).numpy()
 
     def staged_predict_proba(self, X):
         """Class probabilities after 1, 2, ... `n_orders` orders, from one pass.
@@ -567,7 +588,7 @@ default="mean_log_likelihood"
     def _staged_joint_log_proba(self, X):
         ll = np.concatenate(list(self._log_likelihoods(X)))
         for k in range(1, ll.shape[1] + 1):
-            yield joint_log_proba(ll[:, :k], self.class_log_prior_, self.aggregation)
+            yield self._joint_log_proba(ll[:, :k])
 
     @property
     def orders_(self):
@@ -575,6 +596,23 @@ default="mean_log_likelihood"
         if not hasattr(self, "prior_"):
             raise NotFittedError("orders_ is known after fit: they are drawn there.")
         return self._resolve_orders(self.prior_.n_tokens)
+
+    @property
+    def temperature_(self):
+        """What log-likelihoods are divided by."""
+        check_is_fitted(self)
+        if self.temperature != "auto":
+            return float(self.temperature)
+        if not hasattr(self, "_fitted_temperature"):
+            raise NotFittedError(
+                'temperature="auto" is found in fit, on held-out data. Call fit with it, or pass a '
+                "number."
+            )
+        return self._fitted_temperature
+
+    def _joint_log_proba(self, log_likelihood):
+        tempered = log_likelihood / self.temperature_
+        return joint_log_proba(tempered, self.class_log_prior_, self.aggregation)
 
     def _log_likelihoods(self, X):
         """Yield log p(tokens | class, order), (n, n_orders, n_classes), a few images at a time."""
@@ -588,14 +626,13 @@ default="mean_log_likelihood"
         device = resolve_device(self.device)
         prior, orders, labels = self.prior_.to(device), self.orders_, self.class_rows_
         dtype = scoring_dtype(prior, self.precision)
+        log_prior = self.temperature_ * self.class_log_prior_  # what it weighs beside likelihoods
         parts = gen_batches(len(X), SCORE_AT_ONCE)
         encoded = (encode_for_orders(self, X, p, len(orders), self._order_seed) for p in parts)
         for codes in ahead(encoded) if device.type == "cuda" else encoded:
             if self.search == "racing":
                 error = self.racing_error
-                yield race(
-                    prior, codes, orders, labels, self.class_log_prior_, error=error, dtype=dtype
-                )
+                yield race(prior, codes, orders, labels, log_prior, error=error, dtype=dtype)
             else:
                 ll = log_likelihoods(prior, codes, orders, labels, dtype=dtype)
                 yield Race(ll, np.full(len(codes), orders.size * len(labels)))

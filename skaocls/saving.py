@@ -258,6 +258,7 @@ LEARNED: dict[str, Callable] = {
     "class_names_": np.array,
     "wordnet_ids_": np.array,
     "_order_seed": int,
+    "_fitted_temperature": float,
     "image_shape_": optional_tuple,
     "declared_shape_": optional_tuple,
     "n_features_in_": int,

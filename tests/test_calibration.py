@@ -1,0 +1,80 @@
+"""Temperature: by hand, by simulation, and on held-out digits."""
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+from sklearn.exceptions import NotFittedError
+
+from conftest import small_classifier
+from skaocls import AnyOrderARClassifier
+from skaocls.aggregation import AGGREGATIONS
+from skaocls.calibration import expected_calibration_error, fit_temperature
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("true", [0.5, 3.0])
+def test_finds_the_temperature_that_made_the_labels(true, aggregation):
+    rng = np.random.default_rng(0)
+    ll = rng.normal(0, 4, size=(4000, 1, 5))  # of one order, so that aggregations agree
+    log_prior = np.log([0.1, 0.2, 0.2, 0.2, 0.3])
+    proba = softmax(ll[:, 0] / true + log_prior, axis=1)
+    labels = (proba.cumsum(1) < rng.random((4000, 1))).sum(1)
+    assert fit_temperature(ll, labels, log_prior, aggregation) == pytest.approx(true, rel=0.07)
+
+
+def test_calibration_error_of_calibrated_and_of_sure_probabilities():
+    rng = np.random.default_rng(0)
+    proba = softmax(rng.normal(0, 2, size=(20_000, 4)), axis=1)
+    labels = (proba.cumsum(1) < rng.random((20_000, 1))).sum(1)
+    assert expected_calibration_error(proba, labels) < 0.015
+    sure = np.eye(4)[proba.argmax(1)]
+    missed = np.mean(proba.argmax(1) != labels)
+    assert expected_calibration_error(sure, labels) == pytest.approx(missed)
+
+
+def test_no_mistakes_and_no_choice():
+    ll = np.array([[[5.0, 0.0]], [[0.0, 3.0]]])
+    # two right of two: counted as three of four
+    t = fit_temperature(ll[:1].repeat(2, 0), [0, 0], np.log([0.5, 0.5]), "mean_log_likelihood")
+    assert np.exp(5 / t) == pytest.approx(3, rel=1e-3)
+    assert fit_temperature(ll[..., :1], [0, 0], np.zeros(1), "mean_log_likelihood") == 1.0
+
+
+def test_a_temperature_divides_log_likelihoods(fitted, digits):
+    X = digits[2][:20]
+    before = fitted.get_params()
+    log_prior = fitted.class_log_prior_
+    mean_ll = fitted.predict_joint_log_proba(X) - log_prior
+    likelihood = fitted.score_samples(X)
+    try:
+        fitted.set_params(temperature=7.0)
+        assert fitted.temperature_ == 7.0
+        expected = log_softmax(mean_ll / 7 + log_prior, axis=1)
+        np.testing.assert_allclose(fitted.predict_log_proba(X), expected, atol=1e-6)
+        np.testing.assert_array_equal(
+            fitted.predict(X), fitted.classes_[(mean_ll / 7 + log_prior).argmax(1)]
+        )
+        np.testing.assert_allclose(fitted.score_samples(X), likelihood)
+        fitted.set_params(search="racing")
+        np.testing.assert_array_equal(fitted.predict_log_proba(X).argmax(1), expected.argmax(1))
+        fitted.set_params(temperature="auto")
+        with pytest.raises(NotFittedError, match="is found in fit, on held-out data"):
+            fitted.predict(X)
+    finally:
+        fitted.set_params(**before)
+
+
+def test_automatic_temperature_is_better_calibrated(digits, tmp_path):
+    X, y, X_test, y_test = digits
+    clf = small_classifier(AnyOrderARClassifier, temperature="auto", validation_fraction=0.3)
+    clf.fit(X, y)
+    columns = np.searchsorted(clf.classes_, y_test)
+    calibrated = clf.predict_log_proba(X_test)
+    restored_from = tmp_path / "saved"
+    clf.save_pretrained(restored_from)
+    restored = AnyOrderARClassifier.from_pretrained(restored_from)
+    assert restored.temperature_ == clf.temperature_
+    np.testing.assert_array_equal(restored.predict_log_proba(X_test), calibrated)
+    raw = clf.set_params(temperature=1.0).predict_log_proba(X_test)
+    rows = np.arange(len(columns))
+    assert -calibrated[rows, columns].mean() <= -raw[rows, columns].mean() + 0.02
