@@ -263,7 +263,7 @@ def held_out(prior, codes, labels, seed, autocast) -> float:
             batch = torch.as_tensor(codes[at : at + 256]).long().to(device)
             label = torch.as_tensor(labels[at : at + 256]).to(device)
             for order in orders:
-                loss = nats_per_token(prior, batch, order[None], label)
+                loss = nats_per_token(prior, batch, order.expand_as(batch), label)
                 total -= loss.item() * len(batch)
     return total / (len(codes) * len(orders))
 
