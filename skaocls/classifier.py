@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state, gen_batches
+from sklearn.utils import check_consistent_length, check_random_state, column_or_1d, gen_batches
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
@@ -22,6 +22,7 @@ from skaocls._validation import class_log_prior, encode_labels, read_data
 from skaocls.aggregation import AGGREGATIONS, joint_log_proba
 from skaocls.calibration import fit_temperature
 from skaocls.devices import ahead, resolve_device, resolve_precision
+from skaocls.evidence import Evidence, spread, token_log_likelihoods, weigh
 from skaocls.finetuning import merge_finetuning, prepare_finetuning, replace_classes
 from skaocls.orders import resolve_orders
 from skaocls.pretrained import (
@@ -535,6 +536,69 @@ default="mean_log_likelihood"
             for ll in self._log_likelihoods(X)
         ]
         return torch.from_numpy(np.concatenate(joint)).logsumexp(1).numpy()
+
+    def explain(self, X, y=None, rival=None):
+        """Which parts of an image speak for a class.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+        y : array-like of shape (n_samples,), default=None
+            Class to explain for each image; None explains the predicted ones.
+        rival : "runner-up", array-like of shape (n_samples,) or None, default=None
+            What to weigh it against: the most probable of the other classes, given classes, or
+            None, no class at all: log p(token | class) - log p(token).
+
+        Returns
+        -------
+        evidence : Evidence
+            Nats for each token and pixel, averaged over the orders, and standard errors; see
+            :class:`skaocls.evidence.Evidence`.
+
+        Raises
+        ------
+        ValueError
+            If `y` or `rival` has classes that `fit` has not seen, or another length than X.
+        """
+        check_is_fitted(self)
+        self._validate_params()
+        if y is None or (isinstance(rival, str) and rival == "runner-up"):
+            joint = self.predict_joint_log_proba(X)
+        own = joint.argmax(1) if y is None else self._columns(y, "y")
+        if rival is None:
+            others = np.full(len(own), self.prior_.num_classes)
+        elif isinstance(rival, str) and rival == "runner-up":
+            joint[np.arange(len(own)), own] = -np.inf
+            others = self.class_rows_[joint.argmax(1)]
+        else:
+            others = self.class_rows_[self._columns(rival, "rival")]
+        X = read_data(self, X, reset=False)
+        check_consistent_length(X, own, others)
+        labels = np.stack([self.class_rows_[own], others], axis=1)
+        prior = self.prior_.to(resolve_device(self.device))
+        dtype = scoring_dtype(prior, self.precision)
+        parts = []
+        for part in gen_batches(len(X), SCORE_AT_ONCE):
+            codes = encode_for_orders(self, X, part, len(self.orders_), self._order_seed)
+            log_prob = token_log_likelihoods(prior, codes, self.orders_, labels[part], dtype=dtype)
+            parts.append(weigh(log_prob, prior.grid))
+        tokens = np.concatenate([part.tokens for part in parts])
+        error = np.concatenate([part.standard_error for part in parts])
+        if self.image_shape_ is None:
+            return Evidence(tokens, error)
+        shape = self.image_shape_[:2]
+        patch = getattr(self.tokenizer_, "patch_size_", None) or tuple(
+            size // n for size, n in zip(shape, prior.grid, strict=True)
+        )
+        return Evidence(tokens, error, spread(tokens, patch, shape), spread(error, patch, shape))
+
+    def _columns(self, y, name):
+        y = column_or_1d(y)
+        columns = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
+        if (unknown := self.classes_[columns] != y).any():
+            raise ValueError(f"{name} has classes that fit has not seen: {np.unique(y[unknown])}.")
+        return columns
 
     def staged_predict_proba(self, X):
         """Class probabilities after 1, 2, ... `n_orders` orders, from one pass.

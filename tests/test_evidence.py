@@ -1,0 +1,76 @@
+"""Evidence per token against the prior's own logits, and what it must add up to."""
+
+import numpy as np
+import pytest
+import torch
+from test_scoring import make_prior
+
+from skaocls.evidence import spread, token_log_likelihoods
+
+
+def test_token_log_likelihoods_are_the_prior_s():
+    prior = make_prior(5, (2, 3), 4)
+    rng = np.random.RandomState(0)
+    codes, orders = rng.randint(5, size=(3, 6)), np.stack([rng.permutation(6) for _ in range(4)])
+    labels = np.array([[0, 4], [3, 1], [2, 2]])
+    found = token_log_likelihoods(prior, codes, orders, labels)
+    for i, image in enumerate(codes):
+        for k, order in enumerate(orders):
+            for m, label in enumerate(labels[i]):
+                with torch.no_grad():
+                    logits = prior(*(torch.as_tensor(a)[None] for a in (image, order, label)))
+                log_prob = logits.log_softmax(-1)[0].numpy()
+                for step, place in enumerate(order):
+                    expected = log_prob[step, image[place]]
+                    assert found[i, k, m, place] == pytest.approx(expected, abs=1e-5)
+
+
+def test_evidence_sums_to_the_difference_of_log_likelihoods(fitted, digits):
+    X, y = digits[2][:12], digits[3][:12]
+    mean_ll = fitted.predict_joint_log_proba(X) - fitted.class_log_prior_
+    rows, columns = np.arange(12), np.searchsorted(fitted.classes_, y)
+    rival = fitted.classes_[(columns + 1) % 3]
+    evidence = fitted.explain(X, y, rival)
+    difference = mean_ll[rows, columns] - mean_ll[rows, (columns + 1) % 3]
+    np.testing.assert_allclose(evidence.tokens.sum((1, 2)), difference, atol=1e-4)
+    assert evidence.maps.shape == evidence.maps_standard_error.shape == X.shape
+    # 2 x 2 pixels to a token
+    np.testing.assert_array_equal(evidence.maps[:, ::2, 1::2], evidence.tokens)
+    np.testing.assert_array_equal(evidence.maps_standard_error[:, 1::2, ::2], evidence[1])
+
+
+def test_predicted_class_and_runner_up(fitted, digits):
+    X = digits[2][:12]
+    joint = fitted.predict_joint_log_proba(X)
+    ranked = fitted.classes_[joint.argsort(1)[:, ::-1]]
+    expected = fitted.explain(X, ranked[:, 0], ranked[:, 1])
+    found = fitted.explain(X, rival="runner-up")
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_against_no_class_and_standard_error(fitted, digits):
+    X = digits[2][:3]
+    evidence = fitted.explain(X)
+    codes = fitted.tokenizer_.transform(X).reshape(3, -1)
+    best = fitted.predict_joint_log_proba(X).argmax(1)
+    labels = np.stack([fitted.class_rows_[best], np.full(3, fitted.prior_.num_classes)], 1)
+    log_prob = token_log_likelihoods(fitted.prior_, codes, fitted.orders_, labels)
+    difference = (log_prob[:, :, 0] - log_prob[:, :, 1]).reshape(3, 4, 4, 4)
+    np.testing.assert_allclose(evidence.tokens, difference.mean(1), atol=1e-6)
+    np.testing.assert_allclose(
+        evidence.standard_error, difference.std(1, ddof=1) / np.sqrt(4), atol=1e-6
+    )
+
+
+def test_pixels_of_patches_that_overhang():
+    tokens = np.array([[[1.0, 2], [3, 4]]])
+    expected = [[1, 1, 1, 2], [1, 1, 1, 2], [3, 3, 3, 4]]
+    np.testing.assert_array_equal(spread(tokens, (2, 3), (3, 4))[0], expected)
+
+
+def test_unknown_classes(fitted, digits):
+    with pytest.raises(ValueError, match="y has classes that fit has not seen"):
+        fitted.explain(digits[2][:2], [0, 7])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        fitted.explain(digits[2][:2], [0, 1, 1])
