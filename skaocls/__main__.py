@@ -13,9 +13,10 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from skaocls import AnyOrderARClassifier
-from skaocls.aggregation import joint_log_proba
+from skaocls.displays import OrderCurveDisplay, ReconstructionDisplay
 from skaocls.images import image_shape_of, load_images
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -47,55 +48,15 @@ def read_folder(folder, size):
     return load_images(files, shape, resize=True), y
 
 
-def accuracy_by_orders(clf, X, y):
-    """Test accuracy after 1, 2, ... orders, from one pass over the data."""
-    ll = np.concatenate(list(clf._log_likelihoods(X)))
-    joints = (
-        joint_log_proba(ll[:, :k], clf.class_log_prior_, clf.aggregation)
-        for k in range(1, ll.shape[1] + 1)
-    )
-    return [accuracy_score(y, clf.classes_[joint.argmax(axis=1)]) for joint in joints]
-
-
 def timed_fit(clf, X, y):
     start = time.perf_counter()
     clf.fit(X, y)
     return time.perf_counter() - start
 
 
-def plot_orders(curve, lines, path):
-    """Accuracy against the number of orders, other models as horizontal lines."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    ax = figure.add_subplot()
-    ax.plot(range(1, len(curve) + 1), curve, "o-", color="C0", label="any-order AR")
-    for i, (name, accuracy) in enumerate(lines.items(), 1):
-        ax.axhline(accuracy, color=f"C{i}", linestyle="--", label=f"{name} ({accuracy:.3f})")
-    ax.set(xlabel="orders averaged over", ylabel="test accuracy", xticks=[1, 5, 10, 15, 20])
-    ax.grid(alpha=0.3)
-    ax.legend(loc="lower right")
-    figure.savefig(path, dpi=150)
-
-
-def plot_reconstructions(tokenizer, images, path):
-    """Images above what their tokens say of them."""
-    from matplotlib.figure import Figure
-
-    decoded = tokenizer.inverse_transform(tokenizer.transform(images)).reshape(images.shape)
-    figure = Figure(figsize=(len(images), 2.3), layout="constrained")
-    axes = figure.subplots(2, len(images))
-    top = images.max() if images.shape[-1] == 1 else 1.0
-    for row, pictures in zip(axes, (images, decoded), strict=True):
-        for ax, picture in zip(row, pictures, strict=True):
-            ax.imshow(np.clip(picture / top, 0, 1).squeeze(), cmap="gray_r", vmin=0, vmax=1)
-            ax.set_axis_off()
-    figure.suptitle("above: image, below: its tokens decoded", fontsize=10)
-    figure.savefig(path, dpi=150)
-
-
 def main(argv=None):
     args = parse_args(argv)
+    check_matplotlib_support("python -m skaocls")
     args.output.mkdir(parents=True, exist_ok=True)
     if args.data is None:
         X, y = load_digits().images[..., None], load_digits().target
@@ -117,9 +78,10 @@ def main(argv=None):
     seconds = timed_fit(clf, X_train, y_train)
     rows, cols = clf.tokenizer_.grid_
     print(f"  {seconds:.0f} s; an image is {rows} x {cols} tokens of {clf.tokenizer_.n_codes_}")
-    curve = accuracy_by_orders(clf, X_test, y_test)
+    staged = list(clf.staged_predict(X_test))
     for k in (1, 2, 4, 8, 12, 16, 20):
-        print(f"  {k:2d} order{'s' if k > 1 else ' '}  test accuracy {curve[k - 1]:.4f}")
+        accuracy = accuracy_score(y_test, staged[k - 1])
+        print(f"  {k:2d} order{'s' if k > 1 else ' '}  test accuracy {accuracy:.4f}")
 
     print("\nFitting the same model for one order only, row by row")
     raster = AnyOrderARClassifier(**params, order="raster")
@@ -138,10 +100,17 @@ def main(argv=None):
         lines[label] = model.fit(flat_train, y_train).score(flat_test, y_test)
         print(f"  {label:20s} test accuracy {lines[label]:.4f}")
 
-    plot_orders(curve, lines, args.output / "orders.png")
+    orders = OrderCurveDisplay.from_predictions(
+        y_test,
+        staged,
+        baselines=lines,
+        evaluations_per_order=clf.orders_.shape[1] * n_classes,
+        name=type(clf).__name__,
+    )
+    orders.figure_.savefig(args.output / "orders.png", dpi=150)
     sheet = [np.flatnonzero(y_test == c)[0] for c in clf.classes_[:16]]
-    images = X_test[sheet].astype(np.float32)
-    plot_reconstructions(clf.tokenizer_, images, args.output / "reconstructions.png")
+    tokens = ReconstructionDisplay.from_estimator(clf, X_test[sheet])
+    tokens.figure_.savefig(args.output / "reconstructions.png", dpi=150)
     print(f"\nPictures: {args.output / 'orders.png'}, {args.output / 'reconstructions.png'}")
 
 

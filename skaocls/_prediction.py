@@ -3,6 +3,8 @@
 # what a mixin takes from its class:
 # mypy: disable-error-code="attr-defined,misc"
 
+from functools import partial
+
 import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
@@ -10,6 +12,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils import check_consistent_length, column_or_1d, gen_batches
 from sklearn.utils.validation import check_is_fitted
 
+from skaocls._caching import digest, open_store, recall_log_likelihoods, weights_of
 from skaocls._encoding import encode_for_orders
 from skaocls._validation import read_data
 from skaocls.aggregation import joint_log_proba
@@ -53,6 +56,30 @@ class PredictionMixin:
             "evaluations": np.concatenate([race.evaluations for _, race in parts]),
             "exhaustive_evaluations": self.orders_.size * len(self.classes_),
         }
+
+    def transform(self, X):
+        """Log-likelihood of each class, for what comes next in a pipeline.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+
+        Returns
+        -------
+        log_likelihood : float64 ndarray of shape (n_samples, n_classes)
+            log p(x | y) with the orders aggregated, in nats: what
+            :meth:`predict_joint_log_proba` would be without class priors and temperature.
+        """
+        check_is_fitted(self)
+        nothing = np.zeros(len(self.classes_))
+        return np.concatenate(
+            [joint_log_proba(ll, nothing, self.aggregation) for ll in self._log_likelihoods(X)]
+        )
+
+    @property
+    def _n_features_out(self):
+        return len(self.classes_)
 
     def predict_log_proba(self, X):
         """Log of the class probabilities.
@@ -151,32 +178,55 @@ class PredictionMixin:
         if y is None or (isinstance(rival, str) and rival == "runner-up"):
             joint = self.predict_joint_log_proba(X)
         own = joint.argmax(1) if y is None else self._columns(y, "y")
-        if rival is None:
-            others = np.full(len(own), self.prior_.num_classes)
-        elif isinstance(rival, str) and rival == "runner-up":
+        others = None
+        if isinstance(rival, str) and rival == "runner-up":
             joint[np.arange(len(own)), own] = -np.inf
-            others = self.class_rows_[joint.argmax(1)]
-        else:
-            others = self.class_rows_[self._columns(rival, "rival")]
+            others = joint.argmax(1)
+        elif rival is not None:
+            others = self._columns(rival, "rival")
         X = read_data(self, X, reset=False)
         check_consistent_length(X, own, others)
-        labels = np.stack([self.class_rows_[own], others], axis=1)
-        prior = self.prior_.to(resolve_device(self.device))
-        dtype = scoring_dtype(prior, self.precision)
-        parts = []
+        grid, parts = self.prior_.grid, []
         for part in gen_batches(len(X), SCORE_AT_ONCE):
             codes = encode_for_orders(self, X, part, len(self.orders_), self._order_seed)
-            log_prob = token_log_likelihoods(prior, codes, self.orders_, labels[part], dtype=dtype)
-            parts.append(weigh(log_prob, prior.grid))
+            against = own[part] if others is None else others[part]
+            log_prob = [
+                self._token_log_likelihoods(codes, own[part]),
+                self._token_log_likelihoods(codes, against, no_class=others is None),
+            ]
+            parts.append(weigh(np.stack(log_prob, axis=2), grid))
         tokens = np.concatenate([part.tokens for part in parts])
         error = np.concatenate([part.standard_error for part in parts])
         if self.image_shape_ is None:
             return Evidence(tokens, error)
         shape = self.image_shape_[:2]
         patch = getattr(self.tokenizer_, "patch_size_", None) or tuple(
-            size // n for size, n in zip(shape, prior.grid, strict=True)
+            size // n for size, n in zip(shape, grid, strict=True)
         )
         return Evidence(tokens, error, spread(tokens, patch, shape), spread(error, patch, shape))
+
+    def _token_log_likelihoods(self, codes, columns, no_class=False):
+        """log p(token | class or no class), (n, n_orders, n_tokens), by the prior of that class."""
+        out = np.empty((len(codes), *self.orders_.shape))
+        for prior, where in self._by_prior(columns):
+            rows = np.full(len(where), prior.num_classes)
+            if not no_class:
+                rows = self.class_rows_[columns[where]]
+            dtype = scoring_dtype(prior, self.precision)
+            some = codes[where], self.orders_, rows[:, None]
+            out[where] = token_log_likelihoods(prior, *some, dtype=dtype)[:, :, 0]
+        return out
+
+    def _by_prior(self, columns):
+        """Yield each prior, on its device, and where in `columns` (of `classes_`) are its classes.
+
+        Rows in the prior's class table are ``class_rows_[columns[where]]``.
+        """
+        device = resolve_device(self.device)
+        for source, prior in enumerate([self.prior_, *self.added_priors_]):
+            where = np.flatnonzero(self.class_sources_[columns] == source)
+            if len(where):
+                yield prior.to(device), where
 
     def _columns(self, y, name):
         y = column_or_1d(y)
@@ -247,6 +297,12 @@ class PredictionMixin:
         return self._resolve_orders(self.prior_.n_tokens)
 
     @property
+    def class_prior_(self):
+        """Probability of each class."""
+        check_is_fitted(self)
+        return np.exp(self.class_log_prior_)
+
+    @property
     def temperature_(self):
         """What log-likelihoods are divided by."""
         check_is_fitted(self)
@@ -272,19 +328,40 @@ class PredictionMixin:
         check_is_fitted(self)
         self._validate_params()
         X = read_data(self, X, reset=False)
-        device = resolve_device(self.device)
-        prior, orders, labels = self.prior_.to(device), self.orders_, self.class_rows_
-        dtype = scoring_dtype(prior, self.precision)
-        log_prior = self.temperature_ * self.class_log_prior_  # what it weighs beside likelihoods
+        orders = self.orders_
         parts = gen_batches(len(X), SCORE_AT_ONCE)
-        encoded = (encode_for_orders(self, X, p, len(orders), self._order_seed) for p in parts)
-        for codes in ahead(encoded) if device.type == "cuda" else encoded:
-            if self.search == "racing":
-                error = self.racing_error
-                yield race(prior, codes, orders, labels, log_prior, error=error, dtype=dtype)
-            else:
-                ll = log_likelihoods(prior, codes, orders, labels, dtype=dtype)
-                yield Race(ll, np.full(len(codes), orders.size * len(labels)))
+        each = (encode_for_orders(self, X, p, len(orders), self._order_seed) for p in parts)
+        encoded = ahead(each) if resolve_device(self.device).type == "cuda" else each
+        if self.search == "racing" and not self.added_priors_:
+            (prior, _), *_ = self._by_prior(np.arange(len(self.classes_)))
+            # what the class priors weigh beside likelihoods
+            log_prior = self.temperature_ * self.class_log_prior_
+            how = {"error": self.racing_error, "dtype": scoring_dtype(prior, self.precision)}
+            for codes in encoded:
+                yield race(prior, codes, orders, self.class_rows_, log_prior, **how)
+            return
+        read = self._reader()
+        for codes in encoded:
+            yield Race(read(codes, orders), np.full(len(codes), orders.size * len(self.classes_)))
+
+    def _reader(self):
+        """log p(codes | class, order) as a function of codes and orders, by each class's prior."""
+        columns = np.arange(len(self.classes_))
+        store, readers = open_store(self.memory), []
+        for prior, where in self._by_prior(columns):
+            read = partial(log_likelihoods, prior)
+            if store is not None:
+                read = partial(recall_log_likelihoods, store, prior, digest(weights_of(prior)))
+            dtype = scoring_dtype(prior, self.precision)
+            readers.append((where, partial(read, labels=self.class_rows_[where], dtype=dtype)))
+
+        def read_all(codes, orders):
+            ll = np.empty((len(codes), len(orders), len(columns)))
+            for where, read in readers:
+                ll[:, :, where] = read(codes, orders)
+            return ll
+
+        return read_all
 
     def _resolve_orders(self, n_tokens):
         return resolve_orders(self.order, self.n_orders, n_tokens, self._order_seed)

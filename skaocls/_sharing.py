@@ -166,6 +166,7 @@ class PretrainedMixin:
             if not set(rows) <= set(range(n_rows)):
                 raise ValueError(f"classes must be among 0 ... {n_rows - 1}, got {classes}.")
         self.class_rows_ = np.array(rows)
+        self.class_sources_, self.added_priors_ = np.zeros(len(rows), dtype=int), []
         self.classes_ = self.class_rows_.copy()
         if imagenet:
             table = imagenet_classes()
@@ -177,5 +178,8 @@ class PretrainedMixin:
     def __getstate__(self):
         state = super().__getstate__().copy()
         if "prior_" in state:  # what was trained on a GPU must load without one
-            state["prior_"] = copy.deepcopy(state["prior_"]).cpu()
+            for name in ("prior_", "added_priors_"):
+                state[name] = copy.deepcopy(state[name])
+            for prior in (state["prior_"], *state["added_priors_"]):
+                prior.cpu()
         return state

@@ -1,9 +1,13 @@
 """How estimators read X: tables by scikit-learn's rules, images by ours."""
 
+import os
+from hashlib import blake2b
+
 import numpy as np
+from PIL import Image
 from sklearn.utils import assert_all_finite, check_array, check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_feature_names, validate_data
+from sklearn.utils.validation import _check_feature_names, _check_sample_weight, validate_data
 
 from skaocls.images import as_batch, check_image_shape, holds_images, image_shape_of, load_images
 
@@ -60,8 +64,18 @@ def read_images(estimator, X, part=slice(None)):
     return load_images(X[part], estimator.image_shape_, resize=resize, start=start)
 
 
-def encode_labels(estimator, X, y, again):
-    """Labels as 0 ... n_classes - 1; sets `classes_` unless `again`, and `class_count_`."""
+def read_labels(estimator, X, y, sample_weight=None):
+    """Check labels and weights; repeated samples become one that weighs as much.
+
+    A sample of weight n is the same as n samples, so both are brought into one form: where samples
+    repeat or weights differ, each distinct sample comes once, in an order that does not depend on
+    the order in X.
+
+    Returns
+    -------
+    X, y : the distinct samples and their labels
+    sample_weight : float64 array of shape (n_distinct,)
+    """
     if y is None:
         raise ValueError(
             f"{type(estimator).__name__} requires y to be passed, but the target y is None."
@@ -70,19 +84,46 @@ def encode_labels(estimator, X, y, again):
     assert_all_finite(y, input_name="y")
     check_classification_targets(y)
     check_consistent_length(X, y)
-    classes, labels = np.unique(y, return_inverse=True)
-    if again:
-        if not np.isin(classes, estimator.classes_).all():
-            raise ValueError(
-                "warm_start can only be used where `self.classes_` is the same as in the previous "
-                f"call to fit. Previously got {estimator.classes_}, `y` has {classes}."
-            )
-        labels = np.searchsorted(estimator.classes_, classes)[labels]
+    weights = np.ones(len(y))
+    if sample_weight is not None:
+        weights = _check_sample_weight(
+            sample_weight, np.empty((len(y), 1)), ensure_non_negative=True, copy=True
+        )
+        if not weights.any():
+            raise ValueError("sample_weight must have at least one weight above 0.")
+        kept = weights > 0
+        X, y, weights = X[kept], y[kept], weights[kept]
+    names, labels = np.unique(y, return_inverse=True)
+    keys = [digest_of(x, names[label]) for x, label in zip(X, labels)]
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    if len(first) == len(y) and (weights == weights[0]).all():
+        return X, y, weights
+    return X[first], y[first], np.bincount(which, weights)
+
+
+def digest_of(x, label):
+    """Hash of one sample: numbers by value, files by name."""
+    if isinstance(x, (str, os.PathLike)):
+        data = os.fsencode(x)
+    elif isinstance(x, Image.Image):
+        data = f"{x.mode} {x.size} {sorted(x.getexif().items())}".encode() + x.tobytes()
     else:
-        estimator.classes_ = classes
-    n_classes = len(estimator.classes_)
-    estimator.class_count_ = np.bincount(labels, minlength=n_classes).astype(np.float64)
-    return labels
+        x = np.ascontiguousarray(x.detach().cpu() if hasattr(x, "detach") else x)
+        data = f"{x.dtype} {x.shape}".encode() + x.tobytes()
+    return blake2b(data + repr(label).encode(), digest_size=16).hexdigest()
+
+
+def known_classes(y, classes=None):
+    """The labels in y, sorted; or `classes`, which must hold them all."""
+    found = np.unique(y)
+    if classes is None:
+        return found
+    classes = np.unique(column_or_1d(classes))
+    if not np.isin(found, classes).all():
+        raise ValueError(
+            f"y has labels that classes={classes} does not have: {np.setdiff1d(found, classes)}."
+        )
+    return classes
 
 
 def class_log_prior(priors, class_count):

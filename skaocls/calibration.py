@@ -9,7 +9,7 @@ from skaocls.aggregation import joint_log_proba
 COLDEST, HOTTEST = 1e-2, 1e3
 
 
-def fit_temperature(log_likelihood, labels, class_log_prior, aggregation):
+def fit_temperature(log_likelihood, labels, class_log_prior, aggregation, sample_weight=None):
     """Temperature under which held-out labels are most probable.
 
     Sums of log-likelihoods over many tokens claim more certainty than the tokens, which say the
@@ -25,6 +25,8 @@ def fit_temperature(log_likelihood, labels, class_log_prior, aggregation):
         log p(class), which is not divided.
     aggregation : str
         See :func:`skaocls.aggregation.joint_log_proba`.
+    sample_weight : array of shape (n_images,), default=None
+        How many images each one counts for.
 
     Returns
     -------
@@ -55,8 +57,8 @@ def fit_temperature(log_likelihood, labels, class_log_prior, aggregation):
     """
     if log_likelihood.shape[2] == 1:
         return 1.0
-    n = len(labels)
-    rows = np.arange(n)
+    weights = np.ones(len(labels)) if sample_weight is None else np.asarray(sample_weight)
+    n, rows = weights.sum(), np.arange(len(labels))
 
     def loss(log_temperature):
         tempered = log_likelihood / np.exp(log_temperature)
@@ -64,7 +66,7 @@ def fit_temperature(log_likelihood, labels, class_log_prior, aggregation):
         log_proba = joint.log_softmax(1).numpy()
         own = log_proba[rows, labels].copy()
         log_proba[rows, labels] = -np.inf
-        return -((n + 1) * own + log_proba.max(1)).mean()
+        return -weights @ ((n + 1) * own + log_proba.max(1))
 
     bounds = np.log([COLDEST, HOTTEST])
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))

@@ -1,43 +1,35 @@
 """The scikit-learn estimator."""
 
-import copy
 import os
-import warnings
 from numbers import Integral, Real
 
+import joblib
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from skaocls._encoding import fit_tokenizer, training_tokens
+from skaocls._fitting import FINETUNE_RATE, FittingMixin
 from skaocls._prediction import PredictionMixin
 from skaocls._sharing import PretrainedMixin
-from skaocls._validation import class_log_prior, encode_labels, read_data
 from skaocls.aggregation import AGGREGATIONS
-from skaocls.calibration import fit_temperature
-from skaocls.devices import resolve_device, resolve_precision
-from skaocls.finetuning import merge_finetuning, prepare_finetuning, replace_classes
-from skaocls.pretrained import (
-    PUBLISHED,
-    check_agreement,
-    load_published,
-    published_tokenizer,
-)
 from skaocls.prior import AnyOrderPrior
-from skaocls.saving import load_models, read_config
-from skaocls.scoring import log_likelihoods
-from skaocls.training import train_prior
-
-RATE_TIMES_DIM = 0.4
-FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0}
 
 
-class AnyOrderARClassifier(PredictionMixin, PretrainedMixin, ClassifierMixin, BaseEstimator):
+class AnyOrderARClassifier(
+    FittingMixin,
+    PredictionMixin,
+    PretrainedMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    ClassifierMixin,
+    BaseEstimator,
+):
     """Generative image classifier: an any-order autoregressive model, averaged over orders.
 
     An image becomes a grid of discrete tokens; a transformer that reads tokens in any order
@@ -151,6 +143,14 @@ default="mean_log_likelihood"
         `fit` goes on from the last one's tokenizer, prior and orders.
     priors : array-like of shape (n_classes,), default=None
         Class probabilities. None takes the frequencies in y.
+    memory : str, path or joblib.Memory, default=None
+        Folder where `fit` keeps what it learned from the same data under the same training
+        parameters, and predictions the log-likelihoods of the same tokens under each order; a
+        search over `n_orders`, `aggregation`, `temperature`, `priors` or `search` then trains once
+        for each fold. As in scikit-learn's ``Pipeline``, also for ``random_state=None``. Entries
+        are pickles; their total size is kept below 10 GiB, those not used for longest go first.
+        Without a folder nothing is kept from call to call. Not used by `partial_fit`, with
+        `warm_start`, and for the reading of a race.
     device : str or torch.device, default="auto"
         ``"auto"`` is CUDA if there is a device, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
@@ -177,11 +177,15 @@ default="mean_log_likelihood"
         Orders that predictions average over: for each step, the raster index of the token read.
         It follows `order` and `n_orders`.
     class_count_ : ndarray of shape (n_classes,)
-        Training images of each class.
-    class_log_prior_ : ndarray of shape (n_classes,)
-        Log probability of each class.
+        Training images of each class, or the sum of their weights.
+    class_prior_, class_log_prior_ : ndarray of shape (n_classes,)
+        Probability of each class, and its log.
+    added_priors_ : list of AnyOrderPrior
+        Priors of the classes that `partial_fit` added.
+    class_sources_ : int ndarray of shape (n_classes,)
+        Which prior reads each class: 0 is `prior_`, k is ``added_priors_[k - 1]``.
     class_rows_ : int ndarray of shape (n_classes,)
-        Row of each class in the prior's class table.
+        Row of each class in that prior's class table.
     class_names_, wordnet_ids_ : ndarray of shape (n_classes,)
         Names and WordNet ids, if the classes are ImageNet's.
     image_shape_ : tuple of int or None
@@ -257,6 +261,7 @@ default="mean_log_likelihood"
         "crop": [StrOptions({"center", "random"})],
         "latent_noise": [Interval(Real, 0, 1, closed="both")],
         "warm_start": ["boolean"],
+        "memory": [str, os.PathLike, joblib.Memory, None],
         "priors": ["array-like", None],
         "device": [str, torch.device],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
@@ -298,6 +303,7 @@ default="mean_log_likelihood"
         latent_noise=0.0,
         warm_start=False,
         priors=None,
+        memory=None,
         device="auto",
         precision="auto",
         random_state=None,
@@ -334,12 +340,13 @@ default="mean_log_likelihood"
         self.latent_noise = latent_noise
         self.warm_start = warm_start
         self.priors = priors
+        self.memory = memory
         self.device = device
         self.precision = precision
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X, y):
+    def fit(self, X, y, sample_weight=None):
         """Train tokenizer and prior.
 
         Parameters
@@ -350,6 +357,9 @@ default="mean_log_likelihood"
             files, PIL images. Or tabular data of shape (n_samples, n_features).
         y : array-like of shape (n_samples,)
             Class labels, of any type.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights in the loss and in the class frequencies. A weight of n is the same as n equal
+            samples, of 0 as none: equal samples are merged into one that weighs as much.
 
         Returns
         -------
@@ -362,142 +372,67 @@ default="mean_log_likelihood"
             If a parameter, X or y is not as described; the message says which and why.
         """
         self._validate_params()
-        device = resolve_device(self.device)
-        autocast = resolve_precision(self.precision, device)
-        rng = check_random_state(self.random_state)
-        again = self.warm_start and hasattr(self, "prior_")
-        given, tokenizer, shape = (None, None, None) if again else self._given()
-        X = read_data(self, X, reset=not again, image_shape=shape)
-        labels = encode_labels(self, X, y, again)
-        self.class_log_prior_ = class_log_prior(self.priors, self.class_count_)
+        if self.warm_start and hasattr(self, "prior_"):
+            return self._go_on(X, y, sample_weight)
+        return self._begin(X, y, sample_weight)
 
-        if not again:
-            for name in ("class_names_", "wordnet_ids_"):  # of published weights, if any
-                self.__dict__.pop(name, None)
-            self.tokenizer_ = fit_tokenizer(self, tokenizer, X, rng)
-        codes = training_tokens(self, X, rng)
-        prior = self.prior_ if again else self._start(given, codes, labels, device, rng)
-        if not again:
-            self._order_seed = rng.randint(2**31 - 1)
-            self.class_rows_ = np.arange(len(self.classes_))
-        orders = self._resolve_orders(prior.n_tokens)
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Train on further images, of known classes or of new ones.
 
-        rate, frozen = self.learning_rate_init, given is not None and self.finetune != "full"
-        if rate == "auto":
-            share = 1.0 if given is None else FINETUNE_RATE[self.finetune]
-            rate = share * RATE_TIMES_DIM / prior.output.weight.shape[1]
-        train, validation = np.arange(len(labels)), None
-        if self.early_stopping or self.temperature == "auto":
-            train, held_out = self._split(labels, rng)
-        if self.early_stopping:
-            validation = codes[held_out, 0], self.class_rows_[labels[held_out]]
-        batch_size = self.batch_size
-        if batch_size == "auto":
-            batch_size = int(np.clip(len(train) // 8, 16, 64))
-        history = train_prior(
-            prior.to(device),
-            codes[train],
-            self.class_rows_[labels[train]],
-            max_iter=self.max_iter,
-            batch_size=min(batch_size, len(train)),
-            micro_batch_size=self.micro_batch_size,
-            learning_rate=rate,
-            # a body that stays as it is must keep its null class
-            weight_decay=0.0 if frozen else self.weight_decay,
-            class_dropout=0.0 if frozen else self.class_dropout,
-            orders=None if isinstance(self.order, str) and self.order == "random" else orders,
-            validation=validation,
-            n_iter_no_change=self.n_iter_no_change,
-            tol=self.tol,
-            seed=rng.randint(2**31 - 1),
-            autocast=autocast,
-            checkpointing=self.checkpointing,
-            verbose=self.verbose,
-        )
-        merge_finetuning(prior)
-        self.prior_ = prior
-        self.__dict__.pop("_fitted_temperature", None)
+        The first call is a `fit`. Later ones keep the tokenizer and the orders, train for
+        `max_iter` epochs on X alone, and move no class that is not in y, not by a bit: a new class
+        gets a prior of its own, which starts from the first one and is trained as `finetune` says
+        (with ``"class_embedding"`` only a vector in the first prior). Known classes that were
+        learned together are trained together if all of them are in y, else only their vectors.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`.
+        classes : array-like of shape (n_classes,), default=None
+            All classes that are known to come. Unlike in other estimators they need not be given,
+            and more may come later. A class without images yet has probability 0, unless `priors`
+            says otherwise.
+
+        Returns
+        -------
+        self : AnyOrderARClassifier
+
+        Raises
+        ------
+        ValueError
+            If y has labels that `classes` has not, or ``temperature="auto"``, which needs held-out
+            images of all classes at once.
+
+        References
+        ----------
+        van de Ven, Li, Tolias, "Class-incremental learning with generative classifiers",
+        arXiv 2104.10093, for a likelihood model of its own for each class.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skaocls import AnyOrderARClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = AnyOrderARClassifier(max_iter=20, n_orders=4, random_state=0)
+        >>> for kind in range(3):
+        ...     clf = clf.partial_fit(X[y == kind], y[y == kind])
+        >>> clf.classes_
+        array([0, 1, 2])
+        """
+        self._validate_params()
         if self.temperature == "auto":
-            ll = log_likelihoods(prior, codes[held_out, 0], orders, self.class_rows_)
-            self._fitted_temperature = fit_temperature(
-                ll, labels[held_out], self.class_log_prior_, self.aggregation
+            raise ValueError(
+                'partial_fit does not support temperature="auto": it needs held-out images of all '
+                "classes at once. Pass a number, or call fit."
             )
-        self.loss_curve_ = history.loss_curve
-        self.validation_scores_ = history.validation_curve if self.early_stopping else None
-        self.n_iter_ = history.n_iter
-        self.best_iter_ = history.best_iter
-        if not history.converged:
-            warnings.warn(
-                f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the "
-                "optimization hasn't converged yet. Consider increasing max_iter.",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        return self
-
-    def _is_module(self):
-        return isinstance(self.prior, AnyOrderPrior)
-
-    def _given(self):
-        """A prior to fine-tune or None, the tokenizer, and the image shape to read."""
-        tokenizer, shape = self.tokenizer, self.image_shape
-        if self._is_module():
-            given = copy.deepcopy(self.prior)
-        elif isinstance(self.prior, dict) or self.prior == "auto":
-            given = None
-        else:
-            at = {"revision": self.revision}
-            known = self.prior in PUBLISHED or self.filename is not None
-            config = None if known else read_config(self.prior, **at)
-            if config is not None:
-                given, own = load_models(config, self.prior, **at)
-                own, own_shape = FrozenEstimator(own), config["declared_shape_"]
-            else:
-                given = load_published(self.prior, self.filename, **at)
-                own = published_tokenizer(given) if isinstance(tokenizer, str) else None
-                own_shape = getattr(own or tokenizer, "image_shape", None)
-            tokenizer = own if isinstance(tokenizer, str) else tokenizer
-            shape = shape or own_shape
-        return given, tokenizer, shape
-
-    def _start(self, given, codes, labels, device, rng):
-        """The prior that training starts from."""
-        vocab_size, grid = self.tokenizer_.n_codes_, tuple(self.tokenizer_.grid_)
-        n_classes, seed = len(self.classes_), rng.randint(2**31 - 1)
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            if given is None:
-                sizes = self.prior
-                if not isinstance(sizes, dict):
-                    sizes = default_sizes(grid, len(labels))
-                return AnyOrderPrior(vocab_size, grid, n_classes, **sizes)
-            check_agreement(given, self.tokenizer_)
-            given.to(device)
-            if given.num_classes != n_classes or not self._is_module():
-                replace_classes(given, codes[:, 0], labels, n_classes, self.new_classes, seed)
-            prepare_finetuning(given, self.finetune, rank=self.lora_rank, alpha=self.lora_alpha)
-            return given
-
-    def _split(self, labels, rng):
-        stratify = labels if self.class_count_.min() > 1 else None
-        return train_test_split(
-            np.arange(len(labels)),
-            test_size=self.validation_fraction,
-            stratify=stratify,
-            random_state=rng,
-        )
+        if hasattr(self, "prior_"):
+            return self._go_on(X, y, sample_weight, grow=True, classes=classes)
+        return self._begin(X, y, sample_weight, classes)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []
         return tags
-
-
-def default_sizes(grid, n_samples):
-    """Sizes of a new prior that suit the data: wider and deeper with more tokens and samples."""
-    if grid[0] * grid[1] < 8 or n_samples < 200:
-        return {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
-    if n_samples < 10_000:  # many steps of a small prior beat few of a large one
-        return {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
-    return {"dim": 192, "n_layer": 4, "n_head": 6}

@@ -59,15 +59,17 @@ def merge_finetuning(prior: AnyOrderPrior) -> None:
     prior.requires_grad_(True)
 
 
-def replace_classes(
+def set_classes(
     prior: AnyOrderPrior,
     codes: np.ndarray,
     labels: np.ndarray,
     n_classes: int,
     start: str,
     seed: int = 0,
+    *,
+    keep: bool = False,
 ) -> None:
-    """Give a prior other classes, in place.
+    """Give a prior new classes, in place.
 
     Parameters
     ----------
@@ -83,6 +85,8 @@ def replace_classes(
         images most likely, or as the null class.
     seed : int, default=0
         Of the orders in which those likelihoods are measured.
+    keep : bool, default=False
+        Whether the old classes stay, before the new ones, or go.
     """
     table = prior.class_table.detach()
     null = table[-1:]
@@ -97,7 +101,8 @@ def replace_classes(
             best = ll.mean((0, 1)).argsort()[-NEAREST:].copy()
             nearest.append(table[torch.from_numpy(best).to(table.device)].mean(0))
         vectors = torch.stack(nearest)
-    prior.num_classes = n_classes
+    old = table[:-1] if keep else table[:0]
+    prior.num_classes = len(old) + n_classes
     prior.cls_embedding["embedding_table"] = nn.Embedding.from_pretrained(
-        torch.cat([vectors, null]), freeze=False
+        torch.cat([old, vectors, null]), freeze=False
     )

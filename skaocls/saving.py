@@ -1,8 +1,9 @@
 """The native format: a folder of JSON and safetensors, read without executing code.
 
 ``config.json`` holds classes, parameters and shapes, ``model.safetensors`` the prior,
-``tokenizer.safetensors`` what the tokenizer learned. Embedded and published priors are stored
-alike. Files are written whole or not at all, and replace older ones only when all are written.
+``tokenizer.safetensors`` what the tokenizer learned, ``model-1.safetensors`` and so on the priors
+that `partial_fit` added. Embedded and published priors are stored alike. Files are written whole or
+not at all, and replace older ones only when all are written.
 """
 
 import json
@@ -68,13 +69,16 @@ def save(clf, folder) -> None:
         if hasattr(clf, name):
             config[name] = to_json(getattr(clf, name), name)
     config["prior"] = {"grid": list(clf.prior_.grid), "n_head": clf.prior_.n_head}
+    config["added_priors"] = len(clf.added_priors_)
     tokenizer, arrays = tokenizer_state(clf.tokenizer_)
     config["tokenizer"] = tokenizer
     text = json.dumps(config, indent=1, allow_nan=False) + "\n"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    added = {added_model(i): p.state_dict() for i, p in enumerate(clf.added_priors_)}
     writers = {  # the configuration last: a folder with it is complete
         MODEL: tensor_writer(clf.prior_.state_dict()),
+        **{name: tensor_writer(state) for name, state in added.items()},
         TOKENIZER: tensor_writer(arrays),
         CONFIG: lambda path: Path(path).write_text(text, encoding="utf-8"),
     }
@@ -111,16 +115,29 @@ def load(cls, config: dict, source, *, revision=None, token=None, params=None):
     for name in LEARNED:
         if name in config:
             setattr(clf, name, LEARNED[name](config[name]))
-    clf.prior_, clf.tokenizer_ = load_models(config, source, revision=revision, token=token)
+    at = {"revision": revision, "token": token}
+    clf.prior_, clf.tokenizer_ = load_models(config, source, **at)
+    clf.added_priors_ = [
+        load_model(config, source, added_model(i), **at) for i in range(config["added_priors"])
+    ]
     return clf
 
 
 def load_models(config: dict, source, *, revision=None, token=None):
-    """Prior and tokenizer of a saved classifier."""
-    path = find_file(source, MODEL, revision=revision, token=token)
-    prior = prior_from_state_dict(read_state_dict(path), **config["prior"], source=str(path))
+    """First prior and tokenizer of a saved classifier."""
+    prior = load_model(config, source, MODEL, revision=revision, token=token)
     path = find_file(source, TOKENIZER, revision=revision, token=token)
     return prior, restore_tokenizer(config["tokenizer"], read_state_dict(path))
+
+
+def load_model(config: dict, source, name: str, *, revision=None, token=None) -> AnyOrderPrior:
+    path = find_file(source, name, revision=revision, token=token)
+    return prior_from_state_dict(read_state_dict(path), **config["prior"], source=str(path))
+
+
+def added_model(i: int) -> str:
+    """File of the i-th prior that `partial_fit` added."""
+    return f"model-{i + 1}.safetensors"
 
 
 def push(clf, repo_id, metrics, private, token, commit_message) -> str:
@@ -255,6 +272,7 @@ LEARNED: dict[str, Callable] = {
     "class_count_": np.array,
     "class_log_prior_": log_array,
     "class_rows_": np.array,
+    "class_sources_": np.array,
     "class_names_": np.array,
     "wordnet_ids_": np.array,
     "_order_seed": int,

@@ -54,6 +54,7 @@ def train_prior(
     codes: np.ndarray,
     labels: np.ndarray,
     *,
+    sample_weight: np.ndarray | None = None,
     max_iter: int,
     batch_size: int,
     micro_batch_size: int | None = None,
@@ -61,7 +62,7 @@ def train_prior(
     weight_decay: float = 0.05,
     class_dropout: float = 0.1,
     orders: np.ndarray | None = None,
-    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    validation: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None,
     n_iter_no_change: int = 10,
     tol: float = 1e-3,
     seed: int = 0,
@@ -84,6 +85,8 @@ def train_prior(
         Tokens in raster order, of one or more augmented views of each image.
     labels : int array of shape (n_images,)
         Classes 0 ... num_classes - 1.
+    sample_weight : array of shape (n_images,), default=None
+        Weight of each image in the loss, 1 on average.
     max_iter : int
         Epochs.
     batch_size : int
@@ -98,7 +101,7 @@ def train_prior(
         Probability of the null class.
     orders : int array of shape (n_orders, n_tokens), default=None
         Orders to choose from; None is all permutations.
-    validation : tuple (codes (n, n_tokens), labels (n,)), default=None
+    validation : tuple (codes (n, n_tokens), labels (n,), weights (n,) or None), default=None
         Held-out data. With it, the weights of the epoch with the highest held-out log-likelihood
         are kept, and training stops once that has not risen by `tol` for `n_iter_no_change` epochs.
     n_iter_no_change : int, default=10
@@ -141,6 +144,7 @@ def train_prior(
     all_codes = torch.as_tensor(codes)
     all_labels = torch.as_tensor(labels)
     all_orders = None if orders is None else torch.as_tensor(orders)
+    weights = None if sample_weight is None else torch.as_tensor(sample_weight).float()
     optimizer = make_optimizer(prior, learning_rate, weight_decay)
     n, n_views, n_tokens = codes.shape
     steps = max(1, n // batch_size)
@@ -169,10 +173,17 @@ def train_prior(
                 else:
                     order = all_orders[torch.randint(len(all_orders), i.shape)]
                 batch, label, order = (a.to(device) for a in (batch, label, order))
+                weight = None if weights is None else weights[i].to(device)
                 optimizer.zero_grad()
                 for few in gen_batches(len(i), micro_batch_size or len(i)):
                     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                        loss = nats_per_token(prior, batch[few], order[few], label[few])
+                        loss = nats_per_token(
+                            prior,
+                            batch[few],
+                            order[few],
+                            label[few],
+                            None if weight is None else weight[few],
+                        )
                     loss = loss * ((few.stop - few.start) / len(i))
                     loss.backward()
                     losses += loss.detach()
@@ -193,7 +204,7 @@ def train_prior(
                     best_weights = [p.detach().clone() for p in trained]
             if verbose:
                 known = validation or (all_codes[i, 0].numpy(), all_labels[i].numpy())
-                bar.set_postfix(progress(prior, history, *known, seed, autocast))
+                bar.set_postfix(progress(prior, history, *known[:2], seed, autocast))
             if validation is not None or verbose:
                 swap(trained, mean)
             if validation is not None and is_flat(history.validation_curve, n_iter_no_change, tol):
@@ -219,10 +230,20 @@ def swap(parameters: list[Tensor], others: list[Tensor]) -> None:
         other.copy_(kept)
 
 
-def nats_per_token(prior: AnyOrderPrior, codes: Tensor, orders: Tensor, labels: Tensor) -> Tensor:
+def nats_per_token(
+    prior: AnyOrderPrior,
+    codes: Tensor,
+    orders: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Mean negative log-likelihood per token, the training loss."""
-    logits = prior(codes, orders, labels)
-    return F.cross_entropy(logits.flatten(0, 1), codes.gather(1, orders).flatten())
+    logits = prior(codes, orders, labels).flatten(0, 1)
+    targets = codes.gather(1, orders).flatten()
+    if weights is None:
+        return F.cross_entropy(logits, targets)
+    each = F.cross_entropy(logits, targets, reduction="none").view(codes.shape).mean(1)
+    return (weights * each).mean()
 
 
 def make_optimizer(prior: AnyOrderPrior, rate: float, weight_decay: float) -> torch.optim.AdamW:
@@ -252,8 +273,9 @@ def is_flat(curve: list[float], window: int, tol: float) -> bool:
 
 
 @torch.inference_mode()
-def held_out(prior, codes, labels, seed, autocast) -> float:
+def held_out(prior, codes, labels, weights, seed, autocast) -> float:
     """Mean log-likelihood per token of held-out data, over a few fixed orders."""
+    weights = np.ones(len(codes)) if weights is None else weights
     prior.eval()
     device = prior.output.weight.device
     orders = torch.as_tensor(draw_orders(VALIDATION_ORDERS, codes.shape[1], seed)).to(device)
@@ -262,10 +284,11 @@ def held_out(prior, codes, labels, seed, autocast) -> float:
         for at in range(0, len(codes), 256):
             batch = torch.as_tensor(codes[at : at + 256]).long().to(device)
             label = torch.as_tensor(labels[at : at + 256]).to(device)
+            weight = torch.as_tensor(weights[at : at + 256]).float().to(device)
             for order in orders:
-                loss = nats_per_token(prior, batch, order.expand_as(batch), label)
+                loss = nats_per_token(prior, batch, order.expand_as(batch), label, weight)
                 total -= loss.item() * len(batch)
-    return total / (len(codes) * len(orders))
+    return total / (weights.sum() * len(orders))
 
 
 def progress(prior, history, codes, labels, seed, autocast) -> dict[str, str]:

@@ -11,7 +11,7 @@ from sklearn.frozen import FrozenEstimator
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior
-from skaocls.finetuning import merge_finetuning, prepare_finetuning, replace_classes
+from skaocls.finetuning import merge_finetuning, prepare_finetuning, set_classes
 from skaocls.orders import draw_orders
 from skaocls.scoring import log_likelihoods
 from skaocls.training import train_prior
@@ -39,10 +39,11 @@ def train(prior, data, **params):
 
 @pytest.mark.parametrize("saver", [{"micro_batch_size": 2}, {"checkpointing": True}])
 def test_saving_memory_changes_nothing(prior, data, saver):
-    plain = train(copy.deepcopy(prior), data)
-    saved = train(prior, data, **saver)
+    # where a gradient is all rounding Adam still takes a step of about the learning rate
+    plain = train(copy.deepcopy(prior), data, learning_rate=1e-3)
+    saved = train(prior, data, learning_rate=1e-3, **saver)
     for name, value in plain.items():
-        torch.testing.assert_close(saved[name], value, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(saved[name], value, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["full", "lora", "class_embedding"])
@@ -73,7 +74,7 @@ def test_new_classes_start_at_their_nearest_old_ones(prior, data):
     codes, labels = data[0][:, 0], data[1]
     table = prior.class_table.detach().clone()
     null = copy.deepcopy(prior)
-    replace_classes(null, codes, labels, 3, "null")
+    set_classes(null, codes, labels, 3, "null")
     assert (null.class_table == table[-1]).all() and len(null.class_table) == 4
     # with two old classes more than are averaged, the least likely ones have no part
     torch.manual_seed(1)
@@ -83,7 +84,7 @@ def test_new_classes_start_at_their_nearest_old_ones(prior, data):
     table = many.class_table.detach().clone()
     of_new = codes[labels == 1][:8]
     ll = log_likelihoods(many, of_new, draw_orders(2, 6, 7), np.arange(5)).mean((0, 1))
-    replace_classes(many, codes, labels, 3, "nearest", seed=7)
+    set_classes(many, codes, labels, 3, "nearest", seed=7)
     best = np.argsort(ll)[-3:]
     torch.testing.assert_close(many.class_table[1], table[best.copy()].mean(0))
     assert (many.class_table[3] == table[5]).all() and many.num_classes == 3

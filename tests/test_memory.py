@@ -1,0 +1,186 @@
+"""What `memory` keeps: fits and likelihoods, each made once, under keys that never mislead."""
+
+import pickle
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from sklearn.utils import gen_batches
+
+import skaocls
+from conftest import small_classifier
+from skaocls import AnyOrderARClassifier, PatchTokenizer, _caching, _fitting
+from skaocls._caching import digest, open_store
+
+GRID = {"n_orders": [1, 2, 5]}
+
+
+def make(**params):
+    return small_classifier(AnyOrderARClassifier, max_iter=2, augmentation=None, **params)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often a prior was trained and how many (order, image) pairs were read."""
+    counts = {"fits": 0, "pairs": 0}
+    train_prior, log_likelihoods = _fitting.train_prior, _caching.log_likelihoods
+
+    def train(*args, **kwargs):
+        counts["fits"] += 1
+        return train_prior(*args, **kwargs)
+
+    def read(prior, codes, orders, labels, **kwargs):
+        counts["pairs"] += len(codes) * len(orders)
+        return log_likelihoods(prior, codes, orders, labels, **kwargs)
+
+    monkeypatch.setattr(_fitting, "train_prior", train)
+    monkeypatch.setattr(_caching, "log_likelihoods", read)
+    return counts
+
+
+def test_a_search_over_n_orders_trains_once_for_each_fold(digits, counted, tmp_path):
+    X, y, _, _ = digits
+    grid = {"n_orders": [1, 2, 5, 10, 20]}
+    search = GridSearchCV(make(memory=str(tmp_path)), grid, cv=3, error_score="raise").fit(X, y)
+    assert counted["fits"] == 3 + 1
+    assert counted["pairs"] == 20 * len(X)  # each image is tested once, in 20 orders
+    plain = GridSearchCV(make(), grid, cv=3).fit(X, y)
+    for name in ("mean_test_score", "std_test_score"):
+        np.testing.assert_allclose(search.cv_results_[name], plain.cv_results_[name], atol=1e-12)
+
+
+def test_what_may_change_after_fit_trains_nothing(digits, counted, tmp_path):
+    X, y, X_test, _ = digits
+    make(memory=tmp_path).fit(X, y).predict(X_test)
+    before = dict(counted)
+    for params in (
+        {"aggregation": "mean_posterior"},
+        {"temperature": 3.0},
+        {"priors": [0.2, 0.3, 0.5]},
+        {"search": "racing"},
+        {"n_orders": 2},
+        {"verbose": 1},
+    ):
+        again = make(memory=joblib.Memory(tmp_path, verbose=0), **params).fit(X, y)
+        fresh = make(**params).fit(X, y)
+        counted["fits"] -= 1
+        np.testing.assert_allclose(
+            again.predict_proba(X_test), fresh.predict_proba(X_test), atol=1e-9
+        )
+    assert counted == before
+
+
+def test_temperature_is_found_anew_for_each_aggregation(digits, counted, tmp_path):
+    X, y, _, _ = digits
+    found = {}
+    for how in ("mean_log_likelihood", "logsumexp"):
+        params = {"temperature": "auto", "aggregation": how}
+        found[how] = make(memory=tmp_path, **params).fit(X, y).temperature_
+        assert found[how] == make(**params).fit(X, y).temperature_
+    assert counted["fits"] == 1 + 2
+    assert found["logsumexp"] != found["mean_log_likelihood"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"max_iter": 3},
+        {"random_state": 1},
+        {"order": "raster"},
+        {"tokenizer": PatchTokenizer(n_codes=20)},
+        {"temperature": "auto"},
+        {"precision": "bfloat16"},
+    ],
+)
+def test_training_parameters_are_told_apart(digits, counted, tmp_path, changed):
+    X, y, _, _ = digits
+    make(memory=tmp_path).fit(X, y)
+    make(memory=tmp_path).set_params(**changed).fit(X, y)
+    assert counted["fits"] == 2
+
+
+def test_data_are_told_apart_by_content(digits, counted, tmp_path, monkeypatch):
+    X, y, _, _ = digits
+    make(memory=tmp_path).fit(X, y)
+    make(memory=tmp_path).fit(X.copy(), y.copy())
+    assert counted["fits"] == 1
+    other = X.copy()
+    other[7, 0, 0] += 1
+    make(memory=tmp_path).fit(other, y)
+    make(memory=tmp_path).fit(X, np.roll(y, 1))
+    make(memory=tmp_path).fit(X, y, sample_weight=np.r_[2.0, np.ones(len(y) - 1)])
+    make(memory=tmp_path).fit(X, np.array(["a", "b", "c"])[y])
+    assert counted["fits"] == 5
+    monkeypatch.setattr(skaocls, "__version__", "0.0.next")
+    make(memory=tmp_path).fit(X, y)
+    assert counted["fits"] == 6
+
+
+def test_files_are_told_apart_by_content(digits, counted, tmp_path):
+    from PIL import Image
+
+    X, y, _, _ = digits
+    paths = [tmp_path / f"{i}.png" for i in range(40)]
+    for path, image in zip(paths, X, strict=False):
+        Image.fromarray((image * 15).astype(np.uint8)).save(path)
+    make(memory=tmp_path / "kept").fit(paths, y[:40])
+    make(memory=tmp_path / "kept").fit(paths, y[:40])
+    assert counted["fits"] == 1
+    Image.fromarray((X[50] * 15).astype(np.uint8)).save(paths[3])
+    make(memory=tmp_path / "kept").fit(paths, y[:40])
+    assert counted["fits"] == 2
+
+
+def test_processes_share(digits, tmp_path):
+    X, y, _, _ = digits
+    search = GridSearchCV(make(memory=str(tmp_path)), GRID, cv=2, n_jobs=2, refit=False).fit(X, y)
+    entries = list(tmp_path.rglob("output.pkl"))
+    fits = [e for e in entries if isinstance(joblib.load(e), tuple)]
+    assert len(fits) == 2
+    assert len(entries) == 2 + 2 * 5  # orders of two test folds
+    plain = GridSearchCV(make(), GRID, cv=2, refit=False).fit(X, y)
+    np.testing.assert_allclose(
+        search.cv_results_["mean_test_score"], plain.cv_results_["mean_test_score"], atol=0.02
+    )
+
+
+def test_the_size_is_bounded(digits, tmp_path, monkeypatch):
+    X, y, _, _ = digits
+    monkeypatch.setattr(_caching, "KEPT_BYTES", 2**20)
+    for seed in range(6):  # about 0.3 MiB each
+        make(memory=tmp_path, random_state=seed).fit(X, y)
+    size = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file())
+    assert 2**17 < size < 2**20
+
+
+def test_what_is_not_ours_stays(digits, tmp_path):
+    mine = tmp_path / "notes.txt"
+    mine.write_text("mine")
+    other = joblib.Memory(tmp_path, verbose=0)
+    assert other.cache(len)([1, 2]) == 2
+    open_store(tmp_path).memory.clear(warn=False)
+    assert mine.exists() and other.cache(len).check_call_in_cache([1, 2])
+
+
+def test_a_fit_from_memory_is_a_fit(digits, tmp_path):
+    X, y, X_test, _ = digits
+    first = make(memory=tmp_path).fit(X, y)
+    second = clone(first).fit(X, y)
+    assert vars(second).keys() == vars(first).keys()
+    np.testing.assert_array_equal(second.predict_proba(X_test), first.predict_proba(X_test))
+    assert second.loss_curve_ == first.loss_curve_
+    pickle.loads(pickle.dumps(second))
+
+
+def test_digests():
+    def halves(x):
+        return [x[part] for part in gen_batches(len(x), 2)]
+
+    x = torch.arange(4.0)
+    assert digest(x) == digest(x.clone()) == digest(torch.nn.Parameter(x.clone()))
+    different = [x, x.double(), x + 1, x[:3], x.view(2, 2), x.numpy(), halves(x), None]
+    assert len({digest(thing) for thing in different}) == len(different)
+    assert digest({"a": x, "b": 1}) == digest({"b": 1, "a": x})
