@@ -20,6 +20,7 @@ from skaocls.prior import NORM_EPS, AnyOrderPrior, rotate
 
 LOGITS_AT_ONCE = 2**22
 QUERIES_AT_ONCE = 256
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 # For each layer but the first: keys and values (lanes, n_head, 1 + steps, head_dim) of the class
 # token and of what was read
@@ -105,7 +106,7 @@ class Engine:
         future = torch.ones(steps, steps, dtype=torch.bool, device=x.device).triu(1)
         weight = F.pad(score.masked_fill_(future, -torch.inf), (1, 0)).softmax(-1)
         y = (weight[..., 1:].to(self.dtype) @ v).transpose(1, 2).flatten(2)
-        return Pairs(x + F.linear(y, layer.wo), weight[..., 0].transpose(1, 2), rope, targets)
+        return Pairs(x + linear(y, layer.wo), weight[..., 0].transpose(1, 2), rope, targets)
 
     def read(
         self,
@@ -153,14 +154,14 @@ class Engine:
                 q, k, v = self._attend(x, layer, values, rope, before, predicting if last else None)
                 x = x[:, predicting] if last else x
                 y = attention(q, k, v, range(begin, end)[predicting] if last else range(begin, end))
-                x += F.linear(y, layer.wo)
+                x += linear(y, layer.wo)
                 if keep:
                     kept.append((k, v))
             elif last:
                 x = x[:, predicting]
             y = self._norm(x, layer.ffn_norm)
-            gate = F.silu(F.linear(y, layer.w1), inplace=True).mul_(F.linear(y, layer.w3))
-            x += F.linear(gate, layer.w2)
+            gate = F.silu(linear(y, layer.w1), inplace=True).mul_(linear(y, layer.w3))
+            x += linear(gate, layer.w2)
         h = self._norm(x, self.norm)
         targets = pairs.targets[pair, start:stop]
         log_prob = token_log_prob(h.flatten(0, 1), self.output, targets.flatten())
@@ -169,20 +170,20 @@ class Engine:
     def _attend(self, x, layer, values, rope, before, predicting):
         y = self._norm(x, layer.attention_norm)
         if predicting is None:
-            q, k, v = (self._heads(a) for a in F.linear(y, layer.wqkv).chunk(3, -1))
+            q, k, v = (self._heads(a) for a in linear(y, layer.wqkv).chunk(3, -1))
             q = rotated(q, rope)
         else:  # beyond the last layer's keys and values only the predicting positions matter
             dim = x.shape[-1]
-            q = self._heads(F.linear(y[:, predicting], layer.wqkv[:dim]))
+            q = self._heads(linear(y[:, predicting], layer.wqkv[:dim]))
             q = rotated(q, rope[:, :, predicting])
-            k, v = (self._heads(a) for a in F.linear(y, layer.wqkv[dim:]).chunk(2, -1))
+            k, v = (self._heads(a) for a in linear(y, layer.wqkv[dim:]).chunk(2, -1))
         k = rotated(k, rope)
         if before is None:
             return q, F.pad(k, (0, 0, 1, 0)), torch.cat([self._heads(values[:, None]), v], 2)
         return q, torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
 
     def _project(self, x, norm, weight):
-        return F.linear(self._norm(x, norm), weight)
+        return linear(self._norm(x, norm), weight)
 
     def _norm(self, x, weight):
         if x.is_cuda:
@@ -194,6 +195,14 @@ class Engine:
 
     def _heads(self, x):
         return x.unflatten(-1, (self.n_head, -1)).transpose(-2, -3)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x times weight transposed."""
+    if x.is_cuda or x.dtype != torch.float32 or torch.compiler.is_compiling() or not ONEDNN:
+        return F.linear(x, weight)
+    # in float32 torch calls another library, which is slower on some CPUs and no faster on others
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 def rotated(x: Tensor, rope: Tensor) -> Tensor:
@@ -237,7 +246,7 @@ def token_log_prob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     out = hidden.new_empty(len(hidden), dtype=torch.float32)
     for at in range(0, len(hidden), rows):
         h, t = hidden[at : at + rows], targets[at : at + rows]
-        logits = F.linear(h, weight)
+        logits = linear(h, weight)
         rounded = logits.gather(1, t[:, None])[:, 0]
         out[at : at + rows] = logits.log_softmax(1, dtype=torch.float32).gather(1, t[:, None])[:, 0]
         if weight.dtype != torch.float32:
