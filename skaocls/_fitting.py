@@ -46,6 +46,8 @@ AFTER_FIT = {
 class FittingMixin:
     """Training of :class:`skaocls.AnyOrderARClassifier`."""
 
+    class_count_: np.ndarray
+
     def _begin(self, X, y, sample_weight, classes=None):
         """Learn everything anew."""
         rng = check_random_state(self.random_state)

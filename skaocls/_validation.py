@@ -89,8 +89,8 @@ def read_labels(estimator, X, y, sample_weight=None):
         weights = _check_sample_weight(
             sample_weight, np.empty((len(y), 1)), ensure_non_negative=True, copy=True
         )
-        if not weights.any():
-            raise ValueError("sample_weight must have at least one weight above 0.")
+        if not weights.any():  # scikit-learn itself says so since 1.8
+            raise ValueError("Sample weights must contain at least one non-zero number.")
         kept = weights > 0
         X, y, weights = X[kept], y[kept], weights[kept]
     names, labels = np.unique(y, return_inverse=True)

@@ -15,6 +15,7 @@ from sklearn.base import (
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from skaocls._fitting import FINETUNE_RATE, FittingMixin
+from skaocls._generation import GenerationMixin
 from skaocls._prediction import PredictionMixin
 from skaocls._sharing import PretrainedMixin
 from skaocls.aggregation import AGGREGATIONS
@@ -24,6 +25,7 @@ from skaocls.prior import AnyOrderPrior
 class AnyOrderARClassifier(
     FittingMixin,
     PredictionMixin,
+    GenerationMixin,
     PretrainedMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,

@@ -1,0 +1,400 @@
+"""Generation against enumerated probabilities and a loop that reads everything again each time."""
+
+import copy
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits, load_iris
+from sklearn.exceptions import NotFittedError
+from sklearn.svm import SVC
+from test_scoring import make_prior
+
+from conftest import small_classifier
+from skaocls import AnyOrderARClassifier, _generation, generation
+from skaocls.generation import generate, known_log_likelihoods, step_ends, touched
+
+N = 20_000
+ORDERS = np.array([[2, 0, 3, 1]])
+
+
+@pytest.fixture(scope="module")
+def ten_digits():
+    """Images and labels, a classifier fitted to the first, and an outsider's opinion."""
+    data = load_digits()
+    clf = AnyOrderARClassifier(n_orders=5, augmentation=None, max_iter=30, random_state=0)
+    clf.fit(data.images[:1000], data.target[:1000])
+    svc = SVC().fit(data.data, data.target)
+    return data.images, data.target, clf, lambda images: svc.predict(images.reshape(-1, 64))
+
+
+def forward(prior, codes, orders, labels):
+    with torch.no_grad():
+        return prior(*(torch.as_tensor(np.array(a)) for a in (codes, orders, labels))).double()
+
+
+def first_token(prior, order, label, n=N, **how):
+    """Shares of each value among draws of the first token of an order."""
+    codes = generate(prior, np.full(n, label), np.repeat(order, n, 0), seed=0, **how)
+    return np.bincount(codes[:, order[0, 0]], minlength=prior.vocab_size) / n
+
+
+def first_logits(prior, order, label):
+    return forward(prior, np.zeros_like(order), order, [label])[0, 0].numpy()
+
+
+def softmax(x):
+    return np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+
+
+def assert_shares(shares, expected, n=N):
+    """Within five standard errors, and never what cannot be."""
+    assert (np.abs(shares - expected) <= 5 * np.sqrt(expected * (1 - expected) / n)).all()
+
+
+@pytest.mark.parametrize("grid, order", [((1, 2), [1, 0]), ((2, 2), [2, 0, 3, 1])])
+@pytest.mark.parametrize("label", [1, 2])
+def test_draws_are_distributed_as_the_prior_says(grid, order, label):
+    prior, n_tokens = make_prior(3, grid, 2), len(order)
+    every = np.array(list(product(range(3), repeat=n_tokens)))
+    orders = np.repeat([order], len(every), 0)
+    steps = forward(prior, every, orders, np.full(len(every), label)).log_softmax(-1).numpy()
+    read = np.take_along_axis(every, orders, 1)
+    p = np.exp(np.take_along_axis(steps, read[..., None], -1).sum((1, 2)))
+    assert p.sum() == pytest.approx(1, abs=1e-5)
+    codes = generate(prior, np.full(N, label), np.repeat([order], N, 0), seed=0)
+    which = codes @ 3 ** np.arange(n_tokens)[::-1]
+    assert_shares(np.bincount(which, minlength=len(every)) / N, p)
+
+
+def test_temperature_and_truncation():
+    prior = make_prior(6, (2, 2), 2)
+    logits = first_logits(prior, ORDERS, 1)
+    assert_shares(first_token(prior, ORDERS, 1, temperature=0.5), softmax(logits / 0.5))
+    ranked = np.argsort(-logits)
+
+    def among(kept, temperature=1.0):
+        p = np.zeros(6)
+        p[kept] = softmax(logits[kept] / temperature)
+        return p
+
+    assert_shares(first_token(prior, ORDERS, 1, top_k=3), among(ranked[:3]))
+    assert_shares(first_token(prior, ORDERS, 1, top_k=100), softmax(logits))
+    p = softmax(logits)[ranked]
+    for top_p, n_kept in [(p[0] - 0.01, 1), (p[:2].sum() - 0.01, 2), (p[:2].sum() + 0.01, 3)]:
+        assert_shares(first_token(prior, ORDERS, 1, top_p=top_p), among(ranked[:n_kept]))
+    assert_shares(first_token(prior, ORDERS, 1, top_p=1.0), softmax(logits))
+    # top_p is a share of what temperature and top_k have left
+    p = softmax(logits[ranked[:3]] / 2)
+    how = {"temperature": 2.0, "top_k": 3, "top_p": p[:2].sum() - 0.01}
+    assert_shares(first_token(prior, ORDERS, 1, **how), among(ranked[:2], 2.0))
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
+def test_guidance(guidance):
+    prior = make_prior(4, (2, 2), 2)
+    given, null = (first_logits(prior, ORDERS, label) for label in (1, 2))
+    expected = softmax(null + guidance * (given - null))
+    assert_shares(first_token(prior, ORDERS, 1, guidance=guidance), expected)
+
+
+def naive(prior, label, order, codes, n_known, ends, guidance):
+    """The most likely tokens of each step; each is read right after what was known before."""
+    codes = codes.copy()
+    for start, stop in zip([n_known, *ends[:-1]], ends, strict=True):
+        drawn = codes.copy()
+        for s in range(start, stop):
+            among_first = [*order[:start], order[s], *order[start:s], *order[s + 1 :]]
+            given, null = forward(
+                prior, [codes] * 2, [among_first] * 2, [label, prior.num_classes]
+            )[:, start]
+            drawn[order[s]] = (null + guidance * (given - null)).argmax()
+        codes = drawn
+    return codes
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("n_steps", [None, 1, 3, 5])
+@pytest.mark.parametrize("n_known", [0, 1, 5])
+def test_cached_steps_equal_reading_again(n_known, n_steps, guidance):
+    prior = make_prior(7, (2, 4), 3, n_layer=3)
+    rng = np.random.RandomState(0)
+    orders = np.stack([rng.permutation(8) for _ in range(6)])
+    codes, labels = rng.randint(7, size=(6, 8)), rng.randint(4, size=6)
+    how = {"n_steps": n_steps, "guidance": guidance, "top_k": 1, "seed": 0}
+    found = generate(prior, labels, orders, codes, n_known, **how)
+    ends = n_known + step_ends(8 - n_known, n_steps)
+    for i in range(6):
+        expected = naive(prior, labels[i], orders[i], codes[i], n_known, ends, guidance)
+        np.testing.assert_array_equal(found[i], expected)
+
+
+def test_step_ends():
+    for n in range(20):
+        for n_steps in [*range(1, 25), None]:
+            sizes = np.diff(step_ends(n, n_steps), prepend=0)
+            assert sizes.sum() == n and (sizes >= 1).all()
+            assert len(sizes) == min(n, n_steps or n)
+    sizes = np.diff(step_ends(256, 32), prepend=0)
+    assert sizes[0] == 1 and sizes[-1] == 12 and (np.diff(sizes) >= -1).all()
+
+
+def test_known_tokens_stay_and_others_are_not_looked_at():
+    prior = make_prior(9, (3, 3), 2)
+    rng = np.random.RandomState(0)
+    orders = np.stack([rng.permutation(9) for _ in range(40)])
+    codes, n_known = rng.randint(9, size=(40, 9)), rng.randint(10, size=40)
+    known = np.argsort(orders, 1) < n_known[:, None]
+    labels = np.ones(40, int)
+    for n_steps in (None, 2):
+        drawn = generate(prior, labels, orders, codes, n_known, n_steps=n_steps, seed=0)
+        np.testing.assert_array_equal(drawn[known], codes[known])
+        assert (drawn[~known] != codes[~known]).mean() > 0.5
+        other = np.where(known, codes, 0)
+        again = generate(prior, labels, orders, other, n_known, n_steps=n_steps, seed=0)
+        np.testing.assert_array_equal(again, drawn)
+
+
+def test_an_image_does_not_depend_on_its_batch(monkeypatch):
+    prior = make_prior(9, (3, 3), 4)
+    rng = np.random.RandomState(0)
+    orders = np.stack([rng.permutation(9) for _ in range(30)])
+    codes, n_known = rng.randint(9, size=(30, 9)), rng.randint(4, size=30)
+    labels = rng.randint(4, size=30)
+    how = {"guidance": 1.5, "n_steps": 4, "seed": 3}
+    whole = generate(prior, labels, orders, codes, n_known, **how)
+    some = generate(prior, labels[:7], orders[:7], codes[:7], n_known[:7], **how)
+    np.testing.assert_array_equal(some, whole[:7])
+    for lanes in (1, 2, 7):
+        monkeypatch.setattr(generation, "lanes_at_once", lambda prior, lanes=lanes: lanes)
+        np.testing.assert_array_equal(generate(prior, labels, orders, codes, n_known, **how), whole)
+    assert (generate(prior, labels, orders, codes, n_known, **how | {"seed": 4}) != whole).any()
+
+
+def test_memory_that_does_not_suffice(monkeypatch):
+    prior = make_prior(5, (2, 2), 2)
+    labels, orders = np.ones(9, int), np.repeat(ORDERS, 9, 0)
+    expected = generate(prior, labels, orders, seed=0)
+    draw, sizes = generation._draw, []
+
+    def small(prior, inputs, *args):
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError
+        return draw(prior, inputs, *args)
+
+    monkeypatch.setattr(generation, "lanes_at_once", lambda prior: 8)
+    monkeypatch.setattr(generation, "_draw", small)
+    np.testing.assert_array_equal(generate(prior, labels, orders, seed=0), expected)
+    assert sizes == [8, 4, 2, 2, 2, 2, 1]
+    monkeypatch.setattr(generation, "_draw", lambda prior, *args: small(prior, [range(3)]))
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(prior, labels, orders, seed=0)
+
+
+@pytest.mark.parametrize("lanes", [2, 100])
+def test_known_log_likelihoods(monkeypatch, lanes):
+    monkeypatch.setattr(generation, "lanes_at_once", lambda prior: lanes)
+    prior = make_prior(5, (2, 3), 4)
+    rng = np.random.RandomState(0)
+    codes, n_known = rng.randint(5, size=(4, 6)), np.array([0, 2, 6, 2])
+    orders = np.stack([[rng.permutation(6) for _ in range(3)] for _ in range(4)])
+    labels = np.array([3, 0, 1])
+    found = known_log_likelihoods(prior, codes, orders, labels, n_known)
+    for i, k, c in product(range(4), range(3), range(3)):
+        log_prob = forward(prior, codes[i : i + 1], orders[i, k][None], labels[c : c + 1])
+        read = torch.as_tensor(codes[i, orders[i, k]])
+        steps = log_prob.log_softmax(-1)[0, torch.arange(6), read]
+        assert found[i, k, c] == pytest.approx(float(steps[: n_known[i]].sum()), abs=1e-5)
+
+
+def test_touched():
+    mask = np.zeros((3, 5, 7), bool)
+    mask[0, 1, 5] = mask[1, 4, 6] = mask[2, 2, :4] = True
+    expected = np.zeros((3, 3, 3), bool)  # of 2 x 3 pixels, the last ones overhang
+    expected[0, 0, 1] = expected[1, 2, 2] = expected[2, 1, :2] = True
+    np.testing.assert_array_equal(touched(mask, (2, 3), (3, 3)), expected.reshape(3, 9))
+
+
+@pytest.mark.parametrize("n_steps", [None, 6])
+def test_samples_are_recognised(ten_digits, n_steps):
+    _, _, clf, outsider = ten_digits
+    y = np.repeat(np.arange(10), 20)
+    images = clf.sample(200, y, n_steps=n_steps, random_state=0)
+    assert images.shape == (200, 8, 8) and images.dtype == np.float32
+    assert (outsider(images) == y).mean() > 0.9
+    assert len(np.unique(images[y == 3], axis=0)) > 15
+
+
+def test_classes_of_samples(ten_digits):
+    _, _, clf, outsider = ten_digits
+    images = clf.sample(30, 7, random_state=0)
+    assert (outsider(images) == 7).mean() > 0.8
+    np.testing.assert_array_equal(images, clf.sample(30, np.full(30, 7), random_state=0))
+    assert (images != clf.sample(30, 7, random_state=1)).any()
+    # none given: as frequent as the class prior says
+    priors = np.array([0, 0.5, 0, 0, 0, 0, 0.5, 0, 0, 0])
+    two = copy.copy(clf)
+    with np.errstate(divide="ignore"):
+        two.class_log_prior_ = np.log(priors)
+    found = outsider(two.sample(100, random_state=0))
+    assert 30 < (found == 1).sum() < 70 and np.isin(found, [1, 6]).mean() > 0.8
+
+
+def test_orders_that_the_prior_was_trained_for(fitted, monkeypatch):
+    seen = []
+
+    def record(prior, labels, orders, *args, **kwargs):
+        seen.append(orders)
+        return generate(prior, labels, orders, *args, **kwargs)
+
+    monkeypatch.setattr(_generation, "generate", record)
+    fitted.sample(50, random_state=0)
+    assert len(np.unique(seen[0], axis=0)) == 50
+    clf = copy.copy(fitted).set_params(order=[np.arange(16), np.arange(16)[::-1]])
+    clf.sample(50, random_state=0)
+    np.testing.assert_array_equal(np.unique(seen[1], axis=0), clf.orders_)
+    mask = np.zeros((8, 8), bool)
+    mask[2:4, 1] = True  # tokens 4 and 5 of 4 x 4 are 2 x 2 pixels each
+    clf.set_params(order="raster").inpaint(np.ones((1, 8, 8)), mask)
+    np.testing.assert_array_equal(seen[2], [[*range(4), *range(5, 16), 4]])
+
+
+def test_inpainting(ten_digits):
+    X, y, clf, outsider = ten_digits
+    X, y = X[1500:1700], y[1500:1700]
+    mask = np.zeros((8, 8), bool)
+    mask[3:7, 1:6] = True
+    before = clf.tokenizer_.transform(X)
+    filled = clf.inpaint(X, mask, random_state=0)
+    assert filled.shape == X.shape
+    np.testing.assert_array_equal(filled[:, ~mask], X[:, ~mask])
+    known = ~touched(mask[None], (2, 2), (4, 4)).reshape(4, 4)
+    assert known.sum() == 7
+    np.testing.assert_array_equal(clf.tokenizer_.transform(filled)[:, known], before[:, known])
+    blank = X * ~mask
+    assert (outsider(filled) == y).mean() > 0.7 > (outsider(blank) == y).mean() + 0.1
+    told = clf.inpaint(X, mask, y, random_state=0)
+    assert (outsider(told) == y).mean() > 0.85
+    # what is under the mask is not looked at
+    np.testing.assert_array_equal(clf.inpaint(blank, mask, random_state=0), filled)
+
+
+def test_a_mask_for_each_image(ten_digits):
+    X, y, clf, _ = ten_digits
+    X, y = X[1500:1503], y[1500:1503]
+    mask = np.zeros((3, 8, 8), bool)
+    mask[1, :, 4:] = mask[2] = True
+    filled = clf.inpaint(X, mask, y, random_state=0)
+    np.testing.assert_array_equal(filled[0], X[0])
+    np.testing.assert_array_equal(filled[1, :, :4], X[1, :, :4])
+    assert (filled[1, :, 4:] != X[1, :, 4:]).any()
+    # flat rows and 8-bit pixels are read as in fit
+    rows = copy.copy(clf)
+    rows.declared_shape_ = (8, 8)
+    np.testing.assert_array_equal(rows.inpaint(X.reshape(3, 64), mask, y, random_state=0), filled)
+
+
+def test_class_by_the_known_half(ten_digits):
+    X, y, clf, _ = ten_digits
+    X, y = X[1500:1600], y[1500:1600]
+    mask = np.zeros((8, 8), bool)
+    mask[4:] = True
+    codes = clf.tokenizer_.transform(X).reshape(100, 16)
+    unknown = np.repeat(touched(mask[None], (2, 2), (4, 4)), 100, 0)
+    columns = clf._most_probable(codes, unknown, np.full(100, 8))
+    assert (columns == y).mean() > 0.7
+    everything = clf._most_probable(codes, np.zeros((100, 16), bool), np.full(100, 16))
+    np.testing.assert_array_equal(clf.classes_[everything], clf.predict(X))
+    nothing = clf._most_probable(codes, np.ones((100, 16), bool), np.zeros(100, int))
+    assert (nothing == clf.class_log_prior_.argmax()).all()
+
+
+def test_colour_and_overhanging_patches():
+    rng = np.random.RandomState(0)
+    X, y = rng.randint(256, size=(40, 5, 7, 3), dtype=np.uint8), np.arange(40) % 2
+    clf = small_classifier(AnyOrderARClassifier, augmentation=None).fit(X, y)
+    assert clf.sample(2).shape == (2, 5, 7, 3)
+    mask = rng.uniform(size=(40, 5, 7)) < 0.1
+    filled = clf.inpaint(X, mask)
+    assert filled.dtype == np.float32
+    np.testing.assert_array_equal(filled[~mask], (X[~mask] / np.float32(255)))
+    assert (filled[mask] != X[mask] / np.float32(255)).any()
+
+
+def test_tabular_data():
+    X, y = load_iris(return_X_y=True)
+    names = np.array(["setosa", "versicolor", "virginica"])[y]
+    clf = AnyOrderARClassifier(max_iter=60, random_state=0).fit(X, names)
+    rows = clf.sample(90, np.repeat(clf.classes_, 30), random_state=0)
+    assert rows.shape == (90, 4)
+    assert (SVC().fit(X, names).predict(rows) == np.repeat(clf.classes_, 30)).mean() > 0.85
+    mask = np.array([False, False, True, True])
+    filled = clf.inpaint(X, mask, "setosa", random_state=0)
+    np.testing.assert_array_equal(filled[:, :2], X[:, :2])
+    assert (filled[:, 2] < 2.5).mean() > 0.75  # as petals of that class are
+    guessed = clf.inpaint(X, np.tile(mask, (150, 1)), random_state=0)
+    assert np.corrcoef(guessed[:, 2], X[:, 2])[0, 1] > 0.6
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"temperature": 0}, r"'temperature' parameter .* range \(0.0, inf\). Got 0 instead"),
+        ({"top_k": 0}, "'top_k' parameter"),
+        ({"top_p": 1.5}, "'top_p' parameter"),
+        ({"n_steps": 0}, "'n_steps' parameter"),
+        ({"guidance": -1.0}, "'guidance' parameter"),
+    ],
+)
+def test_parameters_out_of_range(fitted, how, message):
+    with pytest.raises(ValueError, match=message):
+        fitted.sample(**how)
+    with pytest.raises(ValueError, match=message):
+        fitted.inpaint(np.zeros((1, 8, 8)), np.zeros((8, 8), bool), **how)
+    with pytest.raises(ValueError, match=message):
+        generate(fitted.prior_, [0], [np.arange(16)], seed=0, **how)
+
+
+def test_errors(fitted, digits):
+    X, mask = digits[2][:3], np.zeros((8, 8), bool)
+    with pytest.raises(ValueError, match=r"mask has shape \(8, 7\), but \(8, 8\) or \(3, 8, 8\)"):
+        fitted.inpaint(X, mask[:, :7])
+    with pytest.raises(ValueError, match="mask must be boolean"):
+        fitted.inpaint(X, np.zeros((8, 8)))
+    with pytest.raises(ValueError, match="y has classes that fit has not seen"):
+        fitted.inpaint(X, mask, [0, 1, 7])
+    with pytest.raises(ValueError, match="y has classes that fit has not seen"):
+        fitted.sample(2, 7)
+    with pytest.raises(ValueError, match="y has 2 labels, but 3 are expected"):
+        fitted.inpaint(X, mask, [0, 1])
+    with pytest.raises(ValueError, match="y has 2 labels, but 1 are expected"):
+        fitted.sample(y=[0, 1])
+    with pytest.raises(ValueError, match="'n_samples' parameter of sample"):
+        fitted.sample(0)
+    for method in ("sample", "inpaint"):
+        with pytest.raises(NotFittedError):
+            getattr(AnyOrderARClassifier(), method)(*{"inpaint": (X, mask)}.get(method, ()))
+
+
+def test_a_class_with_a_prior_of_its_own(digits):
+    X, y, X_test, _ = digits
+    two = small_classifier(AnyOrderARClassifier, augmentation=None).fit(X[y < 2], y[y < 2])
+    clf = copy.deepcopy(two).partial_fit(X[y == 2], y[y == 2])
+    assert len(clf.added_priors_) == 1
+    np.testing.assert_array_equal(
+        clf.sample(10, 1, random_state=0), two.sample(10, 1, random_state=0)
+    )
+    labels = np.repeat([2, 0, 2, 1], 15)
+    svc = SVC().fit(X.reshape(-1, 64), y)
+    images = clf.sample(60, labels, random_state=0)
+    assert (svc.predict(images.reshape(-1, 64)) == labels).mean() > 0.8
+    codes = clf.tokenizer_.transform(X_test).reshape(-1, 16)
+    everything = np.zeros(codes.shape, bool), np.full(len(codes), 16)
+    columns = clf._most_probable(codes, *everything)
+    np.testing.assert_array_equal(clf.classes_[columns], clf.predict(X_test))
+    mask = np.zeros((8, 8), bool)
+    mask[:, :4] = True
+    filled = clf.inpaint(X_test, mask, random_state=0)
+    np.testing.assert_array_equal(filled[..., 4:], X_test[..., 4:])
