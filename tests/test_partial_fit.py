@@ -1,0 +1,134 @@
+"""Classes that come later: nothing that was learned moves, and everything else still works."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from conftest import small_classifier
+from skaocls import AnyOrderARClassifier
+
+PARAMS = {"max_iter": 6, "augmentation": None}
+
+
+def make(**params):
+    return small_classifier(AnyOrderARClassifier, **(PARAMS | params))
+
+
+@pytest.fixture(scope="module")
+def parts(digits):
+    """Two classes of digits, and a third."""
+    X, y, _, _ = digits
+    return X[y < 2], y[y < 2], X[y == 2], y[y == 2]
+
+
+@pytest.fixture(scope="module")
+def two(parts):
+    return make().partial_fit(*parts[:2])
+
+
+def test_the_first_call_is_a_fit(parts, two, digits):
+    fitted = make().fit(*parts[:2])
+    np.testing.assert_array_equal(two.predict_proba(digits[2]), fitted.predict_proba(digits[2]))
+
+
+@pytest.mark.parametrize("finetune", ["full", "lora", "class_embedding"])
+def test_a_new_class_moves_no_other(parts, two, digits, finetune):
+    X_test, y_test = digits[2:]
+    before = two.transform(X_test)
+    clf = copy.deepcopy(two).set_params(finetune=finetune, max_iter=20).partial_fit(*parts[2:])
+    np.testing.assert_array_equal(clf.classes_, [0, 1, 2])
+    after = clf.transform(X_test)
+    np.testing.assert_allclose(after[:, :2], before, rtol=0, atol=1e-4)  # tiles differ, no more
+    assert len(clf.added_priors_) == (0 if finetune == "class_embedding" else 1)
+    for name, weight in two.prior_.state_dict().items():
+        moved = clf.prior_.state_dict()[name]
+        if name == "cls_embedding.embedding_table.weight" and finetune == "class_embedding":
+            moved = moved[[0, 1, 3]]  # the third class stands before the null class
+        assert (moved == weight).all()
+    counts = np.bincount(np.r_[parts[1], parts[3]])
+    np.testing.assert_array_equal(clf.class_count_, counts)
+    np.testing.assert_allclose(clf.class_prior_, counts / counts.sum())
+    untrained = copy.deepcopy(two).set_params(finetune=finetune, learning_rate_init=1e-9)
+    start = untrained.partial_fit(*parts[2:]).transform(X_test)
+    new = y_test == 2
+    assert after[new, 2].mean() > start[new, 2].mean() + 0.2
+    if finetune != "class_embedding":
+        assert (after[new].argmax(1) == 2).mean() > 0.8
+
+
+def test_known_classes_go_on_together_or_by_their_vectors(parts, two, digits):
+    X, y, _, _ = parts
+    X_test = digits[2]
+    before = two.transform(X_test)
+    one = copy.deepcopy(two).partial_fit(X[y == 1], y[y == 1])
+    after = one.transform(X_test)
+    np.testing.assert_allclose(after[:, 0], before[:, 0], rtol=0, atol=1e-4)
+    assert np.abs(after[:, 1] - before[:, 1]).min() > 1e-3
+    for name, weight in two.prior_.state_dict().items():
+        same = (one.prior_.state_dict()[name] == weight).all()
+        assert same == (name != "cls_embedding.embedding_table.weight")
+    both = copy.deepcopy(two).partial_fit(X, y)
+    assert (both.prior_.output.weight != two.prior_.output.weight).any()
+    own = np.arange(len(y)), y
+    assert both.transform(X)[own].mean() > two.transform(X)[own].mean()
+    np.testing.assert_array_equal(both.class_count_, 2 * two.class_count_)
+
+
+def test_classes_without_images_have_no_probability(parts, digits):
+    X, y, more, label = parts
+    clf = make().partial_fit(X, y, classes=[2, 1, 0, 9])
+    np.testing.assert_array_equal(clf.classes_, [0, 1, 2, 9])
+    proba = clf.predict_proba(digits[2])
+    assert (proba[:, 2:] == 0).all()
+    np.testing.assert_allclose(proba[:, :2].sum(1), 1)
+    clf.partial_fit(more, label)
+    np.testing.assert_array_equal(clf.classes_, [0, 1, 2, 9])
+    assert (clf.predict_proba(digits[2])[:, 2] > 0).all()
+    assert clf.class_prior_[3] == 0
+    with pytest.raises(ValueError, match=r"y has labels that classes=\[0 1\] does not have: \[2\]"):
+        make().partial_fit(more, label, classes=[0, 1])
+
+
+def test_a_classifier_of_several_priors(parts, two, digits, tmp_path):
+    X, y = digits[2][:20], digits[3][:20]
+    clf = copy.deepcopy(two).partial_fit(*parts[2:])
+    proba = clf.predict_proba(X)
+    joint = clf.transform(X) + clf.class_log_prior_
+    np.testing.assert_allclose(proba, softmax(joint, axis=1), atol=1e-9)
+    clf.save_pretrained(tmp_path)
+    restored = AnyOrderARClassifier.from_pretrained(tmp_path)
+    for same in (restored, pickle.loads(pickle.dumps(clf))):
+        np.testing.assert_array_equal(same.predict_proba(X), proba)
+        assert len(same.added_priors_) == 1
+    evidence = clf.explain(X, np.full(20, 2), rival=np.zeros(20, dtype=int))
+    difference = clf.transform(X) @ [-1, 0, 1]
+    np.testing.assert_allclose(evidence.tokens.sum((1, 2)), difference, atol=1e-4)
+    np.testing.assert_array_equal(clf.set_params(search="racing").predict_proba(X), proba)
+    assert clf.sample(3, y=[0, 2, 1], random_state=0).shape == (3, 8, 8)
+    restored.partial_fit(X, y)  # goes on after loading
+    assert restored.class_count_.sum() == clf.class_count_.sum() + 20
+
+
+def test_digits_two_classes_at_a_time():
+    X, y = load_digits().images, load_digits().target
+    X, X_test, y, y_test = train_test_split(X, y, stratify=y, random_state=0)
+    clf = AnyOrderARClassifier(n_orders=8, tol=10.0, random_state=0)
+    for first in range(0, 10, 2):
+        some = (y == first) | (y == first + 1)
+        clf.partial_fit(X[some], y[some])
+    assert clf.score(X_test, y_test) >= 0.93
+
+
+def test_wrong_calls(parts, two):
+    X, y, _, _ = parts
+    with pytest.raises(ValueError, match="partial_fit does not support temperature="):
+        make(temperature="auto").partial_fit(X, y)
+    with pytest.raises(ValueError, match="Labels were of type int64 in earlier calls"):
+        copy.deepcopy(two).partial_fit(X, np.array(["a", "b"])[y])
+    with pytest.raises(ValueError, match="X has images of shape"):
+        copy.deepcopy(two).partial_fit(X[:, :7], y)
