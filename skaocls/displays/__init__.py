@@ -1,0 +1,11 @@
+"""Pictures of a fitted classifier, in the manner of scikit-learn's displays.
+
+``from_estimator`` computes and draws, ``from_predictions`` draws what is computed already, and
+``plot`` draws again. matplotlib (the extra ``plot``) is imported when something is drawn.
+"""
+
+from skaocls.displays.evidence import EvidenceDisplay
+from skaocls.displays.orders import OrderCurveDisplay
+from skaocls.displays.reconstructions import ReconstructionDisplay
+
+__all__ = ["EvidenceDisplay", "OrderCurveDisplay", "ReconstructionDisplay"]

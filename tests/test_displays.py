@@ -1,0 +1,280 @@
+"""Displays: what is drawn equals what is computed elsewhere."""
+
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator, clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
+
+from skaocls.displays import EvidenceDisplay, OrderCurveDisplay, ReconstructionDisplay
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def heights(line):
+    return np.unique(line.get_ydata()).tolist()
+
+
+def test_order_curve_is_accuracy_with_its_binomial_error(fitted, digits):
+    X, y = digits[2], digits[3].copy()
+    y[::4] = (y[::4] + 1) % 3  # else all is right, and the error zero
+    display = OrderCurveDisplay.from_estimator(fitted, X, y)
+    p = np.array([np.mean(predicted == y) for predicted in fitted.staged_predict(X)])
+    np.testing.assert_array_equal(display.line_.get_xdata(), [1, 2, 3, 4])
+    np.testing.assert_allclose(display.line_.get_ydata(), p)
+    error = np.sqrt(p * (1 - p) / 100)
+    assert error.min() > 0.03
+    edges = display.fill_.get_paths()[0].vertices
+    for k in range(4):
+        at = edges[edges[:, 0] == k + 1, 1]
+        np.testing.assert_allclose([at.min(), at.max()], [p[k] - error[k], p[k] + error[k]])
+
+
+def test_baselines_are_scored_on_flattened_images(fitted, digits):
+    X, y, X_test, y_test = digits
+    flat = X_test.reshape(100, 64)
+    nb = GaussianNB().fit(X.reshape(300, 64), y)
+    baselines = {"nb": nb, "any-order": fitted, "told": 0.5}
+    display = OrderCurveDisplay.from_estimator(fitted, X_test, y_test, baselines=baselines)
+    expected = {"nb": nb.score(flat, y_test), "any-order": fitted.score(X_test, y_test)}
+    assert display.baselines == expected | {"told": 0.5}
+    for name, score in display.baselines.items():
+        assert heights(display.baseline_lines_[name]) == [score]
+    texts = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    assert texts[-1] == "told (0.500)"  # the lowest
+
+
+def test_baselines_read_arrays_and_files_as_they_were_fitted(fitted, digits, tmp_path):
+    from PIL import Image
+
+    X, y, X_test, y_test = digits
+    fitted = clone(fitted).set_params(max_iter=1)
+    # 8-bit numbers are scaled by the classifier, but other models were fitted to them as they are
+    X, X_test = X.astype(np.uint8), X_test.astype(np.uint8)
+    logistic = LogisticRegression(max_iter=1000).fit(X.reshape(300, 64), y)
+    expected = logistic.score(X_test.reshape(100, 64), y_test)
+    fitted.fit(X, y)
+    display = OrderCurveDisplay.from_estimator(fitted, X_test, y_test, baselines={"lr": logistic})
+    assert display.baselines["lr"] == expected
+
+    paths = [str(tmp_path / f"{i}.png") for i in range(100)]
+    for path, image in zip(paths, X_test, strict=True):
+        Image.fromarray(image).save(path)
+    unit = LogisticRegression(max_iter=1000).fit(X.reshape(300, 64) / 255, y)
+    display = OrderCurveDisplay.from_estimator(fitted, paths, y_test, baselines={"lr": unit})
+    assert display.baselines["lr"] == unit.score(X_test.reshape(100, 64) / 255, y_test)
+
+
+def test_costs_above_the_curve(fitted, digits):
+    display = OrderCurveDisplay.from_estimator(fitted, digits[2][:20], digits[3][:20])
+    # 16 tokens, 3 classes
+    np.testing.assert_array_equal(display.cost_ax_.get_xticks(), display.ax_.get_xticks() * 48)
+    display.figure_.canvas.draw()
+    left, right = display.ax_.get_xlim()
+    assert display.cost_ax_.get_xlim() == pytest.approx((left * 48, right * 48))
+    racing = clone(fitted).set_params(search="racing")
+    racing.__dict__.update({k: v for k, v in vars(fitted).items() if k.endswith("_")})
+    racing._order_seed = fitted._order_seed
+    display = OrderCurveDisplay.from_estimator(racing, digits[2][:20], digits[3][:20])
+    assert display.cost_ax_ is None
+
+
+def test_order_curve_from_predictions(fitted, digits):
+    X, y = digits[2], digits[3]
+    a = OrderCurveDisplay.from_estimator(fitted, X, y, baselines={"one": 0.9})
+    b = OrderCurveDisplay.from_predictions(
+        y, list(fitted.staged_predict(X)), baselines={"one": 0.9}, evaluations_per_order=48
+    )
+    for name in ("scores", "std_scores", "baselines", "evaluations_per_order"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        OrderCurveDisplay.from_predictions([0, 1], [[0, 1], [0, 1], [0, 1, 1]])
+
+
+def test_order_curve_on_given_axes_and_again():
+    figure, ax = plt.subplots()
+    display = OrderCurveDisplay.from_predictions(
+        ["a", "b"], [["a", "a"], ["a", "b"]], ax=ax, name="mine", color="red"
+    )
+    assert display.ax_ is ax and display.figure_ is figure
+    assert display.line_.get_color() == "red" and display.line_.get_label() == "mine"
+    assert display.plot() is display
+    assert display.ax_ is not ax
+    np.testing.assert_allclose(display.line_.get_ydata(), [0.5, 1])
+    assert OrderCurveDisplay([0.5]).plot().fill_ is None
+
+
+def test_evidence_is_what_explain_says(fitted, digits):
+    X = digits[2][:4]
+    display = EvidenceDisplay.from_estimator(fitted, X, n_classes=2)
+    proba = fitted.predict_proba(X)
+    ranked = fitted.classes_[(-proba).argsort(1)]
+    assert display.axes_.shape == (4, 3)
+    for j in range(2):
+        evidence = fitted.explain(X, ranked[:, j])
+        for i in range(4):
+            drawn = display.maps_[i, j]
+            np.testing.assert_allclose(drawn.get_array(), evidence.maps[i], atol=1e-6)
+            doubtful = np.abs(evidence.maps[i]) < 2 * evidence.maps_standard_error[i]
+            np.testing.assert_array_equal(drawn.get_alpha() < 1, doubtful)
+            title = display.axes_[i, 1 + j].get_title()
+            assert title == f"{ranked[i, j]}\np = {np.sort(proba[i])[-1 - j]:.2f}"
+            np.testing.assert_allclose(display.images_[i].get_array(), X[i] / X.max())
+
+
+def test_evidence_has_one_symmetric_scale(fitted, digits):
+    display = EvidenceDisplay.from_estimator(fitted, digits[2][:4])
+    largest = np.abs(display.evidence_maps).max()
+    for drawn in display.maps_.flat:
+        assert drawn.get_clim() == (-largest, largest)
+    assert (display.colorbar_.vmin, display.colorbar_.vmax) == (-largest, largest)
+    display.plot(limit=2.0)
+    assert display.maps_[1, 1].get_clim() == (-2, 2)
+
+
+def test_evidence_against_rivals(fitted, digits):
+    X = digits[2][:5]
+    ranked = fitted.classes_[(-fitted.predict_proba(X)).argsort(1)]
+    display = EvidenceDisplay.from_estimator(fitted, X, rival="runner-up")
+    np.testing.assert_array_equal(display.labels, ranked)
+    np.testing.assert_array_equal(display.rivals, ranked[:, [1, 0, 0]])
+    expected = fitted.explain(X, ranked[:, 2], rival="runner-up").maps
+    np.testing.assert_allclose(display.evidence_maps[:, 2], expected, atol=1e-6)
+    np.testing.assert_allclose(display.evidence_maps[:, 0], -display.evidence_maps[:, 1], atol=1e-5)
+    assert "rather than" in display.axes_[0, 1].get_title()
+
+    rival = np.array([0, 1, 2, 0, 1])
+    display = EvidenceDisplay.from_estimator(fitted, X, rival=rival)
+    assert display.labels.shape == (5, 2) and (display.labels != rival[:, None]).all()
+    expected = fitted.explain(X, display.labels[:, 1], rival).maps
+    np.testing.assert_allclose(display.evidence_maps[:, 1], expected, atol=1e-6)
+    with pytest.raises(ValueError, match="rival has classes that fit has not seen"):
+        EvidenceDisplay.from_estimator(fitted, X, rival=rival + 1)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        EvidenceDisplay.from_estimator(fitted, X, rival=rival[1:])
+
+
+def test_evidence_from_predictions_on_given_axes(fitted, digits):
+    X = digits[2][:2]
+    a = EvidenceDisplay.from_estimator(fitted, X)
+    figure, axes = plt.subplots(2, 4)
+    b = EvidenceDisplay.from_predictions(
+        X, a.evidence_maps, a.labels, a.proba, standard_errors=a.standard_errors, ax=axes
+    )
+    assert b.figure_ is figure and b.axes_[1, 3] is axes[1, 3]
+    for one, other in zip(a.maps_.flat, b.maps_.flat, strict=True):
+        np.testing.assert_array_equal(one.get_array(), other.get_array())
+        np.testing.assert_array_equal(one.get_alpha(), other.get_alpha())
+    for one, other in zip(a.images_, b.images_, strict=True):
+        np.testing.assert_allclose(one.get_array(), other.get_array(), atol=1e-6)
+    assert b.plot() is b and b.figure_ is not figure
+    with pytest.raises(ValueError, match="ax holds 3 axes, but 2 x 4 are needed"):
+        b.plot(axes[0, :3])
+
+
+def test_one_order_makes_no_evidence_doubtful():
+    evidence = np.ones((1, 1, 2, 2))
+    error = np.full(evidence.shape, np.nan)
+    display = EvidenceDisplay.from_predictions([np.eye(2)], evidence, [[0]], standard_errors=error)
+    assert (display.maps_[0, 0].get_alpha() == 1).all()
+
+
+def test_reconstructions(fitted, digits):
+    X = digits[2][:6]
+    display = ReconstructionDisplay.from_estimator(fitted, X)
+    codes = fitted.tokenizer_.transform(X)
+    decoded = fitted.tokenizer_.inverse_transform(codes)
+    for i in range(6):
+        image, tokens, reconstruction = (artist.get_array() for artist in display.artists_[:, i])
+        np.testing.assert_allclose(image, X[i] / X.max())
+        np.testing.assert_array_equal(tokens, codes[i])
+        np.testing.assert_allclose(reconstruction, np.clip(decoded[i] / X.max(), 0, 1), rtol=1e-6)
+        # there is room for numbers
+        written = [int(text.get_text()) for text in display.axes_[1, i].texts]
+        np.testing.assert_array_equal(written, codes[i].ravel())
+    again = ReconstructionDisplay.from_predictions(X, codes, decoded)
+    for one, other in zip(display.artists_.flat, again.artists_.flat, strict=True):
+        np.testing.assert_allclose(one.get_array(), other.get_array(), atol=1e-6)
+        assert one.get_clim() == other.get_clim()
+    figure, axes = plt.subplots(3, 6)
+    assert again.plot(axes).figure_ is figure
+
+
+def test_each_code_has_its_colour(digits):
+    codes = np.arange(1024).reshape(1, 32, 32)
+    display = ReconstructionDisplay(digits[2][:1], codes).plot()
+    artist = display.artists_[1, 0]
+    colors = artist.cmap(artist.norm(codes))
+    assert len(np.unique(colors.reshape(-1, 4), axis=0)) > 250  # as many as there are shades
+    np.testing.assert_array_equal(colors.reshape(-1, 4), artist.cmap(codes.ravel()))
+    assert not display.axes_[1, 0].texts
+
+
+def test_sheet_of_samples():
+    class Sampler(BaseEstimator):
+        def fit(self, X=None, y=None):
+            self.image_shape_ = (2, 2, 1)
+            self.classes_ = np.array(["b", "a"])
+            return self
+
+        def sample(self, n, y=None, random_state=None):
+            assert n == 6 and random_state == 7
+            return (
+                np.stack([np.full((2, 2), float(i)) for i in range(6)])
+                + 10 * (y == "a")[:, None, None]
+            )
+
+    display = ReconstructionDisplay.from_samples(Sampler().fit(), n_per_class=3, random_state=7)
+    values = [[artist.get_array()[0, 0] for artist in row] for row in display.artists_]
+    np.testing.assert_allclose(values, np.array([[0, 1, 2], [13, 14, 15]]) / 15)
+    assert [ax.get_ylabel() for ax in display.axes_[:, 0]] == ["b", "a"]
+
+
+def test_look_of_images():
+    ink, photo = np.eye(4), np.linspace(0.2, 3, 16).reshape(4, 4)
+    for image, cmap in ((ink, "gray_r"), (photo, "gray")):
+        artist = ReconstructionDisplay([image]).plot().artists_[0, 0]
+        assert artist.get_cmap().name == cmap
+        np.testing.assert_allclose(artist.get_array(), image / image.max())
+    colour = np.random.RandomState(0).uniform(0, 0.5, size=(1, 4, 4, 3))
+    artist = ReconstructionDisplay(colour).plot().artists_[0, 0]  # dark, and stays so
+    np.testing.assert_allclose(artist.get_array(), colour[0])
+    artist = ReconstructionDisplay(colour[..., :2]).plot().artists_[0, 0]
+    assert artist.get_array().shape == (4, 4)
+
+
+@pytest.mark.parametrize("display", [EvidenceDisplay, ReconstructionDisplay])
+def test_tables_are_no_images(fitted, display):
+    table = clone(fitted).set_params(max_iter=1)
+    X = np.random.RandomState(0).randn(30, 3)
+    table.fit(X, X[:, 0] > 0)
+    with pytest.raises(ValueError, match=f"{display.__name__} draws images"):
+        display.from_estimator(table, X[:2])
+
+
+def test_matplotlib_is_imported_only_to_draw():
+    code = "import sys, skaocls, skaocls.displays; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_matplotlib(fitted, digits, monkeypatch):
+    X, y = digits[2][:2], digits[3][:2]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for draw in (
+        lambda: OrderCurveDisplay.from_estimator(fitted, X, y),
+        lambda: OrderCurveDisplay.from_predictions(y, [y]),
+        lambda: OrderCurveDisplay([0.5]).plot(),
+        lambda: EvidenceDisplay.from_estimator(fitted, X),
+        lambda: ReconstructionDisplay.from_estimator(fitted, X),
+        lambda: ReconstructionDisplay.from_samples(fitted),
+    ):
+        with pytest.raises(ImportError, match=r"Display.* requires matplotlib"):
+            draw()
