@@ -34,10 +34,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     X, y = load_digits().images, load_digits().target
-    X = X + np.random.RandomState(0).normal(0, 5, size=X.shape)  # of 16: not an easy task any more
+    X = X + np.random.RandomState(0).normal(0, 4, size=X.shape)  # of 16: not an easy task any more
     X, X_test, y, y_test = train_test_split(X, y, test_size=0.4, stratify=y, random_state=0)
     clf = AnyOrderARClassifier(
-        temperature="auto", validation_fraction=0.2, max_iter=60, tol=10.0, random_state=0
+        temperature="auto", validation_fraction=0.2, augmentation=4, max_iter=90, tol=10.0, random_state=0
     ).fit(X, y)
 
     found = clf.temperature_

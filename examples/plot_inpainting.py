@@ -2,7 +2,7 @@
 
 A model that reads tokens in any order can read what is there first and draw the rest. Digits that
 the classifier has not seen lose a half; it is told nothing of their class and fills them in several
-times. ``plot_inpainting.png``; about a minute.
+times.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(argv=None):
     args.output.mkdir(parents=True, exist_ok=True)
     one_of_each = [np.flatnonzero(y_test == digit)[0] for digit in clf.classes_]
     figure = comparison(X_test, masks, filled, one_of_each)
-    figure.savefig(args.output / "plot_inpainting.png")
+    figure.savefig(args.output / "inpainting.png")
 
 
 def missing_halves(n):

@@ -4,18 +4,18 @@ A generative classifier knows what each class looks like. Fitted to scikit-learn
 a sheet of them, one row for each class; a support vector machine that was trained on real digits
 says how many it recognises. `fit` shows the model small shifts, turns and stretches of the digits
 too, and so it draws them: the machine knows such views of real digits little better. Guidance and
-`top_p` make draws more typical of their class. ``plot_samples.png``; about a minute.
+`top_p` make draws more typical of their class.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 from skaocls import AnyOrderARClassifier
+from skaocls.displays import ReconstructionDisplay
 
 N_EACH = 12
 
@@ -35,22 +35,8 @@ def main(argv=None):
         print(f"recognised with {how or 'defaults'}: {share:.0%} of {len(y)} digits")
 
     args.output.mkdir(parents=True, exist_ok=True)
-    sheet(images, clf.classes_).savefig(args.output / "plot_samples.png")
-
-
-def sheet(images, classes):
-    """A row of images for each class."""
-    size = (N_EACH * 0.6 + 0.5, len(classes) * 0.6 + 0.6)
-    figure = Figure(figsize=size, dpi=200, layout="constrained")
-    axes = figure.subplots(len(classes), N_EACH)
-    for ax, image in zip(axes.flat, images, strict=True):
-        ax.imshow(image, cmap="gray_r", vmin=0, vmax=16)
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
-    for ax, name in zip(axes[:, 0], classes, strict=True):
-        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=13, color="tab:blue")
-    figure.suptitle("Digits drawn class by class, one token at a time", fontsize=13)
-    return figure
+    display = ReconstructionDisplay(images, labels=y).plot()
+    display.figure_.savefig(args.output / "samples.png", dpi=150)
 
 
 if __name__ == "__main__":

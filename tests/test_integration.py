@@ -77,7 +77,7 @@ def test_transform_is_the_log_likelihood(fitted, digits):
 def test_data_frames(kind):
     X, y = load_iris(return_X_y=True)
     names = ["a", "b", "c", "d"]
-    frame = kind({name: column for name, column in zip(names, X.T)})
+    frame = kind(dict(zip(names, X.T)))
     clf = make(max_iter=10).fit(frame, y)
     np.testing.assert_array_equal(clf.feature_names_in_, names)
     np.testing.assert_array_equal(clf.predict(frame), make(max_iter=10).fit(X, y).predict(X))
@@ -86,7 +86,8 @@ def test_data_frames(kind):
 @pytest.mark.parametrize("kind", ["series", "frame", "polars"])
 def test_paths_in_data_frames(table, kind):
     frame, y = table
-    X = {"series": frame["path"], "frame": frame[["path"]], "polars": pl.Series(list(frame["path"]))}
+    paths = frame["path"]
+    X = {"series": paths, "frame": frame[["path"]], "polars": pl.Series(list(paths))}
     clf = make(max_iter=5).fit(X[kind][:100], y[:100])
     expected = make(max_iter=5).fit(list(frame["path"])[:100], y[:100])
     np.testing.assert_array_equal(
