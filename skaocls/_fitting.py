@@ -37,6 +37,7 @@ AFTER_FIT = {
     "n_orders",
     "priors",
     "racing_error",
+    "racing_screen",
     "search",
     "temperature",
     "verbose",

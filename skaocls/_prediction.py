@@ -336,7 +336,8 @@ class PredictionMixin:
             (prior, _), *_ = self._by_prior(np.arange(len(self.classes_)))
             # what the class priors weigh beside likelihoods
             log_prior = self.temperature_ * self.class_log_prior_
-            how = {"error": self.racing_error, "dtype": scoring_dtype(prior, self.precision)}
+            dtype = scoring_dtype(prior, self.precision)
+            how = {"error": self.racing_error, "screen": self.racing_screen, "dtype": dtype}
             for codes in encoded:
                 yield race(prior, codes, orders, self.class_rows_, log_prior, **how)
             return

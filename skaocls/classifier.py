@@ -84,6 +84,11 @@ default="mean_log_likelihood"
     racing_error : float, default=1e-3
         Allowed probability that racing drops the class that exhaustive search ranks first. May be
         changed after `fit`.
+    racing_screen : int, default=None
+        How many classes of each image enter a race, the best by a first-order estimate that costs
+        a few passes for all classes together (:mod:`skaocls.screening`). None is all of them; with
+        hundreds of classes a tenth of them is enough for priors like those of
+        ``benchmarks/screening.py``, on others measure first. May be changed after `fit`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         Shape of the images if X holds flat rows; size to which image files are resized.
     augmentation : int, "auto" or None, default="auto"
@@ -239,6 +244,7 @@ default="mean_log_likelihood"
         "temperature": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "search": [StrOptions({"exhaustive", "racing"})],
         "racing_error": [Interval(Real, 0, 0.5, closed="neither")],
+        "racing_screen": [Interval(Integral, 1, None, closed="left"), None],
         "image_shape": [tuple, list, None],
         "augmentation": [
             StrOptions({"auto"}),
@@ -284,6 +290,7 @@ default="mean_log_likelihood"
         temperature=1.0,
         search="exhaustive",
         racing_error=1e-3,
+        racing_screen=None,
         image_shape=None,
         augmentation="auto",
         max_iter=120,
@@ -321,6 +328,7 @@ default="mean_log_likelihood"
         self.temperature = temperature
         self.search = search
         self.racing_error = racing_error
+        self.racing_screen = racing_screen
         self.image_shape = image_shape
         self.augmentation = augmentation
         self.max_iter = max_iter

@@ -28,11 +28,13 @@ from torch import Tensor
 from skaocls.engine import Cache, Engine, Pairs
 from skaocls.prior import AnyOrderPrior
 from skaocls.scoring import lanes_at_once
+from skaocls.screening import COST, N_ANCHORS, survivors
 
 # Shares of an order after which classes may leave
 ROUNDS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 1)
 FEWEST_TOKENS = 2  # before the first of them does
 STANDARD_ERRORS = 2.0  # that a lag beyond Wald's bound must have
+IMPOSSIBLE = -1e30  # log prior of a class of probability 0, with which one can calculate
 LANES_STARTED = 2**15  # classes times images that race at the same time
 CACHE_BYTES, CACHE_BYTES_CUDA = 2**28, 2**33  # keys and values kept between rounds
 
@@ -66,7 +68,6 @@ class Lanes(NamedTuple):
         return Lanes(self.image[rows], self.label[rows], self.log_prob[rows])
 
 
-@torch.inference_mode()
 def race(
     prior: AnyOrderPrior,
     codes: np.ndarray,
@@ -75,6 +76,7 @@ def race(
     class_log_prior: np.ndarray,
     *,
     error: float = 1e-3,
+    screen: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Race:
     """Log-likelihoods of the classes that matter, estimates for the others.
@@ -94,6 +96,9 @@ def race(
     error : float, default=1e-3
         Allowed probability of losing the class that exhaustive scoring ranks first by the mean
         log-likelihood.
+    screen : int, default=None
+        How many classes of each image enter the race, the best by a first-order estimate
+        (:mod:`skaocls.screening`); None is all of them. `error` knows nothing of the screen.
     dtype : torch.dtype, default=torch.float32
         Type of the matrix products.
 
@@ -122,39 +127,62 @@ def race(
     >>> race(prior, codes, orders, np.arange(3), np.log(np.full(3, 1 / 3))).log_likelihood.shape
     (1, 2, 3)
     """
+    log_prior = np.maximum(class_log_prior, IMPOSSIBLE)
+    screened = None
+    if screen is not None and screen < len(labels):
+        first = codes if codes.ndim == 2 else codes[:, 0]
+        screened = survivors(prior, first, orders[0], labels, log_prior, screen)
     prior.eval()
     device = prior.output.weight.device
-    engine = Engine(prior, torch.as_tensor(labels, device=device), dtype)
-    all_codes = torch.as_tensor(codes, dtype=torch.long, device=device)
-    all_orders = torch.as_tensor(orders, dtype=torch.long, device=device)
-    log_prior = torch.as_tensor(class_log_prior, dtype=torch.float64, device=device)
-    started = min(LANES_STARTED, cache_limit(engine) // cache_bytes(engine, stops_of(engine)[0]))
-    at_once = max(1, started // len(labels))
-    parts = [
-        race_some(engine, all_codes[i : i + at_once], all_orders, log_prior, error)
-        for i in range(0, len(codes), at_once)
-    ]
+    with torch.inference_mode():
+        engine = Engine(prior, torch.as_tensor(labels, device=device), dtype)
+        all_codes = torch.as_tensor(codes, dtype=torch.long, device=device)
+        all_orders = torch.as_tensor(orders, dtype=torch.long, device=device)
+        weighs = torch.as_tensor(log_prior, dtype=torch.float64, device=device)
+        bytes_each = cache_bytes(engine, stops_of(engine)[0])
+        started = min(LANES_STARTED, cache_limit(engine) // bytes_each)
+        at_once = max(1, started // min(len(labels), screen or len(labels)))
+        parts = []
+        for i in range(0, len(codes), at_once):
+            few = slice(i, i + at_once)
+            screening = None
+            if screened is not None:
+                enter, score = (torch.as_tensor(a[few], device=device) for a in screened)
+                screening = enter, score
+            parts.append(race_some(engine, all_codes[few], all_orders, weighs, error, screening))
     return Race(*(torch.cat(a).cpu().numpy() for a in zip(*parts, strict=True)))
 
 
 def race_some(
-    engine: Engine, codes: Tensor, orders: Tensor, log_prior: Tensor, error: float
+    engine: Engine,
+    codes: Tensor,
+    orders: Tensor,
+    log_prior: Tensor,
+    error: float,
+    screening: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Race the classes of a few images, all of them at the same time."""
+    """Race the classes of a few images, all of them at the same time.
+
+    `screening` is what :func:`skaocls.screening.survivors` returns.
+    """
     n_images, n_classes, n_tokens = len(codes), len(log_prior), engine.n_tokens
     device = codes.device
     images = torch.arange(n_images, device=device)
-    lanes = Lanes(
-        images.repeat_interleave(n_classes),
-        torch.arange(n_classes, device=device).repeat(n_images),
-        torch.empty(n_images * n_classes, 0, device=device),
-    )
+    evaluations = torch.zeros(n_images, dtype=torch.long, device=device)
+    exits: list[tuple[Tensor, ...]] = []
+    enters = torch.ones(n_images, n_classes, dtype=torch.bool, device=device)
+    if screening is not None:
+        enters, score = screening
+        best, leader = score.max(1)
+        image, label = torch.where(~enters)
+        exits.append((image, label, leader[image], (best[:, None] - score)[image, label]))
+        evaluations += COST * n_tokens * min(N_ANCHORS, n_classes)
+    image, label = torch.where(enters)
+    lanes = Lanes(image, label, torch.empty(len(image), 0, device=device))
     ll = torch.full(
         (n_images, len(orders), n_classes), torch.nan, dtype=torch.float64, device=device
     )
-    evaluations = torch.zeros(n_images, dtype=torch.long, device=device)
     population = len(orders) * n_tokens
-    exits: list[tuple[Tensor, ...]] = []
     for k, order in enumerate(orders):
         if k:  # whoever is alone has won, and need not run on
             lanes = lanes.keep(torch.bincount(lanes.image, minlength=n_images)[lanes.image] > 1)
