@@ -20,8 +20,9 @@ from skaocls.prior import AnyOrderPrior
 STREAM_CPU, ROWS_CPU = 2**18, 2**11
 STREAM_CUDA = 2**27
 MEMORY_SHARE = 0.5  # of the free memory of a CUDA device
-# Operations from which compiling is worth the minute that it takes
-COMPILE_FROM = {"cpu": 1e15, "cuda": 1e17}
+# Operations from which compiling is worth the minute that it takes; on CPUs it gains nothing that
+# matters, see benchmarks/scoring.py
+COMPILE_FROM = {"cuda": 1e17}
 BFLOAT16_FROM_DIM = 512  # on the CPU; narrower products do not gain
 SAFE_ERROR = 0.05  # of the spread between classes
 _safe: WeakKeyDictionary[AnyOrderPrior, tuple[int, bool]] = WeakKeyDictionary()
