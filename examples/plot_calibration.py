@@ -37,7 +37,12 @@ def main(argv=None):
     X = X + np.random.RandomState(0).normal(0, 4, size=X.shape)  # of 16: not an easy task any more
     X, X_test, y, y_test = train_test_split(X, y, test_size=0.4, stratify=y, random_state=0)
     clf = AnyOrderARClassifier(
-        temperature="auto", validation_fraction=0.2, augmentation=4, max_iter=90, tol=10.0, random_state=0
+        temperature="auto",
+        validation_fraction=0.2,
+        augmentation=4,
+        max_iter=90,
+        tol=10.0,
+        random_state=0,
     ).fit(X, y)
 
     found = clf.temperature_

@@ -101,7 +101,8 @@ class FittingMixin:
     def _add_classes(self, classes):
         """Make room for classes that are not among `classes_` yet."""
         old = self.classes_
-        if classes.dtype.kind != old.dtype.kind:
+        kinds = {"i" if a.dtype.kind == "u" else a.dtype.kind for a in (old, classes)}
+        if len(kinds) > 1:
             raise ValueError(
                 f"Labels were of type {old.dtype} in earlier calls, but are of type "
                 f"{classes.dtype} now: {classes}."

@@ -63,7 +63,8 @@ def tensor_writer(tensors: dict) -> Callable:
 def save(clf, folder) -> None:
     """Write a fitted classifier into a folder, which is made if need be."""
     config = {"format": FORMAT, "library": "skaocls", "version": skaocls.__version__}
-    config["params"] = {name: to_json(value, name) for name, value in clf.get_params(False).items()}
+    params = clf.get_params(deep=False) | {"memory": None}  # a folder of this machine
+    config["params"] = {name: to_json(value, name) for name, value in params.items()}
     config["classes"] = {"dtype": clf.classes_.dtype.str, "values": clf.classes_.tolist()}
     for name in LEARNED:
         if hasattr(clf, name):

@@ -173,6 +173,10 @@ def test_a_fit_from_memory_is_a_fit(digits, tmp_path):
     np.testing.assert_array_equal(second.predict_proba(X_test), first.predict_proba(X_test))
     assert second.loss_curve_ == first.loss_curve_
     pickle.loads(pickle.dumps(second))
+    second.set_params(memory=joblib.Memory(tmp_path, verbose=0)).save_pretrained(tmp_path / "saved")
+    restored = AnyOrderARClassifier.from_pretrained(tmp_path / "saved")
+    assert restored.memory is None  # a folder of another machine
+    np.testing.assert_array_equal(restored.predict_proba(X_test), first.predict_proba(X_test))
 
 
 def test_digests():
