@@ -13,6 +13,7 @@ import json
 import time
 from pathlib import Path
 
+import joblib
 import matplotlib
 import numpy as np
 from characters import N_CLASSES, TEST_SEED, trained
@@ -36,6 +37,7 @@ TIMED = 20  # images whose exhaustive scoring is timed
 
 def exhaustive(clf, codes, folder):
     """Mean log-likelihoods after 1 and after all orders, (n_images, n_classes), kept in parts."""
+    folder = folder / joblib.hash(codes)[:12]  # numbers are those of these images
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for at in range(0, len(codes), SOME):

@@ -59,7 +59,7 @@ def recalls(scores, winners):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=HERE / "cache")
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--classes", type=int, default=300)
     args = parser.parse_args()
     folder = args.cache / f"characters-{args.classes}"

@@ -68,7 +68,7 @@ def test_known_classes_go_on_together_or_by_their_vectors(parts, two, digits):
     one = copy.deepcopy(two).partial_fit(X[y == 1], y[y == 1])
     after = one.transform(X_test)
     np.testing.assert_allclose(after[:, 0], before[:, 0], rtol=0, atol=1e-4)
-    assert np.abs(after[:, 1] - before[:, 1]).min() > 1e-3
+    assert np.abs(after[:, 1] - before[:, 1]).mean() > 1e-2
     for name, weight in two.prior_.state_dict().items():
         same = (one.prior_.state_dict()[name] == weight).all()
         assert same == (name != "cls_embedding.embedding_table.weight")
