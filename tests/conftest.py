@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+# run after all others, so that most mistakes show early
+SLOW = {"test_demo", "test_estimator_checks", "test_partial_fit", "test_pretrained"}
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem in SLOW)
 
 
 @pytest.fixture(scope="session")
