@@ -16,7 +16,7 @@ from skaocls.orders import draw_orders
 from skaocls.scoring import log_likelihoods
 
 COUNTS = (1, 2, 4, 8, 16)
-DRAWS = 12
+DRAWS = 6
 REFERENCE = 200
 
 

@@ -114,7 +114,8 @@ class PretrainedMixin:
     def save_pretrained(self, folder):
         """Write the fitted classifier as JSON and safetensors; see :mod:`skaocls.saving`.
 
-        A prior module given as parameter is stored as its sizes, a RandomState and `memory` as None.
+        A prior module given as parameter is stored as its sizes, a RandomState and `memory` as
+        None.
 
         Parameters
         ----------
