@@ -1,0 +1,371 @@
+"""A diffusion classifier: the class under which a small DiT best predicts the noise in an image."""
+
+import math
+from zlib import crc32
+
+import numpy as np
+import torch
+from loops import pixels, train, training_views
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+from torch.nn import functional as F
+
+from skaocls.calibration import fit_temperature
+
+N_STEPS = 1000  # T, of the diffusion
+SCHEDULE_OFFSET = 0.008
+NUMBERS_AT_ONCE = 2**18  # in the residual stream of one forward pass when scoring
+IMAGES_AT_ONCE = 64  # whose noises are kept in memory
+HELD_OUT = 0.1  # share of the data for temperature="auto", as in AnyOrderARClassifier
+FREQUENCIES = 64
+CLASS_SPREAD = 1.0  # with 0.02, as published for wide models, small ones hardly learn the classes
+
+
+def alpha_bar(t):
+    """Share of the image in the variance after t of T steps: Nichol and Dhariwal's cosine."""
+    at = (t / N_STEPS + SCHEDULE_OFFSET) / (1 + SCHEDULE_OFFSET)
+    start = math.cos(SCHEDULE_OFFSET / (1 + SCHEDULE_OFFSET) * math.pi / 2)
+    return (torch.cos(at * math.pi / 2) / start).square()
+
+
+def add_noise(x, t, noise):
+    """x_t of images x (n, ...), steps t (n,) and noise (n, ...)."""
+    share = alpha_bar(t).view(-1, *[1] * (x.ndim - 1))
+    return share.sqrt() * x + (1 - share).sqrt() * noise
+
+
+def noise_loss(module, x, labels, class_dropout=0.1):
+    """Mean squared error of the predicted noise, at uniform steps 1 ... T; x in [0, 1]."""
+    x, noise = 2 * x - 1, torch.randn_like(x)
+    t = torch.randint(1, N_STEPS + 1, (len(x),)).float()
+    labels = labels.masked_fill(torch.rand(len(x)) < class_dropout, module.num_classes)
+    return F.mse_loss(module(add_noise(x, t, noise), t, labels), noise)
+
+
+def noises(image, steps, seed):
+    """Noises of an image at those of its `timesteps`: they follow from the image and the seed."""
+    # numpy's numbers, unlike torch's, do not change if more of them are drawn
+    rng = np.random.RandomState([seed, crc32(image.numpy().tobytes())])
+    return torch.from_numpy(rng.normal(size=(steps.stop, *image.shape))[steps.start :]).float()
+
+
+def timesteps(n):
+    """The n steps at which errors are compared; those of a smaller n are the first of them.
+
+    Van der Corput's sequence: the first 1, 2, 4, 8, ... are spread evenly over 0 ... T. The offset
+    of a third keeps all of these grids as far from one end as from the other, or twice as far.
+    """
+    halves = 2.0 ** -np.arange(1, 33)
+    bits = np.arange(n)[:, None] >> np.arange(32) & 1
+    return torch.from_numpy((bits @ halves + 1 / 3) % 1 * N_STEPS).float()
+
+
+class Attention(nn.Module):
+    def __init__(self, dim, n_head):
+        super().__init__()
+        self.n_head = n_head
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def mlp(dim, hidden, out):
+    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU("tanh"), nn.Linear(hidden, out))
+
+
+def zeros(linear):
+    """The linear layer, with weights and biases of 0."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class Block(nn.Module):
+    """Transformer block with adaLN-zero: the condition shifts, scales and gates, at first by 0."""
+
+    def __init__(self, dim, n_head):
+        super().__init__()
+        self.attention = Attention(dim, n_head)
+        self.mlp = mlp(dim, 4 * dim, dim)
+        self.condition = zeros(nn.Linear(dim, 6 * dim))
+
+    def forward(self, x, condition):
+        shift, scale, gate, *second = self.condition(condition)[:, None].chunk(6, -1)
+        x = x + gate * self.attention(modulate(x, shift, scale))
+        shift, scale, gate = second
+        return x + gate * self.mlp(modulate(x, shift, scale))
+
+
+def modulate(x, shift, scale):
+    return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+
+
+class DiT(nn.Module):
+    """Diffusion transformer: predicts the noise in images, given the step and the class.
+
+    Parameters
+    ----------
+    image_shape : tuple of int (height, width, channels)
+    num_classes : int
+        Label `num_classes` is no class.
+    patch_size : int
+        Pixels along each side of a token.
+    dim, n_layer, n_head : int
+
+    References
+    ----------
+    Peebles and Xie, "Scalable diffusion models with transformers", arXiv 2212.09748, section 3.2.
+    """
+
+    def __init__(self, image_shape, num_classes, patch_size=1, dim=96, n_layer=4, n_head=3):
+        super().__init__()
+        height, width, channels = image_shape
+        self.num_classes = num_classes
+        self.n_tokens = (height // patch_size) * (width // patch_size)
+        self.image_size = (height, width)
+        self.patch_size = patch_size
+        self.embed = nn.Linear(channels * patch_size**2, dim)
+        self.positions = nn.Parameter(0.02 * torch.randn(self.n_tokens, dim))
+        self.step = mlp(FREQUENCIES, dim, dim)
+        self.classes = nn.Embedding(num_classes + 1, dim)
+        nn.init.normal_(self.classes.weight, std=CLASS_SPREAD)
+        self.blocks = nn.ModuleList(Block(dim, n_head) for _ in range(n_layer))
+        self.condition = zeros(nn.Linear(dim, 2 * dim))
+        self.output = zeros(nn.Linear(dim, channels * patch_size**2))
+
+    def forward(self, x, t, labels):
+        """Noise in images x (n, channels, height, width) at steps t (n,) of classes labels (n,)."""
+        tokens = F.unfold(x, self.patch_size, stride=self.patch_size).transpose(1, 2)
+        y = self.embed(tokens) + self.positions
+        condition = F.silu(self.step(waves(t)) + self.classes(labels))
+        for block in self.blocks:
+            y = block(y, condition)
+        shift, scale = self.condition(condition)[:, None].chunk(2, -1)
+        y = self.output(modulate(y, shift, scale)).transpose(1, 2)
+        return F.fold(y, self.image_size, self.patch_size, stride=self.patch_size)
+
+
+def waves(t):
+    """Sines and cosines of the step, (n, FREQUENCIES)."""
+    rates = torch.exp(torch.linspace(0, -math.log(10_000), FREQUENCIES // 2))
+    angles = t[:, None] * rates
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+class DiffusionClassifier(ClassifierMixin, BaseEstimator):
+    """Classification by the noise that a class-conditional diffusion model predicts.
+
+    The score of a class is the squared error of the predicted noise, averaged over pairs of a step
+    and a noise. These pairs are the same for all classes, as they must be; the noises follow from
+    the image and the seed, so that an answer does not depend on what else is asked.
+
+    Parameters
+    ----------
+    patch_size, dim, n_layer, n_head : int
+        Sizes of the :class:`DiT`.
+    n_timesteps : int, default=64
+        Steps at which errors are compared, one noise for each. May be changed after `fit`.
+    adaptive : bool, default=False
+        Whether to drop the worst classes on the way (Li et al., algorithm 1). May be changed after
+        `fit`.
+    stages : list of tuple (timesteps, classes kept), default=None
+        After so many of the steps so many classes stay; the last entry is ``(n_timesteps, 1)``.
+        None keeps half of the classes after an eighth of the steps, and a fifth after a quarter.
+    temperature : float or "auto", default=1.0
+        A class's log-likelihood is taken to be minus the squared norm of the error, averaged over
+        the steps, divided by this. The true weights of the steps and a constant factor are lost
+        in that, so the probabilities mean little until ``"auto"`` has found the temperature on a
+        tenth of the data, held out from training. May be changed after `fit`.
+    augmentation : int, default=16
+        Views of each image to train on; 1 is the image alone.
+    max_iter : int, default=100
+        Epochs.
+    batch_size : int, default=64
+    learning_rate : float, default=1e-3
+    averaging : float, default=0.99
+        Decay of the running mean of the weights.
+    random_state : int, RandomState instance or None, default=None
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    module_ : DiT
+    temperature_ : float
+    loss_curve_ : list of float
+        Mean squared error of the noise in each epoch.
+    evaluations_ : int
+        Forward passes for one image.
+
+    References
+    ----------
+    Li et al., "Your diffusion model is secretly a zero-shot classifier", arXiv 2303.16203.
+    """
+
+    def __init__(
+        self,
+        patch_size=1,
+        dim=96,
+        n_layer=4,
+        n_head=3,
+        *,
+        n_timesteps=64,
+        adaptive=False,
+        stages=None,
+        temperature=1.0,
+        augmentation=16,
+        max_iter=100,
+        batch_size=64,
+        learning_rate=1e-3,
+        averaging=0.99,
+        random_state=None,
+    ):
+        self.patch_size = patch_size
+        self.dim = dim
+        self.n_layer = n_layer
+        self.n_head = n_head
+        self.n_timesteps = n_timesteps
+        self.adaptive = adaptive
+        self.stages = stages
+        self.temperature = temperature
+        self.augmentation = augmentation
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.averaging = averaging
+        self.random_state = random_state
+
+    def fit(self, X, y):
+        """Train on images X (n, height, width, channels) in [0, 1] and their classes y (n,)."""
+        rng = check_random_state(self.random_state)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        held_out = None
+        if self.temperature == "auto":
+            X, held_out, labels, known = train_test_split(
+                X, labels, test_size=HELD_OUT, stratify=labels, random_state=rng
+            )
+        self._noise_seed, weights_seed, training_seed = rng.randint(2**31 - 1, size=3)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(weights_seed)
+            sizes = self.patch_size, self.dim, self.n_layer, self.n_head
+            self.module_ = DiT(X.shape[1:], len(self.classes_), *sizes)
+        self.loss_curve_ = train(
+            self.module_,
+            noise_loss,
+            training_views(X, rng, self.augmentation),
+            labels,
+            max_iter=self.max_iter,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            averaging=self.averaging,
+            seed=training_seed,
+        )
+        if held_out is not None:
+            ll, uniform = -self._search(held_out), np.zeros(len(self.classes_))
+            self._temperature = fit_temperature(ll[:, None], known, uniform, "mean_log_likelihood")
+        return self
+
+    @property
+    def temperature_(self):
+        return self._temperature if self.temperature == "auto" else self.temperature
+
+    @property
+    def evaluations_(self):
+        """Forward passes for one image."""
+        alive, before, passes = len(self.classes_), 0, 0
+        for until, keep in self._stages():
+            passes += alive * (until - before)
+            alive, before = keep, until
+        return passes
+
+    def predict_proba(self, X):
+        """Class probabilities, (n, n_classes); classes are taken to be equally frequent."""
+        ll = torch.from_numpy(-self._search(X) / self.temperature_)
+        return ll.softmax(1).numpy()
+
+    def predict(self, X):
+        """The class of the least error, of each image."""
+        return self.classes_[self._search(X).argmin(1)]
+
+    def staged_timesteps(self):
+        """1, 2, 4, 8, ... `n_timesteps`."""
+        return sorted({2**k for k in range(self.n_timesteps.bit_length())} | {self.n_timesteps})
+
+    def staged_predict(self, X):
+        """Yield predictions after each of `staged_timesteps`, from one pass without elimination.
+
+        Each takes as many forward passes for an image as steps times classes.
+        """
+        for error in self._staged_errors(X):
+            yield self.classes_[error.argmin(1)]
+
+    def staged_predict_proba(self, X):
+        """Yield class probabilities after each of `staged_timesteps`."""
+        for error in self._staged_errors(X):
+            yield torch.from_numpy(-error / self.temperature_).softmax(1).numpy()
+
+    def _staged_errors(self, X):
+        everything = torch.arange(len(self.classes_)).expand(len(X), -1)
+        errors = self._errors(pixels(X), everything, range(self.n_timesteps)).numpy()
+        for k in self.staged_timesteps():
+            yield errors[:, :, :k].mean(2)
+
+    def _stages(self):
+        if not self.adaptive:
+            return [(self.n_timesteps, 1)]
+        if self.stages is not None:
+            return self.stages
+        n, n_classes = self.n_timesteps, len(self.classes_)
+        shares = ((8, 2), (4, 5))
+        return [(max(1, n // a), -(-n_classes // b)) for a, b in shares] + [(n, 1)]
+
+    def _search(self, X):
+        """Squared norm of the error, averaged over the steps, (n, n_classes).
+
+        A class that was dropped lags the winner by what it lagged it when it left: its error at
+        the steps that it has seen cannot be compared with one over others.
+        """
+        check_is_fitted(self)
+        x = pixels(X)
+        alive = torch.arange(len(self.classes_)).expand(len(x), -1)
+        total = torch.zeros(len(x), len(self.classes_), dtype=torch.float64)
+        before, reached = 0, []
+        for until, keep in self._stages():
+            total.scatter_add_(1, alive, self._errors(x, alive, range(before, until)).sum(2))
+            mean, before = total / until, until
+            reached.append((mean, alive))
+            best = mean.gather(1, alive).topk(keep, largest=False).indices
+            alive = alive.gather(1, best)
+        error = torch.empty_like(total)
+        for there, present in reached:
+            settled = mean.gather(1, alive) + there - there.gather(1, alive)
+            error.scatter_(1, present, settled.gather(1, present))
+        return error.numpy()
+
+    @torch.inference_mode()
+    def _errors(self, x, labels, steps):
+        """Squared norm of the error in the noise, float64 (n, n_labels, n_steps).
+
+        `labels` (n, n_labels) are rows of the class table, `steps` numbers within `timesteps`.
+        """
+        module, n_labels = self.module_, labels.shape[1]
+        x, t = 2 * x - 1, timesteps(steps.stop)
+        width = module.n_tokens * module.positions.shape[1]
+        at_once = max(1, NUMBERS_AT_ONCE // width)
+        parts = []
+        for some, theirs in zip(x.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE)):
+            noise = torch.stack([noises(image, steps, self._noise_seed) for image in some])
+            shape = len(some), n_labels, len(steps)
+            out = torch.empty(math.prod(shape), dtype=torch.float64)
+            for rows in torch.arange(len(out)).split(at_once):
+                image, column, step = torch.unravel_index(rows, shape)
+                eps, at = noise[image, step], t[steps.start + step]
+                guess = module(add_noise(some[image], at, eps), at, theirs[image, column])
+                out[rows] = (guess - eps).flatten(1).square().sum(1).double()
+            parts.append(out.view(shape))
+        return torch.cat(parts)

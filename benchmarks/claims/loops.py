@@ -1,0 +1,106 @@
+"""What the contestants written in torch share: views of the images, and one training loop."""
+
+import numpy as np
+import torch
+
+from skaocls._encoding import N_VIEWS, SHARP_EVERY
+from skaocls.augmentation import random_views
+from skaocls.training import AVERAGING, CLIP_NORM, make_optimizer, schedule, swap
+
+
+def training_views(images, rng, n_views=N_VIEWS):
+    """The views on which `AnyOrderARClassifier` trains, but of pixels instead of tokens.
+
+    Parameters
+    ----------
+    images : float array of shape (n, height, width, channels)
+    rng : RandomState
+    n_views : int, default=16
+        The first of them, and every fifth, is the image itself.
+
+    Returns
+    -------
+    views : float16 tensor of shape (n, n_views, channels, height, width)
+        Rounded to save memory; the steps are far finer than those of 8 bits.
+    """
+    views = [
+        random_views(images, rng) if view % SHARP_EVERY else np.asarray(images, np.float32)
+        for view in range(n_views)
+    ]
+    return torch.stack([pixels(view).half() for view in views], 1)
+
+
+def pixels(images):
+    """Images (n, height, width, channels) as torch wants them, (n, channels, height, width)."""
+    return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).permute(0, 3, 1, 2)
+
+
+def train(
+    module,
+    loss,
+    views,
+    labels,
+    *,
+    max_iter,
+    batch_size=64,
+    learning_rate,
+    weight_decay=0.05,
+    averaging=AVERAGING,
+    seed=0,
+):
+    """Fit a module, in place, by the recipe of :func:`skaocls.training.train_prior`.
+
+    AdamW, warm-up over 5 % of the steps, cosine decay to 5 % of the peak rate, gradients clipped to
+    norm 1. What is kept is a running mean of the weights.
+
+    Parameters
+    ----------
+    module : nn.Module
+        All that it learns must be parameters: buffers are not averaged.
+    loss : callable
+        Of the module, float32 images (batch, channels, height, width) and labels (batch,): a
+        scalar. It may draw random numbers from torch's global state, which is put back.
+    views : tensor of shape (n, n_views, channels, height, width)
+    labels : int array of shape (n,)
+    max_iter : int
+        Epochs.
+    averaging : float, default=0.99
+        Decay of the running mean.
+
+    Returns
+    -------
+    loss_curve : list of float
+        Mean loss of each epoch.
+    """
+    labels = torch.as_tensor(labels)
+    n, n_views = views.shape[:2]
+    batch_size = min(batch_size, n)
+    steps = n // batch_size
+    optimizer = make_optimizer(module, learning_rate, weight_decay)
+    trained = list(module.parameters())
+    mean = [p.detach().clone() for p in trained]
+    loss_curve = []
+    module.train()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        for epoch in range(max_iter):
+            total = 0.0
+            shuffled = torch.randperm(n)
+            for step in range(steps):
+                done = epoch * steps + step
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * schedule(done, max_iter * steps)
+                i = shuffled[step * batch_size : (step + 1) * batch_size]
+                batch = views[i, torch.randint(n_views, i.shape)].float()
+                optimizer.zero_grad()
+                value = loss(module, batch, labels[i])
+                value.backward()
+                torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
+                optimizer.step()
+                total += value.item()
+                with torch.no_grad():  # at first over all steps, then over the last of them
+                    torch._foreach_lerp_(mean, trained, 1 - min(averaging, done / (done + 10)))
+            loss_curve.append(total / steps)
+    swap(trained, mean)
+    module.eval()
+    return loss_curve
