@@ -115,7 +115,7 @@ def font_files(folder=None):
 
 def how_to_install():
     install = "apt-get update && apt-get install -y --no-install-recommends"
-    return f"Run: {install} $(cat {PACKAGES})"
+    return f"Run: {install} $(cat {PACKAGES}), or name a folder of other fonts."
 
 
 def find_families(characters=CHARACTERS, folder=None):

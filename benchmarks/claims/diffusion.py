@@ -175,13 +175,13 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         Whether to drop the worst classes on the way (Li et al., algorithm 1). May be changed after
         `fit`.
     stages : list of tuple (timesteps, classes kept), default=None
-        After so many of the steps so many classes stay; the last entry is ``(n_timesteps, 1)``.
+        After so many of the steps so many classes stay; the search ends where that is one.
         None keeps half of the classes after an eighth of the steps, and a fifth after a quarter.
     temperature : float or "auto", default=1.0
         A class's log-likelihood is taken to be minus the squared norm of the error, averaged over
         the steps, divided by this. The true weights of the steps and a constant factor are lost
         in that, so the probabilities mean little until ``"auto"`` has found the temperature on a
-        tenth of the data, held out from training. May be changed after `fit`.
+        tenth of the data, held out from training. A number may be set after `fit`.
     augmentation : int, default=16
         Views of each image to train on; 1 is the image alone.
     max_iter : int, default=100
@@ -316,13 +316,14 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
             yield errors[:, :, :k].mean(2)
 
     def _stages(self):
-        if not self.adaptive:
-            return [(self.n_timesteps, 1)]
-        if self.stages is not None:
-            return self.stages
         n, n_classes = self.n_timesteps, len(self.classes_)
+        if not self.adaptive:
+            return [(n, 1)]
         shares = ((8, 2), (4, 5))
-        return [(max(1, n // a), -(-n_classes // b)) for a, b in shares] + [(n, 1)]
+        few = [(max(1, n // a), -(-n_classes // b)) for a, b in shares]
+        stages = self.stages or [*few, (n, 1)]
+        decided = [keep for _, keep in stages].index(1)  # what follows could change nothing
+        return stages[: decided + 1]
 
     def _search(self, X):
         """Squared norm of the error, averaged over the steps, (n, n_classes).

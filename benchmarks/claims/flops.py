@@ -32,7 +32,8 @@ def flops_per_image(model, image_shape):
     if name == "NetworkClassifier":
         return counted(model.module_, blank(image_shape))
     if name == "SVC":
-        return 2 * model.support_vectors_.size
+        # the kernel, and its sums over the support vectors of each two classes
+        return 2 * (model.support_vectors_.size + model.dual_coef_.size)
     if name == "LogisticRegression":
         return 2 * model.coef_.size
     if name == "MLPClassifier":

@@ -40,7 +40,7 @@ def with_shortcut(images, labels, n_classes, agreement, kind, seed):
 
 
 def background(image, mark, n_classes):
-    """Replace the paper's colour, at its brightness, by a tint of it."""
+    """Replace the paper's colour by the mean of its grey and the hue of the class."""
     image = np.broadcast_to(image, (*image.shape[:2], 3))
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     paper = np.median(border, axis=0)
