@@ -49,7 +49,7 @@ def parse_args(argv=None):
     add("--revision", help="branch, tag or commit of the prior's repository")
     add("--tokenizer", help="file of the tokenizer's weights (default: the published ones)")
     add("--n-orders", type=int, default=20)
-    add("--order", choices=["random", "raster"], default="random")
+    add("--order", choices=["random", "antithetic", "raster"], default="random")
     add("--aggregation", choices=AGGREGATIONS, default=AGGREGATIONS[0], help="in the plot")
     add("--crop", choices=["center", "random"], default="center")
     add("--latent-noise", type=float, default=0.0)

@@ -19,6 +19,7 @@ from skaocls._validation import class_log_prior, known_classes, read_data, read_
 from skaocls.calibration import fit_temperature
 from skaocls.devices import resolve_device, resolve_precision
 from skaocls.finetuning import merge_finetuning, prepare_finetuning, set_classes
+from skaocls.orders import DRAWN
 from skaocls.pretrained import PUBLISHED, check_agreement, load_published, published_tokenizer
 from skaocls.prior import AnyOrderPrior
 from skaocls.saving import load_models, read_config
@@ -170,6 +171,8 @@ class FittingMixin:
         params = {k: v for k, v in self.get_params(deep=False).items() if k not in AFTER_FIT}
         if not isinstance(self.order, str):
             params["n_orders"] = self.n_orders
+        elif self.order in DRAWN:
+            params["order"] = "random"
         device = resolve_device(self.device).type
         return params | {"held_out": self.temperature == "auto", "device": device}
 
@@ -305,7 +308,7 @@ class FittingMixin:
             batch_size = int(np.clip(len(train) // 8, 16, 64))
         weights = weights[train]
         alike = (weights == weights[0]).all()
-        any_order = isinstance(self.order, str) and self.order == "random"
+        any_order = isinstance(self.order, str) and self.order in DRAWN
         history = train_prior(
             prior,
             codes[train],

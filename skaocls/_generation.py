@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from skaocls._encoding import encode
 from skaocls._validation import read_data, read_images
 from skaocls.generation import HOW, generate, known_first, known_log_likelihoods, touched
+from skaocls.orders import DRAWN
 from skaocls.scoring import scoring_dtype
 
 N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left")]}
@@ -217,7 +218,7 @@ class GenerationMixin:
 
     def _orders_for(self, n, rng):
         """An order for each image, of those that the prior was trained for."""
-        if isinstance(self.order, str) and self.order == "random":
+        if isinstance(self.order, str) and self.order in DRAWN:
             return np.stack([rng.permutation(self.prior_.n_tokens) for _ in range(n)])
         return self.orders_[rng.randint(len(self.orders_), size=n)]
 

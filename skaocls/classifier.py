@@ -19,6 +19,7 @@ from skaocls._generation import GenerationMixin
 from skaocls._prediction import PredictionMixin
 from skaocls._sharing import PretrainedMixin
 from skaocls.aggregation import AGGREGATIONS
+from skaocls.orders import DRAWN
 from skaocls.prior import AnyOrderPrior
 
 
@@ -62,10 +63,12 @@ class AnyOrderARClassifier(
     n_orders : int, default=20
         Orders to average over. May be changed after `fit`: orders are nested, the first k of 20
         are those of ``n_orders=k``.
-    order : {"random", "raster"} or array-like of shape (n, n_tokens), default="random"
-        ``"random"`` draws `n_orders` permutations, ``"raster"`` is the one order row by row, an
+    order : {"random", "antithetic", "raster"} or array-like of shape (n, n_tokens), \
+default="random"
+        ``"random"`` draws `n_orders` permutations, ``"antithetic"`` half as many and reads each of
+        them also backwards, which needs fewer orders; ``"raster"`` is the one order row by row, an
         array holds permutations of raster indices (the first `n_orders` are used). `fit` trains
-        for the orders that it is given: all permutations for ``"random"``. May be changed after
+        for the orders that it is given: all permutations if they are drawn. May be changed after
         `fit`, which reads the same prior in other orders.
     aggregation : {"mean_log_likelihood", "mean_posterior", "logsumexp"}, \
 default="mean_log_likelihood"
@@ -239,7 +242,7 @@ default="mean_log_likelihood"
         "revision": [str, None],
         "tokenizer": [StrOptions({"auto"}), HasMethods(["fit", "transform"])],
         "n_orders": [Interval(Integral, 1, None, closed="left")],
-        "order": [StrOptions({"random", "raster"}), "array-like"],
+        "order": [StrOptions({*DRAWN, "raster"}), "array-like"],
         "aggregation": [StrOptions(set(AGGREGATIONS))],
         "temperature": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "search": [StrOptions({"exhaustive", "racing"})],

@@ -2,8 +2,10 @@
 
 import numpy as np
 
+DRAWN = ("random", "antithetic")  # names of orders that are drawn, of which there are any number
 
-def draw_orders(n_orders, n_tokens, seed):
+
+def draw_orders(n_orders, n_tokens, seed, antithetic=False):
     """Draw uniform random orders, nested in `n_orders`.
 
     Parameters
@@ -15,6 +17,9 @@ def draw_orders(n_orders, n_tokens, seed):
     seed : int
         The same seed gives the same orders, and more of them when more are asked for: the first
         k of 20 are the orders of ``n_orders=k``.
+    antithetic : bool, default=False
+        Draw every other order only, and follow each by the same one backwards: what one reads
+        early, knowing little, the other reads late.
 
     Returns
     -------
@@ -26,6 +31,9 @@ def draw_orders(n_orders, n_tokens, seed):
     >>> bool((draw_orders(2, 6, seed=0) == draw_orders(5, 6, seed=0)[:2]).all())
     True
     """
+    if antithetic:
+        half = draw_orders(-(-n_orders // 2), n_tokens, seed)
+        return np.stack([half, half[:, ::-1]], 1).reshape(-1, n_tokens)[:n_orders]
     rng = np.random.RandomState(seed)
     return np.stack([rng.permutation(n_tokens) for _ in range(n_orders)])
 
@@ -35,11 +43,12 @@ def resolve_orders(order, n_orders, n_tokens, seed):
 
     Parameters
     ----------
-    order : {"random", "raster"} or array-like of shape (n, n_tokens)
-        ``"random"`` draws `n_orders` permutations from `seed`; ``"raster"`` is the one order row
+    order : {"random", "antithetic", "raster"} or array-like of shape (n, n_tokens)
+        ``"random"`` draws `n_orders` permutations from `seed`, ``"antithetic"`` half of them, each
+        followed by the same one backwards; ``"raster"`` is the one order row
         by row; of explicit permutations the first `n_orders` are used.
     n_orders : int
-        Number of orders, an upper bound unless `order` is ``"random"``.
+        Number of orders, an upper bound unless they are drawn.
     n_tokens : int
         Number of places.
     seed : int
@@ -63,12 +72,13 @@ def resolve_orders(order, n_orders, n_tokens, seed):
     array([[3, 2, 1, 0]])
     """
     if isinstance(order, str):
-        if order == "random":
-            return draw_orders(n_orders, n_tokens, seed)
+        if order in DRAWN:
+            return draw_orders(n_orders, n_tokens, seed, order == "antithetic")
         if order == "raster":
             return np.arange(n_tokens)[None]
         raise ValueError(
-            f"order={order!r} is not known: pass 'random', 'raster' or an array of permutations."
+            f"order={order!r} is not known: pass 'random', 'antithetic', 'raster' or an array of "
+            "permutations."
         )
     orders = np.asarray(order)
     if orders.ndim != 2 or not len(orders) or orders.shape[1] != n_tokens:

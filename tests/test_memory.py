@@ -73,6 +73,17 @@ def test_what_may_change_after_fit_trains_nothing(digits, counted, tmp_path):
     assert counted == before
 
 
+def test_orders_that_are_drawn_share_training_and_likelihoods(digits, counted, tmp_path):
+    X, y, X_test, _ = digits
+    make(memory=tmp_path).fit(X, y).predict(X_test)
+    again = make(memory=tmp_path, order="antithetic").fit(X, y)
+    proba = again.predict_proba(X_test)
+    assert counted["fits"] == 1
+    assert counted["pairs"] == (4 + 2) * len(X_test)  # two of four are those of before
+    fresh = make(order="antithetic").fit(X, y)
+    np.testing.assert_allclose(proba, fresh.predict_proba(X_test), atol=1e-9)
+
+
 def test_temperature_is_found_anew_for_each_aggregation(digits, counted, tmp_path):
     X, y, _, _ = digits
     found = {}

@@ -13,6 +13,14 @@ def test_orders_are_nested_permutations():
     assert (draw_orders(20, 9, seed=4) != orders).any()
 
 
+def test_antithetic_orders_come_forwards_and_backwards():
+    orders = resolve_orders("antithetic", 7, 6, seed=3)
+    np.testing.assert_array_equal(orders[::2], draw_orders(4, 6, seed=3))
+    np.testing.assert_array_equal(orders[1::2], orders[:-1:2, ::-1])
+    for k in range(1, 8):
+        np.testing.assert_array_equal(resolve_orders("antithetic", k, 6, seed=3), orders[:k])
+
+
 def test_orders_are_uniform():
     # each of the 6 permutations of 3 places: 1/6 of the draws, within 5 standard errors
     _, counts = np.unique(draw_orders(6000, 3, seed=0), axis=0, return_counts=True)
