@@ -148,6 +148,9 @@ def train_prior(
     optimizer = make_optimizer(prior, learning_rate, weight_decay)
     n, n_views, n_tokens = codes.shape
     steps = max(1, n // batch_size)
+    # in which orders the prior is judged while it is trained
+    judged = draw_orders(VALIDATION_ORDERS, n_tokens, seed) if orders is None else orders
+    judged = judged[:VALIDATION_ORDERS]
     history = History()
     trained: list[Tensor] = [p for p in prior.parameters() if p.requires_grad]
     mean = [p.detach().clone() for p in trained]
@@ -198,13 +201,13 @@ def train_prior(
             if validation is not None or verbose:
                 swap(trained, mean)
             if validation is not None:
-                history.validation_curve.append(held_out(prior, *validation, seed, autocast))
+                history.validation_curve.append(held_out(prior, *validation, judged, autocast))
                 if history.validation_curve[-1] > best:
                     best, history.best_iter = history.validation_curve[-1], epoch + 1
                     best_weights = [p.detach().clone() for p in trained]
             if verbose:
                 known = validation or (all_codes[i, 0].numpy(), all_labels[i].numpy())
-                bar.set_postfix(progress(prior, history, *known[:2], seed, autocast))
+                bar.set_postfix(progress(prior, history, *known[:2], judged[:1], autocast))
             if validation is not None or verbose:
                 swap(trained, mean)
             if validation is not None and is_flat(history.validation_curve, n_iter_no_change, tol):
@@ -273,12 +276,12 @@ def is_flat(curve: list[float], window: int, tol: float) -> bool:
 
 
 @torch.inference_mode()
-def held_out(prior, codes, labels, weights, seed, autocast) -> float:
+def held_out(prior, codes, labels, weights, orders, autocast) -> float:
     """Mean log-likelihood per token of held-out data, over a few fixed orders."""
     weights = np.ones(len(codes)) if weights is None else weights
     prior.eval()
     device = prior.output.weight.device
-    orders = torch.as_tensor(draw_orders(VALIDATION_ORDERS, codes.shape[1], seed)).to(device)
+    orders = torch.as_tensor(orders).to(device)
     total = 0.0
     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         for at in range(0, len(codes), 256):
@@ -291,10 +294,9 @@ def held_out(prior, codes, labels, weights, seed, autocast) -> float:
     return total / (weights.sum() * len(orders))
 
 
-def progress(prior, history, codes, labels, seed, autocast) -> dict[str, str]:
+def progress(prior, history, codes, labels, order, autocast) -> dict[str, str]:
     """What the progress bar shows: the loss and the accuracy of one order on a few images."""
     n = max(1, ESTIMATE_ROWS // prior.num_classes)
-    order = draw_orders(1, codes.shape[1], seed)
     classes = np.arange(prior.num_classes)
     ll = log_likelihoods(prior, codes[:n], order, classes, dtype=autocast or torch.float32)[:, 0]
     shown = {"loss": f"{history.loss_curve[-1]:.3f}"}

@@ -308,6 +308,21 @@ def test_verbose_shows_progress(digits, capsys):
     assert "loss=" in shown and "accuracy=" in shown and "<" in shown  # elapsed<left
 
 
+def test_raster_training_is_judged_in_raster_order(digits, monkeypatch):
+    X, y, _, _ = digits
+    seen = []
+
+    def held_out(prior, codes, labels, weights, orders, autocast):
+        seen.append(orders)
+        return 0.0
+
+    monkeypatch.setattr("skaocls.training.held_out", held_out)
+    make(max_iter=1, early_stopping=True, order="raster").fit(X, y)
+    np.testing.assert_array_equal(seen[0], np.arange(16)[None])
+    make(max_iter=1, early_stopping=True).fit(X, y)
+    assert seen[1].shape == (4, 16) and (seen[1] != seen[0]).any(1).all()
+
+
 def test_unfitted_use(digits):
     for method in ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba"):
         with pytest.raises(NotFittedError):
