@@ -184,10 +184,10 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         tenth of the data, held out from training. A number may be set after `fit`.
     augmentation : int, default=16
         Views of each image to train on; 1 is the image alone.
-    max_iter : int, default=100
+    max_iter : int, default=240
         Epochs.
     batch_size : int, default=64
-    learning_rate : float, default=1e-3
+    learning_rate : float, default=6e-3
     averaging : float, default=0.99
         Decay of the running mean of the weights.
     random_state : int, RandomState instance or None, default=None
@@ -209,19 +209,19 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        patch_size=1,
-        dim=96,
+        patch_size=2,
+        dim=64,
         n_layer=4,
-        n_head=3,
+        n_head=4,
         *,
         n_timesteps=64,
         adaptive=False,
         stages=None,
         temperature=1.0,
         augmentation=16,
-        max_iter=100,
+        max_iter=240,
         batch_size=64,
-        learning_rate=1e-3,
+        learning_rate=6e-3,
         averaging=0.99,
         random_state=None,
     ):
