@@ -118,3 +118,10 @@ def crop(images, shape, where):
         for share, have, want in zip(where, images.shape[1:3], shape[:2], strict=True)
     )
     return images[:, top : top + shape[0], left : left + shape[1]]
+
+
+def patch_shape(tokenizer, shape, grid):
+    """Height and width in pixels of what a token stands for, in images of that height and width."""
+    return getattr(tokenizer, "patch_size_", None) or tuple(
+        size // n for size, n in zip(shape, grid, strict=True)
+    )

@@ -10,7 +10,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls._encoding import encode
+from skaocls._encoding import encode, patch_shape
 from skaocls._validation import read_data, read_images
 from skaocls.generation import HOW, generate, known_first, known_log_likelihoods, touched
 from skaocls.orders import DRAWN
@@ -170,9 +170,7 @@ class GenerationMixin:
         mask = check_mask(mask, len(X), shape[tabular:])
         rng = check_random_state(random_state)
         grid = self.prior_.grid
-        patch = getattr(self.tokenizer_, "patch_size_", None) or tuple(
-            size // n for size, n in zip(shape, grid, strict=True)
-        )
+        patch = patch_shape(self.tokenizer_, shape, grid)
         unknown = touched(mask.reshape(len(X), *shape), patch, grid)
         n_known = (~unknown).sum(1)
         codes = encode(self, X, slice(0, len(X)))

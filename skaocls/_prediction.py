@@ -13,7 +13,7 @@ from sklearn.utils import check_consistent_length, column_or_1d, gen_batches
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls._caching import digest, open_store, recall_log_likelihoods, weights_of
-from skaocls._encoding import encode_for_orders
+from skaocls._encoding import encode_for_orders, patch_shape
 from skaocls._validation import read_data
 from skaocls.aggregation import joint_log_proba
 from skaocls.devices import ahead, resolve_device
@@ -200,9 +200,7 @@ class PredictionMixin:
         if self.image_shape_ is None:
             return Evidence(tokens, error)
         shape = self.image_shape_[:2]
-        patch = getattr(self.tokenizer_, "patch_size_", None) or tuple(
-            size // n for size, n in zip(shape, grid, strict=True)
-        )
+        patch = patch_shape(self.tokenizer_, shape, grid)
         return Evidence(tokens, error, spread(tokens, patch, shape), spread(error, patch, shape))
 
     def _token_log_likelihoods(self, codes, columns, no_class=False):
