@@ -143,7 +143,7 @@ def test_unseen_fonts_and_other_characters():
 def test_ink_is_darker_than_paper(tasks):
     images = tasks["glyphs"][0]
     paper, darkest = np.median(images, axis=(1, 2)), images.min((1, 2))
-    assert np.all((paper - darkest) @ data.LUMA > 0.1)
+    assert np.all(paper - darkest > 0.1)
     assert np.all(np.ptp(images, axis=0).reshape(-1, 3).max(0) > 0.4)  # of many colours
 
 

@@ -24,7 +24,7 @@ SAME_DESIGN = 0.9  # likeness of two families above which they count as one
 ANY_LETTERS = 0.15  # likeness to the typical letters; drawings of symbols have about none
 GLYPH_SIZE = 32
 OVERSAMPLING = 3
-LUMA = (0.299, 0.587, 0.114)
+PAPER, INK = (0.8, 1.0), (0.0, 0.45)  # range of their red, green and blue
 AREAS = (2, 3)  # rows and columns of areas in a photograph, each a class
 STRIPES = 8
 TEST_STRIPES = 2
@@ -212,7 +212,5 @@ def glyph(stencil, rng):
     )
     small = moved.resize((GLYPH_SIZE, GLYPH_SIZE), Image.Resampling.BOX)
     share = np.asarray(small, dtype=np.float32)[..., None] / 255
-    paper = colour = np.zeros(3)
-    while np.dot(paper - colour, LUMA) < 0.3:
-        paper, colour = rng.uniform(0.5, 1, size=3), rng.uniform(0, 0.7, size=3)
+    paper, colour = rng.uniform(*PAPER, size=3), rng.uniform(*INK, size=3)
     return ((1 - share) * paper + share * colour).astype(np.float32)

@@ -1,0 +1,82 @@
+"""Who competes on which tasks; with which settings, ``plans.py`` says."""
+
+from data import digits, glyphs, textures
+from diffusion import DiffusionClassifier
+from loops import training_views
+from networks import NetworkClassifier
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+from sklearn.utils import check_random_state
+
+from skaocls import AnyOrderARClassifier, PatchTokenizer
+
+CHARACTERS = "ABEFHKNPR2"  # several differ by one stroke
+GLYPHS = 120  # training images of each character
+GENERATIVE = ("any-order AR", "raster AR", "diffusion")
+DISCRIMINATIVE = ("ResNet", "ViT", "SVC", "LogisticRegression", "MLPClassifier")
+MAX_ORDERS, MAX_TIMESTEPS = 32, 32
+
+
+def load(task, seed, fonts=None):
+    """Training images, their labels, test images and theirs; glyphs in the fonts of a folder."""
+    if task == "glyphs":
+        return glyphs(seed, characters=CHARACTERS, n_train=GLYPHS, folder=fonts)
+    return {"digits": digits, "textures": textures}[task](seed)
+
+
+class OnViews(ClassifierMixin, BaseEstimator):
+    """A classifier of flat rows, trained on the views of images that the networks train on.
+
+    Parameters
+    ----------
+    estimator : classifier
+    augmentation : int, default=16
+        Views of each image, all of them in the training set.
+    random_state : int, RandomState instance or None, default=None
+    """
+
+    def __init__(self, estimator, augmentation=16, random_state=None):
+        self.estimator = estimator
+        self.augmentation = augmentation
+        self.random_state = random_state
+
+    def fit(self, X, y):
+        views = training_views(X, check_random_state(self.random_state), self.augmentation)
+        rows = views.float().permute(0, 1, 3, 4, 2).flatten(0, 1).flatten(1).numpy()
+        self.estimator_ = clone(self.estimator).fit(rows, y.repeat(self.augmentation))
+        self.classes_ = self.estimator_.classes_
+        return self
+
+    def predict(self, X):
+        return self.estimator_.predict(X.reshape(len(X), -1))
+
+    def predict_proba(self, X):
+        return self.estimator_.predict_proba(X.reshape(len(X), -1))
+
+
+def make(contestant, seed, params):
+    """An unfitted classifier of images."""
+    params = dict(params)
+    if contestant in ("any-order AR", "raster AR"):
+        tokenizer = {k: params.pop(k) for k in ("patch_size", "n_codes") if k in params}
+        order = "raster" if contestant == "raster AR" else "random"
+        return AnyOrderARClassifier(
+            tokenizer=PatchTokenizer(**tokenizer), order=order, n_orders=MAX_ORDERS,
+            device="cpu", random_state=seed, **params,
+        )  # fmt: skip
+    if contestant == "diffusion":
+        return DiffusionClassifier(n_timesteps=MAX_TIMESTEPS, random_state=seed, **params)
+    if contestant in ("ResNet", "ViT"):
+        return NetworkClassifier(contestant.lower(), random_state=seed, **params)
+    views = {"augmentation": params.pop("augmentation"), "random_state": seed}
+    if contestant == "SVC":  # whose kernel is as wide as the pixels vary
+        return OnViews(SVC(**params), **views)
+    if contestant == "LogisticRegression":
+        model = LogisticRegression(**{"max_iter": 300} | params)
+    else:
+        model = MLPClassifier(random_state=seed, **params)
+    return OnViews(make_pipeline(StandardScaler(), model), **views)

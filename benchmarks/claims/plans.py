@@ -1,0 +1,99 @@
+"""Which jobs a run consists of, and the settings of each contestant: those that tuning chose."""
+
+SEEDS = (0, 1, 2)
+VIEWS = {"digits": 16, "glyphs": 4, "textures": 4}  # of scikit-learn's: SVC takes minutes with more
+# What was tried; the raster prior takes what is best for the any-order one
+GRID = {
+    "digits": {
+        "any-order AR": [{}, {"n_codes": 64}, {"max_iter": 240}],
+        "diffusion": [{}, {"learning_rate": 3e-3}, {"max_iter": 120}],
+        "ResNet": [{}, {"learning_rate": 4e-3}, {"max_iter": 120}],
+        "ViT": [
+            {"patch_size": 2, "learning_rate": rate, "max_iter": 120} for rate in (1e-3, 2e-3, 4e-3)
+        ],
+    },
+    "glyphs": {
+        "any-order AR": [{"n_codes": 32}, {"n_codes": 64}],
+        "diffusion": [],
+        "ResNet": [{"patch_size": 2}, {"patch_size": 2, "learning_rate": 4e-3}],
+        "ViT": [{"patch_size": 4, "learning_rate": rate, "max_iter": 120} for rate in (2e-3, 4e-3)],
+    },
+    "textures": {
+        "any-order AR": [{"n_codes": n, "max_iter": 60} for n in (64, 256)],
+        "diffusion": [{"max_iter": n} for n in (60, 120)],
+        "ResNet": [{}, {"patch_size": 2}],
+        "ViT": [{"patch_size": 2, "learning_rate": rate} for rate in (2e-3, 4e-3)],
+    },
+}
+for task, contestants in GRID.items():
+    views = {"augmentation": VIEWS[task]}
+    contestants["SVC"] = [{"C": c} | views for c in (1, 10, 100)]
+    contestants["LogisticRegression"] = [{"C": c} | views for c in (0.001, 0.01, 0.1)]
+    contestants["MLPClassifier"] = [
+        {"hidden_layer_sizes": sizes, "max_iter": 60, "early_stopping": True} | views
+        for sizes in ((100,), (400,), (200, 200))
+    ]
+
+
+def jobs(experiment, settings, seeds, **what):
+    """One for each seed, task and contestant in {task: {contestant: params}}."""
+    return [
+        {"experiment": experiment, "task": task, "seed": seed, "contestant": name}
+        | {"params": params, **what}
+        for seed in seeds
+        for task, contestants in settings.items()
+        for name, params in contestants.items()
+    ]
+
+
+def shortcut_jobs(settings, seeds, **what):
+    """On digits; the raster prior has no part."""
+    able = {name: params for name, params in settings["digits"].items() if name != "raster AR"}
+    return [
+        job
+        for kind in ("background", "corner")
+        for job in jobs("shortcut", {"digits": able}, seeds, kind=kind, **what)
+    ]
+
+
+def remedy_jobs(changes, seeds, **what):
+    """Changes are {task: {variant: params}}, all of ours."""
+    return [
+        job
+        for task, variants in changes.items()
+        for variant, params in variants.items()
+        for job in jobs("remedy", {task: {"any-order AR": params}}, seeds, variant=variant, **what)
+    ]
+
+
+def tuning_jobs(grid):
+    return [
+        job
+        for task, contestants in grid.items()
+        for name, tried in contestants.items()
+        for i, params in enumerate(tried)
+        for job in jobs("tune", {task: {name: params}}, SEEDS[:1], variant=i)
+    ]
+
+
+FEW = {
+    "any-order AR": {"max_iter": 2, "n_codes": 16},
+    "raster AR": {"max_iter": 2, "n_codes": 16},
+    "diffusion": {"max_iter": 2, "patch_size": 4, "dim": 32, "n_layer": 1, "n_head": 2},
+    "ResNet": {"max_iter": 2, "width": 8, "patch_size": 2},
+    "ViT": {"max_iter": 2, "width": 16, "depth": 1, "patch_size": 4},
+    "SVC": {"augmentation": 2},
+    "LogisticRegression": {"augmentation": 2},
+    "MLPClassifier": {"augmentation": 2, "max_iter": 5},
+}
+FEWER = dict.fromkeys(GRID, FEW)
+SHORT = [
+    *jobs("standard", FEWER, SEEDS[:2], n_train=80, n_test=20, n_shifted=10),
+    *shortcut_jobs(FEWER, SEEDS[:2], n_train=80, n_test=20),
+    *remedy_jobs({"digits": {"16 codes": FEW["any-order AR"]}}, SEEDS[:2], n_train=80, n_test=20),
+]
+TUNING = tuning_jobs(GRID)
+SETTINGS = {
+    task: {name: tried[0] for name, tried in c.items() if tried} for task, c in GRID.items()
+}
+FULL = [*jobs("standard", SETTINGS, SEEDS), *shortcut_jobs(SETTINGS, SEEDS)]
