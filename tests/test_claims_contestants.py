@@ -27,6 +27,7 @@ with pytest.MonkeyPatch.context() as patch:  # the scripts import each other
     import flops
     import loops
     from diffusion import DiffusionClassifier, DiT
+    from latents import PatchLatents
     from networks import NetworkClassifier
 
 TINY = {"patch_size": 2, "dim": 32, "n_layer": 2, "n_head": 2, "n_timesteps": 16}
@@ -398,3 +399,24 @@ def test_operations_of_baselines(three_digits):
     assert flops.flops_per_image(ours, shape) == flops.ar_flops(ours.prior_, 4, 3)
     with pytest.raises(TypeError, match="StandardScaler"):
         flops.flops_per_image(StandardScaler(), shape)
+
+
+def test_latents_are_white_and_lose_only_what_is_left_out():
+    images = np.random.RandomState(0).rand(50, 8, 12, 3) @ np.diag([1, 0.1, 0.01]).astype("f4")
+    latents = PatchLatents(4, 5).fit(images).transform(images)
+    assert latents.shape == (50, 2, 3, 5) and latents.dtype == np.float32
+    flat = 2 * latents.reshape(-1, 5) - 1
+    np.testing.assert_allclose(np.cov(flat.T), np.eye(5), atol=1e-4)
+    whole = PatchLatents(2, 12).fit(images)
+    z = 2 * whole.transform(images) - 1
+    first = whole.pca.inverse_transform(z[:, 0, 0])
+    np.testing.assert_allclose(first, images[:, :2, :2].reshape(50, 12), atol=1e-4)
+
+
+def test_diffusion_in_latents_learns():
+    params = {"max_iter": 60, "batch_size": 16, "learning_rate": 1e-2, "augmentation": 1}
+    clf = DiffusionClassifier(**TINY, **params, n_components=3, random_state=1)
+    clf.fit(*two_sides(128, 0))
+    assert clf.module_.image_shape == (2, 2, 3)
+    X, y = two_sides(60, 1)
+    assert clf.score(X, y) > 0.9

@@ -5,6 +5,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from latents import PatchLatents
 from loops import pixels, train, training_views
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
@@ -126,6 +127,7 @@ class DiT(nn.Module):
     def __init__(self, image_shape, num_classes, patch_size=1, dim=96, n_layer=4, n_head=3):
         super().__init__()
         height, width, channels = image_shape
+        self.image_shape = tuple(image_shape)
         self.num_classes = num_classes
         self.n_tokens = (height // patch_size) * (width // patch_size)
         self.image_size = (height, width)
@@ -169,6 +171,9 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
     ----------
     patch_size, dim, n_layer, n_head : int
         Sizes of the :class:`DiT`.
+    n_components : int, default=None
+        How many whitened principal components of each patch are noised and predicted instead of
+        its pixels: a linear stand-in for the latents of larger models.
     n_timesteps : int, default=64
         Steps at which errors are compared, one noise for each. May be changed after `fit`.
     adaptive : bool, default=False
@@ -196,6 +201,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
     ----------
     classes_ : ndarray of shape (n_classes,)
     module_ : DiT
+    latents_ : PatchLatents or None
     temperature_ : float
     loss_curve_ : list of float
         Mean squared error of the noise in each epoch.
@@ -207,6 +213,8 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
     Li et al., "Your diffusion model is secretly a zero-shot classifier", arXiv 2303.16203.
     """
 
+    latents_: PatchLatents | None = None
+
     def __init__(
         self,
         patch_size=2,
@@ -214,6 +222,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         n_layer=4,
         n_head=4,
         *,
+        n_components=None,
         n_timesteps=64,
         adaptive=False,
         stages=None,
@@ -229,6 +238,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         self.dim = dim
         self.n_layer = n_layer
         self.n_head = n_head
+        self.n_components = n_components
         self.n_timesteps = n_timesteps
         self.adaptive = adaptive
         self.stages = stages
@@ -250,14 +260,22 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
                 X, labels, test_size=HELD_OUT, stratify=labels, random_state=rng
             )
         self._noise_seed, weights_seed, training_seed = rng.randint(2**31 - 1, size=3)
+        views = training_views(X, rng, self.augmentation)
+        self.latents_, patch_size = None, self.patch_size
+        if self.n_components is not None:
+            self.latents_, patch_size = PatchLatents(patch_size, self.n_components).fit(X), 1
+            views = torch.stack(
+                [self._inputs(view.float().permute(0, 2, 3, 1)).half() for view in views]
+            )
         with torch.random.fork_rng([]):
             torch.manual_seed(weights_seed)
-            sizes = self.patch_size, self.dim, self.n_layer, self.n_head
-            self.module_ = DiT(X.shape[1:], len(self.classes_), *sizes)
+            sizes = patch_size, self.dim, self.n_layer, self.n_head
+            shape = views.shape[3], views.shape[4], views.shape[2]
+            self.module_ = DiT(shape, len(self.classes_), *sizes)
         self.loss_curve_ = train(
             self.module_,
             noise_loss,
-            training_views(X, rng, self.augmentation),
+            views,
             labels,
             max_iter=self.max_iter,
             batch_size=self.batch_size,
@@ -269,6 +287,10 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
             ll, uniform = -self._search(held_out), np.zeros(len(self.classes_))
             self._temperature = fit_temperature(ll[:, None], known, uniform, "mean_log_likelihood")
         return self
+
+    def _inputs(self, X):
+        """What is noised: pixels or latents, (n, channels, height, width)."""
+        return pixels(X if self.latents_ is None else self.latents_.transform(X))
 
     @property
     def temperature_(self):
@@ -311,7 +333,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
 
     def _staged_errors(self, X):
         everything = torch.arange(len(self.classes_)).expand(len(X), -1)
-        errors = self._errors(pixels(X), everything, range(self.n_timesteps)).numpy()
+        errors = self._errors(self._inputs(X), everything, range(self.n_timesteps)).numpy()
         for k in self.staged_timesteps():
             yield errors[:, :, :k].mean(2)
 
@@ -332,7 +354,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         the steps that it has seen cannot be compared with one over others.
         """
         check_is_fitted(self)
-        x = pixels(X)
+        x = self._inputs(X)
         alive = torch.arange(len(self.classes_)).expand(len(x), -1)
         total = torch.zeros(len(x), len(self.classes_), dtype=torch.float64)
         before, reached = 0, []

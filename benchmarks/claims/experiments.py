@@ -12,9 +12,12 @@ from shortcuts import with_shortcut
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
+from skaocls.aggregation import joint_log_proba
+
 AGREEMENT = 0.95  # of mark and class in training
 SEVERITIES = (1, 2, 3, 4, 5)
 HELD_OUT = 300
+TEST_MARKS = 1000  # added to the seed
 
 
 def fitted(contestant, seed, params, X, y):
@@ -48,10 +51,7 @@ def standard(task, seed, contestant, params, n_train=None, n_test=None, n_shifte
     some, labels = X_test[:n_shifted], y_test[:n_shifted]
     row["unshifted"] = accuracy(model, some, labels)
     row["n_shifted"] = len(labels)
-    row["shifts"] = {
-        name: [accuracy(model, shift(some, severity, seed), labels) for severity in SEVERITIES]
-        for name, shift in SHIFTS.items()
-    }
+    row["shifts"] = dict(zip(SHIFTS, shifts(model, some, labels, seed)))
     if task == "glyphs":
         unseen, labels = unseen_fonts(seed, characters=CHARACTERS, folder=fonts)
         row["unseen_fonts"] = accuracy(model, unseen[:n_test], labels[:n_test])
@@ -78,32 +78,58 @@ def shortcut(task, seed, contestant, params, kind, n_train=None, n_test=None):
     for name, agreement in (
         ("agreeing", AGREEMENT), ("random", 1 / n_classes), ("conflicting", "reversed")
     ):  # fmt: skip
-        images, marks = with_shortcut(X_test, y_test, n_classes, agreement, kind, seed + 1000)
+        images, marks = with_shortcut(X_test, y_test, n_classes, agreement, kind, seed + TEST_MARKS)
         predicted = model.predict(images)
         row[name] = float((predicted == y_test).mean())
     row["fooled"] = float((predicted == marks).mean())
     return row
 
 
-def remedy(task, seed, contestant, params, variant, **sizes):
-    """Train ours with a change of its settings, named `variant`.
+def remedy(
+    task, seed, contestant, params, variant, readings, kind=None,
+    n_train=None, n_test=None, n_shifted=100, fonts=None,
+):  # fmt: skip
+    """Train ours with a change of its settings, named `variant`, and read it in several ways.
+
+    Parameters
+    ----------
+    readings : list of dict
+        Parameters that are set after training.
+    kind : str, default=None
+        A shortcut to train with: then accuracy is that on conflicting images, and there is no
+        shift.
 
     Returns
     -------
     row : dict
-        ``"accuracy"`` and that of a ``"single"`` order on average; ``"drop"``: share of the
-        accuracy that the shifts take, in the mean.
+        ``"readings"``: for each, ``"accuracy"`` with all orders and that of a ``"single"`` one in
+        the mean, and the ``"drop"`` in the mean of the shifts.
     """
-    row = standard(task, seed, contestant, params, **sizes)
-    read = [p for p in row["points"] if "search" not in p and p["orders"] <= SHOWN_ORDERS]
-    most = max(p["orders"] for p in read)
-    found = [p for p in read if p["orders"] == most]
-    return {
-        "fit_seconds": row["fit_seconds"],
-        "accuracy": found[0]["accuracy"],  # of the first aggregation, the default
-        "single": float(np.mean(row["fixed_orders"]["random"])),
-        "drop": relative_drop(row["unshifted"], list(row["shifts"].values())),
-    }
+    X, y, X_test, y_test = load(task, seed, fonts)
+    X, y, X_test, y_test = X[:n_train], y[:n_train], X_test[:n_test], y_test[:n_test]
+    if kind is not None:
+        n_classes = y.max() + 1
+        X, _ = with_shortcut(X, y, n_classes, AGREEMENT, kind, seed)
+        X_test, _ = with_shortcut(X_test, y_test, n_classes, "reversed", kind, seed + TEST_MARKS)
+    model, seconds = fitted(contestant, seed, params, X, y)
+    model.set_params(n_orders=min(SHOWN_ORDERS, model.n_orders))
+    usual = model.get_params(deep=False)
+    rows = []
+    for reading in readings:
+        model.set_params(**usual | reading)
+        ll = np.concatenate(list(model._log_likelihoods(X_test)))
+        joint = joint_log_proba(ll / model.temperature_, model.class_log_prior_, model.aggregation)
+        right = joint.argmax(1) == y_test
+        single = (ll + model.class_log_prior_).argmax(2) == y_test[:, None]
+        row = {"reading": reading, "accuracy": float(right.mean()), "single": float(single.mean())}
+        if kind is None:
+            ready(model)
+            shifted, labels = X_test[:n_shifted], y_test[:n_shifted]
+            row["drop"] = relative_drop(
+                right[:n_shifted].mean(), shifts(model, shifted, labels, seed)
+            )
+        rows.append(row)
+    return {"fit_seconds": seconds, "readings": rows}
 
 
 def tune(task, seed, contestant, params, variant, fonts=None):
@@ -116,6 +142,14 @@ def tune(task, seed, contestant, params, variant, fonts=None):
         "fit_seconds": seconds,
         "accuracy": accuracy(model, X_held[:HELD_OUT], y_held[:HELD_OUT]),
     }
+
+
+def shifts(model, X, labels, seed):
+    """Accuracy at each severity of each shift."""
+    return [
+        [accuracy(model, shift(X, severity, seed), labels) for severity in SEVERITIES]
+        for shift in SHIFTS.values()
+    ]
 
 
 def accuracy(model, X, labels):

@@ -28,7 +28,7 @@ def flops_per_image(model, image_shape):
     if name == "AnyOrderARClassifier":
         return ar_flops(model.prior_, len(model.orders_), len(model.classes_))
     if name == "DiffusionClassifier":
-        return model.evaluations_ * dit_flops(model.module_, image_shape)
+        return model.evaluations_ * dit_flops(model.module_, model.module_.image_shape)
     if name == "NetworkClassifier":
         return counted(model.module_, blank(image_shape))
     if name == "SVC":
