@@ -99,17 +99,17 @@ def test_points_of_ours(digits):
     """Every number of orders is what a classifier with so many orders scores."""
     X, y, X_test, y_test = digits
     clf = small_classifier(AnyOrderARClassifier, n_orders=4).fit(X, y)
-    points = measures.clean(clf, X_test, y_test)
+    found = measures.clean(clf, X_test, y_test)
+    points, row = found["points"], found["fixed_orders"]
     for k, score in enumerate(clf.staged_score(X_test, y_test), 1):
-        found = [p["accuracy"] for p in points if p["orders"] == k and "search" not in p]
-        assert k == 3 or found[0] == score
+        same = [p["accuracy"] for p in points if p["orders"] == k and "search" not in p]
+        assert k == 3 or same[0] == score
     assert {p["aggregation"] for p in points if "search" not in p} == set(AGGREGATIONS)
     (raced,) = (p for p in points if p.get("search") == "racing")
     whole = next(p for p in points if p["orders"] == 4)
     assert 0 < raced["flops"] <= whole["flops"] and raced["agrees"] > 0.9
     assert (clf.search, clf.n_orders) == ("exhaustive", 4)
 
-    row = measures.fixed_orders(clf, X_test, y_test)
     assert len(row["random"]) == 4 and row["random"][0] == next(clf.staged_score(X_test, y_test))
     raster = clf.set_params(order="raster").score(X_test, y_test)
     assert row["raster"] == raster and 0 <= row["disagreement"] < 1
@@ -119,7 +119,7 @@ def test_points_of_diffusion(digits):
     X, y, X_test, y_test = digits
     sizes = {"dim": 32, "n_layer": 1, "n_head": 2, "n_timesteps": 8}
     clf = DiffusionClassifier(**sizes, max_iter=2, random_state=0).fit(X, y)
-    points = measures.clean(clf, X_test, y_test)
+    points = measures.clean(clf, X_test, y_test)["points"]
     whole = [p for p in points if "search" not in p]
     assert [p["steps"] for p in whole] == [1, 2, 4, 8]
     assert whole[-1]["accuracy"] == np.mean(clf.predict(X_test) == y_test)

@@ -51,25 +51,36 @@ def point(log_joint, labels, flops, seconds, **what):
 
 
 def clean(model, X, labels):
-    """Accuracy, calibration and cost of a contestant, at all of its settings: a list of points."""
+    """Accuracy, calibration and cost of a contestant, at all of its settings.
+
+    Returns
+    -------
+    row : dict
+        ``"points"``: a list of what :func:`point` returns; of the any-order prior also
+        ``"fixed_orders"``.
+    """
     name = type(model).__name__
     if name == "AnyOrderARClassifier":
-        return ar_points(model, X, labels)
+        ll, seconds = timed_reading(model, X)
+        row = {"points": ar_points(model, X, labels, ll, seconds)}
+        return row | (
+            {"fixed_orders": fixed_orders(model, X, labels, ll)} if len(ll[0]) > 1 else {}
+        )
     if name == "DiffusionClassifier":
-        return diffusion_points(model, X, labels)
+        return {"points": diffusion_points(model, X, labels)}
     flops = flops_per_image(getattr(model, "estimator_", model), X.shape[1:])
     start = time.perf_counter()
     predicted = model.predict(X)
     seconds = (time.perf_counter() - start) / len(X)
     if name == "OnViews" and not hasattr(model.estimator_, "predict_proba"):
         right = float((predicted == labels).mean())
-        return [{"accuracy": right, "flops": float(flops), "seconds": seconds}]
-    return [point(np.log(model.predict_proba(X).clip(SMALLEST)), labels, flops, seconds)]
+        return {"points": [{"accuracy": right, "flops": float(flops), "seconds": seconds}]}
+    log_proba = np.log(model.predict_proba(X).clip(SMALLEST))
+    return {"points": [point(log_proba, labels, flops, seconds)]}
 
 
-def ar_points(clf, X, labels):
+def ar_points(clf, X, labels, ll, seconds):
     """Ours: each number of orders and each aggregation, and races."""
-    ll, seconds = timed_reading(clf, X)
     points = []
     for k in (k for k in N_ORDERS if k <= ll.shape[1]):
         cost = flops_per_image(clf, X.shape[1:]) * k / ll.shape[1], seconds * k / ll.shape[1]
@@ -141,8 +152,13 @@ def ready(model):
     return model
 
 
-def fixed_orders(clf, X, labels):
+def fixed_orders(clf, X, labels, ll):
     """The any-order prior read in one order: those with a name, and each of the random ones.
+
+    Parameters
+    ----------
+    ll : array of shape (n, n_orders, n_classes)
+        log p(tokens | class, order) in the random ones.
 
     Returns
     -------
@@ -150,7 +166,6 @@ def fixed_orders(clf, X, labels):
         Accuracy in each order, and the share of images on which two random ones disagree.
     """
     drawn = clf.order, clf.n_orders
-    ll = np.concatenate(list(clf._log_likelihoods(X)))
     answers = (ll + clf.class_log_prior_).argmax(2)
     different = [
         (answers[:, i] != answers[:, j]).mean() for j in range(answers.shape[1]) for i in range(j)
