@@ -126,8 +126,8 @@ for contestants in SETTINGS.values():
     contestants["raster AR"] = contestants["any-order AR"]
 SIZES = {
     "digits": {},
-    "glyphs": {"n_test": 300, "n_shifted": 60},
-    "textures": {"n_train": 1200, "n_shifted": 60},
+    "glyphs": {"n_train": 800, "n_test": 200, "n_shifted": 40},
+    "textures": {"n_train": 840, "n_test": 300, "n_shifted": 40},
 }
 REMEDIES: dict = {}
 FULL = [
