@@ -91,9 +91,9 @@ def grid(heads, rows):
     return "\n".join(lines + [f"| {' | '.join(map(str, row))} |" for row in rows])
 
 
-def percent(values, sign=""):
+def percent(values):
     value, half = interval(values)
-    return f"{100 * value:{sign}.1f} ± {100 * half:.1f}"
+    return f"{100 * value:.1f}" + (f" ± {100 * half:.1f}" if len(values) > 1 else "")
 
 
 def sentences(results):
