@@ -197,6 +197,14 @@ def test_finished_jobs_are_not_run_again(tmp_path, monkeypatch):
     assert calls == [{"hidden": (3, 4)}]
 
 
+def test_standardized_tokens_do_not_know_contrast(digits):
+    X, _, X_test, _ = digits
+    tokenizer = contestants.StandardizedTokenizer(n_codes=64, random_state=0).fit(X)
+    tokens = tokenizer.transform(X_test)
+    assert np.mean(tokenizer.transform(0.3 * X_test + 0.4) == tokens) > 0.99
+    assert len(np.unique(tokens)) > 30
+
+
 @pytest.mark.parametrize("marked", [None, "corner"])
 def test_remedy_reads_one_training_in_several_ways(digits, monkeypatch, marked):
     X, y, X_test, y_test = digits

@@ -1,5 +1,6 @@
 """Who competes on which tasks; with which settings, ``plans.py`` says."""
 
+import numpy as np
 from data import digits, glyphs, textures
 from diffusion import DiffusionClassifier
 from loops import training_views
@@ -58,14 +59,32 @@ class OnViews(ClassifierMixin, BaseEstimator):
         return self.estimator_.predict_proba(X.reshape(len(X), -1))
 
 
+class StandardizedTokenizer(PatchTokenizer):
+    """Tokens of images whose brightness and contrast have been made the same."""
+
+    def fit(self, X, y=None):
+        return super().fit(standardized(X))
+
+    def transform(self, X, **noise):
+        return super().transform(standardized(X), **noise)
+
+
+def standardized(images):
+    """Each image with mean 0.5 and standard deviation 0.25, what is beyond 0 and 1 cut off."""
+    axes = tuple(range(1, images.ndim))
+    spread = np.maximum(images.std(axes, keepdims=True), 1e-6)
+    return (0.5 + (images - images.mean(axes, keepdims=True)) / spread / 4).clip(0, 1)
+
+
 def make(contestant, seed, params):
     """An unfitted classifier of images."""
     params = dict(params)
     if contestant in ("any-order AR", "raster AR"):
         tokenizer = {k: params.pop(k) for k in ("patch_size", "n_codes") if k in params}
+        kind = StandardizedTokenizer if params.pop("standardize", False) else PatchTokenizer
         order = "raster" if contestant == "raster AR" else "random"
         return AnyOrderARClassifier(
-            tokenizer=PatchTokenizer(**tokenizer), order=order, n_orders=MAX_ORDERS,
+            tokenizer=kind(**tokenizer), order=order, n_orders=MAX_ORDERS,
             device="cpu", random_state=seed, **params,
         )  # fmt: skip
     if contestant == "diffusion":

@@ -157,3 +157,5 @@ for marked, seeds, readings in (
     FULL += remedy_jobs("digits", {"as chosen": AS_CHOSEN}, seeds, readings=readings, **what)
     FULL += remedy_jobs("digits", CHANGES, seeds, readings=readings[:1], **what)
     FULL += remedy_jobs("digits", LARGER, SEEDS[:1], readings=readings[:1], **what)
+STANDARDIZED = {"images standardized": AS_CHOSEN | {"standardize": True}}
+FULL += remedy_jobs("digits", STANDARDIZED, SEEDS, readings=READINGS[:1])
