@@ -3,6 +3,7 @@
     python benchmarks/claims                              # all of it: under three hours on 2 cores
     python benchmarks/claims --short --output SOMEWHERE   # each step on a few images: minutes
     python benchmarks/claims --tune                       # the choice of settings
+    python benchmarks/claims imagenet --data NAME=FOLDER  # published weights: benchmarks/imagenet.py
 
 A job is one contestant on one task with one seed. Its result is a file, so what was interrupted
 goes on. Writes ``benchmarks/results/claims.json``, the page ``docs/claims.md`` and its plots;
@@ -14,6 +15,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -98,6 +100,12 @@ def machine():
 
 
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["imagenet"]:
+        sys.path.insert(0, str(HERE.parent))
+        import imagenet
+
+        return imagenet.main(argv[1:])
     args = parse_args(argv)
     jobs = SHORT if args.short else TUNING if args.tune else FULL
     if args.fonts:
