@@ -3,7 +3,7 @@
     python benchmarks/claims                              # all of it: under three hours on 2 cores
     python benchmarks/claims --short --output SOMEWHERE   # each step on a few images: minutes
     python benchmarks/claims --tune                       # the choice of settings
-    python benchmarks/claims imagenet --data NAME=FOLDER  # published weights: benchmarks/imagenet.py
+    python benchmarks/claims imagenet --data NAME=FOLDER  # published weights
 
 A job is one contestant on one task with one seed. Its result is a file, so what was interrupted
 goes on. Writes ``benchmarks/results/claims.json``, the page ``docs/claims.md`` and its plots;
