@@ -33,10 +33,7 @@ weights to the same sums on ImageNet, V2, A, R, Sketch, C and ObjectNet folders:
 for each data set and aggregation, from one order to all, with standard errors; `--order raster` for
 the one fixed order. It has not been run on the real data here, which is not at hand.
 """
-REMEDIES = """
-Changes of ours where it loses. With a shortcut, accuracy is that on images whose mark stands for
-another class.
-"""
+REMEDIES = Path(__file__).with_name("remedies.md")
 TUNING = Path(__file__).parents[1] / "results" / "claims-tuning.json"
 
 
@@ -177,7 +174,7 @@ def orders_table(results):
     """Accuracy of each number of orders and aggregation, and of each single order."""
     counts = sorted({p["orders"] for p in results.standard(results.tasks[0], OURS)[0]["points"]})
     rows = [
-        [f"{k} orders, {how}"]
+        [f"{k} order{'s' * (k > 1)}, {how}"]
         + [percent(results.points(t, OURS, orders=k, aggregation=how)) for t in results.tasks]
         for how in AGGREGATIONS
         for k in counts
@@ -244,7 +241,11 @@ def remedies(results):
             where = f"{task}, {kind}" if kind else task
             table.append([where, variant, how, *cells, f"{seconds:.0f}"])
     heads = ["task", "trained", "read", "accuracy, %", "one order, %", "lost by shifts, %"]
-    return ["## Remedies", REMEDIES.strip(), grid([*heads, "training, s"], table)]
+    return [
+        "## Remedies",
+        REMEDIES.read_text(encoding="utf-8").strip(),
+        grid([*heads, "training, s"], table),
+    ]
 
 
 def settings_table(results):
