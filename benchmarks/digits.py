@@ -30,13 +30,17 @@ HERE = Path(__file__).parent
 N_ORDERS = (1, 2, 4, 8, 12, 16, 20)
 
 
-def machine():
+def processor():
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = models[0].split(":")[1].strip() if models else name
-    return f"{name}, {torch.get_num_threads()} threads"
+    return name
+
+
+def machine():
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
 def run(seed, params):

@@ -13,7 +13,6 @@ tuning, on training images alone, writes ``benchmarks/results/claims-tuning.json
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -23,6 +22,11 @@ import joblib
 import numpy as np
 import sklearn
 import torch
+
+sys.path.append(str(Path(__file__).parents[1]))  # the other benchmarks
+
+import imagenet
+from digits import processor
 from experiments import EXPERIMENTS
 from page import write_page
 from plans import FULL, SHORT, TUNING
@@ -92,19 +96,9 @@ def run(job, cache):
     print(f"{name_of(job)}: {result['job_seconds']:.0f} s", flush=True)
 
 
-def machine():
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["imagenet"]:
-        sys.path.insert(0, str(HERE.parent))
-        import imagenet
-
         return imagenet.main(argv[1:])
     args = parse_args(argv)
     jobs = SHORT if args.short else TUNING if args.tune else FULL
@@ -117,7 +111,7 @@ def main(argv=None):
     joblib.Parallel(args.jobs)(joblib.delayed(run)(job, args.cache) for job in left)
     results = [finished(job, args.cache) for job in jobs]
     about = {
-        "machine": f"{machine()}, one thread for each of {args.jobs} jobs at a time",
+        "machine": f"{processor()}, one thread for each of {args.jobs} jobs at a time",
         "commits": sorted({result["commit"] or "unknown" for result in results}),
         "core_hours": sum(result["job_seconds"] for result in results) / 3600,
         "skaocls": skaocls.__version__,

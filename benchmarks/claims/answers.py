@@ -100,6 +100,11 @@ def one_order(results, task):
     return {"raster, trained for it": results.accuracy(task, RASTER)} | one
 
 
+def usual(points):
+    """Those of the usual aggregation, and those that know none."""
+    return [p for p in points if p.get("aggregation", AGGREGATION) == AGGREGATION]
+
+
 def cheapest(points, target):
     """Operations of the cheapest setting that reaches an accuracy, as do all dearer ones like it.
 
@@ -107,8 +112,7 @@ def cheapest(points, target):
     """
     reached = []
     for search in {p.get("search") for p in points}:
-        alike = [p for p in points if p.get("search") == search]
-        alike = [p for p in alike if p.get("aggregation", AGGREGATION) == AGGREGATION]
+        alike = [p for p in usual(points) if p.get("search") == search]
         alike.sort(key=lambda p: p["flops"])
         enough = [all(q["accuracy"] >= target for q in alike[i:]) for i in range(len(alike))]
         reached += [p["flops"] for p, ok in zip(alike, enough) if ok]
@@ -122,11 +126,8 @@ def cost_ratios(results, task, slack=0.005):
     """
     ratios = []
     for ours, theirs in zip(results.standard(task, OURS), results.standard(task, DIFFUSION)):
-        last = []
-        for row in (ours, theirs):
-            alike = [p for p in row["points"] if p.get("aggregation", AGGREGATION) == AGGREGATION]
-            last.append(max(alike, key=lambda p: p["flops"])["accuracy"])
-        target = min(last) - slack
+        last = (max(usual(r["points"]), key=lambda p: p["flops"]) for r in (ours, theirs))
+        target = min(point["accuracy"] for point in last) - slack
         ratios.append(cheapest(theirs["points"], target) / cheapest(ours["points"], target))
     return np.array(ratios)
 

@@ -12,8 +12,6 @@ from shortcuts import with_shortcut
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
-from skaocls.aggregation import joint_log_proba
-
 AGREEMENT = 0.95  # of mark and class in training
 SEVERITIES = (1, 2, 3, 4, 5)
 HELD_OUT = 300
@@ -116,7 +114,7 @@ def remedy(
     for reading in readings:
         model.set_params(**usual | reading)
         ll = np.concatenate(list(model._log_likelihoods(X_test)))
-        joint = joint_log_proba(ll / model.temperature_, model.class_log_prior_, model.aggregation)
+        joint = model._joint_log_proba(ll)
         right = joint.argmax(1) == y_test
         single = (ll + model.class_log_prior_).argmax(2) == y_test[:, None]
         row = {"reading": reading, "accuracy": float(right.mean()), "single": float(single.mean())}

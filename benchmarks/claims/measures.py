@@ -63,9 +63,9 @@ def clean(model, X, labels):
     if name == "AnyOrderARClassifier":
         ll, seconds = timed_reading(model, X)
         row = {"points": ar_points(model, X, labels, ll, seconds)}
-        return row | (
-            {"fixed_orders": fixed_orders(model, X, labels, ll)} if len(ll[0]) > 1 else {}
-        )
+        if ll.shape[1] > 1:
+            row["fixed_orders"] = fixed_orders(model, X, labels, ll)
+        return row
     if name == "DiffusionClassifier":
         return {"points": diffusion_points(model, X, labels)}
     flops = flops_per_image(getattr(model, "estimator_", model), X.shape[1:])

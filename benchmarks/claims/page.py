@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from answers import AGGREGATION, DIFFUSION, OURS, Results, answers, interval, one_order, shortcut
+from answers import DIFFUSION, OURS, Results, answers, interval, one_order, shortcut, usual
 from contestants import DISCRIMINATIVE, GENERATIVE
 from shifts import SHIFTS
 
@@ -166,7 +166,7 @@ def raced(results, task, name, shown):
     flops = results.points(task, name, "flops", **setting).mean()
     seconds = results.points(task, name, "seconds", **setting).mean()
     accuracy = percent(results.points(task, name, **setting))
-    what = f"{name}, {setting[key]} {'orders' if name == OURS else 'timesteps'}, {search}"
+    what = f"{label(name, setting)}, {search}"
     return [task, what, accuracy, "", "", "", "", f"{flops / 1e6:.3g}", f"{1000 * seconds:.2g}", ""]
 
 
@@ -270,8 +270,7 @@ def lines_of(results, task):
     """Curves of accuracy against operations, by contestant and search."""
     curves = {}
     for name in (OURS, DIFFUSION):
-        points = results.standard(task, name)[0]["points"]
-        points = [p for p in points if p.get("aggregation", AGGREGATION) == AGGREGATION]
+        points = usual(results.standard(task, name)[0]["points"])
         for search in dict.fromkeys(p.get("search") for p in points):
             settings = [
                 {k: p[k] for k in ("orders", "steps", "aggregation", "search") if k in p}
