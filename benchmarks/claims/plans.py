@@ -3,6 +3,8 @@
 SEEDS = (0, 1, 2)
 VIEWS = {"digits": 16, "glyphs": 4, "textures": 4}  # of scikit-learn's: SVC takes minutes with more
 LONGER = {"batch_size": 32, "max_iter": 120}
+EIGHT = {"patch_size": 4, "n_components": 8, "batch_size": 32}
+SIX = {"n_components": 6, "batch_size": 32}
 # What was tried; the raster prior takes what is best for the any-order one
 GRID = {
     "digits": {
@@ -17,14 +19,24 @@ GRID = {
         "any-order AR": [{"n_codes": 32}, {"n_codes": 64}],
         "diffusion": [
             {"patch_size": 4, "n_components": n, "learning_rate": rate} | LONGER
-            for n, rate in ((None, 6e-3), (8, 6e-3), (12, 4e-3))
+            for n, rate in ((None, 6e-3), (8, 6e-3), (12, 4e-3), (8, 1e-2))
+        ]
+        + [
+            {"patch_size": 8, "n_components": 16, "batch_size": 32, "max_iter": 400},
+            EIGHT | {"n_layer": 2, "max_iter": 240},
+            EIGHT | {"dim": 32, "n_head": 2, "max_iter": 280},
         ],
         "ResNet": [{"patch_size": 2}, {"patch_size": 2, "learning_rate": 4e-3}],
         "ViT": [{"patch_size": 4, "learning_rate": rate, "max_iter": 120} for rate in (2e-3, 4e-3)],
     },
     "textures": {
         "any-order AR": [{"n_codes": n, "max_iter": 60} for n in (64, 256)],
-        "diffusion": [{"n_components": n} | LONGER for n in (None, 6)],
+        "diffusion": [{"n_components": n} | LONGER for n in (None, 6, 3)]
+        + [
+            {"patch_size": 4, "n_components": 12, "batch_size": 32, "max_iter": 280},
+            SIX | {"n_layer": 2, "max_iter": 170},
+            SIX | {"learning_rate": 1e-2, "max_iter": 90},
+        ],
         "ResNet": [{}, {"patch_size": 2}],
         "ViT": [{"patch_size": 2, "learning_rate": rate} for rate in (2e-3, 4e-3)],
     },
