@@ -18,6 +18,12 @@ HELD_OUT = 300
 TEST_MARKS = 1000  # added to the seed
 
 
+def images(task, seed, n_train=None, n_test=None, fonts=None):
+    """The first of the task's training images, their labels, of its test images and theirs."""
+    X, y, X_test, y_test = load(task, seed, fonts)
+    return X[:n_train], y[:n_train], X_test[:n_test], y_test[:n_test]
+
+
 def fitted(contestant, seed, params, X, y):
     """The trained contestant, and how many seconds that took."""
     model = make(contestant, seed, params)
@@ -38,9 +44,8 @@ def standard(task, seed, contestant, params, n_train=None, n_test=None, n_shifte
         setting that :func:`measures.ready` chooses, on the first `n_shifted` test images;
         ``"unshifted"``: on those as they are; glyphs also in ``"unseen_fonts"``.
     """
-    X, y, X_test, y_test = load(task, seed, fonts)
-    model, seconds = fitted(contestant, seed, params, X[:n_train], y[:n_train])
-    X_test, y_test = X_test[:n_test], y_test[:n_test]
+    X, y, X_test, y_test = images(task, seed, n_train, n_test, fonts)
+    model, seconds = fitted(contestant, seed, params, X, y)
     row = {"fit_seconds": seconds, "n_test": len(y_test)}
     row |= clean(model, X_test, y_test)
     ready(model)
@@ -64,8 +69,7 @@ def shortcut(task, seed, contestant, params, kind, n_train=None, n_test=None):
         random class, ``"random"``, and always for another one, ``"conflicting"``; of the last,
         ``"fooled"`` is the share that is taken for the mark's class.
     """
-    X, y, X_test, y_test = load(task, seed)
-    X, y, X_test, y_test = X[:n_train], y[:n_train], X_test[:n_test], y_test[:n_test]
+    X, y, X_test, y_test = images(task, seed, n_train, n_test)
     n_classes = y.max() + 1
     marked, _ = with_shortcut(X, y, n_classes, AGREEMENT, kind, seed)
     model, seconds = fitted(contestant, seed, params, marked, y)
@@ -74,8 +78,8 @@ def shortcut(task, seed, contestant, params, kind, n_train=None, n_test=None):
     for name, agreement in (
         ("agreeing", AGREEMENT), ("random", 1 / n_classes), ("conflicting", "reversed")
     ):  # fmt: skip
-        images, marks = with_shortcut(X_test, y_test, n_classes, agreement, kind, seed + TEST_MARKS)
-        predicted = model.predict(images)
+        marked, marks = with_shortcut(X_test, y_test, n_classes, agreement, kind, seed + TEST_MARKS)
+        predicted = model.predict(marked)
         row[name] = float((predicted == y_test).mean())
     row["fooled"] = float((predicted == marks).mean())
     return row
@@ -101,8 +105,7 @@ def remedy(
         ``"readings"``: for each, ``"accuracy"`` with all orders and that of a ``"single"`` one in
         the mean, and the ``"drop"`` in the mean of the shifts.
     """
-    X, y, X_test, y_test = load(task, seed, fonts)
-    X, y, X_test, y_test = X[:n_train], y[:n_train], X_test[:n_test], y_test[:n_test]
+    X, y, X_test, y_test = images(task, seed, n_train, n_test, fonts)
     if kind is not None:
         n_classes = y.max() + 1
         X, _ = with_shortcut(X, y, n_classes, AGREEMENT, kind, seed)

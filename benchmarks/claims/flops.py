@@ -28,7 +28,7 @@ def flops_per_image(model, image_shape):
     if name == "AnyOrderARClassifier":
         return ar_flops(model.prior_, len(model.orders_), len(model.classes_))
     if name == "DiffusionClassifier":
-        return model.evaluations_ * dit_flops(model.module_, model.module_.image_shape)
+        return model.evaluations_ * dit_flops(model.module_)
     if name == "NetworkClassifier":
         return counted(model.module_, blank(image_shape))
     if name == "SVC":
@@ -67,9 +67,10 @@ def ar_parts(prior):
     return pair, lane + n * 2 * dim * prior.vocab_size
 
 
-def dit_flops(module, image_shape):
+def dit_flops(module):
     """Of one forward pass of the DiT: one image, step and class."""
-    return counted(module, blank(image_shape), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    image, label = blank(module.image_shape), torch.zeros(1, dtype=torch.long)
+    return counted(module, image, torch.zeros(1), label)
 
 
 def blank(image_shape):
