@@ -37,6 +37,8 @@ GRID = {
             LARGE | {"n_components": 7},
             LARGE | {"n_components": 5},
             LARGE | {"n_components": 10, "n_layer": 2, "max_iter": 750},
+            LARGE | {"n_components": 4},
+            LARGE | {"n_components": 5, "n_layer": 2, "max_iter": 750},
         ],
         "ResNet": [{"patch_size": 2}, {"patch_size": 2, "learning_rate": 4e-3}],
         "ViT": [{"patch_size": 4, "learning_rate": rate, "max_iter": 120} for rate in (2e-3, 4e-3)],
