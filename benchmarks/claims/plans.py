@@ -19,7 +19,10 @@ GRID = {
         ],
     },
     "glyphs": {
-        "any-order AR": [{"n_codes": 32}, {"n_codes": 64}],
+        "any-order AR": [
+            *({"n_codes": n} for n in (32, 64, 16)),
+            {"patch_size": 8, "n_codes": 256, "max_iter": 400},
+        ],
         "diffusion": [
             {"patch_size": 4, "n_components": n, "learning_rate": rate} | LONGER
             for n, rate in ((None, 6e-3), (8, 6e-3), (12, 4e-3), (8, 1e-2))
@@ -44,7 +47,10 @@ GRID = {
         "ViT": [{"patch_size": 4, "learning_rate": rate, "max_iter": 120} for rate in (2e-3, 4e-3)],
     },
     "textures": {
-        "any-order AR": [{"n_codes": n, "max_iter": 60} for n in (64, 256)],
+        "any-order AR": [
+            *({"n_codes": n, "max_iter": 60} for n in (64, 256, 512)),
+            {"patch_size": 4, "n_codes": 256, "max_iter": 240},
+        ],
         "diffusion": [{"n_components": n} | LONGER for n in (None, 6, 3)]
         + [
             MIDDLE,
