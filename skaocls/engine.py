@@ -240,7 +240,8 @@ def token_log_prob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each target token (n,), from hidden states (n, dim).
 
     The logits exist for a few rows at a time, never as a whole. The target's own is summed in
-    float32: a logit rounded to bfloat16 is off by as much as classes differ.
+    float32: a logit rounded to bfloat16 is off by as much as classes differ. The fused
+    functions of torch and of Liger-Kernel round it.
     """
     rows = max(1, LOGITS_AT_ONCE // len(weight))
     out = hidden.new_empty(len(hidden), dtype=torch.float32)

@@ -53,6 +53,8 @@ def test_verdicts():
     assert answers.level(-0.03, 0.01) == "refuted"
     assert answers.much_cheaper(np.log10(30), np.log10(1.1)) == "confirmed"
     assert answers.much_cheaper(np.log10(30), np.log10(1.5)) == "not confirmed"
+    assert answers.much_cheaper(np.log10(8), np.log10(1.1)) == "not confirmed"
+    assert answers.much_cheaper(np.log10(0.5), np.log10(1.5)) == "refuted"
 
 
 def test_cheapest():

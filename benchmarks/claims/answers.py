@@ -5,7 +5,7 @@ from contestants import DISCRIMINATIVE
 from measures import SHOWN_ORDERS, SHOWN_TIMESTEPS, relative_drop
 from scipy import stats
 
-OURS, RASTER, DIFFUSION = "any-order AR", "raster AR", "diffusion"
+OURS, RASTER, DIFFUSION, MASKED = "any-order AR", "raster AR", "diffusion", "masked"
 CONFIDENCE = 0.95
 GOOD_ENOUGH = 0.995  # accuracy at which a gain of a point is no longer asked
 LEVEL = 0.01  # a gap in accuracy that is none
@@ -64,6 +64,9 @@ class Results:
         if contestant == DIFFUSION:
             steps = [p["steps"] for p in self.find("standard", contestant=DIFFUSION)[0]["points"]]
             return {"steps": min(SHOWN_TIMESTEPS, max(steps))}
+        if contestant == MASKED:
+            points = self.find("standard", contestant=MASKED)[0]["points"]
+            return {"masks": max(p["masks"] for p in points)}
         return {}
 
     def orders_shown(self):
@@ -147,8 +150,10 @@ def level(value, half):
 
 
 def much_cheaper(value, half):
-    """Verdict on the logarithm of a ratio that is to be 25."""
-    return "confirmed" if value - half >= np.log10(CHEAPER) else "not confirmed"
+    """Verdict on the logarithm of a ratio that is to be 25; up to that is claimed, so 1 refutes."""
+    if value - half >= np.log10(CHEAPER):
+        return "confirmed"
+    return "not confirmed" if value + half >= 0 else "refuted"
 
 
 def saturated(value, half):

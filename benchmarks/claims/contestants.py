@@ -4,6 +4,7 @@ import numpy as np
 from data import digits, glyphs, textures
 from diffusion import DiffusionClassifier
 from loops import training_views
+from masked import MaskedClassifier
 from networks import NetworkClassifier
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.linear_model import LogisticRegression
@@ -17,9 +18,9 @@ from skaocls import AnyOrderARClassifier, PatchTokenizer
 
 CHARACTERS = "ABEFHKNPR2"  # several differ by one stroke
 GLYPHS = 120  # training images of each character
-GENERATIVE = ("any-order AR", "raster AR", "diffusion")
+GENERATIVE = ("any-order AR", "raster AR", "diffusion", "masked")
 DISCRIMINATIVE = ("ResNet", "ViT", "SVC", "LogisticRegression", "MLPClassifier")
-MAX_ORDERS, MAX_TIMESTEPS = 32, 32
+MAX_ORDERS, MAX_TIMESTEPS, MAX_MASKS = 32, 32, 32
 
 
 def load(task, seed, fonts=None):
@@ -89,6 +90,8 @@ def make(contestant, seed, params):
         )  # fmt: skip
     if contestant == "diffusion":
         return DiffusionClassifier(n_timesteps=MAX_TIMESTEPS, random_state=seed, **params)
+    if contestant == "masked":
+        return MaskedClassifier(n_masks=MAX_MASKS, random_state=seed, **params)
     if contestant in ("ResNet", "ViT"):
         return NetworkClassifier(contestant.lower(), random_state=seed, **params)
     views = {"augmentation": params.pop("augmentation"), "random_state": seed}

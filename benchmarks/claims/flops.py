@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def flops_per_image(model, image_shape):
-    """Of a fitted classifier: ours, a diffusion classifier, a network, or scikit-learn's.
+    """Of a fitted classifier: ours, a diffusion or masked one, a network, or scikit-learn's.
 
     Parameters
     ----------
@@ -29,6 +29,8 @@ def flops_per_image(model, image_shape):
         return ar_flops(model.prior_, len(model.orders_), len(model.classes_))
     if name == "DiffusionClassifier":
         return model.evaluations_ * dit_flops(model.module_)
+    if name == "MaskedClassifier":
+        return model.evaluations_ * masked_flops(model.module_)
     if name == "NetworkClassifier":
         return counted(model.module_, blank(image_shape))
     if name == "SVC":
@@ -71,6 +73,12 @@ def dit_flops(module):
     """Of one forward pass of the DiT: one image, step and class."""
     image, label = blank(module.image_shape), torch.zeros(1, dtype=torch.long)
     return counted(module, image, torch.zeros(1), label)
+
+
+def masked_flops(module):
+    """Of one forward pass of the masked transformer: one image, mask and class."""
+    tokens, label = torch.zeros(1, module.n_tokens).long(), torch.zeros(1, dtype=torch.long)
+    return counted(module, tokens, tokens.bool(), label)
 
 
 def blank(image_shape):

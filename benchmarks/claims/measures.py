@@ -13,6 +13,7 @@ from skaocls.calibration import expected_calibration_error, fit_temperature
 N_ORDERS = (1, 2, 4, 8, 16, 20, 32)
 SHOWN_ORDERS, SHOWN_TIMESTEPS = 20, 32  # where one number is shown
 SHIFTED_TIMESTEPS = 16  # under shift and for tuning, with elimination
+SHIFTED_MASKS = 16
 RACED = (4, 8, 20)
 ELIMINATED = (4, 8, 16, 32)
 SMALLEST = 1e-12  # probability, as in scikit-learn's log loss
@@ -68,6 +69,8 @@ def clean(model, X, labels):
         return row
     if name == "DiffusionClassifier":
         return {"points": diffusion_points(model, X, labels)}
+    if name == "MaskedClassifier":
+        return {"points": staged_points(model, X, labels, "masks", model.staged_masks())}
     flops = flops_per_image(getattr(model, "estimator_", model), X.shape[1:])
     start = time.perf_counter()
     predicted = model.predict(X)
@@ -119,14 +122,7 @@ def race_flops(clf, n_orders, share):
 def diffusion_points(clf, X, labels):
     """The diffusion classifier: each number of steps, with and without elimination."""
     most = clf.n_timesteps
-    flops = flops_per_image(clf, X.shape[1:])
-    start = time.perf_counter()
-    staged = list(clf.staged_predict_proba(X))
-    seconds = (time.perf_counter() - start) / len(X)
-    points = []
-    for steps, proba in zip(clf.staged_timesteps(), staged):
-        cost = flops * steps / most, seconds * steps / most
-        points.append(point(np.log(proba.clip(SMALLEST)), labels, *cost, steps=steps))
+    points = staged_points(clf, X, labels, "steps", clf.staged_timesteps())
     for steps in (steps for steps in ELIMINATED if steps <= most):
         clf.set_params(adaptive=True, n_timesteps=steps)
         start = time.perf_counter()
@@ -140,6 +136,19 @@ def diffusion_points(clf, X, labels):
     return points
 
 
+def staged_points(clf, X, labels, unit, counts):
+    """What is found after each of some counts of timesteps or masks, in one pass over them all."""
+    flops = flops_per_image(clf, X.shape[1:])
+    start = time.perf_counter()
+    staged = list(clf.staged_predict_proba(X))
+    seconds = (time.perf_counter() - start) / len(X)
+    points = []
+    for count, proba in zip(counts, staged):
+        cost = flops * count / counts[-1], seconds * count / counts[-1]
+        points.append(point(np.log(proba.clip(SMALLEST)), labels, *cost, **{unit: count}))
+    return points
+
+
 def ready(model):
     """The model, set to answer as it would be used: the orders or steps shown, cheap search."""
     name = type(model).__name__
@@ -149,6 +158,8 @@ def ready(model):
     if name == "DiffusionClassifier":
         steps = min(SHIFTED_TIMESTEPS, model.n_timesteps)
         return model.set_params(n_timesteps=steps, adaptive=True)
+    if name == "MaskedClassifier":
+        return model.set_params(n_masks=min(SHIFTED_MASKS, model.n_masks))
     return model
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from answers import DIFFUSION, OURS, Results, answers, interval, one_order, shortcut, usual
+from answers import DIFFUSION, MASKED, OURS, Results, answers, interval, one_order, shortcut, usual
 from contestants import DISCRIMINATIVE, GENERATIVE
 from shifts import SHIFTS
 
@@ -25,6 +25,7 @@ CLAIMS = {
     "shortcuts": "Harder to fool by shortcuts",
 }
 COLOURS = {name: f"C{i}" for i, name in enumerate((*GENERATIVE, *DISCRIMINATIVE))}
+STAGED = (OURS, DIFFUSION, MASKED)  # those that answer the better the longer they look
 STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 INTRO = Path(__file__).with_name("intro.md")
 PUBLISHED = """
@@ -142,7 +143,9 @@ def accuracy_table(results):
 def label(name, shown):
     if name == OURS:
         return f"{name}, {shown['orders']} orders"
-    return f"{name}, {shown['steps']} timesteps" if name == DIFFUSION else name
+    if name == DIFFUSION:
+        return f"{name}, {shown['steps']} timesteps"
+    return f"{name}, {shown['masks']} masks" if name == MASKED else name
 
 
 def calibration(results, task, name, shown):
@@ -269,11 +272,11 @@ def settings_table(results):
 def lines_of(results, task):
     """Curves of accuracy against operations, by contestant and search."""
     curves = {}
-    for name in (OURS, DIFFUSION):
+    for name in (n for n in STAGED if n in results.contestants(task)):
         points = usual(results.standard(task, name)[0]["points"])
         for search in dict.fromkeys(p.get("search") for p in points):
             settings = [
-                {k: p[k] for k in ("orders", "steps", "aggregation", "search") if k in p}
+                {k: p[k] for k in ("orders", "steps", "masks", "aggregation", "search") if k in p}
                 for p in points
                 if p.get("search") == search
             ]
@@ -291,7 +294,7 @@ def plot_cost(results):
             named = f"{name}, {search}" if search else name
             ax.plot(x, 100 * y.mean(1), marker="o", markersize=4, label=named, **style)
         for name in results.contestants(task):
-            if name not in (OURS, DIFFUSION):
+            if name not in STAGED:
                 x = results.points(task, name, "flops").mean()
                 y = results.accuracy(task, name).mean()
                 ax.plot(x, 100 * y, "x", markersize=7, color=COLOURS[name], label=name)

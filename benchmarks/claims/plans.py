@@ -9,11 +9,17 @@ LARGE = {"patch_size": 8, "n_components": 16, "batch_size": 32, "max_iter": 400}
 MIDDLE = {"patch_size": 4, "n_components": 12, "batch_size": 32, "max_iter": 280}
 SHALLOW = MIDDLE | {"n_layer": 2, "max_iter": 520}
 SIX = {"n_components": 6, "batch_size": 32}
+HIDDEN = {"batch_size": 32, "n_layer": 2}
 # What was tried; the raster prior takes what is best for the any-order one
 GRID = {
     "digits": {
         "any-order AR": [{}, {"n_codes": 64}, {"max_iter": 240}],
         "diffusion": [{}, {"learning_rate": 3e-3}, {"max_iter": 120}],
+        "masked": [
+            {"n_codes": 64, "n_layer": 2},
+            {"n_codes": 64},
+            {"n_codes": 64, "n_layer": 2, "schedule": "cosine"},
+        ],
         "ResNet": [{}, {"learning_rate": 4e-3}, {"max_iter": 120}],
         "ViT": [
             {"patch_size": 2, "learning_rate": rate, "max_iter": 120} for rate in (1e-3, 2e-3, 4e-3)
@@ -44,6 +50,12 @@ GRID = {
             LARGE | {"n_components": 4},
             LARGE | {"n_components": 5, "n_layer": 2, "max_iter": 750},
         ],
+        "masked": [
+            HIDDEN | {"n_codes": 32},
+            HIDDEN | {"n_codes": 32, "schedule": "cosine"},
+            HIDDEN | {"n_codes": 32, "n_layer": 4, "max_iter": 120},
+            HIDDEN | {"n_codes": 32, "learning_rate": 1e-2},
+        ],
         "ResNet": [{"patch_size": 2}, {"patch_size": 2, "learning_rate": 4e-3}],
         "ViT": [{"patch_size": 4, "learning_rate": rate, "max_iter": 120} for rate in (2e-3, 4e-3)],
     },
@@ -66,6 +78,12 @@ GRID = {
             SHALLOW | {"n_components": 6},
             SHALLOW | {"n_components": 4},
             SHALLOW | {"n_components": 8, "batch_size": 16, "max_iter": 430},
+        ],
+        "masked": [
+            HIDDEN | {"n_codes": 512, "max_iter": 120},
+            HIDDEN | {"n_codes": 512, "max_iter": 120, "schedule": "cosine"},
+            HIDDEN | {"n_codes": 256, "max_iter": 120},
+            {"n_codes": 512, "n_layer": 2, "max_iter": 180},
         ],
         "ResNet": [{}, {"patch_size": 2}],
         "ViT": [{"patch_size": 2, "learning_rate": rate} for rate in (2e-3, 4e-3)],
@@ -125,6 +143,7 @@ FEW = {
     "any-order AR": {"max_iter": 2, "n_codes": 16},
     "raster AR": {"max_iter": 2, "n_codes": 16},
     "diffusion": {"max_iter": 2, "patch_size": 4, "dim": 32, "n_layer": 1, "n_head": 2},
+    "masked": {"max_iter": 2, "n_codes": 16, "dim": 32, "n_layer": 1, "n_head": 2},
     "ResNet": {"max_iter": 2, "width": 8, "patch_size": 2},
     "ViT": {"max_iter": 2, "width": 16, "depth": 1, "patch_size": 4},
     "SVC": {"augmentation": 2},
