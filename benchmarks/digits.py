@@ -34,8 +34,15 @@ def processor():
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0].split(":")[1].strip() if models else name
+        # those of one name can differ in speed, and then in family and model
+        first = cpuinfo.read_text().split("\n\n")[0]
+        facts = {
+            key.strip(): value.strip()
+            for key, _, value in (line.partition(":") for line in first.splitlines())
+        }
+        name = facts.get("model name", name)
+        if "cpu family" in facts:
+            name += f" (family {facts['cpu family']}, model {facts['model']})"
     return name
 
 

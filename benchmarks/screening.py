@@ -59,7 +59,7 @@ def recalls(scores, winners):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, default=HERE / "cache")
-    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--classes", type=int, default=300)
     args = parser.parse_args()
     folder = args.cache / f"characters-{args.classes}"
@@ -84,7 +84,7 @@ def main():
     ]
 
     def report(name, cost, scores):
-        cells = [name, f"{cost:,}", *(f"{r:.3f}" for r in recalls(scores, winners))]
+        cells = [name, f"{cost:,}", *(f"{r:.4f}" for r in recalls(scores, winners))]
         lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
 

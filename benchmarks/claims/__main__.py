@@ -90,7 +90,8 @@ def run(job, cache):
     start = time.perf_counter()
     what = {k: v for k, v in job.items() if k != "experiment"}
     row = EXPERIMENTS[job["experiment"]](**what)
-    result = {"job": job, "commit": commit(), "job_seconds": time.perf_counter() - start} | row
+    result = {"job": job, "commit": commit(), "machine": processor()}
+    result |= {"job_seconds": time.perf_counter() - start} | row
     text = json.dumps(result) + "\n"
     write_all(cache, {f"{name_of(job)}.json": lambda path: Path(path).write_text(text)})
     print(f"{name_of(job)}: {result['job_seconds']:.0f} s", flush=True)
@@ -110,8 +111,9 @@ def main(argv=None):
     # processes of one thread each: matrices are small
     joblib.Parallel(args.jobs)(joblib.delayed(run)(job, args.cache) for job in left)
     results = [finished(job, args.cache) for job in jobs]
+    machines = sorted({result["machine"] for result in results})
     about = {
-        "machine": f"{processor()}, one thread for each of {args.jobs} jobs at a time",
+        "machine": f"{' and '.join(machines)}, one thread for each of {args.jobs} jobs at a time",
         "commits": sorted({result["commit"] or "unknown" for result in results}),
         "core_hours": sum(result["job_seconds"] for result in results) / 3600,
         "skaocls": skaocls.__version__,
