@@ -9,6 +9,7 @@ A lane can be read in pieces: keys and values of what was read are handed back, 
 go on. Sums and the residual stream are in float32, matrix products in the type asked for.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,8 +20,9 @@ from torch.nn.attention.bias import causal_lower_right
 from skaocls.prior import NORM_EPS, AnyOrderPrior, rotate
 
 LOGITS_AT_ONCE = 2**22
-QUERIES_AT_ONCE = 256
+QUERIES_AT_ONCE = 128
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+PACKING = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 # For each layer but the first: keys and values (lanes, n_head, 1 + steps, head_dim) of the class
 # token and of what was read
@@ -28,7 +30,8 @@ Cache = list[tuple[Tensor, Tensor]]
 
 
 class Layer(NamedTuple):
-    wqkv: Tensor
+    wq: Tensor
+    wkv: Tensor
     wo: Tensor
     w1: Tensor
     w3: Tensor
@@ -69,23 +72,29 @@ class Engine:
         Rows of the class table to score.
     dtype : torch.dtype, default=torch.float32
         Type of the matrix products.
+    pack : bool, default=True
+        Whether bfloat16 weights are copied into the layout that products on CPUs are made in.
+        What is to be compiled needs them as they are.
     """
 
-    def __init__(self, prior: AnyOrderPrior, labels: Tensor, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        prior: AnyOrderPrior,
+        labels: Tensor,
+        dtype: torch.dtype = torch.float32,
+        pack: bool = True,
+    ):
         self.prior, self.dtype = prior, dtype
         self.n_head, self.n_tokens = prior.n_head, prior.n_tokens
-        self.layers = [
-            Layer(
-                wqkv=block.attention.wqkv.weight.to(dtype),
-                wo=block.attention.wo.weight.to(dtype),
-                w1=block.feed_forward.w1.weight.to(dtype),
-                w3=block.feed_forward.w3.weight.to(dtype),
-                w2=block.feed_forward.w2.weight.to(dtype),
-                attention_norm=block.attention_norm.weight.to(dtype),
-                ffn_norm=block.ffn_norm.weight.to(dtype),
+        self.layers = []
+        for block in prior.blocks:
+            attention, ffn = block.attention, block.feed_forward
+            wq, wkv = attention.wqkv.weight.tensor_split([prior.output.weight.shape[1]])
+            weights = [wq, wkv, attention.wo.weight, ffn.w1.weight, ffn.w3.weight, ffn.w2.weight]
+            norms = [block.attention_norm.weight, block.ffn_norm.weight]
+            self.layers.append(
+                Layer(*(prepared(w, dtype, pack) for w in weights), *(w.to(dtype) for w in norms))
             )
-            for block in prior.blocks
-        ]
         self.norm, self.output = prior.norm.weight.to(dtype), prior.output.weight.to(dtype)
         first, *rest = prior.class_values(labels)
         self.class_values = [v.to(dtype) for v in rest]
@@ -99,8 +108,8 @@ class Engine:
         prior, layer = self.prior, self.layers[0]
         targets = codes.gather(1, orders)
         x, rope = prior.interleave(targets, orders)
-        q, k, v = self._project(x, layer.attention_norm, layer.wqkv).chunk(3, -1)
-        q, k, v = rotated(self._heads(q), rope), rotated(self._heads(k), rope), self._heads(v)
+        q, k, v = self._project(x, layer)
+        q, k = rotated(q, rope), rotated(k, rope)
         score = (q @ k.transpose(-1, -2)).float() * k.shape[-1] ** -0.5
         steps = score.shape[-1]
         future = torch.ones(steps, steps, dtype=torch.bool, device=x.device).triu(1)
@@ -151,9 +160,10 @@ class Engine:
             if n:
                 values = self.class_values[n - 1][label]
                 before = cache[n - 1] if cache else None
-                q, k, v = self._attend(x, layer, values, rope, before, predicting if last else None)
-                x = x[:, predicting] if last else x
-                y = attention(q, k, v, range(begin, end)[predicting] if last else range(begin, end))
+                asking = predicting if last else slice(None)
+                q, k, v = self._attend(x, layer, values, rope, before, asking)
+                x = x[:, asking]
+                y = attention(q, k, v, range(begin, end)[asking])
                 x += linear(y, layer.wo)
                 if keep:
                     kept.append((k, v))
@@ -167,23 +177,20 @@ class Engine:
         log_prob = token_log_prob(h.flatten(0, 1), self.output, targets.flatten())
         return log_prob.view(targets.shape), kept
 
-    def _attend(self, x, layer, values, rope, before, predicting):
-        y = self._norm(x, layer.attention_norm)
-        if predicting is None:
-            q, k, v = (self._heads(a) for a in linear(y, layer.wqkv).chunk(3, -1))
-            q = rotated(q, rope)
-        else:  # beyond the last layer's keys and values only the predicting positions matter
-            dim = x.shape[-1]
-            q = self._heads(linear(y[:, predicting], layer.wqkv[:dim]))
-            q = rotated(q, rope[:, :, predicting])
-            k, v = (self._heads(a) for a in linear(y, layer.wqkv[dim:]).chunk(2, -1))
+    def _attend(self, x, layer, values, rope, before, asking):
+        # beyond the last layer's keys and values only the predicting positions matter
+        q, k, v = self._project(x, layer, asking)
+        q = rotated(q, rope[:, :, asking])
         k = rotated(k, rope)
         if before is None:
             return q, F.pad(k, (0, 0, 1, 0)), torch.cat([self._heads(values[:, None]), v], 2)
         return q, torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
 
-    def _project(self, x, norm, weight):
-        return linear(self._norm(x, norm), weight)
+    def _project(self, x, layer, asking=slice(None)):
+        """Queries of the positions that ask, all keys and values, (lanes, n_head, n, head_dim)."""
+        y = self._norm(x, layer.attention_norm)
+        q, kv = linear(y[:, asking], layer.wq), linear(y, layer.wkv)
+        return tuple(self._heads(a) for a in (q, *kv.chunk(2, -1)))
 
     def _norm(self, x, weight):
         if x.is_cuda:
@@ -197,9 +204,18 @@ class Engine:
         return x.unflatten(-1, (self.n_head, -1)).transpose(-2, -3)
 
 
+def prepared(weight: Tensor, dtype: torch.dtype, pack: bool) -> Tensor:
+    """A weight for :func:`linear`, of type `dtype`."""
+    weight = weight.detach().to(dtype)
+    if pack and PACKING and dtype == torch.bfloat16 and not weight.is_cuda:
+        return torch.ops.mkldnn._reorder_linear_weight(weight)
+    return weight
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x times weight transposed."""
-    if x.is_cuda or x.dtype != torch.float32 or torch.compiler.is_compiling() or not ONEDNN:
+    """x times weight transposed; the weight may be packed."""
+    plain = x.is_cuda or x.dtype != torch.float32 or torch.compiler.is_compiling() or not ONEDNN
+    if plain and not weight.is_mkldnn:
         return F.linear(x, weight)
     # in float32 torch calls another library, which is slower on some CPUs and no faster on others
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
@@ -223,17 +239,27 @@ def attention(q: Tensor, k: Tensor, v: Tensor, steps: range) -> Tensor:
         causal = causal_lower_right(q.shape[2], k.shape[2])
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal)
         return y.transpose(1, 2).flatten(2)
+    attend: Callable[..., Tensor] = F.scaled_dot_product_attention
+    if not q.is_cuda and q.dtype == torch.bfloat16:
+        q, attend = q.contiguous(), bfloat16_attention
     few = len(steps) if q.is_cuda else QUERIES_AT_ONCE
-    blocks = []
+    out = q.new_empty(q.shape[0], len(steps), q.shape[1], q.shape[3])
     for at in range(0, len(steps), few):
         rows = steps[at : at + few]
         seen = rows[-1] + 2
         last = torch.arange(rows[0], rows[-1] + 1, rows.step, device=q.device)
         mask = torch.arange(-1, seen - 1, device=q.device) <= last[:, None]
-        block = q[:, :, at : at + few], k[:, :, :seen], v[:, :, :seen]
-        y = F.scaled_dot_product_attention(*block, attn_mask=mask)
-        blocks.append(y.transpose(1, 2).flatten(2))
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
+        y = attend(q[:, :, at : at + few], k[:, :, :seen], v[:, :, :seen], mask)
+        out[:, at : at + few] = y.transpose(1, 2)
+    return out.flatten(2)
+
+
+def bfloat16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention by plain products, which on CPUs take half of the time of torch's own."""
+    unseen = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+    q, k, v, batch = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), q.shape[:2]
+    score = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+    return torch.bmm(score.softmax(-1), v).unflatten(0, batch)
 
 
 def token_log_prob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -75,14 +75,14 @@ def log_likelihoods(
     prior.eval()
     device = prior.output.weight.device
     n_orders, n_classes = len(orders), len(labels)
-    engine = Engine(prior, torch.as_tensor(labels, device=device), dtype)
+    n_lanes = len(codes) * n_orders * n_classes
+    compiling = operations(prior) * n_lanes >= COMPILE_FROM.get(device.type, np.inf)
+    engine = Engine(prior, torch.as_tensor(labels, device=device), dtype, pack=not compiling)
+    read = compiled(engine.read) if compiling else engine.read
     all_codes = torch.as_tensor(codes, dtype=torch.long, device=device)
     all_orders = torch.as_tensor(orders, dtype=torch.long, device=device)
     out = torch.empty(len(codes) * n_orders, n_classes, dtype=torch.float64, device=device)
     lanes = lanes_at_once(prior)
-    read = engine.read
-    if operations(prior) * len(out) * n_classes >= COMPILE_FROM.get(device.type, np.inf):
-        read = compiled(engine.read)
     start = 0
     while start < len(out):
         n_pairs, tile_classes = tile_shape(lanes, n_classes)

@@ -90,6 +90,21 @@ def test_reading_in_pieces(stops, n_layer, seed):
     torch.testing.assert_close(torch.cat(parts, 1), expected[..., 0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("steps", [range(11), range(0, 11, 2), range(4, 11), range(5, 11, 2)])
+def test_attention_sees_the_class_and_all_up_to_itself(monkeypatch, dtype, bound, steps):
+    monkeypatch.setattr(engine, "QUERIES_AT_ONCE", 3)
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, len(steps), 8).to(dtype)
+    k, v = torch.randn(2, 2, 4, 12, 8).to(dtype)  # of the class token and 11 steps
+    y = engine.attention(q, k, v, steps)
+    for i, step in enumerate(steps):
+        seen = slice(step + 2)
+        score = torch.einsum("nhd,nhkd->nhk", q[:, :, i].float(), k[:, :, seen].float())
+        expected = (score / 8**0.5).softmax(-1)[:, :, None] @ v[:, :, seen].float()
+        torch.testing.assert_close(y[:, i].float(), expected.flatten(1), atol=bound, rtol=0)
+
+
 def test_bfloat16_keeps_the_distances_between_classes():
     # stated bound: root mean square error of class differences under 5 % of their own
     torch.manual_seed(0)
