@@ -164,15 +164,17 @@ TUNING = tuning_jobs(GRID)
 CHOSEN = {
     "digits": {
         "any-order AR": 1,
+        "masked": 1,
         "ResNet": 1,
         "SVC": 2,
         "LogisticRegression": 1,
         "MLPClassifier": 1,
     },
-    "glyphs": {"diffusion": 14, "SVC": 1, "MLPClassifier": 1},
+    "glyphs": {"diffusion": 14, "masked": 1, "SVC": 1, "MLPClassifier": 1},
     "textures": {
         "any-order AR": 2,
         "diffusion": 10,
+        "masked": 3,
         "ResNet": 1,
         "SVC": 1,
         "MLPClassifier": 2,
