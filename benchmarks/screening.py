@@ -84,7 +84,7 @@ def main():
     ]
 
     def report(name, cost, scores):
-        cells = [name, f"{cost:,}", *(f"{r:.4f}" for r in recalls(scores, winners))]
+        cells = [name, f"{cost:,}", *(f"{r:.3f}" for r in recalls(scores, winners))]
         lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
 
