@@ -6,7 +6,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from latents import PatchLatents
-from loops import pixels, train, training_views
+from loops import doublings, pixels, train, training_views
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
@@ -316,7 +316,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
 
     def staged_timesteps(self):
         """1, 2, 4, 8, ... `n_timesteps`."""
-        return sorted({2**k for k in range(self.n_timesteps.bit_length())} | {self.n_timesteps})
+        return doublings(self.n_timesteps)
 
     def staged_predict(self, X):
         """Yield predictions after each of `staged_timesteps`, from one pass without elimination.

@@ -35,6 +35,11 @@ def pixels(images):
     return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).permute(0, 3, 1, 2)
 
 
+def doublings(n):
+    """1, 2, 4, 8, ... n."""
+    return sorted({2**k for k in range(n.bit_length())} | {n})
+
+
 def train(
     module,
     loss,

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import torch
-from diffusion import CLASS_SPREAD, Block, modulate, zeros
-from loops import train, training_views
+from diffusion import CLASS_SPREAD, NUMBERS_AT_ONCE, Block, modulate, zeros
+from loops import doublings, train, training_views
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from skaocls import PatchTokenizer
 
-NUMBERS_AT_ONCE = 2**18  # in the residual stream of one forward pass when scoring
 SHARES = {"uniform": lambda u: u, "cosine": lambda u: torch.cos(u * math.pi / 2)}
 
 
@@ -211,7 +210,7 @@ class MaskedClassifier(ClassifierMixin, BaseEstimator):
 
     def staged_masks(self):
         """1, 2, 4, 8, ... `n_masks`."""
-        return sorted({2**k for k in range(self.n_masks.bit_length())} | {self.n_masks})
+        return doublings(self.n_masks)
 
     def staged_predict_proba(self, X):
         """Yield class probabilities after each of `staged_masks`, from one pass."""
