@@ -24,7 +24,7 @@ from sklearn.svm import SVC
 
 import skaocls
 from skaocls import AnyOrderARClassifier
-from skaocls.aggregation import AGGREGATIONS, joint_log_proba
+from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 
 HERE = Path(__file__).parent
 N_ORDERS = (1, 2, 4, 8, 12, 16, 20)

@@ -12,6 +12,7 @@ on where it was stopped. In the end come ``imagenet.json``, ``imagenet.png`` and
 """
 
 import argparse
+import copy
 import json
 import os
 import time
@@ -27,10 +28,10 @@ from tqdm import tqdm
 import skaocls
 from skaocls import AnyOrderARClassifier
 from skaocls.__main__ import EXTENSIONS
-from skaocls.aggregation import AGGREGATIONS, joint_log_proba
 from skaocls.devices import resolve_device, resolve_precision
-from skaocls.pretrained import imagenet_classes, load_published, published_tokenizer
-from skaocls.saving import write_all
+from skaocls.files import write_all
+from skaocls.learned.published import imagenet_classes, load_published, published_tokenizer
+from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 
 AT_ONCE = 8  # images scored between two writes
 WORDNET_IDS = [row["wordnet_id"] for row in imagenet_classes()]
@@ -140,18 +141,18 @@ def make_classifier(args):
 
 
 def restrict(clf, full, classes):
-    """Let the classifier choose among these classes, out of the `full` set that it knows.
+    """Let the classifier choose among these classes, out of those that `full`, a copy, knows.
 
     A fine-tuned classifier's labels are taken for WordNet ids or ImageNet's indices.
     """
-    labels = full.get("wordnet_ids_", full["classes_"])
+    labels = getattr(full, "wordnet_ids_", full.classes_)
     column = {CLASSES.get(str(label)): i for i, label in enumerate(labels)}
     unknown = [WORDNET_IDS[c] for c in classes if c not in column]
     if unknown:
         raise SystemExit(f"The classifier does not know the class {unknown[0]}.")
     keep = [column[c] for c in classes]
-    for name in ("classes_", "class_rows_", "class_log_prior_"):
-        setattr(clf, name, full[name][keep])
+    clf.model_ = full.model_.restricted(keep)
+    clf.class_log_prior_ = full.class_log_prior_[keep]
 
 
 def weights_hash(clf):
@@ -280,7 +281,7 @@ def main(argv=None):
             raise SystemExit(f"{folder} has no subfolders named by WordNet id or class index.")
         data |= found
     clf = make_classifier(args)
-    full, device = vars(clf).copy(), resolve_device(args.device)
+    full, device = copy.copy(clf), resolve_device(args.device)
     settings = {name: getattr(args, name) for name in ("prior", "tokenizer", *PARAMS)}
     settings |= {"limit": args.limit, "seed": args.seed}
     settings["precision"] = str(resolve_precision(args.precision, device) or torch.float32)

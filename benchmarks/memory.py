@@ -19,10 +19,10 @@ from digits import HERE, machine
 from safetensors.torch import save_file
 
 from skaocls import AnyOrderPrior
-from skaocls.finetuning import prepare_finetuning
-from skaocls.loading import load_prior
-from skaocls.scoring import log_likelihoods
-from skaocls.training import train_prior
+from skaocls.priors.loading import load_prior
+from skaocls.scoring.exhaustive import log_likelihoods
+from skaocls.training.finetuning import prepare_finetuning
+from skaocls.training.loop import train_prior
 
 JOBS = {
     "load": "load",

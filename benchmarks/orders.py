@@ -12,8 +12,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from skaocls import AnyOrderARClassifier
-from skaocls.orders import draw_orders
-from skaocls.scoring import log_likelihoods
+from skaocls.scoring.exhaustive import log_likelihoods
+from skaocls.scoring.orders import draw_orders
 
 COUNTS = (1, 2, 4, 8, 16)
 DRAWS = 6

@@ -23,8 +23,8 @@ from sklearn.model_selection import train_test_split
 from strokes import characters
 
 from skaocls import AnyOrderARClassifier
-from skaocls.racing import race
-from skaocls.scoring import log_likelihoods
+from skaocls.scoring.exhaustive import log_likelihoods
+from skaocls.scoring.racing import race
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

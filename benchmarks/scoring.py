@@ -23,8 +23,8 @@ from digits import HERE, machine
 from torch.nn import functional as F
 
 from skaocls import AnyOrderPrior, scoring
-from skaocls.engine import linear, token_log_prob
-from skaocls.scoring import log_likelihoods
+from skaocls.scoring.engine import linear, token_log_prob
+from skaocls.scoring.exhaustive import log_likelihoods
 
 # sizes of the prior; images, orders and classes on a CPU; the same on a CUDA device
 SHAPES = {

@@ -21,9 +21,9 @@ from digits import HERE, machine
 from racing import exhaustive
 from strokes import characters
 
-from skaocls.engine import Engine
-from skaocls.racing import race
-from skaocls.screening import COST, N_ANCHORS, Anchors, find_anchors, first_order
+from skaocls.scoring.engine import Engine
+from skaocls.scoring.racing import race
+from skaocls.scoring.screening import COST, N_ANCHORS, Anchors, find_anchors, first_order
 
 KEPT = (3, 10, 30, 100)
 N_ORDERS = (1, 2, 4)

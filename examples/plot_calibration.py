@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 
 from skaocls import AnyOrderARClassifier
-from skaocls.calibration import expected_calibration_error
+from skaocls.scoring.calibration import expected_calibration_error
 
 N_BINS = 10
 

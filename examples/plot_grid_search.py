@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV, train_test_split
 
 from skaocls import AnyOrderARClassifier
-from skaocls.aggregation import AGGREGATIONS
+from skaocls.scoring.aggregation import AGGREGATIONS
 
 N_ORDERS = [1, 2, 3, 5, 8, 12, 16, 20]
 COLOURS = ["#0072B2", "#D55E00", "#009E73"]

@@ -1,15 +1,14 @@
 """Generative image classification with any-order autoregressive models."""
 
 from skaocls.classifier import AnyOrderARClassifier
-from skaocls.prior import AnyOrderPrior
+from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.tokenizers import (
     LlamaGenTokenizer,
     MaskGITTokenizer,
     PatchTokenizer,
     QuantileTokenizer,
 )
-
-__version__ = "0.1.0"
+from skaocls.version import __version__
 
 __all__ = [
     "AnyOrderARClassifier",
@@ -18,4 +17,5 @@ __all__ = [
     "MaskGITTokenizer",
     "PatchTokenizer",
     "QuantileTokenizer",
+    "__version__",
 ]

@@ -1,7 +1,10 @@
 """The scikit-learn estimator."""
 
 import os
+import warnings
+from dataclasses import fields
 from numbers import Integral, Real
+from typing import Any
 
 import joblib
 import numpy as np
@@ -12,26 +15,38 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.metrics import accuracy_score
+from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
+from sklearn.utils.validation import check_is_fitted
 
-from skaocls._fitting import FINETUNE_RATE, FittingMixin
-from skaocls._generation import GenerationMixin
-from skaocls._prediction import PredictionMixin
-from skaocls._sharing import PretrainedMixin
-from skaocls.aggregation import AGGREGATIONS
-from skaocls.orders import DRAWN
-from skaocls.prior import AnyOrderPrior
+from skaocls.attributes import kept_in
+from skaocls.images.reader import learn_reader
+from skaocls.learned import answers, drawing, saving
+from skaocls.learned.labels import class_log_prior, known_classes, read_labels
+from skaocls.learned.learning import FINETUNE_RATE, Recipe, extend, learn
+from skaocls.learned.published import is_published, load_published, published_model
+from skaocls.learned.starting import starting_point
+from skaocls.learned.store import open_store
+from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
+from skaocls.scoring.calibration import fit_temperature
+from skaocls.scoring.orders import DRAWN
+from skaocls.scoring.sampling import HOW
+
+N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left")]}
+# Fitted attributes that are not of the model, and so are saved beside it
+HISTORY = ("class_log_prior_", "loss_curve_", "validation_scores_", "n_iter_", "best_iter_")
 
 
 class AnyOrderARClassifier(
-    FittingMixin,
-    PredictionMixin,
-    GenerationMixin,
-    PretrainedMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    ClassifierMixin,
-    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator
 ):
     """Generative image classifier: an any-order autoregressive model, averaged over orders.
 
@@ -47,8 +62,8 @@ class AnyOrderARClassifier(
     prior : "auto", dict, AnyOrderPrior, str or path, default="auto"
         ``"auto"`` is a new prior whose size follows the data. A dict gives sizes of a new prior
         (`dim`, `n_layer`, `n_head`, `multiple_of`, `dropout`). A module is copied, weights are
-        loaded (:func:`skaocls.pretrained.load_published`: ``"randar-l"`` and other short names,
-        hub repositories, folders, files; also what `save_pretrained` wrote), and both are
+        loaded (:func:`skaocls.learned.published.load_published`: ``"randar-l"`` and other short
+        names, hub repositories, folders, files; also what `save_pretrained` wrote), and both are
         fine-tuned to the classes in y. Weights are worth only as much as the tokens they were
         trained on: with a module, pass its tokenizer in ``sklearn.frozen.FrozenEstimator``.
     tokenizer : "auto" or transformer, default="auto"
@@ -72,32 +87,32 @@ default="random"
         `fit`, which reads the same prior in other orders.
     aggregation : {"mean_log_likelihood", "mean_posterior", "logsumexp"}, \
 default="mean_log_likelihood"
-        How orders are combined, see :func:`skaocls.aggregation.joint_log_proba`. May be changed
-        after `fit`.
+        How orders are combined, see :func:`skaocls.scoring.aggregation.joint_log_proba`. May be
+        changed after `fit`.
     temperature : float or "auto", default=1.0
         Log-likelihoods are divided by it before they are combined: above 1, probabilities are
         less sure. ``"auto"`` holds out `validation_fraction` of the data in `fit` and takes the
         temperature under which their labels are most probable
-        (:func:`skaocls.calibration.fit_temperature`). A number may be changed after `fit`.
+        (:func:`skaocls.scoring.calibration.fit_temperature`). A number may be changed after `fit`.
     search : {"exhaustive", "racing"}, default="exhaustive"
         ``"exhaustive"`` reads every class in every order. ``"racing"`` reads all classes together,
         a few tokens at a time, and drops those that have fallen too far behind
-        (:mod:`skaocls.racing`): with many classes, a small share of the work. The posterior of a
-        class that was dropped is what it was at its exit. May be changed after `fit`.
+        (:mod:`skaocls.scoring.racing`): with many classes, a small share of the work. The posterior
+        of a class that was dropped is what it was at its exit. May be changed after `fit`.
     racing_error : float, default=1e-3
         Allowed probability that racing drops the class that exhaustive search ranks first. May be
         changed after `fit`.
     racing_screen : int, default=None
         How many classes of each image enter a race, the best by a first-order estimate that costs
-        a few passes for all classes together (:mod:`skaocls.screening`). None is all of them; with
-        hundreds of classes a tenth of them is enough for priors like those of
+        a few passes for all classes together (:mod:`skaocls.scoring.screening`). None is all of
+        them; with hundreds of classes a tenth of them is enough for priors like those of
         ``benchmarks/screening.py``, on others measure first. May be changed after `fit`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         Shape of the images if X holds flat rows; size to which image files are resized.
     augmentation : int, "auto" or None, default="auto"
         Views of each image to train on: itself, and small shifts, turns and stretches of it
-        (:func:`skaocls.augmentation.random_views`), tokenized once. ``"auto"`` is 16, or 4 with
-        the published tokenizers, which take seconds for an image on a CPU. None, and tabular
+        (:func:`skaocls.images.augmentation.random_views`), tokenized once. ``"auto"`` is 16, or 4
+        with the published tokenizers, which take seconds for an image on a CPU. None, and tabular
         data: the data as it is.
     max_iter : int, default=120
         Epochs.
@@ -232,11 +247,20 @@ default="mean_log_likelihood"
     True
     """
 
-    classes_: np.ndarray
-    class_count_: np.ndarray
-    prior_: AnyOrderPrior
+    classes_ = kept_in("model_.classes")
+    prior_ = kept_in("model_.prior")
+    added_priors_ = kept_in("model_.added_priors")
+    tokenizer_ = kept_in("model_.tokenizer")
+    class_count_ = kept_in("model_.class_count")
+    class_sources_ = kept_in("model_.sources")
+    class_rows_ = kept_in("model_.rows")
+    class_names_ = kept_in("model_.class_names", optional=True)
+    wordnet_ids_ = kept_in("model_.wordnet_ids", optional=True)
+    image_shape_ = kept_in("model_.reader.image_shape")
+    n_features_in_ = kept_in("model_.reader.n_features")
+    feature_names_in_ = kept_in("model_.reader.feature_names", optional=True)
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, Any] = {
         "prior": [str, os.PathLike, dict, AnyOrderPrior],
         "filename": [str, None],
         "revision": [str, None],
@@ -385,9 +409,9 @@ default="mean_log_likelihood"
             If a parameter, X or y is not as described; the message says which and why.
         """
         self._validate_params()
-        if self.warm_start and hasattr(self, "prior_"):
-            return self._go_on(X, y, sample_weight)
-        return self._begin(X, y, sample_weight)
+        if self.warm_start and hasattr(self, "model_"):
+            return self._extend(X, y, sample_weight, grow=False)
+        return self._learn(X, y, sample_weight)
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Train on further images, of known classes or of new ones.
@@ -439,9 +463,673 @@ default="mean_log_likelihood"
                 'partial_fit does not support temperature="auto": it needs held-out images of all '
                 "classes at once. Pass a number, or call fit."
             )
-        if hasattr(self, "prior_"):
-            return self._go_on(X, y, sample_weight, grow=True, classes=classes)
-        return self._begin(X, y, sample_weight, classes)
+        if hasattr(self, "model_"):
+            return self._extend(X, y, sample_weight, grow=True, classes=classes)
+        return self._learn(X, y, sample_weight, classes)
+
+    def predict_joint_log_proba(self, X, return_stats=False):
+        """Log of the joint probability of image and class, orders marginalized.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+        return_stats : bool, default=False
+            Whether to return also what it took.
+
+        Returns
+        -------
+        joint : float64 ndarray of shape (n_samples, n_classes)
+            log P(x, y), in nats; columns follow `classes_`. With a `temperature`, the
+            log-likelihood in it is divided by that.
+        stats : dict
+            Only if `return_stats`. ``"evaluations"``: int ndarray of shape (n_samples,), tokens
+            evaluated over all classes and orders; ``"exhaustive_evaluations"``: int, what
+            ``search="exhaustive"`` takes for one sample.
+        """
+        races = list(self._races(X))
+        joint = np.concatenate([self._joint_log_proba(race.log_likelihood) for race in races])
+        if not return_stats:
+            return joint
+        return joint, {
+            "evaluations": np.concatenate([race.evaluations for race in races]),
+            "exhaustive_evaluations": self.orders_.size * len(self.classes_),
+        }
+
+    def predict_log_proba(self, X):
+        """Log of the class probabilities.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+
+        Returns
+        -------
+        log_proba : float64 ndarray of shape (n_samples, n_classes)
+            Columns follow `classes_`.
+        """
+        return torch.from_numpy(self.predict_joint_log_proba(X)).log_softmax(1).numpy()
+
+    def predict_proba(self, X):
+        """Class probabilities: the order-marginalized posterior.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+
+        Returns
+        -------
+        proba : float64 ndarray of shape (n_samples, n_classes)
+            Rows sum to one; columns follow `classes_`.
+        """
+        return np.exp(self.predict_log_proba(X))
+
+    def predict(self, X):
+        """The most probable class of each image.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,)
+        """
+        joint = self.predict_joint_log_proba(X)
+        return self.classes_[joint.argmax(axis=1)]
+
+    def staged_predict_proba(self, X):
+        """Class probabilities after 1, 2, ... `n_orders` orders, from one pass.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+
+        Yields
+        ------
+        proba : float64 ndarray of shape (n_samples, n_classes)
+            With ``search="exhaustive"`` exactly those of a classifier with so many orders.
+        """
+        for joint in self._staged_joint_log_proba(X):
+            yield np.exp(torch.from_numpy(joint).log_softmax(1).numpy())
+
+    def staged_predict(self, X):
+        """The most probable class of each image after 1, 2, ... `n_orders` orders.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+
+        Yields
+        ------
+        y : ndarray of shape (n_samples,)
+        """
+        for joint in self._staged_joint_log_proba(X):
+            yield self.classes_[joint.argmax(axis=1)]
+
+    def staged_score(self, X, y, sample_weight=None):
+        """Accuracy after 1, 2, ... `n_orders` orders.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+        y : array-like of shape (n_samples,)
+            True labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Yields
+        ------
+        score : float
+        """
+        for predicted in self.staged_predict(X):
+            yield accuracy_score(y, predicted, sample_weight=sample_weight)
+
+    def transform(self, X):
+        """Log-likelihood of each class, for what comes next in a pipeline.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+
+        Returns
+        -------
+        log_likelihood : float64 ndarray of shape (n_samples, n_classes)
+            log p(x | y) with the orders aggregated, in nats: what
+            :meth:`predict_joint_log_proba` would be without class priors and temperature.
+        """
+        nothing = np.zeros(len(self._fitted().classes))
+        return self._aggregated(X, nothing)
+
+    def score_samples(self, X):
+        """Log-likelihood of each image, over classes and orders: log p(tokens).
+
+        Low values are images unlike those of `fit`, whatever their class. It is the log of the sum
+        over the classes of what :meth:`predict_joint_log_proba` returns, so `aggregation` and the
+        class priors have their say.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+
+        Returns
+        -------
+        log_likelihood : float64 ndarray of shape (n_samples,)
+            In nats, summed over the tokens.
+        """
+        check_is_fitted(self)
+        joint = self._aggregated(X, self.class_log_prior_)
+        return torch.from_numpy(joint).logsumexp(1).numpy()
+
+    def explain(self, X, y=None, rival=None):
+        """Which parts of an image speak for a class.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+        y : array-like of shape (n_samples,), default=None
+            Class to explain for each image; None explains the predicted ones.
+        rival : "runner-up", array-like of shape (n_samples,) or None, default=None
+            What to weigh it against: the most probable of the other classes, given classes, or
+            None, no class at all: log p(token | class) - log p(token).
+
+        Returns
+        -------
+        evidence : Evidence
+            Nats for each token and pixel, averaged over the orders, and standard errors; see
+            :class:`skaocls.scoring.evidence.Evidence`.
+
+        Raises
+        ------
+        ValueError
+            If `y` or `rival` has classes that `fit` has not seen, or another length than X.
+        """
+        model, runner_up = self._fitted(), isinstance(rival, str) and rival == "runner-up"
+        self._validate_params()
+        joint: Any = self.predict_joint_log_proba(X) if y is None or runner_up else None
+        own = joint.argmax(1) if y is None else model.columns(y)
+        rivals = None
+        if runner_up:
+            joint[np.arange(len(own)), own] = -np.inf
+            rivals = joint.argmax(1)
+        elif rival is not None:
+            rivals = model.columns(rival, "rival")
+        batch = model.reader.check(X)
+        check_consistent_length(batch, own, rivals)
+        return answers.explain(model, batch, own, rivals, self.orders_, **self._reading())
+
+    def sample(
+        self,
+        n_samples=1,
+        y=None,
+        *,
+        n_steps=None,
+        temperature=1.0,
+        top_k=None,
+        top_p=None,
+        guidance=1.0,
+        random_state=None,
+    ):
+        """Draw images.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of images.
+        y : label or array-like of shape (n_samples,), default=None
+            Class of all images or of each. None draws classes by their probabilities, as in
+            `class_log_prior_`.
+        n_steps : int, default=None
+            Steps in which an image's tokens are drawn. None draws one token at a time, exactly
+            from the model; fewer steps are faster, and tokens of one step do not see each other.
+        temperature : float, default=1.0
+            Logits are divided by it: below 1, images are likelier and vary less.
+        top_k : int, default=None
+            Draw each token among this many most likely ones.
+        top_p : float, default=None
+            Draw each token among the fewest most likely ones whose probabilities reach this sum.
+        guidance : float, default=1.0
+            Above 1, images are more typical of their class; see
+            :func:`skaocls.scoring.sampling.generate`.
+        random_state : int, RandomState instance or None, default=None
+            Governs classes, orders and tokens. Pass an int for the same images each time.
+
+        Returns
+        -------
+        images : float array of shape (n_samples, height, width[, channels])
+            What the tokenizer's `inverse_transform` gives; for tabular data
+            (n_samples, n_features).
+
+        Raises
+        ------
+        ValueError
+            If `y` has classes that `fit` has not seen or is not `n_samples` long, or if another
+            parameter is out of its range.
+
+        References
+        ----------
+        Pang et al., "RandAR", arXiv 2412.01827, section 3.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from skaocls import AnyOrderARClassifier
+        >>> data = load_digits(n_class=2)
+        >>> clf = AnyOrderARClassifier(max_iter=5, random_state=0)
+        >>> clf = clf.fit(data.images[:200], data.target[:200])
+        >>> clf.sample(3, y=1, random_state=0).shape
+        (3, 8, 8)
+        """
+        model = self._fitted()
+        self._validate_params()
+        how = {
+            "n_steps": n_steps,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "guidance": guidance,
+        }
+        validate_parameter_constraints(HOW | N_SAMPLES, {"n_samples": n_samples, **how}, "sample")
+        rng = check_random_state(random_state)
+        if y is None:
+            p = np.exp(self.class_log_prior_)
+            columns = rng.choice(len(p), n_samples, p=p / p.sum())
+        else:
+            columns = self._columns_for(y, n_samples)
+        orders = drawing.orders_to_draw(model, self.order, self.n_orders, n_samples, rng)
+        return drawing.draw(model, columns, orders, rng, how, device=self.device)
+
+    def inpaint(
+        self,
+        X,
+        mask,
+        y=None,
+        *,
+        n_steps=None,
+        temperature=1.0,
+        top_k=None,
+        top_p=None,
+        guidance=1.0,
+        random_state=None,
+    ):
+        """Fill in missing parts of images.
+
+        A token is drawn anew if it has a masked pixel, and known otherwise. All known tokens are
+        read before the first is drawn.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`. Masked pixels may hold any valid number (not NaN): they are not looked at
+            by tokenizers that read patch by patch, such as :class:`PatchTokenizer`. Convolutional
+            ones see a margin around each patch; set masked pixels to some gray for them.
+        mask : bool array-like of shape (height, width) or (n_samples, height, width)
+            True where pixels are unknown. For tabular data of shape (n_features,) or
+            (n_samples, n_features).
+        y : label or array-like of shape (n_samples,), default=None
+            Class of all images or of each. None takes for each image the most probable class given
+            its known tokens.
+        n_steps, temperature, top_k, top_p, guidance :
+            As in :meth:`sample`.
+        random_state : int, RandomState instance or None, default=None
+            Governs orders and tokens.
+
+        Returns
+        -------
+        images : float array of shape (n_samples, height, width[, channels])
+            Where `mask` is False the pixels of X (8-bit ones divided by 255), elsewhere what the
+            tokenizer's `inverse_transform` gives. For tabular data (n_samples, n_features).
+
+        Raises
+        ------
+        ValueError
+            If `mask` has another shape or is not bool, if `y` has classes that `fit` has not seen
+            or another length than X, or if another parameter is out of its range.
+
+        References
+        ----------
+        Pang et al., "RandAR", arXiv 2412.01827 (zero-shot inpainting).
+        """
+        model = self._fitted()
+        self._validate_params()
+        how = {
+            "n_steps": n_steps,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "guidance": guidance,
+        }
+        validate_parameter_constraints(HOW, how, "inpaint")
+        batch = model.reader.check(X, scale=False)
+        return drawing.fill_in(
+            model,
+            batch,
+            mask,
+            None if y is None else self._columns_for(y, len(batch)),
+            self.order,
+            self.n_orders,
+            self._joint_log_proba,
+            check_random_state(random_state),
+            how,
+            device=self.device,
+            precision=self.precision,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source,
+        *,
+        filename=None,
+        revision=None,
+        token=None,
+        tokenizer="auto",
+        classes=None,
+        **params,
+    ):
+        """A fitted classifier from published weights or from what `save_pretrained` wrote.
+
+        Published ImageNet weights classify at once, without `fit`: `classes_` are ImageNet's
+        indices, `class_names_` and `wordnet_ids_` say what they are, class priors are uniform,
+        and files are resized and cropped as in the paper.
+
+        Parameters
+        ----------
+        source : str or path
+            A folder or hub repository written by `save_pretrained` or `push_to_hub`; or
+            published weights, see :func:`skaocls.learned.published.load_published`.
+        filename : str, default=None
+            File of published weights within a folder or repository.
+        revision : str, default=None
+            Branch, tag or commit of a repository.
+        token : str or bool, default=None
+            As in ``huggingface_hub``.
+        tokenizer : "auto" or transformer, default="auto"
+            For published weights; ``"auto"`` is the one of their vocabulary, with its own
+            published weights. A transformer is cloned and fitted.
+        classes : list of int or str, default=None
+            Only these classes, for published weights: ImageNet indices, WordNet ids or names.
+            What is left out costs nothing.
+        **params
+            Other parameters of the classifier.
+
+        Returns
+        -------
+        clf : AnyOrderARClassifier
+            Fitted.
+
+        Raises
+        ------
+        OSError
+            If something cannot be found or fetched.
+        ValueError
+            If something is not what it should be.
+
+        References
+        ----------
+        Sudakov, Babenko, Baranchuk, arXiv 2603.19122, section 4.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from sklearn.datasets import load_iris
+        >>> from skaocls import AnyOrderARClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = AnyOrderARClassifier(max_iter=5, random_state=0).fit(X, y)
+        >>> folder = tempfile.mkdtemp()
+        >>> clf.save_pretrained(folder)
+        >>> restored = AnyOrderARClassifier.from_pretrained(folder)
+        >>> bool((restored.predict_proba(X) == clf.predict_proba(X)).all())
+        True
+        """
+        at = {"revision": revision, "token": token}
+        if filename is None and not is_published(source):
+            config = saving.read_config(source, **at)
+            if config is not None:
+                saved = {name: saving.from_json(value) for name, value in config["params"].items()}
+                clf = cls(**(saved | params))
+                return clf._put_in_place(
+                    saving.load(config, source, **at), **saving.history_from_json(config["history"])
+                )
+        clf = cls(prior=source, tokenizer=tokenizer, filename=filename, revision=revision, **params)
+        clf._validate_params()
+        prior = load_published(source, filename, **at)
+        rng = check_random_state(clf.random_state)
+        model = published_model(prior, tokenizer, classes, rng, cls.__name__)
+        log_prior = class_log_prior(clf.priors, model.class_count)
+        return clf._put_in_place(model, class_log_prior_=log_prior)
+
+    def save_pretrained(self, folder):
+        """Write the fitted classifier as JSON and safetensors; see :mod:`skaocls.learned.saving`.
+
+        A prior module given as parameter is stored as its sizes, a RandomState and `memory` as
+        None.
+
+        Parameters
+        ----------
+        folder : path
+            Made if need be.
+
+        Raises
+        ------
+        TypeError
+            If the tokenizer is none of this library's.
+        """
+        saving.save(self._fitted(), folder, self._about())
+
+    def push_to_hub(
+        self, repo_id, *, metrics=None, private=False, token=None, commit_message="Add classifier"
+    ):
+        """Upload the fitted classifier with a model card to the Hugging Face hub.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``owner/name``, made if need be.
+        metrics : dict of str to float, default=None
+            Shown in the card, e.g. ``{"test accuracy": clf.score(X_test, y_test)}``.
+        private : bool, default=False
+            Of a repository that is made.
+        token : str or bool, default=None
+            As in ``huggingface_hub``.
+        commit_message : str
+
+        Returns
+        -------
+        url : str
+            Of the commit.
+        """
+        how = {"private": private, "token": token, "commit_message": commit_message}
+        return saving.push(self._fitted(), repo_id, self._about(), metrics or {}, **how)
+
+    @property
+    def orders_(self):
+        """Orders that predictions average over, (at most n_orders, n_tokens)."""
+        if not hasattr(self, "model_"):
+            raise NotFittedError("orders_ is known after fit: they are drawn there.")
+        return self.model_.orders(self.order, self.n_orders)
+
+    @property
+    def class_prior_(self):
+        """Probability of each class."""
+        check_is_fitted(self)
+        return np.exp(self.class_log_prior_)
+
+    @property
+    def temperature_(self):
+        """What log-likelihoods are divided by."""
+        check_is_fitted(self)
+        if self.temperature != "auto":
+            return float(self.temperature)
+        if self._fitted_temperature is None:
+            raise NotFittedError(
+                'temperature="auto" is found in fit, on held-out data. Call fit with it, or pass a '
+                "number."
+            )
+        return self._fitted_temperature
+
+    def _learn(self, X, y, sample_weight, classes=None):
+        """Learn everything anew."""
+        owner, seed = type(self).__name__, self._seed()
+        given, tokenizer, shape = starting_point(
+            self.prior, self.tokenizer, self.image_shape, self.filename, self.revision
+        )
+        reader, batch = learn_reader(X, owner, shape)
+        batch, y, weights = read_labels(batch, y, sample_weight, owner=owner)
+        classes = known_classes(y, classes)
+        self._check_priors(classes)
+        learned = learn(
+            reader,
+            batch,
+            y,
+            weights,
+            classes,
+            self._recipe(),
+            np.random.RandomState(seed),
+            tokenizer=tokenizer,
+            given=given,
+            store=open_store(self.memory),
+            about=None if self.random_state is None else seed,
+        )
+        return self._accept(learned)
+
+    def _extend(self, X, y, sample_weight, grow, classes=None):
+        """Train what was learned on further images."""
+        model, rng = self.model_, np.random.RandomState(self._seed())
+        batch = model.reader.check(X)
+        batch, y, weights = read_labels(batch, y, sample_weight, owner=type(self).__name__)
+        if grow:
+            model = model.with_classes(known_classes(y, classes))
+        self._check_priors(model.classes)
+        return self._accept(extend(model, batch, y, weights, self._recipe(), rng, grow=grow))
+
+    def _check_priors(self, classes):
+        """Refuse wrong class probabilities before training, not after it."""
+        class_log_prior(self.priors, np.ones(len(classes)))
+
+    def _accept(self, learned):
+        """Take over what was learned, tell how it went, and warn where training was too short."""
+        model, histories, held_out = learned
+        log_prior = class_log_prior(self.priors, model.class_count)
+        scores = [score for history in histories for score in history.validation_curve]
+        about = {
+            "class_log_prior_": log_prior,
+            "loss_curve_": [loss for history in histories for loss in history.loss_curve],
+            "validation_scores_": scores if self.early_stopping else None,
+            "n_iter_": max(history.n_iter for history in histories),
+            "best_iter_": max(history.best_iter for history in histories),
+        }
+        if self.temperature == "auto":
+            codes, columns, weights = held_out
+            ll = answers.log_likelihoods(
+                model,
+                codes,
+                model.orders(self.order, self.n_orders),
+                device=self.device,
+                precision=self.precision,
+                store=open_store(self.memory),
+            )
+            about["_fitted_temperature"] = fit_temperature(
+                ll, columns, log_prior, self.aggregation, weights
+            )
+        self._put_in_place(model, **about)
+        if not all(history.converged for history in histories):
+            warnings.warn(
+                f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the "
+                "optimization hasn't converged yet. Consider increasing max_iter.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        return self
+
+    def _put_in_place(self, model, **about):
+        """The one step in which the classifier becomes another one."""
+        if "_fitted_temperature" not in about:
+            about["_fitted_temperature"] = None
+        self.__dict__.update(model_=model, **about)
+        return self
+
+    def _seed(self):
+        """An int that stands for `random_state`, of which it takes one number."""
+        if isinstance(self.random_state, Integral):
+            return int(self.random_state)
+        return check_random_state(self.random_state).randint(2**31 - 1)
+
+    def _recipe(self):
+        params = {f.name: getattr(self, f.name) for f in fields(Recipe) if hasattr(self, f.name)}
+        return Recipe(
+            **params,
+            sizes=self.prior if isinstance(self.prior, dict) else None,
+            keep_classes=isinstance(self.prior, AnyOrderPrior),
+            hold_out=self.temperature == "auto",
+        )
+
+    def _fitted(self):
+        check_is_fitted(self)
+        return self.model_
+
+    def _reading(self):
+        """How images are read and scored."""
+        names = ("crop", "latent_noise", "device", "precision")
+        return {name: getattr(self, name) for name in names}
+
+    def _races(self, X):
+        """Yield log-likelihoods and what they took, a few images at a time."""
+        model, racing = self._fitted(), None
+        self._validate_params()
+        if self.search == "racing":
+            # what the class priors weigh beside likelihoods
+            weigh = {"class_log_prior": self.temperature_ * self.class_log_prior_}
+            racing = {**weigh, "error": self.racing_error, "screen": self.racing_screen}
+        batch, store = model.reader.check(X), open_store(self.memory)
+        how = self._reading() | {"racing": racing, "store": store}
+        return answers.races(model, batch, self.orders_, **how)
+
+    def _log_likelihoods(self, X):
+        """Yield log p(tokens | class, order), (n, n_orders, n_classes), a few images at a time."""
+        return (race.log_likelihood for race in self._races(X))
+
+    def _aggregated(self, X, log_prior):
+        parts = self._log_likelihoods(X)
+        return np.concatenate([joint_log_proba(ll, log_prior, self.aggregation) for ll in parts])
+
+    def _joint_log_proba(self, log_likelihood):
+        tempered = log_likelihood / self.temperature_
+        return joint_log_proba(tempered, self.class_log_prior_, self.aggregation)
+
+    def _staged_joint_log_proba(self, X):
+        ll = np.concatenate(list(self._log_likelihoods(X)))
+        for k in range(1, ll.shape[1] + 1):
+            yield self._joint_log_proba(ll[:, :k])
+
+    def _columns_for(self, y, n):
+        """Columns of n labels, or of one label for all."""
+        columns = self.model_.columns(np.ravel(y) if np.ndim(y) == 0 else y)
+        if np.ndim(y) and len(columns) != n:
+            raise ValueError(
+                f"y has {len(columns)} labels, but {n} are expected: one for each image, or a "
+                "single one for all."
+            )
+        return np.broadcast_to(columns, n)
+
+    def _about(self):
+        """What is saved beside the model."""
+        params = self.get_params(deep=False) | {"memory": None}  # a folder of this machine
+        names = (*HISTORY, "_fitted_temperature")
+        history = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        return {"params": params, "history": history}
+
+    @property
+    def _n_features_out(self):
+        return len(self.classes_)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

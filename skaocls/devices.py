@@ -1,7 +1,8 @@
-"""Where and in which precision to compute."""
+"""Where and in which precision to compute, whatever the caller has set in torch."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import torch
@@ -9,7 +10,30 @@ import torch
 T = TypeVar("T")
 
 
-def resolve_device(device):
+@contextmanager
+def own_torch_state(*, grad: bool = False) -> Iterator[None]:
+    """Torch as it starts, in this thread: no autocast, no inference mode, tensors on the CPU.
+
+    A context or a decorator. The default type of numbers belongs to the whole process, so it is
+    left alone: this library names the type of each tensor that it makes.
+
+    Parameters
+    ----------
+    grad : bool, default=False
+        Whether gradients are wanted.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(not grad))
+        stack.enter_context(torch.set_grad_enabled(grad))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
     """``"auto"`` is CUDA if there is a device, else the CPU."""
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -24,7 +48,7 @@ def resolve_device(device):
     return resolved
 
 
-def resolve_precision(precision, device):
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
     """Type for autocast, or None for float32: what ``"auto"`` is on the CPU."""
     if precision == "auto":
         good = device.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -7,8 +7,8 @@ from sklearn.exceptions import NotFittedError
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
-from skaocls.aggregation import AGGREGATIONS
-from skaocls.calibration import expected_calibration_error, fit_temperature
+from skaocls.scoring.aggregation import AGGREGATIONS
+from skaocls.scoring.calibration import expected_calibration_error, fit_temperature
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

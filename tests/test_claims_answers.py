@@ -9,7 +9,7 @@ import pytest
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
-from skaocls.aggregation import AGGREGATIONS
+from skaocls.scoring.aggregation import AGGREGATIONS
 
 with pytest.MonkeyPatch.context() as patch:  # the scripts import each other
     patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks" / "claims")

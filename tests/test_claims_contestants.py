@@ -17,9 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import small_classifier
-from skaocls import AnyOrderARClassifier, AnyOrderPrior, engine
-from skaocls.augmentation import random_views
-from skaocls.training import schedule
+from skaocls import AnyOrderARClassifier, AnyOrderPrior
+from skaocls.images.augmentation import random_views
+from skaocls.scoring import engine
+from skaocls.training.loop import schedule
 
 with pytest.MonkeyPatch.context() as patch:  # the scripts import each other
     patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks" / "claims")

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -18,8 +19,8 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 import reference
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, QuantileTokenizer
-from skaocls.aggregation import AGGREGATIONS
-from skaocls.orders import draw_orders
+from skaocls.scoring.aggregation import AGGREGATIONS
+from skaocls.scoring.orders import draw_orders
 
 
 def make(**params):
@@ -60,7 +61,7 @@ def test_answers_do_not_depend_on_the_batch(fitted, digits, monkeypatch):
     whole = fitted.predict_proba(X)
     rows = np.concatenate([fitted.predict_proba(X[i : i + 1]) for i in range(len(X))])
     np.testing.assert_allclose(rows, whole, atol=1e-6, rtol=0)
-    monkeypatch.setattr("skaocls._prediction.SCORE_AT_ONCE", 7)
+    monkeypatch.setattr("skaocls.learned.answers.SCORE_AT_ONCE", 7)
     np.testing.assert_allclose(fitted.predict_proba(X), whole, atol=1e-6, rtol=0)
     shuffled = np.random.RandomState(0).permutation(30)
     np.testing.assert_allclose(
@@ -115,7 +116,7 @@ def test_raster_training_is_for_raster(digits):
     fit_of = {}
     for name, clf in {"raster": raster, "any": any_order}.items():
         random.__dict__.update({k: v for k, v in vars(clf).items() if k.endswith("_")})
-        random._order_seed = 0
+        random.model_ = replace(clf.model_, order_seed=0)
         fit_of[name] = random.predict_joint_log_proba(X)[truth].mean()
     assert fit_of["any"] > fit_of["raster"]
 
@@ -316,7 +317,7 @@ def test_raster_training_is_judged_in_raster_order(digits, monkeypatch):
         seen.append(orders)
         return 0.0
 
-    monkeypatch.setattr("skaocls.training.held_out", held_out)
+    monkeypatch.setattr("skaocls.training.loop.held_out", held_out)
     make(max_iter=1, early_stopping=True, order="raster").fit(X, y)
     np.testing.assert_array_equal(seen[0], np.arange(16)[None])
     make(max_iter=1, early_stopping=True).fit(X, y)

@@ -82,7 +82,6 @@ def test_costs_above_the_curve(fitted, digits):
     assert display.cost_ax_.get_xlim() == pytest.approx((left * 48, right * 48))
     racing = clone(fitted).set_params(search="racing")
     racing.__dict__.update({k: v for k, v in vars(fitted).items() if k.endswith("_")})
-    racing._order_seed = fitted._order_seed
     display = OrderCurveDisplay.from_estimator(racing, digits[2][:20], digits[3][:20])
     assert display.cost_ax_ is None
 

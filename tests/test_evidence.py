@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_scoring import make_prior
 
-from skaocls.evidence import spread, token_log_likelihoods
+from skaocls.scoring.evidence import spread, token_log_likelihoods
 
 
 def test_token_log_likelihoods_are_the_prior_s():

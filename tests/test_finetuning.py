@@ -11,10 +11,10 @@ from sklearn.frozen import FrozenEstimator
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior
-from skaocls.finetuning import merge_finetuning, prepare_finetuning, set_classes
-from skaocls.orders import draw_orders
-from skaocls.scoring import log_likelihoods
-from skaocls.training import train_prior
+from skaocls.scoring.exhaustive import log_likelihoods
+from skaocls.scoring.orders import draw_orders
+from skaocls.training.finetuning import merge_finetuning, prepare_finetuning, set_classes
+from skaocls.training.loop import train_prior
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Generation against enumerated probabilities and a loop that reads everything again each time."""
 
 import copy
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -12,8 +13,10 @@ from sklearn.svm import SVC
 from test_scoring import make_prior
 
 from conftest import small_classifier
-from skaocls import AnyOrderARClassifier, _generation, generation
-from skaocls.generation import generate, known_log_likelihoods, step_ends, touched
+from skaocls import AnyOrderARClassifier
+from skaocls.learned import drawing
+from skaocls.scoring import sampling
+from skaocls.scoring.sampling import generate, known_log_likelihoods, step_ends, touched
 
 N = 20_000
 ORDERS = np.array([[2, 0, 3, 1]])
@@ -167,7 +170,7 @@ def test_an_image_does_not_depend_on_its_batch(monkeypatch):
     some = generate(prior, labels[:7], orders[:7], codes[:7], n_known[:7], **how)
     np.testing.assert_array_equal(some, whole[:7])
     for lanes in (1, 2, 7):
-        monkeypatch.setattr(generation, "lanes_at_once", lambda prior, lanes=lanes: lanes)
+        monkeypatch.setattr(sampling, "lanes_at_once", lambda prior, lanes=lanes: lanes)
         np.testing.assert_array_equal(generate(prior, labels, orders, codes, n_known, **how), whole)
     assert (generate(prior, labels, orders, codes, n_known, **how | {"seed": 4}) != whole).any()
 
@@ -176,7 +179,7 @@ def test_memory_that_does_not_suffice(monkeypatch):
     prior = make_prior(5, (2, 2), 2)
     labels, orders = np.ones(9, int), np.repeat(ORDERS, 9, 0)
     expected = generate(prior, labels, orders, seed=0)
-    draw, sizes = generation._draw, []
+    draw, sizes = sampling._draw, []
 
     def small(prior, inputs, *args):
         sizes.append(len(inputs[0]))
@@ -184,18 +187,18 @@ def test_memory_that_does_not_suffice(monkeypatch):
             raise torch.OutOfMemoryError
         return draw(prior, inputs, *args)
 
-    monkeypatch.setattr(generation, "lanes_at_once", lambda prior: 8)
-    monkeypatch.setattr(generation, "_draw", small)
+    monkeypatch.setattr(sampling, "lanes_at_once", lambda prior: 8)
+    monkeypatch.setattr(sampling, "_draw", small)
     np.testing.assert_array_equal(generate(prior, labels, orders, seed=0), expected)
     assert sizes == [8, 4, 2, 2, 2, 2, 1]
-    monkeypatch.setattr(generation, "_draw", lambda prior, *args: small(prior, [range(3)]))
+    monkeypatch.setattr(sampling, "_draw", lambda prior, *args: small(prior, [range(3)]))
     with pytest.raises(torch.OutOfMemoryError):
         generate(prior, labels, orders, seed=0)
 
 
 @pytest.mark.parametrize("lanes", [2, 100])
 def test_known_log_likelihoods(monkeypatch, lanes):
-    monkeypatch.setattr(generation, "lanes_at_once", lambda prior: lanes)
+    monkeypatch.setattr(sampling, "lanes_at_once", lambda prior: lanes)
     prior = make_prior(5, (2, 3), 4)
     rng = np.random.RandomState(0)
     codes, n_known = rng.randint(5, size=(4, 6)), np.array([0, 2, 6, 2])
@@ -249,7 +252,7 @@ def test_orders_that_the_prior_was_trained_for(fitted, monkeypatch):
         seen.append(orders)
         return generate(prior, labels, orders, *args, **kwargs)
 
-    monkeypatch.setattr(_generation, "generate", record)
+    monkeypatch.setattr(drawing, "generate", record)
     fitted.sample(50, random_state=0)
     assert len(np.unique(seen[0], axis=0)) == 50
     clf = copy.copy(fitted).set_params(order=[np.arange(16), np.arange(16)[::-1]])
@@ -292,8 +295,15 @@ def test_a_mask_for_each_image(ten_digits):
     assert (filled[1, :, 4:] != X[1, :, 4:]).any()
     # flat rows and 8-bit pixels are read as in fit
     rows = copy.copy(clf)
-    rows.declared_shape_ = (8, 8)
+    reader = replace(clf.model_.reader, declared_shape=(8, 8))
+    rows.model_ = replace(clf.model_, reader=reader)
     np.testing.assert_array_equal(rows.inpaint(X.reshape(3, 64), mask, y, random_state=0), filled)
+
+
+def most_probable(clf, codes, unknown):
+    """Columns of the classes most probable given the known tokens."""
+    ll = drawing.given_known(clf.model_, codes, unknown, clf.orders_)
+    return clf._joint_log_proba(ll).argmax(1)
 
 
 def test_class_by_the_known_half(ten_digits):
@@ -303,11 +313,11 @@ def test_class_by_the_known_half(ten_digits):
     mask[4:] = True
     codes = clf.tokenizer_.transform(X).reshape(100, 16)
     unknown = np.repeat(touched(mask[None], (2, 2), (4, 4)), 100, 0)
-    columns = clf._most_probable(codes, unknown, np.full(100, 8))
+    columns = most_probable(clf, codes, unknown)
     assert (columns == y).mean() > 0.7
-    everything = clf._most_probable(codes, np.zeros((100, 16), bool), np.full(100, 16))
+    everything = most_probable(clf, codes, np.zeros((100, 16), bool))
     np.testing.assert_array_equal(clf.classes_[everything], clf.predict(X))
-    nothing = clf._most_probable(codes, np.ones((100, 16), bool), np.zeros(100, int))
+    nothing = most_probable(clf, codes, np.ones((100, 16), bool))
     assert (nothing == clf.class_log_prior_.argmax()).all()
 
 
@@ -391,8 +401,7 @@ def test_a_class_with_a_prior_of_its_own(digits):
     images = clf.sample(60, labels, random_state=0)
     assert (svc.predict(images.reshape(-1, 64)) == labels).mean() > 0.8
     codes = clf.tokenizer_.transform(X_test).reshape(-1, 16)
-    everything = np.zeros(codes.shape, bool), np.full(len(codes), 16)
-    columns = clf._most_probable(codes, *everything)
+    columns = most_probable(clf, codes, np.zeros(codes.shape, bool))
     np.testing.assert_array_equal(clf.classes_[columns], clf.predict(X_test))
     mask = np.zeros((8, 8), bool)
     mask[:, :4] = True

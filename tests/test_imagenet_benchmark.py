@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from skaocls import AnyOrderARClassifier, AnyOrderPrior
-from skaocls.aggregation import AGGREGATIONS, joint_log_proba
 from skaocls.images import load_images
+from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CLASSES = {"n01440764": 0, "n01882714": 105, "n07753592": 954}

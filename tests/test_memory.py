@@ -10,10 +10,10 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils import gen_batches
 
-import skaocls
 from conftest import small_classifier
-from skaocls import AnyOrderARClassifier, PatchTokenizer, _caching, _fitting
-from skaocls._caching import digest, open_store
+from skaocls import AnyOrderARClassifier, PatchTokenizer
+from skaocls.learned import learning, store
+from skaocls.learned.store import digest, open_store
 
 GRID = {"n_orders": [1, 2, 5]}
 
@@ -26,7 +26,7 @@ def make(**params):
 def counted(monkeypatch):
     """How often a prior was trained and how many (order, image) pairs were read."""
     counts = {"fits": 0, "pairs": 0}
-    train_prior, log_likelihoods = _fitting.train_prior, _caching.log_likelihoods
+    train_prior, log_likelihoods = learning.train_prior, store.log_likelihoods
 
     def train(*args, **kwargs):
         counts["fits"] += 1
@@ -36,8 +36,8 @@ def counted(monkeypatch):
         counts["pairs"] += len(codes) * len(orders)
         return log_likelihoods(prior, codes, orders, labels, **kwargs)
 
-    monkeypatch.setattr(_fitting, "train_prior", train)
-    monkeypatch.setattr(_caching, "log_likelihoods", read)
+    monkeypatch.setattr(learning, "train_prior", train)
+    monkeypatch.setattr(store, "log_likelihoods", read)
     return counts
 
 
@@ -125,7 +125,7 @@ def test_data_are_told_apart_by_content(digits, counted, tmp_path, monkeypatch):
     make(memory=tmp_path).fit(X, y, sample_weight=np.r_[2.0, np.ones(len(y) - 1)])
     make(memory=tmp_path).fit(X, np.array(["a", "b", "c"])[y])
     assert counted["fits"] == 5
-    monkeypatch.setattr(skaocls, "__version__", "0.0.next")
+    monkeypatch.setattr(store, "__version__", "0.0.next")
     make(memory=tmp_path).fit(X, y)
     assert counted["fits"] == 6
 
@@ -160,7 +160,7 @@ def test_processes_share(digits, tmp_path):
 
 def test_the_size_is_bounded(digits, tmp_path, monkeypatch):
     X, y, _, _ = digits
-    monkeypatch.setattr(_caching, "KEPT_BYTES", 2**20)
+    monkeypatch.setattr(store, "KEPT_BYTES", 2**20)
     for seed in range(6):  # about 0.3 MiB each
         make(memory=tmp_path, random_state=seed).fit(X, y)
     size = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file())

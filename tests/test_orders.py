@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from skaocls.orders import draw_orders, resolve_orders
+from skaocls.scoring.orders import draw_orders, resolve_orders
 
 
 def test_orders_are_nested_permutations():

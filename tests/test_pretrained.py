@@ -32,11 +32,11 @@ from skaocls import (
     LlamaGenTokenizer,
     MaskGITTokenizer,
     PatchTokenizer,
-    saving,
 )
-from skaocls.loading import load_prior
-from skaocls.pretrained import load_published
-from skaocls.scoring import log_likelihoods
+from skaocls.learned import saving
+from skaocls.learned.published import load_published
+from skaocls.priors.loading import load_prior
+from skaocls.scoring.exhaustive import log_likelihoods
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {"config.json", "model.safetensors", "tokenizer.safetensors"}
@@ -267,7 +267,7 @@ CALLS = """
 import json, sys, time
 time.sleep = lambda seconds: None  # the client waits before it tries again
 from skaocls import AnyOrderARClassifier
-from skaocls.loading import load_prior
+from skaocls.priors.loading import load_prior
 
 for args, params in json.loads(sys.argv[1]):
     try:
@@ -803,7 +803,7 @@ def downloads(monkeypatch, small_file):
         calls.append((repo, filename, revision, token))
         return small_file
 
-    monkeypatch.setattr("skaocls.loading.hf_hub_download", download)
+    monkeypatch.setattr("skaocls.files.hf_hub_download", download)
     return calls
 
 
@@ -852,18 +852,18 @@ def test_published_tokenizers(downloads, cls, repo, filename):
 FULL_SIZE = """
 import json, sys, time
 import numpy as np
-from skaocls.loading import load_prior
-from skaocls.orders import draw_orders
-from skaocls.scoring import log_likelihoods
+from skaocls.priors.loading import load_prior
+from skaocls.scoring.orders import draw_orders
+from skaocls.scoring.exhaustive import log_likelihoods
 
 def peak():  # bytes; unlike ru_maxrss it owes nothing to the process that started this one
     with open("/proc/self/status") as file:
         return 1024 * int(next(line for line in file if line.startswith("VmHWM")).split()[1])
 
-start = time.perf_counter()
+start, before = time.perf_counter(), peak()
 [path] = json.loads(sys.argv[1])
 prior = load_prior(path)
-loading = peak()
+loading = peak() - before
 codes = np.random.RandomState(0).randint(16384, size=(1, 256))
 ll = log_likelihoods(prior, codes, draw_orders(1, 256, 0), np.array([1, 2]))
 seconds = time.perf_counter() - start

@@ -9,10 +9,11 @@ from numpy.testing import assert_allclose
 from sklearn.datasets import load_digits
 from test_scoring import make_prior
 
-from skaocls import AnyOrderARClassifier, engine, racing
-from skaocls.aggregation import AGGREGATIONS
-from skaocls.racing import Lanes, fill, lags, race
-from skaocls.scoring import log_likelihoods
+from skaocls import AnyOrderARClassifier
+from skaocls.scoring import engine, racing
+from skaocls.scoring.aggregation import AGGREGATIONS
+from skaocls.scoring.exhaustive import log_likelihoods
+from skaocls.scoring.racing import Lanes, fill, lags, race
 
 NEVER, OFTEN = 1e-12, 0.05
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from skaocls import AnyOrderPrior, engine, scoring
-from skaocls.aggregation import AGGREGATIONS, joint_log_proba
+from skaocls import AnyOrderPrior
 from skaocls.devices import ahead
-from skaocls.scoring import log_likelihoods
+from skaocls.scoring import engine, exhaustive
+from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
+from skaocls.scoring.exhaustive import log_likelihoods
 
 
 def make_prior(vocab_size, grid, num_classes, seed=0, n_layer=2):
@@ -40,8 +41,8 @@ def test_engine_equals_brute_force(grid, n_classes, n_orders, n_images, stream, 
     orders = np.stack([rng.permutation(n) for _ in range(n_orders)])
     labels = rng.permutation(n_classes + 1)[: rng.randint(1, n_classes + 2)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "STREAM_CPU", stream)
-        patch.setattr(scoring, "ROWS_CPU", 1)
+        patch.setattr(exhaustive, "STREAM_CPU", stream)
+        patch.setattr(exhaustive, "ROWS_CPU", 1)
         patch.setattr(engine, "LOGITS_AT_ONCE", 13)
         ll = log_likelihoods(prior, codes, orders, labels)
     np.testing.assert_allclose(
@@ -123,18 +124,18 @@ def test_bfloat16_keeps_the_distances_between_classes():
 
 def test_automatic_precision():
     narrow = make_prior(5, (2, 2), 3)
-    assert scoring.scoring_dtype(narrow, "auto") == torch.float32
-    assert scoring.scoring_dtype(narrow, "bfloat16") == torch.bfloat16
+    assert exhaustive.scoring_dtype(narrow, "auto") == torch.float32
+    assert exhaustive.scoring_dtype(narrow, "bfloat16") == torch.bfloat16
     wide = AnyOrderPrior(64, (2, 2), 8, 512, 1, 8)
     torch.nn.init.normal_(wide.output.weight, std=0.1)
-    assert scoring.bfloat16_is_safe(wide)
+    assert exhaustive.bfloat16_is_safe(wide)
     expected = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-    assert scoring.scoring_dtype(wide, "auto") == expected
+    assert exhaustive.scoring_dtype(wide, "auto") == expected
     with torch.no_grad():  # classes that differ by less than bfloat16 can tell
         wide.class_table.copy_(wide.class_table[:1] + 1e-3 * wide.class_table)
         wide.output.weight.mul_(1)  # new weights
-    assert not scoring.bfloat16_is_safe(wide)
-    assert scoring.scoring_dtype(wide, "auto") == torch.float32
+    assert not exhaustive.bfloat16_is_safe(wide)
+    assert exhaustive.scoring_dtype(wide, "auto") == torch.float32
 
 
 def test_compiling_changes_nothing(monkeypatch):
@@ -142,7 +143,7 @@ def test_compiling_changes_nothing(monkeypatch):
     rng = np.random.RandomState(0)
     codes, orders = rng.randint(5, size=(3, 6)), np.stack([rng.permutation(6)] * 2)
     expected = log_likelihoods(prior, codes, orders, np.arange(3))
-    monkeypatch.setitem(scoring.COMPILE_FROM, "cpu", 0)
+    monkeypatch.setitem(exhaustive.COMPILE_FROM, "cpu", 0)
     # what is traced, without the compiler that a machine may lack
     traced = functools.partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr(torch, "compile", traced)

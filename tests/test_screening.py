@@ -9,9 +9,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from test_racing import made_up
 from test_scoring import make_prior
 
-from skaocls.racing import race
-from skaocls.scoring import log_likelihoods
-from skaocls.screening import COST, N_ANCHORS, find_anchors, first_order, survivors
+from skaocls.scoring.exhaustive import log_likelihoods
+from skaocls.scoring.racing import race
+from skaocls.scoring.screening import COST, N_ANCHORS, find_anchors, first_order, survivors
 
 
 @pytest.fixture

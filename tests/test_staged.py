@@ -6,7 +6,7 @@ from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
 import reference
-from skaocls.aggregation import AGGREGATIONS
+from skaocls.scoring.aggregation import AGGREGATIONS
 from skaocls.selection import smallest_n_orders
 
 

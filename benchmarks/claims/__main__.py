@@ -32,7 +32,7 @@ from page import write_page
 from plans import FULL, SHORT, TUNING
 
 import skaocls
-from skaocls.saving import write_all
+from skaocls.files import write_all
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from torch.nn import functional as F
 
-from skaocls.calibration import fit_temperature
+from skaocls.scoring.calibration import fit_temperature
 
 N_STEPS = 1000  # T, of the diffusion
 SCHEDULE_OFFSET = 0.008

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from skaocls._encoding import N_VIEWS, SHARP_EVERY
-from skaocls.augmentation import random_views
-from skaocls.training import AVERAGING, CLIP_NORM, make_optimizer, schedule, swap
+from skaocls.images.augmentation import random_views
+from skaocls.learned.encoding import N_VIEWS, SHARP_EVERY
+from skaocls.training.loop import AVERAGING, CLIP_NORM, make_optimizer, schedule, swap
 
 
 def training_views(images, rng, n_views=N_VIEWS):
@@ -53,7 +53,7 @@ def train(
     averaging=AVERAGING,
     seed=0,
 ):
-    """Fit a module, in place, by the recipe of :func:`skaocls.training.train_prior`.
+    """Fit a module, in place, by the recipe of :func:`skaocls.training.loop.train_prior`.
 
     AdamW, warm-up over 5 % of the steps, cosine decay to 5 % of the peak rate, gradients clipped to
     norm 1. What is kept is a running mean of the weights.

@@ -7,8 +7,8 @@ from flops import ar_parts, flops_per_image
 from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold
 
-from skaocls.aggregation import AGGREGATIONS, joint_log_proba
-from skaocls.calibration import expected_calibration_error, fit_temperature
+from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
+from skaocls.scoring.calibration import expected_calibration_error, fit_temperature
 
 N_ORDERS = (1, 2, 4, 8, 16, 20, 32)
 SHOWN_ORDERS, SHOWN_TIMESTEPS = 20, 32  # where one number is shown

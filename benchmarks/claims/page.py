@@ -9,8 +9,8 @@ from answers import DIFFUSION, MASKED, OURS, Results, answers, interval, one_ord
 from contestants import DISCRIMINATIVE, GENERATIVE
 from shifts import SHIFTS
 
-from skaocls.aggregation import AGGREGATIONS
-from skaocls.saving import write_all
+from skaocls.files import write_all
+from skaocls.scoring.aggregation import AGGREGATIONS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -4,8 +4,8 @@
 ``plot`` draws again. matplotlib (the extra ``plot``) is imported when something is drawn.
 """
 
-from skaocls.displays.evidence import EvidenceDisplay
-from skaocls.displays.orders import OrderCurveDisplay
+from skaocls.displays.evidence_maps import EvidenceDisplay
+from skaocls.displays.order_curve import OrderCurveDisplay
 from skaocls.displays.reconstructions import ReconstructionDisplay
 
 __all__ = ["EvidenceDisplay", "OrderCurveDisplay", "ReconstructionDisplay"]

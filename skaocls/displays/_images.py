@@ -3,15 +3,14 @@
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls._validation import read_data, read_images
-
 PAPER = 1 / 3  # share of empty pixels from which gray images are ink on paper
 
 
 def images_of(clf, X, caller):
     """X as the classifier reads it, (n, height, width, channels)."""
     check_images(clf, caller)
-    return read_images(clf, read_data(clf, X, reset=False))
+    reader = clf.model_.reader
+    return reader.images(reader.check(X))
 
 
 def check_images(clf, caller):

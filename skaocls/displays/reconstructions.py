@@ -1,5 +1,7 @@
 """Images, their tokens, and what tokens decode to."""
 
+from typing import Any
+
 import numpy as np
 from sklearn.utils import check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
@@ -184,7 +186,7 @@ class ReconstructionDisplay:
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         images = np.asarray(self.images)
-        rows: list[tuple]
+        rows: list[tuple[str, Any, np.ndarray]]
         look = Look(images, cmap)
         if self.labels is not None:
             labels = np.asarray(self.labels)

@@ -6,7 +6,7 @@ states the size of its codebook as ``n_codes_``.
 """
 
 from skaocls.tokenizers.patch import PatchTokenizer
-from skaocls.tokenizers.pretrained import LlamaGenTokenizer, MaskGITTokenizer
 from skaocls.tokenizers.quantile import QuantileTokenizer
+from skaocls.tokenizers.vq import LlamaGenTokenizer, MaskGITTokenizer
 
 __all__ = ["LlamaGenTokenizer", "MaskGITTokenizer", "PatchTokenizer", "QuantileTokenizer"]

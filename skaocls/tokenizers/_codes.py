@@ -1,9 +1,12 @@
 """What all tokenizers ask of codes."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 
-def check_codes(codes, grid, n_codes):
+def check_codes(codes: Any, grid: Sequence[int], n_codes: int) -> np.ndarray:
     """Codes as an int64 array of shape (n, rows, cols), or a ValueError that says what is wrong."""
     codes = np.asarray(codes)
     if codes.ndim != 3 or codes.shape[1:] != tuple(grid):
@@ -16,4 +19,5 @@ def check_codes(codes, grid, n_codes):
         raise ValueError(
             f"codes must lie in 0 ... {n_codes - 1}, got {codes.min()} ... {codes.max()}."
         )
-    return codes.astype(np.int64, copy=False)
+    checked: np.ndarray = codes.astype(np.int64, copy=False)
+    return checked

@@ -1,6 +1,8 @@
 """Tokens for images: the nearest codebook entry of each patch."""
 
+from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -10,7 +12,8 @@ from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls._validation import read_data, read_images
+from skaocls.attributes import kept_in
+from skaocls.images.reader import learn_reader
 from skaocls.tokenizers._codes import check_codes
 
 MAX_TOKENS = 64  # of an image, with patch_size="auto"
@@ -50,6 +53,8 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         Standard deviation of the numbers in the training patches.
     grid_ : tuple of int
         Rows and columns of tokens.
+    reader_ : Reader
+        What the images of `fit` looked like, and how others are read.
     image_shape_ : tuple of int
         Height, width and channels of the images.
     n_features_in_ : int
@@ -74,20 +79,30 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
     (1797, 8, 8)
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, Any] = {
         "patch_size": [Interval(Integral, 1, None, closed="left"), tuple, StrOptions({"auto"})],
         "n_codes": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "image_shape": [tuple, list, None],
         "random_state": ["random_state"],
     }
 
-    def __init__(self, patch_size="auto", n_codes="auto", image_shape=None, random_state=None):
+    def __init__(
+        self,
+        patch_size: Any = "auto",
+        n_codes: Any = "auto",
+        image_shape: Any = None,
+        random_state: Any = None,
+    ):
         self.patch_size = patch_size
         self.n_codes = n_codes
         self.image_shape = image_shape
         self.random_state = random_state
 
-    def fit(self, X, y=None):
+    image_shape_ = kept_in("reader_.image_shape")
+    n_features_in_ = kept_in("reader_.n_features")
+    feature_names_in_ = kept_in("reader_.feature_names", optional=True)
+
+    def fit(self, X: Any, y: Any = None) -> "PatchTokenizer":
         """Learn the codebook.
 
         Parameters
@@ -104,35 +119,40 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         """
         self._validate_params()
         rng = check_random_state(self.random_state)
-        X = read_data(self, X, reset=True, signals=True)
-        self.patch_size_ = self._resolve_patch_size()
-        ph, pw = self.patch_size_
-        self.grid_ = (-(-self.image_shape_[0] // ph), -(-self.image_shape_[1] // pw))
-
-        n = max(1, MAX_PATCHES // (self.grid_[0] * self.grid_[1]))
-        chosen = np.sort(rng.permutation(len(X))[:n])
+        owner = type(self).__name__
+        reader, batch = learn_reader(X, owner, self.image_shape, signals=True)
+        assert reader.image_shape is not None
+        patch = resolve_patch_size(self.patch_size, reader.image_shape)
+        grid = tuple(-(-size // side) for size, side in zip(reader.image_shape, patch))
+        n = max(1, MAX_PATCHES // (grid[0] * grid[1]))
+        chosen = np.sort(rng.permutation(len(batch))[:n])
         patches = np.concatenate(
             [
-                self._patches(read_images(self, X, chosen[part]))
+                cut(reader.images(batch, chosen[part]), patch, grid)
                 for part in gen_batches(len(chosen), IMAGES_AT_ONCE)
             ]
         )
         n_codes = self.n_codes
         if n_codes == "auto":
             n_codes = int(2 ** np.clip(np.log2(len(patches) / 64), 4, 10).astype(int))
-        self.n_codes_ = min(n_codes, len(np.unique(patches, axis=0)))
         kmeans = MiniBatchKMeans(
-            self.n_codes_,
+            min(n_codes, len(np.unique(patches, axis=0))),
             batch_size=2048,
             n_init=3,
             compute_labels=False,
             random_state=rng.randint(2**31 - 1),
+        ).fit(patches)
+        self.__dict__.update(
+            reader_=reader,
+            patch_size_=patch,
+            grid_=grid,
+            n_codes_=int(kmeans.n_clusters),
+            codebook_=kmeans.cluster_centers_.astype(np.float32),
+            patch_std_=float(patches.std()),
         )
-        self.codebook_ = kmeans.fit(patches).cluster_centers_.astype(np.float32)
-        self.patch_std_ = float(patches.std())
         return self
 
-    def transform(self, X, *, latent_noise=0.0, seed=0):
+    def transform(self, X: Any, *, latent_noise: float = 0.0, seed: int = 0) -> np.ndarray:
         """Tokenize.
 
         Parameters
@@ -150,20 +170,20 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         codes : int64 array of shape (n, rows, cols)
         """
         check_is_fitted(self)
-        X = read_data(self, X, reset=False, signals=True)
+        X = self.reader_.check(X)
         n_patches = self.grid_[0] * self.grid_[1]
         noise = np.random.RandomState(seed).randn(n_patches, self.codebook_.shape[1])
         noise = (latent_noise * self.patch_std_ * noise).astype(np.float32)
         codes = []
         for part in gen_batches(len(X), IMAGES_AT_ONCE):
-            patches = self._patches(read_images(self, X, part))
+            patches = cut(self.reader_.images(X, part), self.patch_size_, self.grid_)
             if latent_noise:
                 patches = np.float32(1 - latent_noise) * patches
                 patches = (patches.reshape(-1, *noise.shape) + noise).reshape(patches.shape)
             codes.append(pairwise_distances_argmin(patches, self.codebook_))
         return np.concatenate(codes).astype(np.int64).reshape(-1, *self.grid_)
 
-    def inverse_transform(self, codes):
+    def inverse_transform(self, codes: Any) -> np.ndarray:
         """Images in which each token is its codebook entry.
 
         Parameters
@@ -180,33 +200,36 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         codes = check_codes(codes, self.grid_, self.n_codes_)
         (rows, cols), (ph, pw), (h, w, c) = self.grid_, self.patch_size_, self.image_shape_
         tiles = self.codebook_[codes].reshape(-1, rows, cols, ph, pw, c)
-        images = tiles.swapaxes(2, 3).reshape(-1, rows * ph, cols * pw, c)[:, :h, :w]
+        images: np.ndarray = tiles.swapaxes(2, 3).reshape(-1, rows * ph, cols * pw, c)[:, :h, :w]
         if c == 1:
             images = images[..., 0]
         return images
 
-    def _patches(self, images):
-        """Flattened patches, image by image and row by row: (n * rows * cols, ph * pw * c)."""
-        (rows, cols), (ph, pw), (h, w, c) = self.grid_, self.patch_size_, self.image_shape_
-        margin = ((0, 0), (0, rows * ph - h), (0, cols * pw - w), (0, 0))
-        tiles = np.pad(images, margin, mode="edge").reshape(-1, rows, ph, cols, pw, c)
-        return tiles.swapaxes(2, 3).reshape(-1, ph * pw * c)
-
-    def _resolve_patch_size(self):
-        h, w, _ = self.image_shape_
-        if self.patch_size == "auto":
-            side = 2
-            while -(-h // side) * -(-w // side) > MAX_TOKENS:
-                side += 1
-            return min(side, h), min(side, w)
-        size = self.patch_size
-        size = (size, size) if isinstance(size, Integral) else tuple(size)
-        if len(size) != 2 or not all(isinstance(s, Integral) and int(s) >= 1 for s in size):
-            raise ValueError(f"patch_size={self.patch_size!r} must be an int >= 1 or two of them.")
-        return min(size[0], h), min(size[1], w)
-
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def resolve_patch_size(patch_size: Any, image_shape: Sequence[int]) -> tuple[int, int]:
+    """Height and width in pixels that `patch_size` stands for."""
+    h, w, _ = image_shape
+    if isinstance(patch_size, str):
+        side = 2
+        while -(-h // side) * -(-w // side) > MAX_TOKENS:
+            side += 1
+        return min(side, h), min(side, w)
+    size = (patch_size, patch_size) if isinstance(patch_size, Integral) else tuple(patch_size)
+    if len(size) != 2 or not all(isinstance(s, Integral) and int(s) >= 1 for s in size):
+        raise ValueError(f"patch_size={patch_size!r} must be an int >= 1 or two of them.")
+    return min(int(size[0]), h), min(int(size[1]), w)
+
+
+def cut(images: np.ndarray, patch: Sequence[int], grid: Sequence[int]) -> np.ndarray:
+    """Flattened patches, image by image and row by row: (n * rows * cols, ph * pw * c)."""
+    (rows, cols), (ph, pw), (h, w, c) = grid, patch, images.shape[1:]
+    margin = ((0, 0), (0, rows * ph - h), (0, cols * pw - w), (0, 0))
+    tiles = np.pad(images, margin, mode="edge").reshape(-1, rows, ph, cols, pw, c)
+    patches: np.ndarray = tiles.swapaxes(2, 3).reshape(-1, ph * pw * c)
+    return patches

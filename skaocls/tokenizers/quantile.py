@@ -1,6 +1,7 @@
 """Tokens for tabular data: one per feature, the quantile bin that its value falls into."""
 
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -50,14 +51,14 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
     array([0.5, 6.5])
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, Any] = {
         "n_bins": [Interval(Integral, 2, None, closed="left"), StrOptions({"auto"})]
     }
 
-    def __init__(self, n_bins="auto"):
+    def __init__(self, n_bins: Any = "auto"):
         self.n_bins = n_bins
 
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: Any = None) -> "QuantileTokenizer":
         """Find the bins of each feature.
 
         Parameters
@@ -85,7 +86,7 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         self.grid_ = (1, X.shape[1])
         return self
 
-    def transform(self, X):
+    def transform(self, X: Any) -> np.ndarray:
         """Tokenize.
 
         Parameters
@@ -101,7 +102,7 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         return self._codes(X)[:, None]
 
-    def inverse_transform(self, codes):
+    def inverse_transform(self, codes: Any) -> np.ndarray:
         """The mean training value of each token's bin.
 
         Parameters
@@ -118,17 +119,17 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         columns = zip(self.bin_means_, codes.T, strict=True)
         return np.stack([means[np.minimum(c, len(means) - 1)] for means, c in columns], axis=1)
 
-    def _codes(self, X):
+    def _codes(self, X: np.ndarray) -> np.ndarray:
         columns = zip(self.thresholds_, X.T, strict=True)
         return np.stack([np.searchsorted(t, x) for t, x in columns], axis=1)
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = []
         return tags
 
 
-def find_thresholds(x, n_bins):
+def find_thresholds(x: np.ndarray, n_bins: int) -> np.ndarray:
     """The largest value of each quantile bin but the last, of one feature."""
     values = np.unique(x)
     if len(values) > n_bins:

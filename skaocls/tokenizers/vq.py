@@ -1,287 +1,278 @@
-"""The convolutional networks of the two published 16-fold tokenizers, under published names."""
+"""The published image tokenizers as scikit-learn transformers."""
 
+import copy
+import os
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import gen_batches
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
 
-WIDTH = 128
-MULTIPLIERS = (1, 1, 2, 2, 4)
-LATENT = 256  # channels between encoder and decoder
+from skaocls.attributes import kept_in
+from skaocls.devices import own_torch_state, resolve_device, resolve_precision
+from skaocls.files import assign, find_file, read_state_dict
+from skaocls.images.reader import Reader
+from skaocls.tokenizers._codes import check_codes
+from skaocls.tokenizers.vq_networks import LlamaGenVQ, MaskGITVQ
 
-
-def group_norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, width, eps=1e-6)
-
-
-def double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0)
-
-
-def conv3(n_in: int, n_out: int, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(n_in, n_out, 3, padding=1, bias=bias)
+DOWNSAMPLING = 16
+IGNORED = ("quantize.codebook_used",)  # a training statistic
 
 
-def level_widths() -> list[tuple[int, int]]:
-    """Input and output width of the encoder's levels, finest first."""
-    outs = [WIDTH * m for m in MULTIPLIERS]
-    return list(zip([WIDTH, *outs[:-1]], outs, strict=True))
+PARAMETERS = """
+    Parameters
+    ----------
+    source : str or path, default="auto"
+        Hub repository, folder or file of the weights. ``"auto"`` is the published repository.
+    filename : str, default=None
+        File in the repository or folder.
+    revision : str, default=None
+        Branch, tag or commit of the repository.
+    image_shape : tuple of int (height, width), default=(256, 256)
+        Multiples of 16; files are resized to it, the shorter side first, and cropped.
+    batch_size : int or "auto", default="auto"
+        Images encoded together, always as many (what is missing is made up), so that tokens do
+        not depend on the batch. ``"auto"`` is 1 on the CPU, 16 on CUDA.
+    device : str or torch.device, default="auto"
+        ``"auto"`` is CUDA if there is a device, else the CPU.
+    precision : {"auto", "float32", "bfloat16"}, default="float32"
+        Of the convolutions; a lower one changes some tokens.
+
+    Attributes
+    ----------
+    model_ : torch.nn.Module
+        The network.
+    n_codes_ : int
+        Size of the codebook.
+    grid_ : tuple of int
+        Rows and columns of tokens.
+    reader_ : Reader
+        How images are read.
+    image_shape_ : tuple of int
+        Height, width, channels.
+"""
 
 
-class ResBlock(nn.Module):
-    """Norm, swish, 3x3 convolution, twice, and a shortcut.
+class _VQTokenizer(TransformerMixin, BaseEstimator):
+    """What the two published tokenizers share."""
 
-    Where the width changes, LlamaGen projects the block's input; MaskGIT (`project_output`) its
-    convolved output.
+    _parameter_constraints: dict[str, Any] = {
+        "source": [str, os.PathLike],
+        "filename": [str, None],
+        "revision": [str, None],
+        "image_shape": [tuple, list],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "device": [str, torch.device],
+        "precision": [StrOptions({"auto", "float32", "bfloat16"})],
+    }
+
+    def __init__(
+        self,
+        source: Any = "auto",
+        *,
+        filename: str | None = None,
+        revision: str | None = None,
+        image_shape: Any = (256, 256),
+        batch_size: Any = "auto",
+        device: Any = "auto",
+        precision: str = "float32",
+    ):
+        self.source = source
+        self.filename = filename
+        self.revision = revision
+        self.image_shape = image_shape
+        self.batch_size = batch_size
+        self.device = device
+        self.precision = precision
+
+    image_shape_ = kept_in("reader_.image_shape")
+
+    def fit(self, X: Any = None, y: Any = None) -> "_VQTokenizer":
+        """Load the weights; nothing is learned from data.
+
+        Parameters
+        ----------
+        X, y : object
+            Ignored.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        OSError
+            If the weights cannot be found or fetched.
+        ValueError
+            If they are not those of this tokenizer, or `image_shape` is no multiple of 16.
+        """
+        self._validate_params()
+        source, filename = self.source, self.filename
+        if source == "auto":
+            source, filename = self._published[0], filename or self._published[1]
+        path = find_file(source, filename, revision=self.revision)
+        return self._set_weights(read_state_dict(path), source=str(path))
+
+    @own_torch_state(grad=True)
+    def _set_weights(
+        self, state: Mapping[str, torch.Tensor], source: str = "The state dict"
+    ) -> "_VQTokenizer":
+        height, width = self.image_shape
+        if height % DOWNSAMPLING or width % DOWNSAMPLING:
+            raise ValueError(
+                f"image_shape={self.image_shape} must be multiples of {DOWNSAMPLING}, the pixels "
+                "that one token stands for."
+            )
+        with torch.device("meta"):
+            model = self._network()
+        assign(model, state, ignore=IGNORED, source=source)
+        shape = int(height), int(width), 3
+        self.__dict__.update(
+            model_=model.eval().requires_grad_(False),
+            reader_=Reader(type(self).__name__, shape, shape, height * width * 3),
+            grid_=(shape[0] // DOWNSAMPLING, shape[1] // DOWNSAMPLING),
+            n_codes_=model.n_codes,
+        )
+        return self
+
+    @own_torch_state()
+    def transform(self, X: Any, *, latent_noise: float = 0.0, seed: int = 0) -> np.ndarray:
+        """Tokenize.
+
+        Parameters
+        ----------
+        X : array-like of images
+            Files are resized and cropped to `image_shape`; arrays must have it. Floats must lie
+            in [0, 1]; one channel is taken as gray.
+        latent_noise : float, default=0.0
+            t in ``(1 - t) latent + t noise``, before quantization.
+        seed : int, default=0
+            Of the noise, which is the same for every image.
+
+        Returns
+        -------
+        codes : int64 array of shape (n, rows, cols)
+        """
+        check_is_fitted(self)
+        X = self.reader_.check(X)
+        device, autocast, batch_size = self._resolve()
+        model = self.model_.to(device)
+        codes = []
+        for part in gen_batches(len(X), batch_size):
+            pixels = to_pixels(self.reader_.images(X, part), batch_size).to(device)
+            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                latents = model.encode(pixels).float()
+            codes.append(model.nearest(noisy(latents, latent_noise, seed)).cpu().numpy())
+        return np.concatenate(codes)[: len(X)]
+
+    @own_torch_state()
+    def inverse_transform(self, codes: Any) -> np.ndarray:
+        """Decode.
+
+        Parameters
+        ----------
+        codes : int array-like of shape (n, rows, cols)
+
+        Returns
+        -------
+        images : float32 array of shape (n, height, width, 3)
+            In [0, 1].
+        """
+        check_is_fitted(self)
+        codes = check_codes(codes, self.grid_, self.n_codes_)
+        device, autocast, batch_size = self._resolve()
+        model = self.model_.to(device)
+        images = []
+        for part in gen_batches(len(codes), batch_size):
+            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                decoded = model.decode(torch.from_numpy(codes[part]).to(device))
+            images.append(model.to_unit(decoded.float()).permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(images)
+
+    def _resolve(self) -> tuple[torch.device, torch.dtype | None, int]:
+        device = resolve_device(self.device)
+        batch_size = self.batch_size
+        if batch_size == "auto":
+            batch_size = 16 if device.type == "cuda" else 1
+        return device, resolve_precision(self.precision, device), batch_size
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = True
+        tags.input_tags.three_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__().copy()
+        if "model_" in state:  # what was used on a GPU must load without one
+            state["model_"] = copy.deepcopy(state["model_"]).cpu()
+        return state
+
+
+def to_pixels(images: np.ndarray, n: int) -> torch.Tensor:
+    """Images (n, height, width, 3) in [0, 1] as n pictures (n, 3, height, width)."""
+    if images.min() < 0 or images.max() > 1:
+        raise ValueError(
+            "Images must have values in [0, 1] or be of dtype uint8, got values from "
+            f"{images.min():.3g} to {images.max():.3g}."
+        )
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return torch.cat([pixels, pixels[-1:].expand(n - len(pixels), -1, -1, -1)])
+
+
+def noisy(latents: torch.Tensor, t: float, seed: int) -> torch.Tensor:
+    """``(1 - t) latents + t noise``, the same noise for every image."""
+    if not t:
+        return latents
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(latents.shape[1:], generator=generator, dtype=torch.float32)
+    return (1 - t) * latents + t * noise.to(latents.device)
+
+
+class LlamaGenTokenizer(_VQTokenizer):
+    __doc__ = f"""LlamaGen's VQ-16 tokenizer: 16384 codes, each for 16 x 16 pixels.
+
+    The published weights are ``vq_ds16_c2i.pt`` of the repository ``FoundationVision/LlamaGen``.
+{PARAMETERS}
+    References
+    ----------
+    Sun et al., "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation",
+    arXiv 2406.06525.
+
+    Examples
+    --------
+    >>> from skaocls import LlamaGenTokenizer
+    >>> LlamaGenTokenizer("vq_ds16_c2i.pt", image_shape=(384, 384))
+    LlamaGenTokenizer(image_shape=(384, 384), source='vq_ds16_c2i.pt')
     """
 
-    def __init__(self, n_in: int, n_out: int, bias: bool = True, project_output: bool = False):
-        super().__init__()
-        self.project_output = project_output
-        self.norm1 = group_norm(n_in)
-        self.conv1 = conv3(n_in, n_out, bias)
-        self.norm2 = group_norm(n_out)
-        self.conv2 = conv3(n_out, n_out, bias)
-        if n_in != n_out:
-            self.nin_shortcut = nn.Conv2d(n_out if project_output else n_in, n_out, 1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        if hasattr(self, "nin_shortcut"):
-            x = self.nin_shortcut(h if self.project_output else x)
-        return x + h
+    _network = LlamaGenVQ
+    _published = ("FoundationVision/LlamaGen", "vq_ds16_c2i.pt")
 
 
-class AttnBlock(nn.Module):
-    """Self-attention of one head over all places."""
+class MaskGITTokenizer(_VQTokenizer):
+    __doc__ = f"""MaskGIT's VQGAN tokenizer: 1024 codes, each for 16 x 16 pixels.
 
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = group_norm(width)
-        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
+    The published weights are ``maskgit-vqgan-imagenet-f16-256.bin`` of the repository
+    ``fun-research/TiTok``.
+{PARAMETERS}
+    References
+    ----------
+    Chang et al., "MaskGIT: Masked Generative Image Transformer", arXiv 2202.04200.
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
-        q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-        return x + self.proj_out(h)
+    Examples
+    --------
+    >>> from skaocls import MaskGITTokenizer
+    >>> MaskGITTokenizer("maskgit-vqgan-imagenet-f16-256.bin")
+    MaskGITTokenizer(source='maskgit-vqgan-imagenet-f16-256.bin')
+    """
 
-
-class Downsample(nn.Module):
-    """A 3x3 convolution of stride 2, padded to the right and below."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Doubling, then a 3x3 convolution."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.conv = conv3(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(double(x))
-
-
-class LlamaGenLevel(nn.Module):
-    def __init__(self, n_in: int, n_out: int, depth: int, attention: bool, resample: str | None):
-        super().__init__()
-        self.res = nn.ModuleList(ResBlock(n_in if i == 0 else n_out, n_out) for i in range(depth))
-        self.attn = nn.ModuleList(AttnBlock(n_out) for _ in range(depth if attention else 0))
-        if resample == "down":
-            self.downsample = Downsample(n_out)
-        elif resample == "up":
-            self.upsample = Upsample(n_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i, res in enumerate(self.res):
-            x = res(x)
-            if len(self.attn):
-                x = self.attn[i](x)
-        for name in ("downsample", "upsample"):
-            if hasattr(self, name):
-                x = getattr(self, name)(x)
-        return x
-
-
-class LlamaGenEncoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        last = len(MULTIPLIERS) - 1
-        self.conv_in = conv3(3, WIDTH)
-        self.conv_blocks = nn.ModuleList(
-            LlamaGenLevel(n_in, n_out, 2, i == last, None if i == last else "down")
-            for i, (n_in, n_out) in enumerate(level_widths())
-        )
-        top = level_widths()[-1][1]
-        self.mid = nn.Sequential(ResBlock(top, top), AttnBlock(top), ResBlock(top, top))
-        self.norm_out = group_norm(top)
-        self.conv_out = conv3(top, LATENT)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for level in self.conv_blocks:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
-
-
-class LlamaGenDecoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        outs = [WIDTH * m for m in reversed(MULTIPLIERS)]
-        top, last = outs[0], len(outs) - 1
-        self.conv_in = conv3(LATENT, top)
-        self.mid = nn.Sequential(ResBlock(top, top), AttnBlock(top), ResBlock(top, top))
-        self.conv_blocks = nn.ModuleList(
-            LlamaGenLevel(n_in, n_out, 3, i == 0, None if i == last else "up")
-            for i, (n_in, n_out) in enumerate(zip([top, *outs[:-1]], outs, strict=True))
-        )
-        self.norm_out = group_norm(outs[-1])
-        self.conv_out = conv3(outs[-1], 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
-        for level in self.conv_blocks:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-
-class Codebook(nn.Module):
-    def __init__(self, n_codes: int, dim: int):
-        super().__init__()
-        self.embedding = nn.Embedding(n_codes, dim)
-
-
-class LlamaGenVQ(nn.Module):
-    """LlamaGen's VQ-16 (Sun et al., arXiv 2406.06525): images in [-1, 1], 16384 codes of 8."""
-
-    n_codes, code_dim = 16384, 8
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = LlamaGenEncoder()
-        self.decoder = LlamaGenDecoder()
-        self.quantize = Codebook(self.n_codes, self.code_dim)
-        self.quant_conv = nn.Conv2d(LATENT, self.code_dim, 1)
-        self.post_quant_conv = nn.Conv2d(self.code_dim, LATENT, 1)
-
-    @property
-    def codebook(self) -> Tensor:
-        return F.normalize(self.quantize.embedding.weight, dim=-1)
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Latents (n, 8, rows, cols) of pixels (n, 3, height, width) in [0, 1]."""
-        return self.quant_conv(self.encoder(2 * pixels - 1))
-
-    def nearest(self, latents: Tensor) -> Tensor:
-        """Codes (n, rows, cols): on the unit sphere the nearest is the best aligned."""
-        return nearest_code(F.normalize(latents, dim=1), self.codebook)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Pixels (n, 3, height, width), about [-1, 1], of codes (n, rows, cols)."""
-        return self.decoder(self.post_quant_conv(self.codebook[codes].permute(0, 3, 1, 2)))
-
-    def to_unit(self, decoded: Tensor) -> Tensor:
-        return (decoded / 2 + 0.5).clamp(0, 1)
-
-
-class MaskGITLevel(nn.Module):
-    def __init__(self, n_in: int, n_out: int, up: bool):
-        super().__init__()
-        self.block = nn.ModuleList(
-            ResBlock(n, n_out, bias=False, project_output=True) for n in (n_in, n_out)
-        )
-        if up:
-            self.upsample_conv = conv3(n_out, n_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
-        return self.upsample_conv(double(x)) if hasattr(self, "upsample_conv") else x
-
-
-def maskgit_middle(width: int) -> nn.Sequential:
-    return nn.Sequential(*(ResBlock(width, width, False, True) for _ in range(2)))
-
-
-class MaskGITEncoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv_in = conv3(3, WIDTH, bias=False)
-        self.down = nn.ModuleList(MaskGITLevel(a, b, up=False) for a, b in level_widths())
-        top = level_widths()[-1][1]
-        self.mid = maskgit_middle(top)
-        self.norm_out = group_norm(top)
-        self.conv_out = nn.Conv2d(top, LATENT, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for i, level in enumerate(self.down):
-            x = level(F.avg_pool2d(x, 2) if i else x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
-
-
-class MaskGITDecoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        outs = [WIDTH * m for m in MULTIPLIERS]
-        self.conv_in = conv3(LATENT, outs[-1])
-        self.mid = maskgit_middle(outs[-1])
-        # level i has the width of the encoder's level i, and is run from the coarsest on
-        self.up = nn.ModuleList(
-            MaskGITLevel(n_in, n_out, up=i > 0)
-            for i, (n_in, n_out) in enumerate(zip([*outs[1:], outs[-1]], outs, strict=True))
-        )
-        self.norm_out = group_norm(WIDTH)
-        self.conv_out = conv3(WIDTH, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
-        for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-
-class MaskGITVQ(nn.Module):
-    """MaskGIT's VQGAN (Chang et al., arXiv 2202.04200): images in [0, 1], 1024 codes of 256."""
-
-    n_codes, code_dim = 1024, LATENT
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = MaskGITEncoder()
-        self.decoder = MaskGITDecoder()
-        self.quantize = Codebook(self.n_codes, self.code_dim)
-
-    @property
-    def codebook(self) -> Tensor:
-        return self.quantize.embedding.weight
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Latents (n, 256, rows, cols) of pixels (n, 3, height, width) in [0, 1]."""
-        return self.encoder(pixels)
-
-    def nearest(self, latents: Tensor) -> Tensor:
-        """Codes (n, rows, cols)."""
-        return nearest_code(latents, self.codebook)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Pixels (n, 3, height, width), about [0, 1], of codes (n, rows, cols)."""
-        return self.decoder(self.codebook[codes].permute(0, 3, 1, 2))
-
-    def to_unit(self, decoded: Tensor) -> Tensor:
-        return decoded.clamp(0, 1)
-
-
-def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest codebook row, in float32, for latents (n, dim, rows, cols)."""
-    flat, book = latents.permute(0, 2, 3, 1).float(), codebook.float()
-    # ||z - e||^2 without ||z||^2, which is the same for all codes
-    distance = torch.addmm(book.square().sum(1), flat.flatten(0, 2), book.T, alpha=-2.0)
-    return distance.argmin(1).view(flat.shape[:3])
+    _network = MaskGITVQ
+    _published = ("fun-research/TiTok", "maskgit-vqgan-imagenet-f16-256.bin")

@@ -1,0 +1,266 @@
+"""Score against the number of orders."""
+
+import numpy as np
+from sklearn.utils import check_consistent_length
+from sklearn.utils._optional_dependencies import check_matplotlib_support
+from sklearn.utils.validation import check_is_fitted
+
+# Okabe and Ito's colours, which all eyes tell apart
+CURVE, *OTHERS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00"
+DASHES = ["--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (8, 3))]
+
+
+class OrderCurveDisplay:
+    """Score of a classifier against the number of orders that it averages over.
+
+    Use :meth:`from_estimator` or :meth:`from_predictions`; parameters are kept as attributes.
+
+    Parameters
+    ----------
+    scores : array-like of shape (n_orders,)
+        Score after 1, 2, ... orders.
+    std_scores : array-like of shape (n_orders,), default=None
+        Their standard errors, drawn as a band.
+    baselines : dict of str to float, default=None
+        Scores of other models, drawn as horizontal lines.
+    evaluations_per_order : int, default=None
+        Tokens evaluated for one image and order: classes x tokens. Given, a second axis above says
+        what orders cost.
+    score_name : str, default="Accuracy"
+        What the scores are.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+    line_ : matplotlib Line2D
+        The curve.
+    fill_ : matplotlib PolyCollection or None
+        The band; None without `std_scores`.
+    baseline_lines_ : dict of str to matplotlib Line2D
+    cost_ax_ : matplotlib SecondaryAxis or None
+        The axis above; None without `evaluations_per_order`.
+
+    See Also
+    --------
+    skaocls.selection.smallest_n_orders : How many orders are enough.
+
+    Examples
+    --------
+    >>> from skaocls.displays import OrderCurveDisplay
+    >>> display = OrderCurveDisplay([0.8, 0.9, 0.92], baselines={"SVC": 0.91}).plot()
+    >>> display.line_.get_xdata()
+    array([1, 2, 3])
+    """
+
+    def __init__(
+        self,
+        scores,
+        *,
+        std_scores=None,
+        baselines=None,
+        evaluations_per_order=None,
+        score_name="Accuracy",
+    ):
+        self.scores = scores
+        self.std_scores = std_scores
+        self.baselines = baselines
+        self.evaluations_per_order = evaluations_per_order
+        self.score_name = score_name
+
+    @classmethod
+    def from_estimator(cls, clf, X, y, *, baselines=None, ax=None, name=None, **kwargs):
+        """Score a classifier after 1, 2, ... `n_orders` orders, in one pass, and draw that.
+
+        Parameters
+        ----------
+        clf : AnyOrderARClassifier
+            Fitted.
+        X : array-like
+            Images, not those of `fit`.
+        y : array-like of shape (n_samples,)
+            Their labels.
+        baselines : dict of str to float or classifier, default=None
+            Accuracies of other models, or fitted ones to score on the same data. Those of
+            scikit-learn read each image as one row, arrays with their numbers as they are.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        name : str, default=None
+            Of the curve in the legend; None is the estimator's class.
+        **kwargs : dict
+            For matplotlib's ``plot`` of the curve.
+
+        Returns
+        -------
+        display : OrderCurveDisplay
+            Costs are drawn with ``search="exhaustive"`` only: racing's depend on the image.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn.svm import SVC
+        >>> from skaocls import AnyOrderARClassifier
+        >>> from skaocls.displays import OrderCurveDisplay
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = AnyOrderARClassifier(max_iter=20, n_orders=8, random_state=0).fit(X[::2], y[::2])
+        >>> svc = SVC().fit(X[::2], y[::2])
+        >>> display = OrderCurveDisplay.from_estimator(
+        ...     clf, X[1::2], y[1::2], baselines={"SVC": svc}
+        ... )
+        >>> display.scores.shape
+        (8,)
+        """
+        check_matplotlib_support(f"{cls.__name__}.from_estimator")
+        check_is_fitted(clf)
+        scores = {
+            label: model.score(X if hasattr(model, "staged_score") else rows_of(clf, X), y)
+            if hasattr(model, "score")
+            else model
+            for label, model in (baselines or {}).items()
+        }
+        evaluations = clf.orders_.shape[1] * len(clf.classes_)
+        return cls.from_predictions(
+            y,
+            list(clf.staged_predict(X)),
+            baselines=scores,
+            evaluations_per_order=evaluations if clf.search == "exhaustive" else None,
+            ax=ax,
+            name=type(clf).__name__ if name is None else name,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_predictions(
+        cls,
+        y_true,
+        staged_y_pred,
+        *,
+        baselines=None,
+        evaluations_per_order=None,
+        ax=None,
+        name=None,
+        **kwargs,
+    ):
+        """Draw the accuracy of predictions after 1, 2, ... orders.
+
+        Parameters
+        ----------
+        y_true : array-like of shape (n_samples,)
+            True labels.
+        staged_y_pred : array-like of shape (n_orders, n_samples)
+            Predictions, as ``list(clf.staged_predict(X))``.
+        baselines : dict of str to float, default=None
+            Accuracies of other models.
+        evaluations_per_order : int, default=None
+            Tokens evaluated for one image and order; None draws no costs.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        name : str, default=None
+            Of the curve in the legend.
+        **kwargs : dict
+            For matplotlib's ``plot`` of the curve.
+
+        Returns
+        -------
+        display : OrderCurveDisplay
+            Its `std_scores` are binomial: ``sqrt(accuracy * (1 - accuracy) / n_samples)``.
+
+        Raises
+        ------
+        ValueError
+            If predictions are not as many as labels.
+
+        Examples
+        --------
+        >>> from skaocls.displays import OrderCurveDisplay
+        >>> display = OrderCurveDisplay.from_predictions([0, 1, 1], [[0, 0, 0], [0, 1, 1]])
+        >>> display.scores.round(2)
+        array([0.33, 1.  ])
+        """
+        check_matplotlib_support(f"{cls.__name__}.from_predictions")
+        check_consistent_length(y_true, *staged_y_pred)
+        scores = (np.asarray(staged_y_pred) == np.asarray(y_true)).mean(1)
+        display = cls(
+            scores,
+            std_scores=np.sqrt(scores * (1 - scores) / len(y_true)),
+            baselines=baselines,
+            evaluations_per_order=evaluations_per_order,
+        )
+        return display.plot(ax, name=name, **kwargs)
+
+    def plot(self, ax=None, *, name=None, **kwargs):
+        """Draw.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+        name : str, default=None
+            Of the curve in the legend.
+        **kwargs : dict
+            For matplotlib's ``plot`` of the curve.
+
+        Returns
+        -------
+        self : OrderCurveDisplay
+        """
+        check_matplotlib_support(f"{type(self).__name__}.plot")
+        import matplotlib.pyplot as plt
+        from matplotlib.ticker import EngFormatter, MaxNLocator
+
+        if ax is None:
+            _, ax = plt.subplots(figsize=(7, 4.6), layout="constrained")
+        scores = np.asarray(self.scores)
+        orders = np.arange(1, len(scores) + 1)
+        style = {"color": CURVE, "marker": "o", "markersize": 5, "linewidth": 2, "label": name}
+        (self.line_,) = ax.plot(orders, scores, **(style | kwargs))
+        self.fill_ = None
+        if self.std_scores is not None:
+            std = np.asarray(self.std_scores)
+            self.fill_ = ax.fill_between(
+                orders,
+                scores - std,
+                scores + std,
+                color=self.line_.get_color(),
+                alpha=0.2,
+                linewidth=0,
+                label="± 1 standard error",
+            )
+        self.baseline_lines_ = {}
+        # in the legend as in the picture: the best above
+        ranked = sorted((self.baselines or {}).items(), key=lambda item: -item[1])
+        for i, (label, score) in enumerate(ranked):
+            self.baseline_lines_[label] = ax.axhline(
+                score,
+                color=OTHERS[i % len(OTHERS)],
+                linestyle=DASHES[i % len(DASHES)],
+                linewidth=1.5,
+                label=f"{label} ({score:.3f})",
+                zorder=1.5,  # below the curve
+            )
+        ticks = np.asarray(MaxNLocator(6, integer=True).tick_values(1, len(scores)))
+        ticks = np.unique(ticks[ticks <= len(scores)].clip(1)).astype(int)
+        ax.set(xlabel="Orders averaged over", ylabel=self.score_name, xticks=ticks)
+        ax.grid(alpha=0.25)
+        self.cost_ax_ = None
+        if (cost := self.evaluations_per_order) is not None:
+            self.cost_ax_ = ax.secondary_xaxis(
+                "top", functions=(lambda k: k * cost, lambda n: n / cost)
+            )
+            self.cost_ax_.set_xticks(ticks * cost)
+            self.cost_ax_.xaxis.set_major_formatter(EngFormatter(sep=""))
+            self.cost_ax_.set_xlabel("Token evaluations for one image")
+        if ax.get_legend_handles_labels()[1]:
+            ax.legend(loc="best", framealpha=0.95)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+def rows_of(clf, X):
+    """X as scikit-learn's classifiers read it: tables as they are, of each image one row."""
+    reader = clf.model_.reader
+    batch = reader.check(X)
+    if reader.image_shape is None:
+        return X
+    images = reader.images(batch) if batch.dtype == object else batch
+    return images.reshape(len(images), -1)

@@ -1,0 +1,253 @@
+"""Files: found in folders and on the hub, read without executing code, written whole or not at all.
+
+Sources are a file, a folder, or a hub repository ``owner/name``; for the latter
+``huggingface_hub`` decides about cache, offline mode and tokens (``HF_HOME``, ``HF_HUB_OFFLINE``,
+``HF_TOKEN``).
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, TypeVar
+from zipfile import is_zipfile
+
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,  # of the HTTP library that the client uses
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from skaocls.devices import own_torch_state
+
+T = TypeVar("T")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+MAPPED_BYTES = 2**26  # of a file that are in memory beside their copies
+SHOWN = 5  # keys of each kind that an error lists
+
+
+def find_file(
+    source: str | os.PathLike[str],
+    filename: str | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    suffixes: tuple[str, ...] = SUFFIXES,
+) -> Path:
+    """Path of a file of weights, downloaded if need be.
+
+    Parameters
+    ----------
+    source : str or path
+        A file, a folder, or a hub repository ``owner/name``.
+    filename : str, default=None
+        File within the folder or repository. May be left out if only one there is a weights file.
+    revision : str, default=None
+        Branch, tag or commit of the repository.
+    token : str or bool, default=None
+        As in ``huggingface_hub``.
+    suffixes : tuple of str
+        What counts as a weights file.
+
+    Returns
+    -------
+    path : Path
+
+    Raises
+    ------
+    OSError
+        If there is no such file, repository or revision, or the hub cannot be reached.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> from skaocls.files import find_file
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> (folder / "model.safetensors").touch()
+    >>> find_file(folder).name
+    'model.safetensors'
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        name = filename or the_only(
+            [p.name for p in path.iterdir() if p.suffix in suffixes], f"The folder {path}"
+        )
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"The folder {path} has no file {name!r}.")
+        return path / name
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise OSError(
+            f"{str(source)!r} is neither a file, nor a folder, nor a hub repository 'owner/name'."
+        )
+    return download(str(source), filename, revision, token, suffixes)
+
+
+def download(
+    repo: str,
+    filename: str | None,
+    revision: str | None,
+    token: str | bool | None,
+    suffixes: tuple[str, ...],
+) -> Path:
+    """A file of a hub repository, from the cache if it is there."""
+    where = f"The hub repository {repo!r}" + (f" at revision {revision!r}" if revision else "")
+    at = {"revision": revision, "token": token}
+    if filename is None:
+        files = ask_hub(where, "the list of its files", HfApi().list_repo_files, repo, **at)
+        filename = the_only([f for f in files if f.endswith(suffixes)], where)
+    return Path(ask_hub(where, repr(filename), hf_hub_download, repo, filename, **at))
+
+
+def ask_hub(where: str, what: str, function: Callable[..., T], *args: Any, **params: Any) -> T:
+    """Call the client; whatever goes wrong is an OSError that says what and where."""
+    try:
+        return function(*args, **params)
+    except GatedRepoError as exc:
+        raise OSError(f"{where} is gated: ask its owner for access and pass token.") from exc
+    except RepositoryNotFoundError as exc:
+        raise OSError(f"{where} does not exist, or is private: then pass token.") from exc
+    except RevisionNotFoundError as exc:
+        raise OSError(f"{where} does not exist: there is no such revision.") from exc
+    except LocalEntryNotFoundError as exc:
+        raise FileNotFoundError(
+            f"{where}: {what} is not in the cache, and the hub cannot be reached or "
+            "HF_HUB_OFFLINE forbids it."
+        ) from exc
+    except EntryNotFoundError as exc:
+        raise FileNotFoundError(f"{where} has no file {what}.") from exc
+    except (HTTPError, HFValidationError, OSError) as exc:
+        raise OSError(f"{where}: {what} could not be fetched or cached: {exc}") from exc
+
+
+def the_only(names: list[str], where: str) -> str:
+    if len(names) == 1:
+        return names[0]
+    found = "no weights file" if not names else f"several: {', '.join(sorted(names))}"
+    raise OSError(f"{where} has {found}. Pass filename.")
+
+
+@own_torch_state(grad=True)
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file, in memory.
+
+    Nothing in the file is executed. A state dict under ``"model"`` or ``"state_dict"`` and keys
+    that begin with ``"module."`` are unwrapped. The tensors do not depend on the file any more;
+    reading takes little more memory than they do.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    state_dict : dict of str to Tensor
+        Half precision comes as float32, other types as they are.
+
+    Raises
+    ------
+    ValueError
+        If the file is cut off, is no such file, or holds anything but tensors.
+    """
+    path = Path(path)
+    mapped = map_state_dict(path)
+    copied: dict[str, Tensor] = {}
+    seen = 0
+    for key in list(mapped):
+        small = mapped[key].is_floating_point() and mapped[key].itemsize < 4
+        dtype = torch.float32 if small else mapped[key].dtype
+        copied[key.removeprefix("module.")] = mapped[key].to(dtype, copy=True)
+        seen += mapped[key].nbytes
+        if seen > MAPPED_BYTES and (path.suffix == ".safetensors" or is_zipfile(path)):
+            mapped, seen = map_state_dict(path), 0  # gives back the pages that were read
+    return copied
+
+
+def map_state_dict(path: Path) -> dict[str, Tensor]:
+    """As :func:`read_state_dict`, but still mapped from the file, where its format allows that."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                state: Any = {key: file.get_tensor(key) for key in list(file.keys())}
+        else:
+            # torch's format before version 1.6 cannot be mapped
+            mmap = is_zipfile(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as exc:
+        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        raise ValueError(
+            f"{path} is no readable file of weights: it is cut off, of another format, or holds "
+            f"objects other than tensors, which are never loaded ({reason})."
+        ) from exc
+    for wrapper in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds no state dict, a mapping of names to tensors.")
+    return state
+
+
+def assign(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    ignore: Iterable[str] = (),
+    source: str = "The state dict",
+) -> None:
+    """Give a module its weights, in float32 and without copying those that are; all must agree.
+
+    Raises
+    ------
+    ValueError
+        Lists missing and unexpected keys and shapes that differ.
+    """
+    want = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    have = {k: tuple(v.shape) for k, v in state.items() if k not in ignore}
+    wrong = {
+        "missing": [k for k in want if k not in have],
+        "unexpected": [k for k in have if k not in want],
+        "of another shape": [
+            f"{k} {have[k]}, not {want[k]}" for k in want if k in have and have[k] != want[k]
+        ],
+    }
+    if any(wrong.values()):
+        lines = [f"{source} does not fit {type(module).__name__}:"]
+        for kind, keys in wrong.items():
+            if keys:
+                more = f", ... ({len(keys)} in all)" if len(keys) > SHOWN else ""
+                lines.append(f"  {kind}: {', '.join(keys[:SHOWN])}{more}")
+        raise ValueError("\n".join(lines))
+    module.load_state_dict({k: state[k].to(torch.float32) for k in want}, assign=True)
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+
+
+def write_all(folder: Path, writers: Mapping[str, Callable[[str], object]]) -> None:
+    """Call each write(temporary path), and when all are done put the files in place."""
+    temporary: dict[str, str] = {}
+    try:
+        for name, write in writers.items():
+            handle, temporary[name] = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            os.close(handle)
+            write(temporary[name])
+            with open(temporary[name], "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary[name], 0o644)
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
+    except BaseException:
+        for path in temporary.values():
+            Path(path).unlink(missing_ok=True)
+        raise

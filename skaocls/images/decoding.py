@@ -1,0 +1,185 @@
+"""From images to numbers: float32 arrays of shape (n, height, width, channels).
+
+Numbers keep their meaning: 8-bit values are divided by 255, 16-bit ones by 65535, booleans are 0
+and 1, all others are taken as they are.
+"""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from sklearn.utils import check_array
+
+from skaocls.images.inputs import as_batch, is_items, name_of, read
+
+FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(bool): 1}
+
+
+def load_images(
+    X: Any, shape: tuple[int, ...], *, resize: bool = False, start: int = 0
+) -> np.ndarray:
+    """Decode images.
+
+    Parameters
+    ----------
+    X : array-like
+        Images, or a slice of them: callers go batch by batch.
+    shape : tuple of int (height, width, channels)
+        The shape that they must have, from :func:`image_shape_of`.
+    resize : bool, default=False
+        Resize files and PIL images of another size (:func:`resize_crop`) instead of refusing them.
+    start : int, default=0
+        Index, for messages, of the first item of X in the user's data.
+
+    Returns
+    -------
+    images : float32 array of shape (n, height, width, channels)
+
+    Raises
+    ------
+    ValueError
+        If an image has another shape, cannot be read (index and path are named), or holds NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skaocls.images import load_images
+    >>> float(load_images(np.full((5, 8, 8), 255, np.uint8), (8, 8, 1)).max())
+    1.0
+    """
+    X = as_batch(X)
+    if is_items(X):
+        check_array(np.zeros((len(X), 1)))  # at least one
+        images = []
+        for i, item in enumerate(X, start):
+            image = read(item, i, lambda x: pixels(x, shape, resize))
+            if image.shape != tuple(shape):
+                raise ValueError(
+                    f"X[{i}] has shape {image.shape}, but images of shape {tuple(shape)} are "
+                    f"expected, as in fit: {name_of(item)!r}. Pass image_shape=(height, width) to "
+                    "resize files and PIL images; arrays are not resized."
+                )
+            images.append(to_unit(image, f"X[{i}]"))
+        return np.stack(images)
+    X = np.asarray(X)
+    if X.ndim == 2:
+        if X.shape[1] != np.prod(shape):
+            raise ValueError(
+                f"X has {X.shape[1]} features, but {np.prod(shape)} are expected: images of shape "
+                f"{tuple(shape)}."
+            )
+    elif (*X.shape[1:], 1)[:3] != tuple(shape):
+        raise ValueError(
+            f"X has images of shape {(*X.shape[1:], 1)[:3]}, but images of shape {tuple(shape)} "
+            "are expected, as in fit."
+        )
+    return to_unit(X, "X").reshape(-1, *shape)
+
+
+def to_pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """One PIL image as a person sees it, in 8 bits.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        EXIF rotation is applied, transparency is laid over white, palettes are expanded, CMYK and
+        the like are converted; 16 bits are scaled to 8, floats in [0, 1] to 0 ... 255.
+    channels : {1, 3}
+        Grayscale or RGB.
+
+    Returns
+    -------
+    pixels : uint8 array of shape (height, width, channels)
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from skaocls.images import to_pixels
+    >>> to_pixels(Image.new("RGBA", (1, 1), (255, 0, 0, 0)), 3)  # transparent: white
+    array([[[255, 255, 255]]], dtype=uint8)
+    """
+    a = np.asarray(upright(image).convert("L" if channels == 1 else "RGB"))
+    return a.reshape(*a.shape[:2], channels)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says, opaque, in mode L or RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return to_8_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(paper, image).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """From modes I;16, I and F; values beyond their range are refused, not clipped."""
+    a = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        a = a * 255 if a.min() >= 0 and a.max() <= 1 else a
+    elif image.mode.startswith("I;16") or a.max() > 255:
+        a = a / 257
+    if not (a.min() >= 0 and a.max() <= 255):  # NaN is neither
+        full = "1 or 255" if image.mode == "F" else "65535"
+        raise ValueError(f"values of mode {image.mode!r} must lie in 0 ... {full}")
+    return Image.fromarray(np.rint(a).astype(np.uint8))
+
+
+def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Scale so that the image covers (height, width), then cut out the centre.
+
+    Box-filtered halvings while it is at least twice as large, then bicubic: the preprocessing of
+    the published checkpoints.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+    height, width : int
+
+    Returns
+    -------
+    image : PIL.Image.Image of that size
+
+    References
+    ----------
+    Sudakov, Babenko, Baranchuk, arXiv 2603.19122, experimental setup.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from skaocls.images import resize_crop
+    >>> resize_crop(Image.new("L", (640, 480)), 32, 32).size
+    (32, 32)
+    """
+    while image.width >= 2 * width and image.height >= 2 * height:
+        half = image.width // 2, image.height // 2
+        image = image.resize(half, Image.Resampling.BOX)
+    scale = max(width / image.width, height / image.height)
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def to_unit(a: np.ndarray, name: str) -> np.ndarray:
+    """Finite float32 numbers; integers of images are divided by their full scale."""
+    checked = check_array(a, dtype=np.float32, allow_nd=True, input_name=name)
+    scaled: np.ndarray = checked / np.float32(full_scale(a.dtype))
+    return scaled
+
+
+def full_scale(dtype: np.dtype) -> int:
+    """What numbers of this type are divided by."""
+    return FULL_SCALE.get(dtype.newbyteorder("="), 1)
+
+
+def pixels(image: Any, shape: tuple[int, ...], resize: bool) -> np.ndarray:
+    """One array or PIL image as (height, width, channels)."""
+    height, width, channels = shape
+    if isinstance(image, np.ndarray):
+        return image if image.ndim == 3 else image[..., None]
+    if resize:
+        image = resize_crop(upright(image), height, width)
+    return to_pixels(image, channels)

@@ -1,0 +1,228 @@
+"""What counts as images: arrays, tensors, files and PIL images."""
+
+import os
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+from sklearn.utils import check_array
+
+T = TypeVar("T")
+GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
+
+
+def as_batch(X: Any) -> Any:
+    """X as something to slice, if it holds images.
+
+    Parameters
+    ----------
+    X : object
+        Arrays (n, height, width[, channels]); torch tensors likewise, or channels first; lists,
+        arrays, Series or one-column data frames of paths; lists of PIL images or arrays.
+
+    Returns
+    -------
+    batch : ndarray or object
+        A numeric array of 3 or 4 dimensions, or a 1-D object array of paths, PIL images and
+        arrays. What holds no images comes back as it is (tensors as arrays).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skaocls.images import as_batch
+    >>> as_batch([["a.png"], ["b.png"]])
+    array(['a.png', 'b.png'], dtype=object)
+    """
+    if hasattr(X, "detach"):  # a torch tensor
+        return channels_last(tensor_to_array(X))
+    table = X
+    if hasattr(X, "to_numpy"):  # pandas, polars
+        table = X.to_numpy() if len(getattr(X, "columns", "1")) == 1 else X
+    elif isinstance(X, (list, tuple)):
+        if any(is_item(x) for x in X):
+            alike = {(type(x), getattr(x, "shape", None), getattr(x, "dtype", None)) for x in X}
+            if len(alike) > 1 or isinstance(X[0], (str, os.PathLike, Image.Image)):
+                return object_array(X)
+            if hasattr(X[0], "detach"):
+                return channels_last(np.stack([tensor_to_array(x) for x in X]))
+            return np.stack(X)
+        try:
+            table = np.asarray(X)
+        except ValueError:  # ragged rows
+            return X
+    if not isinstance(table, np.ndarray):
+        return X
+    if table.dtype.kind in "OUT" and (table.ndim == 1 or table.shape[1:] == (1,)):
+        items = object_array(table.ravel().tolist())
+        return items if any(is_item(x) for x in items) else X
+    return table if table.ndim in (3, 4) else X
+
+
+def holds_images(batch: Any) -> bool:
+    """Whether what :func:`as_batch` returned is images."""
+    if is_items(batch):
+        return any(is_item(x) for x in batch)
+    return isinstance(batch, np.ndarray) and batch.ndim in (3, 4)
+
+
+def image_shape_of(X: Any, image_shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """The shape that all images in X have; of files only the headers are read.
+
+    Parameters
+    ----------
+    X : array-like
+        Images: arrays, tensors, files, PIL images; flat rows with `image_shape`.
+    image_shape : tuple of int (height, width) or (height, width, channels), default=None
+        Shape of flat rows; size to which files and PIL images are to be resized.
+
+    Returns
+    -------
+    shape : tuple of int (height, width, channels)
+        Files and PIL images have one channel if all of them are grayscale, else three.
+
+    Raises
+    ------
+    ValueError
+        If sizes differ and no `image_shape` is given, if arrays do not have that shape, if
+        something is no image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skaocls.images import image_shape_of
+    >>> image_shape_of(np.zeros((5, 8, 6)))
+    (8, 6, 1)
+    >>> image_shape_of(np.zeros((5, 64)), (8, 8))
+    (8, 8, 1)
+    """
+    wanted = check_image_shape(image_shape)
+    X = as_batch(X)
+    if not is_items(X):
+        X = np.asarray(X)
+        shape = (*wanted, 1)[:3] if wanted and X.ndim == 2 else (*X.shape[1:], 1)[:3]
+        if wanted and (
+            shape[: len(wanted)] != wanted or (X.ndim == 2 and X.shape[1] != np.prod(shape))
+        ):
+            raise ValueError(
+                f"X has shape {X.shape}, which is not n images of image_shape={wanted}. "
+                "Arrays are not resized."
+            )
+        if X.ndim == 4 and shape[0] == 3 and shape[1] == shape[2] and shape[2] not in (1, 3, 4):
+            raise ValueError(
+                f"X has shape {X.shape}, which looks like (n, channels, height, width). Pass "
+                "(n, height, width, channels): X.transpose(0, 2, 3, 1)."
+            )
+        return shape
+    check_array(np.zeros((len(X), 1)))  # at least one
+    if wanted and len(wanted) == 3 and wanted[2] not in (1, 3):
+        raise ValueError(f"image_shape={wanted}: image files have 1 or 3 channels.")
+    first: tuple[int, ...] = ()
+    most = 1
+    arrays: dict[tuple[int, ...], int] = {}
+    for i, item in enumerate(X):
+        height, width, channels, is_array = read(item, i, header)
+        first = first or (height, width)
+        if wanted is None and (height, width) != first:
+            raise ValueError(
+                f"Images have different sizes: {first} at index 0, {(height, width)} at index {i}. "
+                "Pass image_shape=(height, width) to resize files and PIL images; arrays are not "
+                "resized."
+            )
+        most = max(most, channels)
+        if is_array:
+            arrays.setdefault((height, width, channels), i)
+    shape = (*(wanted or first), most)[:3]
+    for seen, i in arrays.items():
+        if seen != shape:
+            raise ValueError(
+                f"X[{i}] is an array of shape {seen}, but images of shape {shape} are expected. "
+                "Arrays are neither resized nor converted."
+            )
+    return shape
+
+
+def check_image_shape(image_shape: Any) -> tuple[int, ...] | None:
+    """image_shape as a tuple of 2 or 3 positive ints, or None."""
+    if image_shape is None:
+        return None
+    shape = tuple(image_shape) if np.iterable(image_shape) else ()
+    if len(shape) not in (2, 3) or not all(isinstance(s, Integral) and int(s) >= 1 for s in shape):
+        raise ValueError(
+            f"image_shape={image_shape!r} must be (height, width) or (height, width, channels), "
+            "positive integers."
+        )
+    return tuple(int(s) for s in shape)
+
+
+def is_item(x: Any) -> bool:
+    """Whether x stands for one image: a path, a PIL image, an array of 2 or 3 dimensions."""
+    if isinstance(x, (str, os.PathLike, Image.Image)):
+        return True
+    return (isinstance(x, np.ndarray) or hasattr(x, "detach")) and x.ndim in (2, 3)
+
+
+def is_items(X: Any) -> bool:
+    return isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1
+
+
+def object_array(items: Any) -> np.ndarray:
+    out = np.empty(len(items), dtype=object)
+    for i, item in enumerate(items):
+        out[i] = item
+    return out
+
+
+def as_array(item: Any) -> Any:
+    """One image; a tensor as an array."""
+    return tensor_to_array(item) if hasattr(item, "detach") else item
+
+
+def tensor_to_array(x: Any) -> np.ndarray:
+    x = x.detach().cpu()
+    a: np.ndarray = (x.float() if x.is_floating_point() else x).numpy()
+    return a
+
+
+def channels_last(a: np.ndarray) -> np.ndarray:
+    """(n, channels, height, width), torch's way, as (n, height, width, channels)."""
+    first = a.ndim == 4 and a.shape[1] in (1, 3, 4) and a.shape[3] not in (1, 3, 4)
+    return a.transpose(0, 2, 3, 1) if first else a
+
+
+def header(image: Any) -> tuple[int, int, int, bool]:
+    """Height and width as seen, channels, and whether the image is an array."""
+    if isinstance(image, np.ndarray):
+        height, width, channels = (*image.shape, 1)[:3]
+        return height, width, channels, True
+    width, height = image.size
+    # Pillow turns the size of TIFF files itself, since some version; their tags tell
+    tags = getattr(image, "tag_v2", {})
+    as_stored = (tags.get(256, width), tags.get(257, height)) == (width, height)
+    # PNG's own getexif would decode the whole file
+    if as_stored and Image.Image.getexif(image).get(0x0112, 1) in (5, 6, 7, 8):
+        height, width = width, height
+    gray = image.mode in GRAY_MODES or image.mode.startswith("I;16")
+    return height, width, 1 if gray else 3, False
+
+
+def name_of(item: Any) -> str | bytes:
+    """The path of a file, the type of anything else."""
+    return os.fspath(item) if isinstance(item, (str, os.PathLike)) else type(item).__name__
+
+
+def read(item: Any, index: int, use: Callable[[Any], T]) -> T:
+    """use(image) of what item stands for; a failure names its index and path."""
+    try:
+        if isinstance(item, (str, os.PathLike)):
+            with Image.open(item) as image:
+                return use(image)
+        if not is_item(item):
+            raise TypeError(f"expected a path, a PIL image or an array, got {type(item).__name__}")
+        if hasattr(item, "detach"):
+            item = channels_last(tensor_to_array(item)[None])[0]
+        return use(item)
+    except Exception as exc:  # decoders raise all sorts
+        name = name_of(item)
+        raise ValueError(f"X[{index}] cannot be read as an image: {name!r}: {exc}") from exc

@@ -1,0 +1,227 @@
+"""What `fit` saw of its data, and how the like is read ever after."""
+
+from dataclasses import dataclass
+from typing import Any
+from warnings import warn
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_array
+from sklearn.utils.validation import _check_feature_names, validate_data
+
+from skaocls.images.decoding import full_scale, load_images
+from skaocls.images.inputs import (
+    as_array,
+    as_batch,
+    check_image_shape,
+    holds_images,
+    image_shape_of,
+    is_items,
+)
+
+FAR = 8  # spans of the numbers in `fit` that others may lie beyond them
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Reads data as those of `fit`, and refuses others.
+
+    Attributes
+    ----------
+    owner : str
+        Who reads: how messages call the estimator.
+    declared_shape : tuple of int or None
+        The `image_shape` that was asked for; files are resized to it, flat rows have it.
+    image_shape : tuple of int or None
+        Height, width and channels; None for tabular data.
+    n_features : int
+        Columns of a table, else numbers in one image.
+    feature_names : ndarray or None
+        Of a data frame whose columns all have names.
+    signals : bool
+        Whether rows of numbers are images one pixel high, not tables.
+    value_range : tuple of float or None
+        The least and the largest number in the images of `fit`.
+    """
+
+    owner: str
+    declared_shape: tuple[int, ...] | None
+    image_shape: tuple[int, ...] | None
+    n_features: int
+    feature_names: np.ndarray | None = None
+    signals: bool = False
+    value_range: tuple[float, float] | None = None
+
+    def check(self, X: Any, *, scale: bool = True) -> Any:
+        """X as something to slice, if it looks like the data of `fit`.
+
+        Tables become arrays; images are decoded later, by :meth:`images`. Without `scale`, numbers
+        may lie anywhere.
+
+        Raises
+        ------
+        ValueError
+            If it does not.
+        """
+        batch = as_batch(X)
+        images = holds_images(batch)
+        if images and self.image_shape is None:
+            raise ValueError(
+                f"X holds images, but {self.owner} was fitted on tabular data of "
+                f"{self.n_features} features."
+            )
+        if not images and self.image_shape is not None and not self.reads_rows:
+            raise ValueError(
+                f"X holds no images, but {self.owner} was fitted on images of shape "
+                f"{self.image_shape}. Pass images, or image_shape to read flat rows."
+            )
+        if images:
+            check_not_empty(batch)
+            if hasattr(X, "columns"):
+                _check_feature_names(self.as_estimator(), X, reset=False)
+        else:
+            dtype = "numeric" if self.reads_rows else [np.float64, np.float32]
+            batch = validate_data(self.as_estimator(), X, reset=False, dtype=dtype)
+        if scale and self.value_range is not None:
+            self.check_range(batch)
+        return batch
+
+    def images(self, batch: Any, part: Any = slice(None)) -> np.ndarray:
+        """Decode batch[part]: float32 (n, height, width, channels)."""
+        assert self.image_shape is not None
+        start = (part.start or 0) if isinstance(part, slice) else 0
+        resize = self.declared_shape is not None
+        return load_images(batch[part], self.image_shape, resize=resize, start=start)
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether rows of numbers are images."""
+        return self.declared_shape is not None or self.signals
+
+    def check_range(self, batch: Any) -> None:
+        """Refuse numbers that lie far from those of `fit`: on another scale, every answer is wrong.
+
+        Files and numbers of 8 and 16 bits lie in 0 ... 1 by their type; of other numbers only the
+        values can tell. Faint images get a warning: they may be faint indeed.
+        """
+        assert self.value_range is not None
+        (low, high), (least, most) = self.value_range, value_range(batch)
+        span = high - low
+        if not (span > 0 and np.isfinite([least, most]).all()):
+            return
+        message = (
+            f"X has numbers from {least:.3g} to {most:.3g}, but {self.owner} was fitted on numbers "
+            f"from {low:.3g} to {high:.3g} (8-bit and 16-bit types are divided by their full "
+            "scale). Pass images of the same type and scale as in fit."
+        )
+        if is_scaled(batch):
+            far = high > 1 + span / FAR or low < -span / FAR
+        else:
+            far = most > high + FAR * span or least < low - FAR * span
+        if far:
+            raise ValueError(message)
+        if not self.signals and 0 < most - least < span / FAR:
+            warn(message, UserWarning, stacklevel=4)
+
+    def as_estimator(self) -> BaseEstimator:
+        """An estimator of the owner's name that has seen the same data, for scikit-learn's checks.
+
+        They take an estimator for its name and what it saw, and word their messages by it.
+        """
+        estimator = named_estimator(self.owner)
+        estimator.n_features_in_ = self.n_features
+        if self.feature_names is not None:
+            estimator.feature_names_in_ = self.feature_names
+        return estimator
+
+
+def learn_reader(
+    X: Any, owner: str, image_shape: Any = None, *, signals: bool = False
+) -> tuple[Reader, Any]:
+    """Learn how data look.
+
+    Parameters
+    ----------
+    X : array-like
+        Images as :mod:`skaocls.images` reads them. Rows of numbers are tabular data; images if
+        `image_shape` is given or, with `signals`, images one pixel high.
+    owner : str
+        How messages call the estimator.
+    image_shape : tuple of int (height, width) or (height, width, channels), default=None
+    signals : bool, default=False
+
+    Returns
+    -------
+    reader : Reader
+    batch : object
+        What :meth:`Reader.check` returns for X.
+
+    Raises
+    ------
+    ValueError
+        If X cannot be read.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skaocls.images.reader import learn_reader
+    >>> reader, batch = learn_reader(np.zeros((5, 8, 6), np.uint8), "MyEstimator")
+    >>> reader.image_shape, reader.images(batch, slice(0, 2)).shape
+    ((8, 6, 1), (2, 8, 6, 1))
+    """
+    declared = check_image_shape(image_shape)
+    batch = as_batch(X)
+    seen = named_estimator(owner)
+    shape: tuple[int, ...] | None
+    if holds_images(batch):
+        check_not_empty(batch)
+        shape = image_shape_of(batch, declared)
+        table = getattr(X, "ndim", None) == 2 or hasattr(X, "columns")
+        seen.n_features_in_ = 1 if table else int(np.prod(shape))
+        if hasattr(X, "columns"):
+            _check_feature_names(seen, X, reset=True)
+    else:
+        as_images = declared is not None or signals
+        dtype = "numeric" if as_images else [np.float64, np.float32]
+        batch = validate_data(seen, X, reset=True, dtype=dtype)
+        shape = image_shape_of(batch, declared or (1, batch.shape[1])) if as_images else None
+    reader = Reader(
+        owner,
+        declared,
+        shape,
+        int(seen.n_features_in_),
+        getattr(seen, "feature_names_in_", None),
+        signals,
+        None if shape is None else value_range(batch),
+    )
+    return reader, batch
+
+
+def value_range(batch: Any) -> tuple[float, float]:
+    """The least and the largest number in images; files and PIL images are taken for 0 ... 1."""
+    if not is_items(batch):
+        scale = full_scale(batch.dtype)
+        return float(batch.min()) / scale, float(batch.max()) / scale
+    ranges = [value_range(a) if is_array(a) else (0.0, 1.0) for a in map(as_array, batch)]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def is_scaled(batch: Any) -> bool:
+    """Whether all images are of types whose numbers are divided by their full scale."""
+    if not is_items(batch):
+        return full_scale(batch.dtype) > 1
+    return all(full_scale(a.dtype) > 1 for a in map(as_array, batch) if is_array(a))
+
+
+def is_array(item: Any) -> bool:
+    return isinstance(item, np.ndarray)
+
+
+def named_estimator(name: str) -> BaseEstimator:
+    estimator: BaseEstimator = type(name, (BaseEstimator,), {})()
+    return estimator
+
+
+def check_not_empty(batch: Any) -> None:
+    if not len(batch):
+        check_array(batch, allow_nd=True, ensure_all_finite=False)  # says so

@@ -1,0 +1,118 @@
+"""From data to tokens: choice of tokenizer, training views, crops and noise."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import gen_batches
+
+from skaocls.images.augmentation import cropped, enlarged, random_views
+from skaocls.images.reader import Reader
+from skaocls.tokenizers import PatchTokenizer, QuantileTokenizer
+
+ENCODE_AT_ONCE = 512  # images decoded and tokenized together
+FIT_TOKENIZER_ON = 2**27  # numbers (images times pixels times channels) it may see
+N_VIEWS, N_VIEWS_SLOW = 16, 4  # of each training image, the first of them the image itself
+SHARP_EVERY = 5  # of the views one is the image itself, or blurred tokens become the familiar ones
+
+
+def fit_tokenizer(tokenizer: Any, reader: Reader, batch: Any, rng: np.random.RandomState) -> Any:
+    """The given tokenizer, or the default for the data, cloned and fitted unless frozen."""
+    images = reader.image_shape is not None
+    if isinstance(tokenizer, str):
+        tokenizer = PatchTokenizer() if images else QuantileTokenizer()
+    if isinstance(tokenizer, FrozenEstimator):
+        return tokenizer.estimator
+    tokenizer = clone(tokenizer)
+    seed = rng.randint(2**31 - 1)
+    if "random_state" in tokenizer.get_params(deep=False):
+        tokenizer.set_params(random_state=seed)
+    if reader.image_shape is not None:
+        n = max(1, FIT_TOKENIZER_ON // int(np.prod(reader.image_shape)))
+        batch = reader.images(batch, np.sort(rng.permutation(len(batch))[:n]))
+    return tokenizer.fit(batch)
+
+
+def training_tokens(
+    tokenizer: Any,
+    reader: Reader,
+    batch: Any,
+    augmentation: int | str | None,
+    rng: np.random.RandomState,
+) -> np.ndarray:
+    """Tokens of the training data, (n_samples, n_views, n_tokens)."""
+    if augmentation is None or reader.image_shape is None:
+        return encode(tokenizer, reader, batch, slice(0, len(batch)))[:, None]
+    n_views = augmentation
+    if isinstance(n_views, str):
+        n_views = N_VIEWS_SLOW if hasattr(tokenizer, "model_") else N_VIEWS
+    parts = []
+    for part in gen_batches(len(batch), ENCODE_AT_ONCE):
+        images = reader.images(batch, part)
+        views = [tokens(tokenizer, images)]
+        for view in range(1, n_views):
+            if view % SHARP_EVERY == 0:
+                views.append(views[0])
+            else:
+                views.append(tokens(tokenizer, random_views(images, rng)))
+        parts.append(np.stack(views, axis=1))
+    return np.concatenate(parts)
+
+
+def encode(tokenizer: Any, reader: Reader, batch: Any, part: slice) -> np.ndarray:
+    """Tokens of batch[part] as it is, (n, n_tokens)."""
+    if reader.image_shape is None:
+        return tokens(tokenizer, batch[part])
+    few = (
+        slice(at, min(at + ENCODE_AT_ONCE, part.stop))
+        for at in range(part.start, part.stop, ENCODE_AT_ONCE)
+    )
+    return np.concatenate([tokens(tokenizer, reader.images(batch, part)) for part in few])
+
+
+def encode_for_orders(
+    tokenizer: Any,
+    reader: Reader,
+    batch: Any,
+    part: slice,
+    n_orders: int,
+    *,
+    crop: str = "center",
+    latent_noise: float = 0.0,
+    seed: int,
+) -> np.ndarray:
+    """Tokens of batch[part], with a crop and noise of its own for each order if they are wanted.
+
+    Crop and noise of an order are the same for all images.
+
+    Returns
+    -------
+    codes : int array of shape (n, n_tokens) or (n, n_orders, n_tokens)
+    """
+    if reader.image_shape is None or (crop == "center" and not latent_noise):
+        return encode(tokenizer, reader, batch, part)
+    rng = np.random.RandomState(seed)
+    images = reader.images(batch, part)
+    large = enlarged(images) if crop == "random" else None
+    codes = []
+    for _ in range(n_orders):
+        where, noise_seed = rng.uniform(size=2), rng.randint(2**31 - 1)
+        pixels = images if large is None else cropped(large, reader.image_shape, where)
+        noise = {"latent_noise": latent_noise, "seed": noise_seed} if latent_noise else {}
+        codes.append(tokens(tokenizer, pixels, **noise))
+    return np.stack(codes, axis=1)
+
+
+def tokens(tokenizer: Any, data: Any, **noise: Any) -> np.ndarray:
+    codes: np.ndarray = tokenizer.transform(data, **noise).reshape(len(data), -1)
+    return codes.astype(np.int32)
+
+
+def patch_shape(tokenizer: Any, shape: Sequence[int], grid: Sequence[int]) -> tuple[int, int]:
+    """Height and width in pixels of what a token stands for, in images of that height and width."""
+    height, width = getattr(tokenizer, "patch_size_", None) or (
+        size // n for size, n in zip(shape, grid, strict=True)
+    )
+    return height, width

@@ -1,0 +1,95 @@
+"""Labels and weights of the training data, and class probabilities."""
+
+import os
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight
+
+from skaocls.images.inputs import as_array
+
+
+def read_labels(
+    batch: Any, y: Any, sample_weight: Any = None, *, owner: str
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Check labels and weights; repeated samples become one that weighs as much.
+
+    A sample of weight n is the same as n samples, so both are brought into one form: where samples
+    repeat or weights differ, each distinct sample comes once, in an order that does not depend on
+    the order in `batch`.
+
+    Returns
+    -------
+    batch, y : the distinct samples and their labels
+    sample_weight : float64 array of shape (n_distinct,)
+    """
+    if y is None:
+        raise ValueError(f"{owner} requires y to be passed, but the target y is None.")
+    y = column_or_1d(y, warn=True)
+    assert_all_finite(y, input_name="y")
+    check_classification_targets(y)
+    check_consistent_length(batch, y)
+    weights = np.ones(len(y))
+    if sample_weight is not None:
+        weights = _check_sample_weight(
+            sample_weight, np.empty((len(y), 1)), ensure_non_negative=True, copy=True
+        )
+        if not weights.any():  # scikit-learn itself says so since 1.8
+            raise ValueError("Sample weights must contain at least one non-zero number.")
+        kept = weights > 0
+        batch, y, weights = batch[kept], y[kept], weights[kept]
+    names, labels = np.unique(y, return_inverse=True)
+    keys = [digest_of(x, names[label]) for x, label in zip(batch, labels)]
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    if len(first) == len(y) and (weights == weights[0]).all():
+        return batch, y, weights
+    return batch[first], y[first], np.bincount(which, weights)
+
+
+def digest_of(x: Any, label: Any) -> str:
+    """Hash of one sample: numbers by value, files by name."""
+    if isinstance(x, (str, os.PathLike)):
+        data = os.fsencode(x)
+    elif isinstance(x, Image.Image):
+        data = f"{x.mode} {x.size} {sorted(x.getexif().items())}".encode() + x.tobytes()
+    else:
+        x = np.ascontiguousarray(as_array(x))
+        data = f"{x.dtype} {x.shape}".encode() + x.tobytes()
+    return blake2b(data + repr(label).encode(), digest_size=16).hexdigest()
+
+
+def known_classes(y: np.ndarray, classes: Sequence[Any] | np.ndarray | None = None) -> np.ndarray:
+    """The labels in y, sorted; or `classes`, which must hold them all."""
+    found = np.unique(y)
+    if classes is None:
+        return found
+    classes = np.unique(column_or_1d(classes))
+    if not np.isin(found, classes).all():
+        raise ValueError(
+            f"y has labels that classes={classes} does not have: {np.setdiff1d(found, classes)}."
+        )
+    return classes
+
+
+def class_log_prior(priors: Any, class_count: np.ndarray) -> np.ndarray:
+    """Log of the given class probabilities, or else of the frequencies."""
+    if priors is None:
+        priors = class_count / class_count.sum()
+    priors = np.asarray(priors, dtype=np.float64)
+    if priors.shape != class_count.shape:
+        raise ValueError(
+            f"Number of priors must match number of classes: got {priors.size}, "
+            f"expected {class_count.size}."
+        )
+    if not np.isclose(priors.sum(), 1.0):
+        raise ValueError(f"The sum of the priors should be 1, got {priors.sum()}.")
+    if (priors < 0).any():
+        raise ValueError("Priors must be non-negative.")
+    with np.errstate(divide="ignore"):
+        log_prior: np.ndarray = np.log(priors)
+    return log_prior

@@ -1,0 +1,364 @@
+"""Learning: from data and labels to a fitted model, and from one fitted model to the next."""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+
+from skaocls.devices import own_torch_state, resolve_device, resolve_precision
+from skaocls.images.reader import Reader
+from skaocls.learned.encoding import fit_tokenizer, training_tokens
+from skaocls.learned.model import FittedModel
+from skaocls.learned.published import check_agreement
+from skaocls.learned.store import Store, content, digest, weights_of
+from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.scoring.orders import DRAWN, resolve_orders
+from skaocls.training.finetuning import merge_finetuning, prepare_finetuning, set_classes
+from skaocls.training.loop import History, train_prior
+
+RATE_TIMES_DIM = 0.4
+FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: parameters of the classifier, under their names and with their meaning.
+
+    Beside these, `sizes` are those of a new prior (None follows the data), `keep_classes` says
+    whether class vectors of a given prior stay where they are if their number is right, and
+    `hold_out` whether data are held out for another purpose than early stopping.
+    """
+
+    sizes: dict[str, Any] | None
+    keep_classes: bool
+    hold_out: bool
+    order: Any
+    n_orders: int
+    augmentation: int | str | None
+    max_iter: int
+    batch_size: int | str
+    learning_rate_init: float | str
+    micro_batch_size: int | None
+    checkpointing: bool
+    finetune: str
+    lora_rank: int
+    lora_alpha: float
+    new_classes: str
+    weight_decay: float
+    class_dropout: float
+    early_stopping: bool
+    validation_fraction: float
+    n_iter_no_change: int
+    tol: float
+    device: Any
+    precision: str
+    verbose: int
+
+    @property
+    def any_order(self) -> bool:
+        """Whether training is for all permutations."""
+        return isinstance(self.order, str) and self.order in DRAWN
+
+    def of_results(self) -> dict[str, Any]:
+        """All that what is learned depends on, to be hashed."""
+        about = dict(vars(self)) | {"device": resolve_device(self.device).type}
+        del about["verbose"]
+        if isinstance(self.order, str):
+            del about["n_orders"]
+        return about | ({"order": "random"} if self.any_order else {})
+
+
+class HeldOut(NamedTuple):
+    """What was not trained on: codes (n, n_tokens), columns and weights."""
+
+    codes: np.ndarray
+    columns: np.ndarray
+    weights: np.ndarray
+
+
+class Learned(NamedTuple):
+    """A model and how it came about: a history of each training, and the data held out."""
+
+    model: FittedModel
+    histories: list[History]
+    held_out: HeldOut | None
+
+
+@own_torch_state(grad=True)
+def learn(
+    reader: Reader,
+    batch: Any,
+    y: np.ndarray,
+    weights: np.ndarray,
+    classes: np.ndarray,
+    recipe: Recipe,
+    rng: np.random.RandomState,
+    *,
+    tokenizer: Any = "auto",
+    given: AnyOrderPrior | None = None,
+    store: Store | None = None,
+    about: Any = None,
+) -> Learned:
+    """Learn everything from data.
+
+    Parameters
+    ----------
+    reader, batch : Reader, object
+        From :func:`skaocls.images.reader.learn_reader`.
+    y, weights : arrays of shape (n,)
+        From :func:`skaocls.learned.labels.read_labels`.
+    classes : array of shape (n_classes,)
+        All labels, sorted; there may be more than in y.
+    recipe : Recipe
+    rng : RandomState
+        Governs everything random.
+    tokenizer : "auto" or transformer
+        Cloned and fitted, unless frozen.
+    given : AnyOrderPrior, default=None
+        A prior to fine-tune; it is changed.
+    store : Store, default=None
+        Where the outcome is kept, and found if it is there.
+    about : object
+        What else it depends on: the seed of `rng`, say.
+
+    Returns
+    -------
+    learned : Learned
+    """
+    columns = np.searchsorted(classes, y)
+
+    def train() -> tuple[dict[str, Any], History, HeldOut | None]:
+        fitted = fit_tokenizer(tokenizer, reader, batch, rng)
+        codes = training_tokens(fitted, reader, batch, recipe.augmentation, rng)
+        seen, rows = np.unique(columns, return_inverse=True)
+        prior = starting_prior(given, fitted, codes, rows, len(seen), recipe, rng)
+        order_seed = rng.randint(2**31 - 1)
+        split = split_off(rows, recipe, rng)
+        mode = None if given is None else recipe.finetune
+        history = train_one(prior, codes, rows, weights, split, recipe, mode, order_seed, rng)
+        # classes that have no images yet are read as no class at all
+        class_rows = np.full(len(classes), prior.num_classes)
+        class_rows[seen] = np.arange(len(seen))
+        parts = {
+            "tokenizer": fitted,
+            "priors": (prior,),
+            "rows": class_rows,
+            "sources": np.zeros(len(classes), dtype=int),
+            "order_seed": order_seed,
+        }
+        rest = split[1]
+        if rest is None:
+            return parts, history, None
+        return parts, history, HeldOut(codes[rest, 0], columns[rest], weights[rest])
+
+    if store is None:
+        parts, history, held_out = train()
+    else:
+        weighing = None if given is None else weights_of(given)
+        inputs = content(batch), reader.declared_shape, columns, weights, classes
+        key = digest("fit", recipe.of_results(), tokenizer, weighing, about, *inputs)
+        parts, history, held_out = store.recall(key, train)
+    count = np.bincount(columns, weights, minlength=len(classes))
+    model = FittedModel(reader=reader, classes=classes, class_count=count, **parts)
+    return Learned(model, [history], held_out)
+
+
+@own_torch_state(grad=True)
+def extend(
+    model: FittedModel,
+    batch: Any,
+    y: np.ndarray,
+    weights: np.ndarray,
+    recipe: Recipe,
+    rng: np.random.RandomState,
+    *,
+    grow: bool,
+) -> Learned:
+    """Train on further images; the model given stays as it is.
+
+    With `grow`, classes of the model may be without a prior yet
+    (:meth:`FittedModel.with_classes`), and counts add up. Classes that were learned together then
+    go on together, all weights of their prior, if all of them are in y; else only the vectors of
+    those that are, so that no other class is moved. Classes without a prior get a vector in the
+    first one, or a copy of it that is trained on them and reads them alone. Without `grow`, all
+    classes go on together, and counts are those of y.
+
+    Parameters
+    ----------
+    model : FittedModel
+    batch, y, weights, recipe, rng
+        As in :func:`learn`.
+    grow : bool
+
+    Returns
+    -------
+    learned : Learned
+    """
+    if not np.isin(y, model.classes).all():
+        raise ValueError(
+            "warm_start can only be used where `self.classes_` is the same as in the previous "
+            f"call to fit. Previously got {model.classes}, `y` has {np.unique(y)}."
+        )
+    device = resolve_device(recipe.device)
+    columns = np.searchsorted(model.classes, y)
+    count = np.bincount(columns, weights, minlength=len(model.classes))
+    codes = training_tokens(model.tokenizer, model.reader, batch, recipe.augmentation, rng)
+    priors, rows, sources = list(model.priors), model.rows.copy(), model.sources.copy()
+    new = (sources == 0) & (rows == priors[0].num_classes)
+    histories: list[History] = []
+    held_out: list[int] = []
+
+    def train(
+        prior: AnyOrderPrior, mine: np.ndarray, rows: np.ndarray, mode: str | None
+    ) -> AnyOrderPrior:
+        split = split_off(rows, recipe, rng)
+        some = codes[mine], rows, weights[mine], split, recipe, mode
+        histories.append(train_one(prior, *some, model.order_seed, rng))
+        held_out.extend([] if split[1] is None else mine[split[1]])
+        return prior
+
+    for source, prior in enumerate(model.priors):
+        mine = np.flatnonzero(~new[columns] & (sources[columns] == source))
+        if len(mine):
+            of_mine = rows[columns[mine]]
+            all_of_it = not grow or len(np.unique(of_mine)) == prior.num_classes
+            copied = copy.deepcopy(prior).to(device)
+            prepare_finetuning(copied, "full" if all_of_it else "class_embedding")
+            mode = None if all_of_it else "class_embedding"
+            priors[source] = train(copied, mine, of_mine, mode)
+    mine = np.flatnonzero(new[columns])
+    if len(mine):
+        which, of_mine = np.unique(columns[mine], return_inverse=True)
+        added = copy.deepcopy(priors[0]).to(device)
+        keep = recipe.finetune == "class_embedding"
+        first = added.num_classes if keep else 0
+        seed = rng.randint(2**31 - 1)
+        some = codes[mine, 0], of_mine, len(which)
+        set_classes(added, *some, recipe.new_classes, seed, keep=keep)
+        prepare(added, recipe, seed)
+        train(added, mine, first + of_mine, recipe.finetune)
+        priors = [added, *priors[1:]] if keep else [*priors, added]
+        rows[new] = priors[0].num_classes
+        rows[which] = first + np.arange(len(which))
+        sources[which] = 0 if keep else len(priors) - 1
+    grown = replace(
+        model,
+        priors=tuple(priors),
+        rows=rows,
+        sources=sources,
+        class_count=model.class_count + count if grow else count,
+    )
+    rest = np.array(held_out, dtype=int)
+    return Learned(grown, histories, HeldOut(codes[rest, 0], columns[rest], weights[rest]))
+
+
+def starting_prior(
+    given: AnyOrderPrior | None,
+    tokenizer: Any,
+    codes: np.ndarray,
+    rows: np.ndarray,
+    n_classes: int,
+    recipe: Recipe,
+    rng: np.random.RandomState,
+) -> AnyOrderPrior:
+    """The prior that training starts from: a new one, or the given one with its new classes."""
+    seed, device = rng.randint(2**31 - 1), resolve_device(recipe.device)
+    if given is None:
+        grid = tuple(tokenizer.grid_)
+        sizes = recipe.sizes or default_sizes(grid, len(rows))
+        random = torch.Generator().manual_seed(seed)
+        prior = AnyOrderPrior(tokenizer.n_codes_, grid, n_classes, **sizes, generator=random)
+        return prior.to(device)
+    check_agreement(given, tokenizer)
+    given.to(device)
+    if given.num_classes != n_classes or not recipe.keep_classes:
+        set_classes(given, codes[:, 0], rows, n_classes, recipe.new_classes, seed)
+    prepare(given, recipe, seed)
+    return given
+
+
+def prepare(prior: AnyOrderPrior, recipe: Recipe, seed: int) -> None:
+    """Choose what fine-tuning changes."""
+    random = torch.Generator().manual_seed(seed)
+    sizes: dict[str, Any] = {"rank": recipe.lora_rank, "alpha": recipe.lora_alpha}
+    prepare_finetuning(prior, recipe.finetune, **sizes, generator=random)
+
+
+def split_off(
+    rows: np.ndarray, recipe: Recipe, rng: np.random.RandomState
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Indices to train on, and held-out ones or None."""
+    everything = np.arange(len(rows))
+    if not (recipe.early_stopping or recipe.hold_out):
+        return everything, None
+    counts = np.bincount(rows)
+    train, rest = train_test_split(
+        everything,
+        test_size=recipe.validation_fraction,
+        stratify=rows if counts[counts > 0].min() > 1 else None,
+        random_state=rng,
+    )
+    return train, rest
+
+
+def train_one(
+    prior: AnyOrderPrior,
+    codes: np.ndarray,
+    rows: np.ndarray,
+    weights: np.ndarray,
+    split: tuple[np.ndarray, np.ndarray | None],
+    recipe: Recipe,
+    mode: str | None,
+    order_seed: int,
+    rng: np.random.RandomState,
+) -> History:
+    """Train a prior in place; `mode` is what is fine-tuned, None for all at the full rate."""
+    (train, rest), rate = split, recipe.learning_rate_init
+    if isinstance(rate, str):
+        share = 1.0 if mode is None else FINETUNE_RATE[mode]
+        rate = share * RATE_TIMES_DIM / prior.output.weight.shape[1]
+    batch_size = recipe.batch_size
+    if isinstance(batch_size, str):
+        batch_size = int(np.clip(len(train) // 8, 16, 64))
+    validation = None
+    if recipe.early_stopping and rest is not None:
+        validation = codes[rest, 0], rows[rest], weights[rest]
+    orders = None
+    if not recipe.any_order:
+        orders = resolve_orders(recipe.order, recipe.n_orders, prior.n_tokens, order_seed)
+    frozen, weights = mode not in (None, "full"), weights[train]
+    history = train_prior(
+        prior,
+        codes[train],
+        rows[train],
+        sample_weight=None if (weights == weights[0]).all() else weights / weights.mean(),
+        max_iter=recipe.max_iter,
+        batch_size=min(batch_size, len(train)),
+        micro_batch_size=recipe.micro_batch_size,
+        learning_rate=rate,
+        # a body that stays as it is must keep its null class
+        weight_decay=0.0 if frozen else recipe.weight_decay,
+        class_dropout=0.0 if frozen else recipe.class_dropout,
+        orders=orders,
+        validation=validation,
+        n_iter_no_change=recipe.n_iter_no_change,
+        tol=recipe.tol,
+        seed=rng.randint(2**31 - 1),
+        autocast=resolve_precision(recipe.precision, prior.output.weight.device),
+        checkpointing=recipe.checkpointing,
+        verbose=recipe.verbose,
+    )
+    merge_finetuning(prior)
+    return history
+
+
+def default_sizes(grid: tuple[int, ...], n_samples: int) -> dict[str, int]:
+    """Sizes of a new prior that suit the data: wider and deeper with more tokens and samples."""
+    if grid[0] * grid[1] < 8 or n_samples < 200:
+        return {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
+    if n_samples < 10_000:  # many steps of a small prior beat few of a large one
+        return {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
+    return {"dim": 192, "n_layer": 4, "n_head": 6}

@@ -1,0 +1,382 @@
+"""The autoregressive prior: a decoder-only transformer that reads tokens in any order.
+
+The architecture is RandAR's (Pang et al., arXiv 2412.01827), the parameter names are those of
+its published checkpoints. Before each image token stands a *position-instruction* token that
+names the place to be predicted next, so one model knows log p(tokens | class, order) for
+every order.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+NORM_EPS = 1e-5
+ROPE_BASE = 10000.0
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalization, computed in float32 whatever the input's type."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPS).type_as(x) * self.weight
+
+
+class Dropout(nn.Module):
+    """Dropout from a generator of one's own; without one, from torch's."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        if not (self.training and self.p):
+            return x
+        kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=generator)
+        return x * kept.div_(1 - self.p)
+
+
+class Attention(nn.Module):
+    """Causal self-attention of the tokens, with the class token as one more value to attend to.
+
+    The class token's rotation is all zeros, so its query and key vanish: it attends to itself
+    alone, and every token attends to it with score 0. All that the tokens ever see of it is its
+    value, which therefore depends on the class only and arrives ready-made.
+    """
+
+    def __init__(self, dim: int, n_head: int, dropout: float):
+        super().__init__()
+        self.n_head = n_head
+        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.wo = nn.Linear(dim, dim, bias=False)
+        self.dropout = Dropout(dropout)
+
+    def class_value(self, x: Tensor) -> Tensor:
+        dim = x.shape[-1]
+        return F.linear(x, self.wqkv.weight[2 * dim :])
+
+    def forward(
+        self,
+        x: Tensor,
+        class_value: Tensor,
+        rope: Tensor,
+        mask: Tensor,
+        step: int = 1,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        dim = x.shape[-1]
+        if step == 1:
+            q, k, v = self.wqkv(x).chunk(3, -1)
+        else:
+            q = F.linear(x[:, ::step], self.wqkv.weight[:dim])
+            k, v = F.linear(x, self.wqkv.weight[dim:]).chunk(2, -1)
+        q = rotate(self._heads(q), rope[:, :, ::step])
+        k = F.pad(rotate(self._heads(k), rope), (0, 0, 1, 0))
+        v = torch.cat([self._heads(class_value.unsqueeze(-2)), self._heads(v)], -2)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out: Tensor = self.dropout(self.wo(y.transpose(1, 2).flatten(2)), generator)
+        return out
+
+    def _heads(self, x: Tensor) -> Tensor:
+        heads: Tensor = x.unflatten(-1, (self.n_head, -1)).transpose(-2, -3)
+        return heads
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: ``w2(silu(w1 x) * w3 x)``."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float):
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        out: Tensor = self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)), generator)
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, n_head: int, hidden: int, dropout: float):
+        super().__init__()
+        self.attention = Attention(dim, n_head, dropout)
+        self.feed_forward = FeedForward(dim, hidden, dropout)
+        self.attention_norm = RMSNorm(dim)
+        self.ffn_norm = RMSNorm(dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        class_value: Tensor,
+        rope: Tensor,
+        mask: Tensor,
+        step: int = 1,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        y = self.attention(self.attention_norm(x), class_value, rope, mask, step, generator)
+        x = x[:, ::step] + y
+        out: Tensor = x + self.feed_forward(self.ffn_norm(x), generator)
+        return out
+
+
+class AnyOrderPrior(nn.Module):
+    """Class-conditional any-order autoregressive transformer over a grid of tokens.
+
+    It models log p(tokens | class, order) as a sum over steps, one step for each place of the
+    grid. State-dict keys and shapes are those of the published RandAR checkpoints.
+
+    Parameters
+    ----------
+    vocab_size : int
+        Number of token values (the size of the tokenizer's codebook).
+    grid : tuple of int (rows, cols)
+        Arrangement of the tokens of one image.
+    num_classes : int
+        Number of classes. Label `num_classes` is the null class (unconditional).
+    dim : int, default=128
+        Width; a multiple of ``4 * n_head``.
+    n_layer : int, default=3
+        Number of transformer blocks.
+    n_head : int, default=4
+        Number of attention heads.
+    multiple_of : int, default=256
+        The feed-forward width is ``8 / 3 * dim`` rounded up to a multiple of this.
+    dropout : float, default=0.0
+        Dropout on embeddings, attention outputs and feed-forward outputs while training.
+    generator : torch.Generator, default=None
+        Draws the initial weights, which are float32; None is torch's global one.
+
+    References
+    ----------
+    Pang et al., "RandAR: Decoder-only Autoregressive Visual Generation in Random Orders",
+    arXiv 2412.01827, section 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skaocls import AnyOrderPrior
+    >>> prior = AnyOrderPrior(vocab_size=16, grid=(2, 3), num_classes=4, dim=32, n_layer=2)
+    >>> codes = torch.randint(16, (5, 6))
+    >>> orders = torch.stack([torch.randperm(6) for _ in range(5)])
+    >>> prior(codes, orders, torch.tensor([0, 1, 2, 3, 4])).shape  # label 4: no class
+    torch.Size([5, 6, 16])
+    """
+
+    rope: Tensor
+
+    def __init__(
+        self,
+        vocab_size: int,
+        grid: tuple[int, int],
+        num_classes: int,
+        dim: int = 128,
+        n_layer: int = 3,
+        n_head: int = 4,
+        multiple_of: int = 256,
+        dropout: float = 0.0,
+        generator: Generator | None = None,
+    ):
+        super().__init__()
+        vocab_size, num_classes, n_head = int(vocab_size), int(num_classes), int(n_head)
+        if dim % (4 * n_head):
+            raise ValueError(
+                f"dim={dim} must be a multiple of 4 * n_head = {4 * n_head}: the rotary embedding "
+                "turns pairs of each head's channels, half of them by row and half by column."
+            )
+        self.vocab_size = vocab_size
+        self.grid = (int(grid[0]), int(grid[1]))
+        self.num_classes = num_classes
+        self.n_head = n_head
+        self.checkpointing = False  # whether training computes activations twice to save memory
+        hidden = -(-int(8 * dim / 3) // multiple_of) * multiple_of
+        home = torch.get_default_device()
+        with torch.device("meta"):  # else torch draws weights of its own first
+            table = nn.Embedding(num_classes + 1, dim)
+            self.cls_embedding = nn.ModuleDict({"embedding_table": table})
+            self.tok_embeddings = nn.Embedding(vocab_size, dim)
+            self.pos_instruct_embeddings = nn.Parameter(torch.empty(1, dim))
+            self.tok_dropout = Dropout(dropout)
+            self.layers = nn.ModuleList(Block(dim, n_head, hidden, dropout) for _ in range(n_layer))
+            self.norm = RMSNorm(dim)
+            self.output = nn.Linear(dim, vocab_size, bias=False)
+        self.float().to_empty(device=home)
+        self.register_buffer("rope", rope_table(self.grid, dim // n_head), persistent=False)
+        self.reset_parameters(generator)
+
+    def reset_parameters(self, generator: Generator | None = None) -> None:
+        """Draw all weights.
+
+        The spread falls with the width, for what adds to the residual stream also with the depth,
+        and the first predictions are uniform: small priors learn markedly faster so than with one
+        spread for all.
+        """
+        for name, p in self.named_parameters():
+            if p.ndim == 1:
+                nn.init.ones_(p)
+            elif "embed" in name:
+                nn.init.normal_(p, std=0.3, generator=generator)
+            elif name == "output.weight":
+                nn.init.zeros_(p)
+            else:
+                residual = name.endswith(("wo.weight", "w2.weight"))
+                depth = (2 * len(self.layers)) ** -0.5 if residual else 1.0
+                nn.init.normal_(p, std=0.5 * p.shape[1] ** -0.5 * depth, generator=generator)
+
+    @property
+    def n_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def class_table(self) -> Tensor:
+        """One vector for each class, and the null class's."""
+        return cast(Tensor, self.cls_embedding["embedding_table"].weight)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.layers))
+
+    def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
+        """What each layer's attention sees of the class token.
+
+        Parameters
+        ----------
+        labels : int tensor of shape (...)
+        generator : torch.Generator, default=None
+            Of dropout.
+
+        Returns
+        -------
+        values : list of n_layer tensors of shape (..., dim)
+        """
+        x = self.tok_dropout(F.embedding(labels, self.class_table), generator)
+        values = []
+        for block in self.blocks:
+            v = block.attention.class_value(block.attention_norm(x))
+            values.append(v)
+            x = x + block.attention.dropout(block.attention.wo(v), generator)
+            x = x + block.feed_forward(block.ffn_norm(x), generator)
+        return values
+
+    def interleave(self, tokens: Tensor, orders: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of p1 t1 p2 t2 ... pn: before each token the instruction that names its place.
+
+        The last token predicts nothing, so it is not among them.
+
+        Parameters
+        ----------
+        tokens, orders : int tensors of shape (items, n_tokens)
+            Tokens and places (raster indices) in the order of reading.
+
+        Returns
+        -------
+        x : tensor of shape (items, 2 n_tokens - 1, dim)
+        rope : tensor of shape (items, 1, 2 n_tokens - 1, head_dim / 2, 2)
+            Rotation of each of them, see :func:`rope_table`.
+        """
+        rope = self.rope[orders]
+        head = self.pos_instruct_embeddings.view(self.n_head, 1, -1)
+        instructions = rotate(head, rope.unsqueeze(1)).transpose(1, 2).flatten(2)
+        x = torch.stack([instructions, self.tok_embeddings(tokens)], 2).flatten(1, 2)
+        return x[:, :-1], rope.repeat_interleave(2, 1)[:, None, :-1]
+
+    def forward(
+        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
+    ) -> Tensor:
+        """Logits of every step.
+
+        Parameters
+        ----------
+        codes : int tensor of shape (items, n_tokens)
+            Tokens in raster order.
+        orders : int tensor of shape (items, n_tokens) or (1, n_tokens)
+            Place (raster index) visited at each step.
+        labels : int tensor of shape (items,)
+            Class of each item; `num_classes` is the null class.
+        generator : torch.Generator, default=None
+            Of dropout while training; None is torch's global one.
+
+        Returns
+        -------
+        logits : float32 tensor of shape (items, n_tokens, vocab_size)
+            Entry ``[i, s]`` predicts the token at place ``orders[i, s]``.
+        """
+        orders = orders.expand_as(codes)
+        return self.logits(codes, orders, self.class_values(labels, generator), generator)
+
+    def logits(
+        self,
+        codes: Tensor,
+        orders: Tensor,
+        class_values: list[Tensor],
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """As :meth:`forward`, from what :meth:`class_values` gives for each item."""
+        x, rope = self.interleave(codes.gather(1, orders), orders)
+        x = self.tok_dropout(x, generator)
+        steps = x.shape[1]
+        mask = torch.ones(steps, steps + 1, dtype=torch.bool, device=x.device).tril(1)
+        for block, value in zip(self.blocks[:-1], class_values):
+            inputs = x, value, rope, mask, 1, generator
+            if self.checkpointing and self.training:
+                x = checkpoint(
+                    block,
+                    *inputs,
+                    use_reentrant=False,
+                    preserve_rng_state=generator is None,
+                    context_fn=partial(replayed, generator),
+                )
+            else:
+                x = block(*inputs)
+        # beyond the last layer's keys and values only the predicting positions matter
+        x = self.blocks[-1](x, class_values[-1], rope, mask[::2], 2, generator)
+        logits: Tensor = self.output(self.norm(x)).float()
+        return logits
+
+
+def rope_table(grid: tuple[int, int], head_dim: int) -> Tensor:
+    """Cosines and sines of the 2D rotary embedding, (n_tokens, head_dim / 2, 2).
+
+    The first half of the channel pairs turns with the row, the second half with the column.
+    """
+    rows, cols = grid
+    freqs = ROPE_BASE ** (-torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))
+    by_row = torch.outer(torch.arange(rows).float(), freqs).repeat_interleave(cols, 0)
+    by_col = torch.outer(torch.arange(cols).float(), freqs).repeat(rows, 1)
+    angles = torch.cat([by_row, by_col], 1)
+    return torch.stack([angles.cos(), angles.sin()], -1)
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Turn interleaved channel pairs of x (..., head_dim) by rope (..., head_dim / 2, 2)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.view_as_complex(rope)).flatten(-2).type_as(x)
+
+
+def replayed(
+    generator: Generator | None,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a computation and of its repetition, which draws the same numbers again."""
+    if generator is None:
+        return nullcontext(), nullcontext()
+    state = generator.get_state()
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        now = generator.get_state()
+        generator.set_state(state)
+        try:
+            yield
+        finally:
+            generator.set_state(now)
+
+    return nullcontext(), again()

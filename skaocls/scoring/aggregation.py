@@ -1,0 +1,60 @@
+"""Order marginalization: from log p(tokens | class, order) to the posterior over classes."""
+
+import numpy as np
+import torch
+
+AGGREGATIONS = ("mean_log_likelihood", "mean_posterior", "logsumexp")
+
+
+def joint_log_proba(
+    log_likelihood: np.ndarray, class_log_prior: np.ndarray, aggregation: str
+) -> np.ndarray:
+    """Combine orders into one log p(image, class) per image and class.
+
+    Parameters
+    ----------
+    log_likelihood : array of shape (n_images, n_orders, n_classes)
+        log p(tokens | class, order), in nats.
+    class_log_prior : array of shape (n_classes,)
+        log p(class).
+    aggregation : {"mean_log_likelihood", "mean_posterior", "logsumexp"}
+        ``"mean_log_likelihood"`` averages the log-likelihoods over the orders (a geometric mean
+        of the likelihoods). ``"logsumexp"`` averages the likelihoods: the order is a latent
+        variable with a uniform prior. ``"mean_posterior"`` averages the posteriors of the single
+        orders; its joint is that average times the evidence p(image) of ``"logsumexp"``.
+
+    Returns
+    -------
+    joint : float64 array of shape (n_images, n_classes)
+        Unnormalized log posterior; its softmax is the posterior.
+
+    References
+    ----------
+    Sudakov, Babenko, Baranchuk, arXiv 2603.19122, section 3.
+
+    Examples
+    --------
+    Two orders, two classes: the first order is sure, the second undecided.
+
+    >>> import numpy as np
+    >>> from skaocls.scoring.aggregation import joint_log_proba
+    >>> ll = np.log([[[0.8, 0.2], [0.5, 0.5]]])
+    >>> uniform = np.log([0.5, 0.5])
+    >>> for how in ("mean_log_likelihood", "mean_posterior", "logsumexp"):
+    ...     joint = np.exp(joint_log_proba(ll, uniform, how))
+    ...     print((joint / joint.sum()).round(3))
+    [[0.667 0.333]]
+    [[0.65 0.35]]
+    [[0.65 0.35]]
+    """
+    per_order = torch.from_numpy(log_likelihood + class_log_prior)
+    if aggregation == "mean_log_likelihood":
+        return per_order.mean(1).numpy()
+    log_n_orders = np.log(per_order.shape[1])
+    marginal: torch.Tensor = per_order.logsumexp(1) - log_n_orders
+    if aggregation == "logsumexp":
+        return marginal.numpy()
+    if aggregation == "mean_posterior":
+        posterior: torch.Tensor = per_order.log_softmax(2).logsumexp(1) - log_n_orders
+        return (posterior + marginal.logsumexp(1, keepdim=True)).numpy()
+    raise ValueError(f"aggregation={aggregation!r} is not known: pass one of {AGGREGATIONS}.")

@@ -1,0 +1,330 @@
+"""Training the prior: class-conditional maximum likelihood over random orders."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from sklearn.utils import gen_batches
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from skaocls.devices import own_torch_state
+from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.scoring.exhaustive import log_likelihoods
+from skaocls.scoring.orders import draw_orders
+
+BETAS = (0.9, 0.95)
+CLIP_NORM = 1.0
+WARMUP = 0.05  # share of all steps
+FINAL_RATE = 0.05  # share of the peak learning rate
+VALIDATION_ORDERS = 4
+AVERAGING = 0.99  # decay of the running mean of the weights, which is what is kept
+ESTIMATE_ROWS = 1024  # (image, class) pairs for the accuracy shown while training
+
+
+@dataclass
+class History:
+    """What happened while training.
+
+    Attributes
+    ----------
+    loss_curve : list of float
+        Mean training loss of each epoch, in nats per token.
+    validation_curve : list of float
+        Mean held-out log-likelihood after each epoch, in nats per token; empty without
+        validation data.
+    n_iter : int
+        Epochs run.
+    best_iter : int
+        Epoch, from 1, whose weights were kept.
+    converged : bool
+        Whether the curve was flat at the end.
+    """
+
+    loss_curve: list[float] = field(default_factory=list)
+    validation_curve: list[float] = field(default_factory=list)
+    n_iter: int = 0
+    best_iter: int = 0
+    converged: bool = False
+
+
+@own_torch_state(grad=True)
+def train_prior(
+    prior: AnyOrderPrior,
+    codes: np.ndarray,
+    labels: np.ndarray,
+    *,
+    sample_weight: np.ndarray | None = None,
+    max_iter: int,
+    batch_size: int,
+    micro_batch_size: int | None = None,
+    learning_rate: float,
+    weight_decay: float = 0.05,
+    class_dropout: float = 0.1,
+    orders: np.ndarray | None = None,
+    validation: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None,
+    n_iter_no_change: int = 10,
+    tol: float = 1e-3,
+    seed: int = 0,
+    autocast: torch.dtype | None = None,
+    checkpointing: bool = False,
+    verbose: int = 0,
+) -> History:
+    """Fit the prior, in place, to codes and labels.
+
+    Each step draws a batch, for each image one of its views and an order, and replaces some labels
+    by the null class. AdamW (weight decay on matrices only), linear warm-up, cosine decay to 5 %
+    of the peak rate, gradients clipped to norm 1: the recipe of the published checkpoints. What is
+    kept is a running mean of the weights over about the last hundred steps.
+
+    Parameters
+    ----------
+    prior : AnyOrderPrior
+        Trained where its weights are.
+    codes : int array of shape (n_images, n_views, n_tokens)
+        Tokens in raster order, of one or more augmented views of each image.
+    labels : int array of shape (n_images,)
+        Classes 0 ... num_classes - 1.
+    sample_weight : array of shape (n_images,), default=None
+        Weight of each image in the loss, 1 on average.
+    max_iter : int
+        Epochs.
+    batch_size : int
+        Images per step, at most n_images.
+    micro_batch_size : int, default=None
+        Images per forward pass, if fewer than `batch_size`; gradients are accumulated.
+    learning_rate : float
+        Peak learning rate.
+    weight_decay : float, default=0.05
+        Weight decay of AdamW.
+    class_dropout : float, default=0.1
+        Probability of the null class.
+    orders : int array of shape (n_orders, n_tokens), default=None
+        Orders to choose from; None is all permutations.
+    validation : tuple (codes (n, n_tokens), labels (n,), weights (n,) or None), default=None
+        Held-out data. With it, the weights of the epoch with the highest held-out log-likelihood
+        are kept, and training stops once that has not risen by `tol` for `n_iter_no_change` epochs.
+    n_iter_no_change : int, default=10
+        Patience, and the width of the window in which convergence is judged.
+    tol : float, default=1e-3
+        Change per epoch, in nats per token, that counts as none.
+    seed : int, default=0
+        Governs everything random here; torch's global generator is not touched.
+    autocast : torch.dtype or None, default=None
+        Type of the matrix products.
+    checkpointing : bool, default=False
+        Compute activations again in the backward pass instead of keeping them.
+    verbose : int, default=0
+        1 shows a progress bar with loss, an estimate of the accuracy, and the time left.
+
+    Returns
+    -------
+    history : History
+
+    References
+    ----------
+    Pang et al., arXiv 2412.01827, section 4.1 and appendix; Sudakov, Babenko, Baranchuk,
+    arXiv 2603.19122.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skaocls import AnyOrderPrior
+    >>> from skaocls.training.loop import train_prior
+    >>> prior = AnyOrderPrior(vocab_size=4, grid=(1, 2), num_classes=2, dim=32, n_layer=1)
+    >>> codes = np.array([[[0, 1]], [[2, 3]]])
+    >>> history = train_prior(
+    ...     prior, codes, np.array([0, 1]), max_iter=30, batch_size=2, learning_rate=1e-2
+    ... )
+    >>> history.loss_curve[-1] < history.loss_curve[0]
+    True
+    """
+    device = prior.output.weight.device
+    all_codes = torch.as_tensor(codes)
+    all_labels = torch.as_tensor(labels)
+    all_orders = None if orders is None else torch.as_tensor(orders)
+    weights = None if sample_weight is None else torch.as_tensor(sample_weight).float()
+    optimizer = make_optimizer(prior, learning_rate, weight_decay)
+    n, n_views, n_tokens = codes.shape
+    steps = max(1, n // batch_size)
+    # in which orders the prior is judged while it is trained
+    judged = draw_orders(VALIDATION_ORDERS, n_tokens, seed) if orders is None else orders
+    judged = judged[:VALIDATION_ORDERS]
+    history = History()
+    trained: list[Tensor] = [p for p in prior.parameters() if p.requires_grad]
+    mean = [p.detach().clone() for p in trained]
+    best, best_weights = -math.inf, None
+    prior.checkpointing = checkpointing
+    bar = tqdm(total=max_iter * steps, desc="training", unit="step", disable=not verbose)
+    random = torch.Generator().manual_seed(seed)
+    dropping = random if device.type == "cpu" else torch.Generator(device).manual_seed(seed)
+    with bar:
+        for epoch in range(max_iter):
+            prior.train()
+            losses = torch.zeros((), dtype=torch.float32, device=device)
+            shuffled = torch.randperm(n, generator=random)
+            for step in range(steps):
+                rate = learning_rate * schedule(epoch * steps + step, max_iter * steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                i = shuffled[step * batch_size : (step + 1) * batch_size]
+                view = torch.randint(n_views, i.shape, generator=random)
+                batch = all_codes[i, view].long()
+                null = uniform(len(i), generator=random) < class_dropout
+                label = all_labels[i].masked_fill(null, prior.num_classes)
+                if all_orders is None:
+                    order = uniform(len(i), n_tokens, generator=random).argsort(1)
+                else:
+                    which = torch.randint(len(all_orders), i.shape, generator=random)
+                    order = all_orders[which]
+                batch, label, order = (a.to(device) for a in (batch, label, order))
+                weight = None if weights is None else weights[i].to(device)
+                optimizer.zero_grad()
+                for few in gen_batches(len(i), micro_batch_size or len(i)):
+                    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                        loss = nats_per_token(
+                            prior,
+                            batch[few],
+                            order[few],
+                            label[few],
+                            None if weight is None else weight[few],
+                            dropping,
+                        )
+                    loss = loss * ((few.stop - few.start) / len(i))
+                    loss.backward()
+                    losses += loss.detach()
+                torch.nn.utils.clip_grad_norm_(prior.parameters(), CLIP_NORM)
+                optimizer.step()
+                with torch.no_grad():  # at first over all steps, then over about the last hundred
+                    done = epoch * steps + step
+                    torch._foreach_lerp_(mean, trained, 1 - min(AVERAGING, done / (done + 10)))
+                bar.update()
+            history.n_iter = epoch + 1
+            history.loss_curve.append(losses.item() / steps)
+            if validation is not None or verbose:
+                swap(trained, mean)
+            if validation is not None:
+                history.validation_curve.append(held_out(prior, *validation, judged, autocast))
+                if history.validation_curve[-1] > best:
+                    best, history.best_iter = history.validation_curve[-1], epoch + 1
+                    best_weights = [p.detach().clone() for p in trained]
+            if verbose:
+                known = validation or (all_codes[i, 0].numpy(), all_labels[i].numpy())
+                bar.set_postfix(progress(prior, history, *known[:2], judged[:1], autocast))
+            if validation is not None or verbose:
+                swap(trained, mean)
+            if validation is not None and is_flat(history.validation_curve, n_iter_no_change, tol):
+                history.converged = True
+                break
+    if best_weights is None:
+        history.best_iter = history.n_iter
+        history.converged = is_flat([-x for x in history.loss_curve], n_iter_no_change, tol)
+    else:
+        mean = best_weights
+    swap(trained, mean)
+    prior.checkpointing = False
+    prior.eval()
+    return history
+
+
+def uniform(*shape: int, generator: torch.Generator) -> Tensor:
+    """Numbers in [0, 1), of one type whatever torch's default is."""
+    return torch.rand(shape, dtype=torch.float32, generator=generator)
+
+
+@torch.no_grad()
+def swap(parameters: list[Tensor], others: list[Tensor]) -> None:
+    """Exchange the values of two lists of tensors."""
+    for p, other in zip(parameters, others, strict=True):
+        kept = p.clone()
+        p.copy_(other)
+        other.copy_(kept)
+
+
+def nats_per_token(
+    prior: AnyOrderPrior,
+    codes: Tensor,
+    orders: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Mean negative log-likelihood per token, the training loss; `generator` is of dropout."""
+    logits = prior(codes, orders, labels, generator).flatten(0, 1)
+    targets = codes.gather(1, orders).flatten()
+    if weights is None:
+        return F.cross_entropy(logits, targets)
+    each = F.cross_entropy(logits, targets, reduction="none").view(codes.shape).mean(1)
+    return (weights * each).mean()
+
+
+def make_optimizer(prior: AnyOrderPrior, rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and none on vectors."""
+    params = [p for p in prior.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
+
+
+def schedule(step: int, n_steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then cosine decay to 5 %."""
+    warmup = max(1, round(WARMUP * n_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, n_steps - warmup)
+    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def is_flat(curve: list[float], window: int, tol: float) -> bool:
+    """Whether the best of the last `window` values is no more than `tol` a step above the rest."""
+    if len(curve) <= window:
+        return False
+    return max(curve[-window:]) <= max(curve[:-window]) + tol
+
+
+@torch.inference_mode()
+def held_out(
+    prior: AnyOrderPrior,
+    codes: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray | None,
+    orders: np.ndarray,
+    autocast: torch.dtype | None,
+) -> float:
+    """Mean log-likelihood per token of held-out data, over a few fixed orders."""
+    weights = np.ones(len(codes)) if weights is None else weights
+    prior.eval()
+    device = prior.output.weight.device
+    places = torch.as_tensor(orders).to(device)
+    total = 0.0
+    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        for at in range(0, len(codes), 256):
+            batch = torch.as_tensor(codes[at : at + 256]).long().to(device)
+            label = torch.as_tensor(labels[at : at + 256]).to(device)
+            weight = torch.as_tensor(weights[at : at + 256]).float().to(device)
+            for order in places:
+                loss = nats_per_token(prior, batch, order.expand_as(batch), label, weight)
+                total -= loss.item() * len(batch)
+    return float(total / (weights.sum() * len(orders)))
+
+
+def progress(
+    prior: AnyOrderPrior,
+    history: History,
+    codes: np.ndarray,
+    labels: np.ndarray,
+    order: np.ndarray,
+    autocast: torch.dtype | None,
+) -> dict[str, str]:
+    """What the progress bar shows: the loss and the accuracy of one order on a few images."""
+    n = max(1, ESTIMATE_ROWS // prior.num_classes)
+    classes = np.arange(prior.num_classes)
+    ll = log_likelihoods(prior, codes[:n], order, classes, dtype=autocast or torch.float32)[:, 0]
+    shown = {"loss": f"{history.loss_curve[-1]:.3f}"}
+    if history.validation_curve:
+        shown["validation"] = f"{-history.validation_curve[-1]:.3f}"
+    return shown | {"accuracy": f"{np.mean(ll.argmax(1) == labels[:n]):.2f}"}
