@@ -54,19 +54,7 @@ def races(
     race : Race
     """
     on = resolve_device(device)
-    encoded = (
-        encode_for_orders(
-            model.tokenizer,
-            model.reader,
-            batch,
-            part,
-            len(orders),
-            crop=crop,
-            latent_noise=latent_noise,
-            seed=model.order_seed,
-        )
-        for part in gen_batches(len(batch), SCORE_AT_ONCE)
-    )
+    encoded = encode_all(model, batch, len(orders), crop, latent_noise)
     all_evaluations = orders.size * len(model.classes)
     for codes in ahead(encoded) if on.type == "cuda" else encoded:
         if racing is not None and len(model.priors) == 1:
@@ -77,6 +65,23 @@ def races(
             how: dict[str, Any] = {"device": on, "precision": precision, "store": store}
             evaluations = np.full(len(codes), all_evaluations)
             yield Race(log_likelihoods(model, codes, orders, **how), evaluations)
+
+
+def encode_all(
+    model: FittedModel, batch: Any, n_orders: int, crop: str, latent_noise: float
+) -> Iterator[np.ndarray]:
+    """Yield the codes of a few images at a time, as each order sees them."""
+    for part in gen_batches(len(batch), SCORE_AT_ONCE):
+        yield encode_for_orders(
+            model.tokenizer,
+            model.reader,
+            batch,
+            part,
+            n_orders,
+            crop=crop,
+            latent_noise=latent_noise,
+            seed=model.order_seed,
+        )
 
 
 def log_likelihoods(
@@ -133,17 +138,8 @@ def explain(
     """
     grid, parts = model.prior.grid, []
     how = {"device": device, "precision": precision}
-    for part in gen_batches(len(batch), SCORE_AT_ONCE):
-        codes = encode_for_orders(
-            model.tokenizer,
-            model.reader,
-            batch,
-            part,
-            len(orders),
-            crop=crop,
-            latent_noise=latent_noise,
-            seed=model.order_seed,
-        )
+    encoded = encode_all(model, batch, len(orders), crop, latent_noise)
+    for part, codes in zip(gen_batches(len(batch), SCORE_AT_ONCE), encoded):
         against = own[part] if rivals is None else rivals[part]
         log_prob = [
             token_by_token(model, codes, own[part], orders, **how),
