@@ -1,6 +1,7 @@
 """Generative image classification with any-order autoregressive models."""
 
 from skaocls.classifier import AnyOrderARClassifier
+from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.tokenizers import (
     LlamaGenTokenizer,
@@ -17,5 +18,6 @@ __all__ = [
     "MaskGITTokenizer",
     "PatchTokenizer",
     "QuantileTokenizer",
+    "SharedTrunkPrior",
     "__version__",
 ]

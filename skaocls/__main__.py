@@ -104,7 +104,7 @@ def main(argv=None):
         y_test,
         staged,
         baselines=lines,
-        evaluations_per_order=clf.orders_.shape[1] * n_classes,
+        evaluations_per_order=clf.orders_.shape[1] * clf.model_.readings,
         name=type(clf).__name__,
     )
     orders.figure_.savefig(args.output / "orders.png", dpi=150)

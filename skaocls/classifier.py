@@ -30,11 +30,11 @@ from skaocls.attributes import kept_in
 from skaocls.images.reader import learn_reader
 from skaocls.learned import answers, drawing, saving
 from skaocls.learned.labels import class_log_prior, known_classes, read_labels
-from skaocls.learned.learning import FINETUNE_RATE, Recipe, extend, learn
+from skaocls.learned.learning import FINETUNE_RATE, Recipe, extend, learn, new_prior
 from skaocls.learned.published import is_published, load_published, published_model
 from skaocls.learned.starting import starting_point
 from skaocls.learned.store import open_store
-from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.orders import DRAWN
@@ -59,9 +59,13 @@ class AnyOrderARClassifier(
 
     Parameters
     ----------
-    prior : "auto", dict, AnyOrderPrior, str or path, default="auto"
-        ``"auto"`` is a new prior whose size follows the data. A dict gives sizes of a new prior
-        (`dim`, `n_layer`, `n_head`, `multiple_of`, `dropout`). A module is copied, weights are
+    prior : "auto", "shared_trunk", "randar", dict, module, str or path, default="auto"
+        The network that knows log p(tokens | class, order); class probabilities are `priors`.
+        ``"auto"`` and ``"shared_trunk"`` are a new :class:`SharedTrunkPrior`, which reads an image
+        once for all classes, ``"randar"`` is a new :class:`AnyOrderPrior`, the published
+        architecture, which reads it once for each; their size follows the data. A dict gives sizes
+        of a new prior (`dim`, `n_layer`, `n_head`, `multiple_of`, `dropout`; of a shared trunk also
+        `width` and `rank`) and may name its `architecture`. A module is copied, weights are
         loaded (:func:`skaocls.learned.published.load_published`: ``"randar-l"`` and other short
         names, hub repositories, folders, files; also what `save_pretrained` wrote), and both are
         fine-tuned to the classes in y. Weights are worth only as much as the tokens they were
@@ -121,18 +125,19 @@ default="mean_log_likelihood"
     learning_rate_init : float or "auto", default="auto"
         Peak learning rate; it warms up over 5 % of the steps, then falls to a 20th by a cosine.
         ``"auto"`` is ``0.4 / dim`` for a new prior, which is the published 4e-4 at the published
-        width of 1024; a tenth of that for ``finetune="full"``, half of it for ``"lora"``, and
-        five times as much for ``"class_embedding"``.
+        width of 1024; a tenth of that for ``finetune="full"``, half of it for ``"lora"``, as much
+        for ``"head"``, and five times as much for ``"class_embedding"``.
     micro_batch_size : int, default=None
         Images per forward pass if fewer than `batch_size`: gradients are accumulated, which saves
         memory and changes nothing else.
     checkpointing : bool, default=False
         Compute activations again in the backward pass instead of keeping them: less memory for
         about a third more time.
-    finetune : {"full", "lora", "class_embedding"}, default="full"
+    finetune : {"full", "lora", "class_embedding", "head"}, default="full"
         What training changes if `prior` is given or loaded: all weights; low-rank updates of the
         attention and feed-forward matrices (merged afterwards) and class vectors; class vectors
-        alone.
+        alone; or a light head for the classes in y on a transformer that stays as it is and reads
+        an image once for all of them (:class:`SharedTrunkPrior`).
     lora_rank : int, default=8
         Rank of the updates of ``finetune="lora"``.
     lora_alpha : float, default=16.0
@@ -194,7 +199,7 @@ default="mean_log_likelihood"
     ----------
     classes_ : ndarray of shape (n_classes,)
         Class labels.
-    prior_ : AnyOrderPrior
+    prior_ : SharedTrunkPrior or AnyOrderPrior
         The trained prior.
     tokenizer_ : transformer
         The fitted tokenizer.
@@ -205,7 +210,7 @@ default="mean_log_likelihood"
         Training images of each class, or the sum of their weights.
     class_prior_, class_log_prior_ : ndarray of shape (n_classes,)
         Probability of each class, and its log.
-    added_priors_ : list of AnyOrderPrior
+    added_priors_ : list of priors
         Priors of the classes that `partial_fit` added.
     class_sources_ : int ndarray of shape (n_classes,)
         Which prior reads each class: 0 is `prior_`, k is ``added_priors_[k - 1]``.
@@ -261,7 +266,7 @@ default="mean_log_likelihood"
     feature_names_in_ = kept_in("model_.reader.feature_names", optional=True)
 
     _parameter_constraints: dict[str, Any] = {
-        "prior": [str, os.PathLike, dict, AnyOrderPrior],
+        "prior": [str, os.PathLike, dict, Prior],
         "filename": [str, None],
         "revision": [str, None],
         "tokenizer": [StrOptions({"auto"}), HasMethods(["fit", "transform"])],
@@ -484,8 +489,8 @@ default="mean_log_likelihood"
             log-likelihood in it is divided by that.
         stats : dict
             Only if `return_stats`. ``"evaluations"``: int ndarray of shape (n_samples,), tokens
-            evaluated over all classes and orders; ``"exhaustive_evaluations"``: int, what
-            ``search="exhaustive"`` takes for one sample.
+            that the transformer read, over all classes and orders;
+            ``"exhaustive_evaluations"``: int, what ``search="exhaustive"`` takes for one sample.
         """
         races = list(self._races(X))
         joint = np.concatenate([self._joint_log_proba(race.log_likelihood) for race in races])
@@ -493,7 +498,7 @@ default="mean_log_likelihood"
             return joint
         return joint, {
             "evaluations": np.concatenate([race.evaluations for race in races]),
-            "exhaustive_evaluations": self.orders_.size * len(self.classes_),
+            "exhaustive_evaluations": self.orders_.size * self.model_.readings,
         }
 
     def predict_log_proba(self, X):
@@ -1067,8 +1072,8 @@ default="mean_log_likelihood"
         params = {f.name: getattr(self, f.name) for f in fields(Recipe) if hasattr(self, f.name)}
         return Recipe(
             **params,
-            sizes=self.prior if isinstance(self.prior, dict) else None,
-            keep_classes=isinstance(self.prior, AnyOrderPrior),
+            **new_prior(self.prior),
+            keep_classes=isinstance(self.prior, Prior),
             hold_out=self.temperature == "auto",
         )
 

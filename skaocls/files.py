@@ -229,7 +229,8 @@ def assign(
                 more = f", ... ({len(keys)} in all)" if len(keys) > SHOWN else ""
                 lines.append(f"  {kind}: {', '.join(keys[:SHOWN])}{more}")
         raise ValueError("\n".join(lines))
-    module.load_state_dict({k: state[k].to(torch.float32) for k in want}, assign=True)
+    weights = {k: state[k] if state[k].dtype == torch.int64 else state[k].float() for k in want}
+    module.load_state_dict(weights, assign=True)
     for parameter in module.parameters():
         parameter.requires_grad_(True)
 

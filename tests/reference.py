@@ -19,6 +19,12 @@ def log_likelihoods(prior, codes, orders, labels):
 
 def sequence_logits(w, image, order, label, grid, n_head):
     """Logits at every position of [class, p1, t1, p2, t2, ...]."""
+    x = sequence_states(w, image, order, label, grid, n_head)
+    return norm(x, w["norm.weight"]) @ w["output.weight"].T
+
+
+def sequence_states(w, image, order, label, grid, n_head):
+    """Residual stream at each of these positions, after the last layer."""
     dim = w["norm.weight"].size
     n_layer = 1 + max(int(name.split(".")[1]) for name in w if name.startswith("layers"))
     rotations = [np.zeros((dim // n_head, dim // n_head))]  # the class token's
@@ -36,7 +42,7 @@ def sequence_logits(w, image, order, label, grid, n_head):
         gate = y @ layer["feed_forward.w1.weight"].T
         up = y @ layer["feed_forward.w3.weight"].T
         x = x + (gate / (1 + np.exp(-gate)) * up) @ layer["feed_forward.w2.weight"].T
-    return norm(x, w["norm.weight"]) @ w["output.weight"].T
+    return x
 
 
 def attention(x, layer, rotations, n_head):
@@ -67,4 +73,4 @@ def rotation(row, col, head_dim):
 
 
 def norm(x, weight):
-    return x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-5) * weight
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weight

@@ -162,7 +162,7 @@ def test_out_of_memory_halves_the_tile(monkeypatch):
 @pytest.fixture(scope="module")
 def digits():
     X, y = load_digits().images, load_digits().target
-    clf = AnyOrderARClassifier(max_iter=15, augmentation=None, random_state=0)
+    clf = AnyOrderARClassifier("randar", max_iter=15, augmentation=None, random_state=0)
     return clf.fit(X[:1200], y[:1200]), X[1200:]
 
 

@@ -6,6 +6,7 @@ from measures import SHOWN_ORDERS, SHOWN_TIMESTEPS, relative_drop
 from scipy import stats
 
 OURS, RASTER, DIFFUSION, MASKED = "any-order AR", "raster AR", "diffusion", "masked"
+SHARED = "shared trunk"
 CONFIDENCE = 0.95
 GOOD_ENOUGH = 0.995  # accuracy at which a gain of a point is no longer asked
 LEVEL = 0.01  # a gap in accuracy that is none
@@ -59,7 +60,7 @@ class Results:
 
     def shown(self, contestant):
         """The setting at which a contestant is shown where there is one number."""
-        if contestant == OURS:
+        if contestant in (OURS, SHARED):
             return {"orders": self.orders_shown(), "aggregation": AGGREGATION}
         if contestant == DIFFUSION:
             steps = [p["steps"] for p in self.find("standard", contestant=DIFFUSION)[0]["points"]]
@@ -122,13 +123,13 @@ def cheapest(points, target):
     return min(reached, default=None)
 
 
-def cost_ratios(results, task, slack=0.005):
-    """Operations of the diffusion classifier over ours, at equal accuracy, for each seed.
+def cost_ratios(results, task, contestant=OURS, slack=0.005):
+    """Operations of the diffusion classifier over a contestant's, at equal accuracy, by seed.
 
     Equal: the lower of the two best accuracies, less `slack`; each at its cheapest setting.
     """
     ratios = []
-    for ours, theirs in zip(results.standard(task, OURS), results.standard(task, DIFFUSION)):
+    for ours, theirs in zip(results.standard(task, contestant), results.standard(task, DIFFUSION)):
         last = (max(usual(r["points"]), key=lambda p: p["flops"]) for r in (ours, theirs))
         target = min(point["accuracy"] for point in last) - slack
         ratios.append(cheapest(theirs["points"], target) / cheapest(ours["points"], target))
@@ -192,6 +193,15 @@ def answers(results):
         what = "operations of the diffusion classifier over ours at equal accuracy"
         ratios = np.log10(cost_ratios(results, task))
         add("diffusion, compute", task, ratios, what, much_cheaper, "times")
+
+        if SHARED in results.contestants(task):
+            gap = results.accuracy(task, SHARED) - ours
+            add("shared trunk, accuracy", task, gap, f"accuracy less that of {OURS}", level)
+            ratios = np.log10(cost_ratios(results, task, SHARED))
+            what = (
+                "operations of the diffusion classifier over the shared trunk's at equal accuracy"
+            )
+            add("shared trunk, compute", task, ratios, what, much_cheaper, "times")
 
         rival = results.best(task, [n for n in results.contestants(task) if n in DISCRIMINATIVE])
         gap = ours - results.accuracy(task, rival)

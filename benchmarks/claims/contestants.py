@@ -18,7 +18,7 @@ from skaocls import AnyOrderARClassifier, PatchTokenizer
 
 CHARACTERS = "ABEFHKNPR2"  # several differ by one stroke
 GLYPHS = 120  # training images of each character
-GENERATIVE = ("any-order AR", "raster AR", "diffusion", "masked")
+GENERATIVE = ("any-order AR", "raster AR", "diffusion", "masked", "shared trunk")
 DISCRIMINATIVE = ("ResNet", "ViT", "SVC", "LogisticRegression", "MLPClassifier")
 MAX_ORDERS, MAX_TIMESTEPS, MAX_MASKS = 32, 32, 32
 
@@ -80,10 +80,13 @@ def standardized(images):
 def make(contestant, seed, params):
     """An unfitted classifier of images."""
     params = dict(params)
-    if contestant in ("any-order AR", "raster AR"):
+    if contestant in ("any-order AR", "raster AR", "shared trunk"):
         tokenizer = {k: params.pop(k) for k in ("patch_size", "n_codes") if k in params}
         kind = StandardizedTokenizer if params.pop("standardize", False) else PatchTokenizer
         order = "raster" if contestant == "raster AR" else "random"
+        architecture = "shared_trunk" if contestant == "shared trunk" else "randar"
+        sizes = params.pop("prior", None)
+        params["prior"] = architecture if sizes is None else {"architecture": architecture} | sizes
         return AnyOrderARClassifier(
             tokenizer=kind(**tokenizer), order=order, n_orders=MAX_ORDERS,
             device="cpu", random_state=seed, **params,

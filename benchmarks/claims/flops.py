@@ -9,6 +9,8 @@ from sklearn.pipeline import Pipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from skaocls import SharedTrunkPrior
+
 
 def flops_per_image(model, image_shape):
     """Of a fitted classifier: ours, a diffusion or masked one, a network, or scikit-learn's.
@@ -46,7 +48,20 @@ def flops_per_image(model, image_shape):
 def ar_flops(prior, n_orders, n_classes):
     """Of log p(tokens | class, order) for all classes and orders, as the scoring engine does it."""
     pair, lane = ar_parts(prior)
+    if isinstance(prior, SharedTrunkPrior):
+        once, head = head_parts(prior)
+        pair, lane = pair + lane + once, head
     return n_orders * (pair + n_classes * lane)
+
+
+def head_parts(prior):
+    """Operations of a shared trunk's head, once for an order and once more for each class in it."""
+    n, head = prior.n_tokens, prior.head
+    rank, width = head.project.weight.shape
+    once = n * 2 * head.features.weight.numel()
+    # scale, shift, SiLU as five, gate; the projection; groups, and the codes of one group
+    lane = n * (8 * width + 2 * width * rank + 2 * rank * (head.n_groups + head.group_size))
+    return once, lane
 
 
 def ar_parts(prior):
@@ -55,12 +70,13 @@ def ar_parts(prior):
     The first layer's attention knows no class yet; in the last layer, keys and values apart, only
     the positions that predict are computed. What is masked in the attention counts.
     """
-    n, dim, n_layer = prior.n_tokens, prior.output.weight.shape[1], len(prior.layers)
+    body = prior.transformer
+    n, dim, n_layer = prior.n_tokens, prior.dim, len(body.layers)
     steps = 2 * n - 1  # p1 t1 p2 ... pn
     # two for each weight: queries, keys, values, output; the feed-forward net; scores, sums
-    square, ffn = 2 * dim**2, 6 * dim * prior.blocks[0].feed_forward.w1.weight.shape[0]
+    square, ffn = 2 * dim**2, 6 * dim * body.blocks[0].feed_forward.w1.weight.shape[0]
     pair = steps * 4 * square + 4 * steps * steps * dim
-    lane = 2 * steps * prior.n_head * dim  # the class's share of that attention
+    lane = 2 * steps * body.n_head * dim  # the class's share of that attention
     lane += (n if n_layer == 1 else steps) * ffn
     for layer in range(1, n_layer):
         asking = n if layer == n_layer - 1 else steps

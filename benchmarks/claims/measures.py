@@ -3,7 +3,7 @@
 import time
 
 import numpy as np
-from flops import ar_parts, flops_per_image
+from flops import ar_flops, ar_parts, flops_per_image
 from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold
 
@@ -115,6 +115,8 @@ def timed_reading(clf, X):
 def race_flops(clf, n_orders, share):
     """At most: an order's own work counts for each token that some class has read in it."""
     n_classes = len(clf.classes_)
+    if clf.model_.readings == 1:  # what races are orders: a trunk that is read serves all classes
+        return share * ar_flops(clf.prior_, n_orders, n_classes)
     pair, lane = ar_parts(clf.prior_)
     return n_orders * (min(1.0, share * n_classes) * pair + share * n_classes * lane)
 

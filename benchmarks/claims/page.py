@@ -5,7 +5,18 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from answers import DIFFUSION, MASKED, OURS, Results, answers, interval, one_order, shortcut, usual
+from answers import (
+    DIFFUSION,
+    MASKED,
+    OURS,
+    SHARED,
+    Results,
+    answers,
+    interval,
+    one_order,
+    shortcut,
+    usual,
+)
 from contestants import DISCRIMINATIVE, GENERATIVE
 from shifts import SHIFTS
 
@@ -20,12 +31,14 @@ CLAIMS = {
     "one order": "Averaging beats any one order",
     "diffusion, accuracy": "More accurate than a diffusion classifier",
     "diffusion, compute": "At up to 25 times less compute",
+    "shared trunk, accuracy": "A trunk shared by all classes is as accurate",
+    "shared trunk, compute": "And needs 25 times less than the diffusion classifier",
     "discriminative": "Level with strong discriminative models",
     "shifts": "Harder to fool by distribution shift",
     "shortcuts": "Harder to fool by shortcuts",
 }
 COLOURS = {name: f"C{i}" for i, name in enumerate((*GENERATIVE, *DISCRIMINATIVE))}
-STAGED = (OURS, DIFFUSION, MASKED)  # those that answer the better the longer they look
+STAGED = (OURS, DIFFUSION, MASKED, SHARED)  # those that answer the better the longer they look
 STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 INTRO = Path(__file__).with_name("intro.md")
 PUBLISHED = """
@@ -107,7 +120,8 @@ def sentences(results):
     found, lines = answers(results), []
     for claim, title in CLAIMS.items():
         parts = [part(row) for row in found if row["claim"] == claim]
-        lines.append(f"- **{title}.** {'; '.join(parts)}.")
+        if parts:
+            lines.append(f"- **{title}.** {'; '.join(parts)}.")
     return "\n".join(lines)
 
 
@@ -133,7 +147,7 @@ def accuracy_table(results):
             fit = np.mean([row["fit_seconds"] for row in results.standard(task, name)])
             cells += [f"{flops / 1e6:.3g}", f"{1000 * seconds:.2g}", f"{fit:.0f}"]
             rows.append(cells)
-            if name in (OURS, DIFFUSION):
+            if name in (OURS, DIFFUSION, SHARED):
                 rows.append(raced(results, task, name, shown))
     heads = ["task", "contestant", "accuracy, %", "NLL", "ECE, %", "NLL, tempered"]
     heads += ["ECE, tempered, %", "MFLOP an image", "ms an image", "training, s"]
@@ -141,7 +155,7 @@ def accuracy_table(results):
 
 
 def label(name, shown):
-    if name == OURS:
+    if name in (OURS, SHARED):
         return f"{name}, {shown['orders']} orders"
     if name == DIFFUSION:
         return f"{name}, {shown['steps']} timesteps"
@@ -161,8 +175,7 @@ def calibration(results, task, name, shown):
 
 def raced(results, task, name, shown):
     """The row of the same contestant when it drops classes on the way."""
-    search = "racing" if name == OURS else "elimination"
-    key = "orders" if name == OURS else "steps"
+    search, key = ("elimination", "steps") if name == DIFFUSION else ("racing", "orders")
     points = results.standard(task, name)[0]["points"]
     counts = [p[key] for p in points if p.get("search") == search]
     setting = {key: min(shown[key], max(counts)), "search": search}

@@ -118,7 +118,7 @@ class OrderCurveDisplay:
             else model
             for label, model in (baselines or {}).items()
         }
-        evaluations = clf.orders_.shape[1] * len(clf.classes_)
+        evaluations = clf.orders_.shape[1] * clf.model_.readings
         return cls.from_predictions(
             y,
             list(clf.staged_predict(X)),

@@ -55,7 +55,7 @@ def races(
     """
     on = resolve_device(device)
     encoded = encode_all(model, batch, len(orders), crop, latent_noise)
-    all_evaluations = orders.size * len(model.classes)
+    all_evaluations = orders.size * model.readings
     for codes in ahead(encoded) if on.type == "cuda" else encoded:
         if racing is not None and len(model.priors) == 1:
             prior = model.prior.to(on)

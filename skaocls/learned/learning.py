@@ -14,24 +14,31 @@ from skaocls.learned.encoding import fit_tokenizer, training_tokens
 from skaocls.learned.model import FittedModel
 from skaocls.learned.published import check_agreement
 from skaocls.learned.store import Store, content, digest, weights_of
-from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.priors.shared_trunk import SharedTrunkPrior, similar_slots
+from skaocls.priors.transformer import AnyOrderPrior, Prior
 from skaocls.scoring.orders import DRAWN, resolve_orders
 from skaocls.training.finetuning import merge_finetuning, prepare_finetuning, set_classes
 from skaocls.training.loop import History, train_prior
 
 RATE_TIMES_DIM = 0.4
-FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0}
+FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
+ARCHITECTURES: dict[str, type[Prior]] = {
+    "shared_trunk": SharedTrunkPrior,
+    "randar": AnyOrderPrior,
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to train: parameters of the classifier, under their names and with their meaning.
 
-    Beside these, `sizes` are those of a new prior (None follows the data), `keep_classes` says
+    Beside these, `architecture` and `sizes` are those of a new prior (None follows the data),
+    `keep_classes` says
     whether class vectors of a given prior stay where they are if their number is right, and
     `hold_out` whether data are held out for another purpose than early stopping.
     """
 
+    architecture: str
     sizes: dict[str, Any] | None
     keep_classes: bool
     hold_out: bool
@@ -98,7 +105,7 @@ def learn(
     rng: np.random.RandomState,
     *,
     tokenizer: Any = "auto",
-    given: AnyOrderPrior | None = None,
+    given: Prior | None = None,
     store: Store | None = None,
     about: Any = None,
 ) -> Learned:
@@ -117,7 +124,7 @@ def learn(
         Governs everything random.
     tokenizer : "auto" or transformer
         Cloned and fitted, unless frozen.
-    given : AnyOrderPrior, default=None
+    given : Prior, default=None
         A prior to fine-tune; it is changed.
     store : Store, default=None
         Where the outcome is kept, and found if it is there.
@@ -211,9 +218,7 @@ def extend(
     histories: list[History] = []
     held_out: list[int] = []
 
-    def train(
-        prior: AnyOrderPrior, mine: np.ndarray, rows: np.ndarray, mode: str | None
-    ) -> AnyOrderPrior:
+    def train(prior: Prior, mine: np.ndarray, rows: np.ndarray, mode: str | None) -> Prior:
         split = split_off(rows, recipe, rng)
         some = codes[mine], rows, weights[mine], split, recipe, mode
         histories.append(train_one(prior, *some, model.order_seed, rng))
@@ -256,23 +261,38 @@ def extend(
 
 
 def starting_prior(
-    given: AnyOrderPrior | None,
+    given: Prior | None,
     tokenizer: Any,
     codes: np.ndarray,
     rows: np.ndarray,
     n_classes: int,
     recipe: Recipe,
     rng: np.random.RandomState,
-) -> AnyOrderPrior:
+) -> Prior:
     """The prior that training starts from: a new one, or the given one with its new classes."""
     seed, device = rng.randint(2**31 - 1), resolve_device(recipe.device)
     if given is None:
         grid = tuple(tokenizer.grid_)
-        sizes = recipe.sizes or default_sizes(grid, len(rows))
-        random = torch.Generator().manual_seed(seed)
-        prior = AnyOrderPrior(tokenizer.n_codes_, grid, n_classes, **sizes, generator=random)
+        sizes = dict(recipe.sizes or default_sizes(grid, len(rows)))
+        sizes["generator"] = torch.Generator().manual_seed(seed)
+        if recipe.architecture == "shared_trunk":
+            sizes["slots"] = slots_of(tokenizer)
+        architecture: Any = ARCHITECTURES[recipe.architecture]
+        prior: Prior = architecture(tokenizer.n_codes_, grid, n_classes, **sizes)
         return prior.to(device)
     check_agreement(given, tokenizer)
+    if recipe.finetune == "head" and isinstance(given, AnyOrderPrior):
+        random = torch.Generator().manual_seed(seed)
+        given = SharedTrunkPrior(
+            given.vocab_size,
+            given.grid,
+            n_classes,
+            slots=slots_of(tokenizer),
+            generator=random,
+            body=given,
+        )
+        prepare_finetuning(given, "head")
+        return given.to(device)
     given.to(device)
     if given.num_classes != n_classes or not recipe.keep_classes:
         set_classes(given, codes[:, 0], rows, n_classes, recipe.new_classes, seed)
@@ -280,7 +300,7 @@ def starting_prior(
     return given
 
 
-def prepare(prior: AnyOrderPrior, recipe: Recipe, seed: int) -> None:
+def prepare(prior: Prior, recipe: Recipe, seed: int) -> None:
     """Choose what fine-tuning changes."""
     random = torch.Generator().manual_seed(seed)
     sizes: dict[str, Any] = {"rank": recipe.lora_rank, "alpha": recipe.lora_alpha}
@@ -305,7 +325,7 @@ def split_off(
 
 
 def train_one(
-    prior: AnyOrderPrior,
+    prior: Prior,
     codes: np.ndarray,
     rows: np.ndarray,
     weights: np.ndarray,
@@ -319,7 +339,7 @@ def train_one(
     (train, rest), rate = split, recipe.learning_rate_init
     if isinstance(rate, str):
         share = 1.0 if mode is None else FINETUNE_RATE[mode]
-        rate = share * RATE_TIMES_DIM / prior.output.weight.shape[1]
+        rate = share * RATE_TIMES_DIM / prior.dim
     batch_size = recipe.batch_size
     if isinstance(batch_size, str):
         batch_size = int(np.clip(len(train) // 8, 16, 64))
@@ -329,7 +349,7 @@ def train_one(
     orders = None
     if not recipe.any_order:
         orders = resolve_orders(recipe.order, recipe.n_orders, prior.n_tokens, order_seed)
-    frozen, weights = mode not in (None, "full"), weights[train]
+    frozen, weights = mode in ("lora", "class_embedding"), weights[train]
     history = train_prior(
         prior,
         codes[train],
@@ -347,12 +367,33 @@ def train_one(
         n_iter_no_change=recipe.n_iter_no_change,
         tol=recipe.tol,
         seed=rng.randint(2**31 - 1),
-        autocast=resolve_precision(recipe.precision, prior.output.weight.device),
+        autocast=resolve_precision(recipe.precision, prior.device),
         checkpointing=recipe.checkpointing,
         verbose=recipe.verbose,
     )
     merge_finetuning(prior)
     return history
+
+
+def new_prior(prior: Any) -> dict[str, Any]:
+    """`architecture` and `sizes` of a new prior, from the classifier's parameter `prior`."""
+    if isinstance(prior, str) and prior in ARCHITECTURES:
+        return {"architecture": prior, "sizes": None}
+    sizes = dict(prior) if isinstance(prior, dict) else {}
+    architecture = sizes.pop("architecture", "shared_trunk")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"prior has architecture {architecture!r}, which is none of {', '.join(ARCHITECTURES)}."
+        )
+    return {"architecture": architecture, "sizes": sizes or None}
+
+
+def slots_of(tokenizer: Any) -> np.ndarray | None:
+    """Places of a tokenizer's codes among their like; None if they have no codebook."""
+    codebook = getattr(tokenizer, "codebook_", None)
+    if codebook is None and hasattr(tokenizer, "model_"):
+        codebook = tokenizer.model_.codebook.detach().cpu().numpy()
+    return None if codebook is None else similar_slots(codebook)
 
 
 def default_sizes(grid: tuple[int, ...], n_samples: int) -> dict[str, int]:

@@ -10,7 +10,7 @@ import torch
 from sklearn.utils import column_or_1d
 
 from skaocls.images.reader import Reader
-from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.orders import resolve_orders
 
 
@@ -27,7 +27,7 @@ class FittedModel:
         From X to images or tables.
     tokenizer : transformer
         From those to codes.
-    priors : tuple of AnyOrderPrior
+    priors : tuple of Prior
         The first prior, and those of classes that came later.
     classes : ndarray of shape (n_classes,)
         Labels, sorted. Arrays of that length belong to them, and *columns* are indices into it.
@@ -58,7 +58,7 @@ class FittedModel:
 
     reader: Reader
     tokenizer: Any
-    priors: tuple[AnyOrderPrior, ...]
+    priors: tuple[Prior, ...]
     classes: np.ndarray
     sources: np.ndarray
     rows: np.ndarray
@@ -68,14 +68,20 @@ class FittedModel:
     wordnet_ids: np.ndarray | None = None
 
     @property
-    def prior(self) -> AnyOrderPrior:
+    def prior(self) -> Prior:
         """The first prior."""
         return self.priors[0]
 
     @property
-    def added_priors(self) -> list[AnyOrderPrior]:
+    def added_priors(self) -> list[Prior]:
         """The priors of classes that came later."""
         return list(self.priors[1:])
+
+    @property
+    def readings(self) -> int:
+        """How often transformers read an image, in each order, for all classes."""
+        counts = np.bincount(self.sources, minlength=len(self.priors))
+        return sum(p.readings(int(n)) for p, n in zip(self.priors, counts, strict=True) if n)
 
     def orders(self, order: Any, n_orders: int) -> np.ndarray:
         """The orders that `order` and `n_orders` stand for, see :mod:`skaocls.scoring.orders`."""
@@ -83,7 +89,7 @@ class FittedModel:
 
     def by_prior(
         self, columns: np.ndarray, device: torch.device
-    ) -> Iterator[tuple[AnyOrderPrior, np.ndarray]]:
+    ) -> Iterator[tuple[Prior, np.ndarray]]:
         """Yield each prior, on the device, and where in `columns` are its classes.
 
         Rows in the prior's class table are ``rows[columns[where]]``.
@@ -146,7 +152,7 @@ class FittedModel:
     def __getstate__(self) -> dict[str, Any]:
         """What was trained on a GPU loads without one."""
         state = vars(self).copy()
-        on_cpu = [prior.output.weight.device.type == "cpu" for prior in self.priors]
+        on_cpu = [prior.device.type == "cpu" for prior in self.priors]
         state["priors"] = tuple(
             prior if there else copy.deepcopy(prior).cpu()
             for prior, there in zip(self.priors, on_cpu, strict=True)

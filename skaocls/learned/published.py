@@ -12,7 +12,7 @@ from sklearn.base import clone
 from skaocls.images.reader import Reader
 from skaocls.learned.model import FittedModel
 from skaocls.priors.loading import load_prior
-from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.priors.transformer import AnyOrderPrior, Prior
 from skaocls.tokenizers import LlamaGenTokenizer, MaskGITTokenizer
 
 RANDAR = "ziqipang/RandAR"
@@ -71,7 +71,7 @@ def is_published(source: Any) -> bool:
     return isinstance(source, str) and source in PUBLISHED
 
 
-def published_tokenizer(prior: AnyOrderPrior) -> Any:
+def published_tokenizer(prior: Prior) -> Any:
     """The tokenizer that a prior of the published vocabularies was trained with."""
     by_vocabulary = {t._network.n_codes: t for t in (LlamaGenTokenizer, MaskGITTokenizer)}
     if prior.vocab_size not in by_vocabulary:
@@ -138,7 +138,7 @@ def published_model(
     return model.restricted(sorted(set(classes)))
 
 
-def check_agreement(prior: AnyOrderPrior, tokenizer: Any) -> None:
+def check_agreement(prior: Prior, tokenizer: Any) -> None:
     """A prior must know the tokenizer's vocabulary and grid."""
     have = {"vocab_size": prior.vocab_size, "grid": prior.grid}
     want = {"vocab_size": tokenizer.n_codes_, "grid": tuple(tokenizer.grid_)}

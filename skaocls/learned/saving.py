@@ -24,8 +24,8 @@ from skaocls.devices import own_torch_state
 from skaocls.files import find_file, read_state_dict, write_all
 from skaocls.images.reader import Reader
 from skaocls.learned.model import FittedModel
-from skaocls.priors.loading import prior_from_state_dict
-from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.priors.loading import prior_from_state_dict, shared_trunk_from_state_dict
+from skaocls.priors.transformer import Prior
 from skaocls.tokenizers import (
     LlamaGenTokenizer,
     MaskGITTokenizer,
@@ -74,7 +74,7 @@ def save(
     config |= {name: to_json(getattr(model, name)) for name in ARRAYS}
     config["order_seed"] = model.order_seed
     config["reader"] = to_json(vars(model.reader))
-    config["prior"] = {"grid": list(model.prior.grid), "n_head": model.prior.n_head}
+    config["prior"] = {"grid": list(model.prior.grid), "n_head": model.prior.transformer.n_head}
     config["added_priors"] = len(model.priors) - 1
     config["tokenizer"], arrays = tokenizer_state(model.tokenizer)
     text = json.dumps(config, indent=1, allow_nan=False) + "\n"
@@ -144,9 +144,13 @@ def load(
 
 def load_model(
     config: dict[str, Any], source: str | os.PathLike[str], name: str, **at: Any
-) -> AnyOrderPrior:
+) -> Prior:
     path = find_file(source, name, **at)
-    return prior_from_state_dict(read_state_dict(path), **config["prior"], source=str(path))
+    state = read_state_dict(path)
+    shared = "head.classes.weight" in state
+    restore = shared_trunk_from_state_dict if shared else prior_from_state_dict
+    prior: Prior = restore(state, **config["prior"], source=str(path))
+    return prior
 
 
 def model_file(i: int) -> str:
@@ -274,9 +278,9 @@ def labels_from_json(values: list[Any], dtype: str) -> np.ndarray:
 
 def to_json(value: Any) -> Any:
     """A parameter or attribute in JSON's terms."""
-    if isinstance(value, AnyOrderPrior):  # its weights are saved as the fitted prior's
-        dim = value.output.weight.shape[1]
-        return {"dim": dim, "n_layer": len(value.layers), "n_head": value.n_head}
+    if isinstance(value, Prior):  # its weights are saved as the fitted prior's
+        body = value.transformer
+        return {"dim": value.dim, "n_layer": len(body.blocks), "n_head": body.n_head}
     if isinstance(value, FrozenEstimator):
         value = value.estimator
     if isinstance(value, BaseEstimator):

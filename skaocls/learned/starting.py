@@ -8,27 +8,27 @@ from sklearn.frozen import FrozenEstimator
 from skaocls.devices import own_torch_state
 from skaocls.learned.published import is_published, load_published, published_tokenizer
 from skaocls.learned.saving import load, read_config
-from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.priors.transformer import Prior
 
 
 @own_torch_state(grad=True)
 def starting_point(
     prior: Any, tokenizer: Any, image_shape: Any, filename: str | None, revision: str | None
-) -> tuple[AnyOrderPrior | None, Any, Any]:
+) -> tuple[Prior | None, Any, Any]:
     """Find what the classifier's parameters of these names stand for.
 
     Returns
     -------
-    given : AnyOrderPrior or None
+    given : Prior or None
         A prior to fine-tune, which may be changed; None is a new one.
     tokenizer : "auto" or transformer
         Frozen if it belongs to the prior.
     image_shape : tuple of int or None
         To which files are resized.
     """
-    if isinstance(prior, AnyOrderPrior):
+    if isinstance(prior, Prior):
         return copy.deepcopy(prior), tokenizer, image_shape
-    if isinstance(prior, dict) or prior == "auto":
+    if isinstance(prior, dict) or prior in ("auto", "shared_trunk", "randar"):
         return None, tokenizer, image_shape
     known = is_published(prior) or filename is not None
     config = None if known else read_config(prior, revision=revision)

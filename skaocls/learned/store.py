@@ -14,7 +14,7 @@ from joblib.hashing import NumpyHasher
 from PIL import Image
 
 from skaocls.images.inputs import is_items
-from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.version import __version__
 
@@ -51,9 +51,9 @@ def content(batch: np.ndarray) -> Any:
     return parts
 
 
-def weights_of(prior: AnyOrderPrior) -> tuple[Any, ...]:
+def weights_of(prior: Prior) -> tuple[Any, ...]:
     """All that a prior's answers depend on."""
-    return prior.grid, prior.n_head, dict(prior.state_dict())
+    return prior.grid, prior.transformer.n_head, dict(prior.state_dict())
 
 
 class Store:
@@ -105,7 +105,7 @@ def call(version: str, key: str, function: Callable[[], Any]) -> Any:
 
 def recall_log_likelihoods(
     store: Store,
-    prior: AnyOrderPrior,
+    prior: Prior,
     known_as: str,
     codes: np.ndarray,
     orders: np.ndarray,

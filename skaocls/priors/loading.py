@@ -8,6 +8,7 @@ from torch import Tensor
 
 from skaocls.devices import own_torch_state
 from skaocls.files import SHOWN, assign, find_file, read_state_dict
+from skaocls.priors.shared_trunk import ClassHead, SharedTrunkPrior
 from skaocls.priors.transformer import AnyOrderPrior, rope_table
 
 PUBLISHED_GRID = (16, 16)
@@ -62,6 +63,30 @@ def prior_from_state_dict(
         )
     prior.rope = rope_table(prior.grid, dim // n_head)
     assign(prior, state, source=source)
+    return prior.eval()
+
+
+@own_torch_state(grad=True)
+def shared_trunk_from_state_dict(
+    state: Mapping[str, Tensor],
+    *,
+    grid: Sequence[int],
+    n_head: int,
+    source: str = "The state dict",
+) -> SharedTrunkPrior:
+    """As :func:`prior_from_state_dict`, of what :class:`SharedTrunkPrior` gives as state dict."""
+    of_body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+    body = prior_from_state_dict(of_body, grid=grid, n_head=n_head, source=source)
+    of_head = {k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")}
+    try:
+        n_rows, width = of_head["classes.weight"].shape
+        rank = of_head["tokens"].shape[2]
+    except KeyError as exc:
+        raise ValueError(f"{source} holds no head: {exc} is missing.") from exc
+    with torch.device("meta"):
+        head = ClassHead(body.dim, body.vocab_size, n_rows - 1, width // 2, rank)
+    assign(head, of_head, source=source)
+    prior = SharedTrunkPrior(body.vocab_size, body.grid, n_rows - 1, body=body, head=head)
     return prior.eval()
 
 

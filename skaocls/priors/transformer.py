@@ -129,7 +129,72 @@ class Block(nn.Module):
         return out
 
 
-class AnyOrderPrior(nn.Module):
+class Prior(nn.Module):
+    """What a prior offers to training, scoring and drawing, and nothing else.
+
+    Attributes
+    ----------
+    vocab_size, grid, num_classes : int, tuple of int, int
+        Of the tokens, and how many classes. Label `num_classes` is the null class.
+    """
+
+    vocab_size: int
+    grid: tuple[int, int]
+    num_classes: int
+
+    @property
+    def transformer(self) -> "AnyOrderPrior":
+        """What reads the tokens."""
+        raise NotImplementedError
+
+    @property
+    def class_table(self) -> Tensor:
+        """What is known of each class, (num_classes + 1, any); the null class comes last."""
+        raise NotImplementedError
+
+    def replace_class_table(self, table: Tensor) -> None:
+        """Take over other classes, as a table like :attr:`class_table`."""
+        raise NotImplementedError
+
+    def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
+        """What each layer's attention sees of classes (...), (..., dim) each."""
+        raise NotImplementedError
+
+    def predict(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Float32 logits (items, steps, vocab_size) of states of the transformer, for classes."""
+        raise NotImplementedError
+
+    def forward(
+        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
+    ) -> Tensor:
+        """Float32 logits (items, n_tokens, vocab_size), in the order of reading."""
+        raise NotImplementedError
+
+    def log_prob(
+        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
+    ) -> Tensor:
+        """Float32 log-probabilities (items, n_tokens) of the tokens, in the order of reading."""
+        raise NotImplementedError
+
+    def readings(self, n_classes: int) -> int:
+        """How often the transformer reads an image, in each order, for so many classes."""
+        raise NotImplementedError
+
+    @property
+    def dim(self) -> int:
+        """Width of the transformer."""
+        return self.transformer.output.weight.shape[1]
+
+    @property
+    def n_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.output.weight.device
+
+
+class AnyOrderPrior(Prior):
     """Class-conditional any-order autoregressive transformer over a grid of tokens.
 
     It models log p(tokens | class, order) as a sum over steps, one step for each place of the
@@ -233,13 +298,20 @@ class AnyOrderPrior(nn.Module):
                 nn.init.normal_(p, std=0.5 * p.shape[1] ** -0.5 * depth, generator=generator)
 
     @property
-    def n_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
+    def transformer(self) -> "AnyOrderPrior":
+        return self
 
     @property
     def class_table(self) -> Tensor:
         """One vector for each class, and the null class's."""
         return cast(Tensor, self.cls_embedding["embedding_table"].weight)
+
+    def readings(self, n_classes: int) -> int:
+        return n_classes
+
+    def replace_class_table(self, table: Tensor) -> None:
+        self.num_classes = len(table) - 1
+        self.cls_embedding["embedding_table"] = nn.Embedding.from_pretrained(table, freeze=False)
 
     @property
     def blocks(self) -> list[Block]:
@@ -310,17 +382,28 @@ class AnyOrderPrior(nn.Module):
         logits : float32 tensor of shape (items, n_tokens, vocab_size)
             Entry ``[i, s]`` predicts the token at place ``orders[i, s]``.
         """
-        orders = orders.expand_as(codes)
-        return self.logits(codes, orders, self.class_values(labels, generator), generator)
+        values = self.class_values(labels, generator)
+        return self.predict(self.hidden(codes, orders.expand_as(codes), values, generator), labels)
 
-    def logits(
+    def log_prob(
+        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
+    ) -> Tensor:
+        logits = self(codes, orders, labels, generator).flatten(0, 1)
+        targets = codes.gather(1, orders).flatten()
+        return -F.cross_entropy(logits, targets, reduction="none").view(codes.shape)
+
+    def predict(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        logits: Tensor = self.output(self.norm(hidden))
+        return logits.float()
+
+    def hidden(
         self,
         codes: Tensor,
         orders: Tensor,
         class_values: list[Tensor],
         generator: Generator | None = None,
     ) -> Tensor:
-        """As :meth:`forward`, from what :meth:`class_values` gives for each item."""
+        """States (items, n_tokens, dim) before each token, from what :meth:`class_values` gives."""
         x, rope = self.interleave(codes.gather(1, orders), orders)
         x = self.tok_dropout(x, generator)
         steps = x.shape[1]
@@ -338,9 +421,8 @@ class AnyOrderPrior(nn.Module):
             else:
                 x = block(*inputs)
         # beyond the last layer's keys and values only the predicting positions matter
-        x = self.blocks[-1](x, class_values[-1], rope, mask[::2], 2, generator)
-        logits: Tensor = self.output(self.norm(x)).float()
-        return logits
+        states: Tensor = self.blocks[-1](x, class_values[-1], rope, mask[::2], 2, generator)
+        return states
 
 
 def rope_table(grid: tuple[int, int], head_dim: int) -> Tensor:

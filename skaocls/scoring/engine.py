@@ -9,8 +9,9 @@ A lane can be read in pieces: keys and values of what was read are handed back, 
 go on. Sums and the residual stream are in float32, matrix products in the type asked for.
 """
 
+import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from skaocls.priors.transformer import NORM_EPS, AnyOrderPrior, rotate
 
+T = TypeVar("T")
 LOGITS_AT_ONCE = 2**22
 QUERIES_AT_ONCE = 128
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -85,7 +87,8 @@ class Engine:
         pack: bool = True,
     ):
         self.prior, self.dtype = prior, dtype
-        self.n_head, self.n_tokens = prior.n_head, prior.n_tokens
+        self.n_head, self.n_tokens, self.n_classes = prior.n_head, prior.n_tokens, len(labels)
+        self.compiled: Callable[..., tuple[Tensor, Cache]] | None = None
         self.layers = []
         for block in prior.blocks:
             attention, ffn = block.attention, block.feed_forward
@@ -148,6 +151,23 @@ class Engine:
         cache : list
             Empty unless `keep`.
         """
+        x, kept = self.states(pairs, pair, label, start, stop, cache, keep)
+        h = self.normed(x)
+        targets = pairs.targets[pair, start:stop]
+        log_prob = token_log_prob(h.flatten(0, 1), self.output, targets.flatten())
+        return log_prob.view(targets.shape), kept
+
+    def states(
+        self,
+        pairs: Pairs,
+        pair: Tensor,
+        label: Tensor,
+        start: int,
+        stop: int,
+        cache: Cache | None = None,
+        keep: bool = False,
+    ) -> tuple[Tensor, Cache]:
+        """As :meth:`read`, but the stream (n_lanes, stop - start, dim) before each token."""
         # p1 t1 p2 t2 ...: the last token read waits until there is more to predict from it
         begin, end = max(0, 2 * start - 1), 2 * stop - 1
         predicting = slice(2 * start - begin, None, 2)
@@ -172,10 +192,35 @@ class Engine:
             y = self._norm(x, layer.ffn_norm)
             gate = F.silu(linear(y, layer.w1), inplace=True).mul_(linear(y, layer.w3))
             x += linear(gate, layer.w2)
-        h = self._norm(x, self.norm)
-        targets = pairs.targets[pair, start:stop]
-        log_prob = token_log_prob(h.flatten(0, 1), self.output, targets.flatten())
-        return log_prob.view(targets.shape), kept
+        return x, kept
+
+    def score(self, pairs: Pairs, lanes: int) -> Tensor:
+        """log p(tokens | class) of all classes, (n_pairs, n_classes), float64.
+
+        They are read in tiles of a shape that follows from `lanes`, the sequences read together.
+        """
+        n_pairs, few = len(pairs.targets), tile_shape(lanes, self.n_classes)[1]
+        device = pairs.targets.device
+        at = torch.arange(n_pairs, device=device).repeat_interleave(few)
+        parts = []
+        for c in range(0, self.n_classes, few):
+            label = torch.arange(c, c + few, device=device).clamp_(max=self.n_classes - 1)
+            read = self.compiled or self.read
+            log_prob, _ = read(pairs, at, label.repeat(n_pairs), 0, self.n_tokens)
+            parts.append(log_prob.double().sum(1).view(n_pairs, few))
+        return torch.cat(parts, 1)[:, : self.n_classes]
+
+    def pairs_at_once(self, lanes: int) -> int:
+        """How many pairs make one tile, if `lanes` sequences do."""
+        return tile_shape(lanes, self.n_classes)[0]
+
+    def compile(self) -> None:
+        """Let torch compile what takes the time."""
+        self.compiled = compiled(self.read)
+
+    def normed(self, x: Tensor) -> Tensor:
+        """The stream as the output layer takes it."""
+        return self._norm(x, self.norm)
 
     def _attend(
         self,
@@ -291,3 +336,36 @@ def token_log_prob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         if weight.dtype != torch.float32:
             out[at : at + rows] += (h.float() * weight[t].float()).sum(1) - rounded
     return out
+
+
+def tile_shape(lanes: int, n_classes: int) -> tuple[int, int]:
+    """How many (image, order) pairs and how many classes make one tile.
+
+    It does not follow how much there is to score: shapes stay the same.
+    """
+    n_tiles = -(-n_classes // lanes)  # of one pair
+    return max(1, lanes // n_classes), -(-n_classes // n_tiles)
+
+
+def compiled(function: Callable[..., T]) -> Callable[..., T]:
+    """The function compiled by torch, or as it is, with a warning, where that fails."""
+    try_first = torch.compile(function, dynamic=False)
+    failed = False
+
+    def call(*args: Any) -> T:
+        nonlocal failed
+        if not failed:
+            try:
+                return try_first(*args)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as exc:  # whatever compilers do
+                failed = True
+                warnings.warn(
+                    f"torch.compile failed ({type(exc).__name__}); scoring goes on without it.",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+        return function(*args)
+
+    return call

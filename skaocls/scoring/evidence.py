@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.transformer import AnyOrderPrior
-from skaocls.scoring.engine import Engine
+from skaocls.priors.transformer import Prior
+from skaocls.scoring.engines import make_engine
 from skaocls.scoring.exhaustive import lanes_at_once
 
 
@@ -33,7 +33,7 @@ class Evidence(NamedTuple):
 
 @own_torch_state()
 def token_log_likelihoods(
-    prior: AnyOrderPrior,
+    prior: Prior,
     codes: np.ndarray,
     orders: np.ndarray,
     labels: np.ndarray,
@@ -44,7 +44,7 @@ def token_log_likelihoods(
 
     Parameters
     ----------
-    prior : AnyOrderPrior
+    prior : Prior
     codes : int array of shape (n_images, n_tokens) or (n_images, n_orders, n_tokens)
         Tokens in raster order.
     orders : int array of shape (n_orders, n_tokens)
@@ -69,8 +69,8 @@ def token_log_likelihoods(
     (1, 2, 2, 4)
     """
     prior.eval()
-    device = prior.output.weight.device
-    engine = Engine(prior, torch.arange(prior.num_classes + 1, device=device), dtype)
+    device = prior.device
+    engine = make_engine(prior, torch.arange(prior.num_classes + 1, device=device), dtype)
     n_labels, n_tokens, n_orders = labels.shape[1], prior.n_tokens, len(orders)
     all_codes, all_orders, all_labels = (
         torch.as_tensor(a, dtype=torch.long, device=device) for a in (codes, orders, labels)

@@ -5,19 +5,14 @@ that memory is bounded and an image's numbers do not depend on what else is scor
 know nothing of each other: to spread them over devices or machines, share out the pairs.
 """
 
-import warnings
-from collections.abc import Callable
-from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.transformer import AnyOrderPrior
-from skaocls.scoring.engine import Engine
-
-T = TypeVar("T")
+from skaocls.priors.transformer import Prior
+from skaocls.scoring.engines import make_engine
 
 # Numbers in the residual stream of one tile: small enough for caches (CPU) and memory (CUDA), but
 # on the CPU of so many rows that reading wide matrices does not cost more than multiplying
@@ -29,12 +24,12 @@ MEMORY_SHARE = 0.5  # of the free memory of a CUDA device
 COMPILE_FROM = {"cuda": 1e17}
 BFLOAT16_FROM_DIM = 512  # on the CPU; narrower products do not gain
 SAFE_ERROR = 0.05  # of the spread between classes
-_safe: WeakKeyDictionary[AnyOrderPrior, tuple[int, bool]] = WeakKeyDictionary()
+_safe: WeakKeyDictionary[Prior, tuple[int, bool]] = WeakKeyDictionary()
 
 
 @own_torch_state()
 def log_likelihoods(
-    prior: AnyOrderPrior,
+    prior: Prior,
     codes: np.ndarray,
     orders: np.ndarray,
     labels: np.ndarray,
@@ -45,7 +40,7 @@ def log_likelihoods(
 
     Parameters
     ----------
-    prior : AnyOrderPrior
+    prior : Prior
         Where its weights are, there it runs.
     codes : int array of shape (n_images, n_tokens) or (n_images, n_orders, n_tokens)
         Tokens in raster order; different ones for each order if crops or noise differ.
@@ -77,31 +72,26 @@ def log_likelihoods(
     (1, 2, 3)
     """
     prior.eval()
-    device = prior.output.weight.device
+    device = prior.device
     n_orders, n_classes = len(orders), len(labels)
     n_lanes = len(codes) * n_orders * n_classes
     compiling = operations(prior) * n_lanes >= COMPILE_FROM.get(device.type, np.inf)
-    engine = Engine(prior, torch.as_tensor(labels, device=device), dtype, pack=not compiling)
-    read = compiled(engine.read) if compiling else engine.read
+    engine = make_engine(prior, torch.as_tensor(labels, device=device), dtype, pack=not compiling)
+    if compiling:
+        engine.compile()
     all_codes = torch.as_tensor(codes, dtype=torch.long, device=device)
     all_orders = torch.as_tensor(orders, dtype=torch.long, device=device)
     out = torch.empty(len(codes) * n_orders, n_classes, dtype=torch.float64, device=device)
     lanes = lanes_at_once(prior)
     start = 0
     while start < len(out):
-        n_pairs, tile_classes = tile_shape(lanes, n_classes)
+        n_pairs = engine.pairs_at_once(lanes)
         try:
             pair = torch.arange(start, start + n_pairs, device=device).clamp_(max=len(out) - 1)
             image, order = pair // n_orders, pair % n_orders
             tokens = all_codes[image] if all_codes.ndim == 2 else all_codes[image, order]
-            pairs = engine.pairs(tokens, all_orders[order])
-            rows = slice(start, start + n_pairs)
-            at = torch.arange(n_pairs, device=device).repeat_interleave(tile_classes)
-            for c in range(0, n_classes, tile_classes):
-                label = torch.arange(c, c + tile_classes, device=device).clamp_(max=n_classes - 1)
-                log_prob, _ = read(pairs, at, label.repeat(n_pairs), 0, prior.n_tokens)
-                ll = log_prob.double().sum(1).view(n_pairs, tile_classes)
-                out[rows, c : c + tile_classes] = ll[: len(out) - start, : n_classes - c]
+            ll = engine.score(engine.pairs(tokens, all_orders[order]), lanes)
+            out[start : start + n_pairs] = ll[: len(out) - start]
             start += n_pairs
         except torch.OutOfMemoryError:
             if lanes == 1:
@@ -110,61 +100,29 @@ def log_likelihoods(
     return out.view(len(codes), n_orders, n_classes).cpu().numpy()
 
 
-def lanes_at_once(prior: AnyOrderPrior) -> int:
+def lanes_at_once(prior: Prior) -> int:
     """How many sequences to read together: a property of model and device alone."""
-    dim, device = prior.output.weight.shape[1], prior.output.weight.device
+    dim, device = prior.dim, prior.device
     rows = STREAM_CUDA // dim if device.type == "cuda" else max(ROWS_CPU, STREAM_CPU // dim)
     lanes = max(1, rows // (2 * prior.n_tokens))
     if device.type == "cuda":
         # the stream and its sums in float32; queries, keys, values and both gates in the type
         # of the products, at most float32
-        hidden = prior.blocks[0].feed_forward.w1.weight.shape[0]
+        hidden = prior.transformer.blocks[0].feed_forward.w1.weight.shape[0]
         bytes_each = 4 * 2 * prior.n_tokens * (8 * dim + 2 * hidden)
         free, _ = torch.cuda.mem_get_info(device)
         lanes = max(1, min(lanes, int(MEMORY_SHARE * free) // bytes_each))
     return lanes
 
 
-def tile_shape(lanes: int, n_classes: int) -> tuple[int, int]:
-    """How many (image, order) pairs and how many classes make one tile.
-
-    It does not follow how much there is to score: shapes stay the same.
-    """
-    n_tiles = -(-n_classes // lanes)  # of one pair
-    return max(1, lanes // n_classes), -(-n_classes // n_tiles)
-
-
-def operations(prior: AnyOrderPrior) -> float:
+def operations(prior: Prior) -> float:
     """Of one sequence: two for each weight and position."""
-    weights = sum(p.numel() for p in prior.layers.parameters())
-    return 2.0 * weights * 2 * prior.n_tokens + 2.0 * prior.output.weight.numel() * prior.n_tokens
+    weights = sum(p.numel() for p in prior.transformer.layers.parameters())
+    output = prior.transformer.output.weight.numel()
+    return 2.0 * weights * 2 * prior.n_tokens + 2.0 * output * prior.n_tokens
 
 
-def compiled(function: Callable[..., T]) -> Callable[..., T]:
-    """The function compiled by torch, or as it is, with a warning, where that fails."""
-    try_first = torch.compile(function, dynamic=False)
-    failed = False
-
-    def call(*args: Any) -> T:
-        nonlocal failed
-        if not failed:
-            try:
-                return try_first(*args)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as exc:  # whatever compilers do
-                failed = True
-                warnings.warn(
-                    f"torch.compile failed ({type(exc).__name__}); scoring goes on without it.",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-        return function(*args)
-
-    return call
-
-
-def scoring_dtype(prior: AnyOrderPrior, precision: str) -> torch.dtype:
+def scoring_dtype(prior: Prior, precision: str) -> torch.dtype:
     """Type of the matrix products that `precision` stands for.
 
     ``"auto"`` is bfloat16 where the device has instructions for it, the prior is wide enough to
@@ -172,7 +130,7 @@ def scoring_dtype(prior: AnyOrderPrior, precision: str) -> torch.dtype:
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
-    weight = prior.output.weight
+    weight = prior.transformer.output.weight
     if weight.is_cuda:
         good = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -181,13 +139,13 @@ def scoring_dtype(prior: AnyOrderPrior, precision: str) -> torch.dtype:
     return torch.bfloat16 if good and bfloat16_is_safe(prior) else torch.float32
 
 
-def bfloat16_is_safe(prior: AnyOrderPrior) -> bool:
+def bfloat16_is_safe(prior: Prior) -> bool:
     """Whether bfloat16 moves log-likelihoods by far less than classes differ.
 
     Measured once for a prior's weights, on made-up tokens and a few classes: the root mean square
     error of the differences between classes is at most a 20th of their root mean square.
     """
-    version = prior.output.weight._version
+    version = prior.transformer.output.weight._version
     if _safe.get(prior, (None, False))[0] != version:
         rng = np.random.RandomState(0)
         codes = rng.randint(prior.vocab_size, size=(2, prior.n_tokens))

@@ -26,8 +26,9 @@ from scipy import stats
 from torch import Tensor
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.priors.transformer import AnyOrderPrior, Prior
 from skaocls.scoring.engine import Cache, Engine, Pairs
+from skaocls.scoring.engines import make_engine
 from skaocls.scoring.exhaustive import lanes_at_once
 from skaocls.scoring.screening import COST, N_ANCHORS, survivors
 
@@ -50,8 +51,8 @@ class Race(NamedTuple):
         left lags the leader of that moment in all further orders by what it lagged then. Orders
         that an image did not need are the mean of those that were read.
     evaluations : int array of shape (n_images,)
-        Tokens evaluated, over all classes and orders; exhaustive scoring needs
-        ``n_orders * n_classes * n_tokens``.
+        Tokens that the transformer read, over all classes and orders; exhaustive scoring needs
+        ``n_orders * n_classes * n_tokens``, or ``n_orders * n_tokens`` of a shared trunk.
     """
 
     log_likelihood: np.ndarray
@@ -71,7 +72,7 @@ class Lanes(NamedTuple):
 
 @own_torch_state(grad=True)  # a screen takes gradients
 def race(
-    prior: AnyOrderPrior,
+    prior: Prior,
     codes: np.ndarray,
     orders: np.ndarray,
     labels: np.ndarray,
@@ -85,7 +86,7 @@ def race(
 
     Parameters
     ----------
-    prior : AnyOrderPrior
+    prior : Prior
         Where its weights are, there it runs.
     codes : int array of shape (n_images, n_tokens) or (n_images, n_orders, n_tokens)
         Tokens in raster order.
@@ -101,7 +102,7 @@ def race(
     screen : int, default=None
         How many classes of each image enter the race, the best by a first-order estimate
         (:mod:`skaocls.scoring.screening`); None is all of them. `error` knows nothing of the
-        screen.
+        screen. A prior that shares its trunk has none: its classes cost next to nothing.
     dtype : torch.dtype, default=torch.float32
         Type of the matrix products.
 
@@ -132,13 +133,13 @@ def race(
     """
     log_prior = np.maximum(class_log_prior, IMPOSSIBLE)
     screened = None
-    if screen is not None and screen < len(labels):
+    if screen is not None and screen < len(labels) and isinstance(prior, AnyOrderPrior):
         first = codes if codes.ndim == 2 else codes[:, 0]
         screened = survivors(prior, first, orders[0], labels, log_prior, screen)
     prior.eval()
-    device = prior.output.weight.device
+    device = prior.device
     with torch.inference_mode():
-        engine = Engine(prior, torch.as_tensor(labels, device=device), dtype)
+        engine = make_engine(prior, torch.as_tensor(labels, device=device), dtype)
         all_codes = torch.as_tensor(codes, dtype=torch.long, device=device)
         all_orders = torch.as_tensor(orders, dtype=torch.long, device=device)
         weighs = torch.as_tensor(log_prior, dtype=torch.float64, device=device)
@@ -186,6 +187,7 @@ def race_some(
         (n_images, len(orders), n_classes), torch.nan, dtype=torch.float64, device=device
     )
     population = len(orders) * n_tokens
+    shared = engine.prior.readings(n_classes) == 1  # the trunk reads each order as a whole
     for k, order in enumerate(orders):
         if k:  # whoever is alone has won, and need not run on
             lanes = lanes.keep(torch.bincount(lanes.image, minlength=n_images)[lanes.image] > 1)
@@ -196,6 +198,8 @@ def race_some(
         pairs = engine.pairs(
             codes[racing] if codes.ndim == 2 else codes[racing, k], order.expand(len(racing), -1)
         )
+        if shared:
+            evaluations[racing] += n_tokens
         cache: Cache | None = None
         read = 0
         for stop in stops_of(engine):
@@ -205,7 +209,8 @@ def race_some(
                 engine, pairs, pair[lanes.image], lanes.label, start, stop, cache
             )
             lanes = lanes._replace(log_prob=torch.cat([before, log_prob], 1))
-            evaluations += (stop - start) * torch.bincount(lanes.image, minlength=n_images)
+            if not shared:
+                evaluations += (stop - start) * torch.bincount(lanes.image, minlength=n_images)
             if stop == n_tokens:
                 last = lanes.log_prob[:, -n_tokens:].double().sum(1)
                 ll[lanes.image, k, lanes.label] = last

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.transformer import AnyOrderPrior, rotate
-from skaocls.scoring.engine import Engine
-from skaocls.scoring.exhaustive import lanes_at_once, tile_shape
+from skaocls.priors.transformer import Prior, rotate
+from skaocls.scoring.engine import tile_shape
+from skaocls.scoring.engines import make_engine
+from skaocls.scoring.exhaustive import lanes_at_once
 
 # For each layer: keys and values (lanes, n_head, 1 + 2 n_tokens, head_dim) of the class token and
 # of p1 t1 p2 t2 ...
@@ -35,7 +36,7 @@ HOW = {
 @own_torch_state()
 @validate_params(HOW, prefer_skip_nested_validation=True)
 def generate(
-    prior: AnyOrderPrior,
+    prior: Prior,
     labels: np.ndarray,
     orders: np.ndarray,
     codes: np.ndarray | None = None,
@@ -52,7 +53,7 @@ def generate(
 
     Parameters
     ----------
-    prior : AnyOrderPrior
+    prior : Prior
         Where its weights are, there it runs, in their type.
     labels : int array of shape (n_images,)
         Rows of the class table; the null class is among them.
@@ -109,7 +110,7 @@ def generate(
     ((2, 4), array([1, 5]))
     """
     prior.eval()
-    device = prior.output.weight.device
+    device = prior.device
     n_known = np.broadcast_to(n_known, len(orders))
     draws = np.random.RandomState(seed).uniform(size=np.shape(orders))
     out = np.zeros(draws.shape, np.int64) if codes is None else np.array(codes, np.int64)
@@ -174,7 +175,7 @@ def step_ends(n: int, n_steps: int | None = None) -> np.ndarray:
 
 
 def _draw(
-    prior: AnyOrderPrior,
+    prior: Prior,
     inputs: Sequence[Tensor],
     ends: Sequence[int],
     guidance: float,
@@ -192,7 +193,7 @@ def _draw(
         # what was drawn last, read as in training; then the places to draw, blind to each other
         first, places = read // 2, 2 * start
         at = torch.tensor([*range(read, places), *range(places, 2 * stop, 2)], device=tokens.device)
-        x, rope = prior.interleave(tokens[:, first:stop], orders[:, first:stop])
+        x, rope = prior.transformer.interleave(tokens[:, first:stop], orders[:, first:stop])
         x, rope = x[:, at - 2 * first], rope[:, :, at - 2 * first]
         if guided:
             x, rope = torch.cat([x, x]), torch.cat([rope, rope])
@@ -200,7 +201,7 @@ def _draw(
         itself = seen == at[:, None]
         mask = itself | (seen <= at[:, None]) & (seen < places)
         x = advance(prior, cache, x, rope, mask)[:, start - stop :]
-        logits = prior.output(prior.norm(x)).float()
+        logits = prior.predict(x, labels)
         if guided:
             given, null = logits.chunk(2)
             logits = null + guidance * (given - null)
@@ -210,11 +211,11 @@ def _draw(
     return codes.scatter(1, orders, tokens)
 
 
-def start_cache(prior: AnyOrderPrior, labels: Tensor) -> Cache:
+def start_cache(prior: Prior, labels: Tensor) -> Cache:
     """Room for keys and values of everything, and the class token's: its key is zero."""
     cache = []
     for value in prior.class_values(labels):
-        value = value.unflatten(-1, (prior.n_head, -1))
+        value = value.unflatten(-1, (prior.transformer.n_head, -1))
         k = value.new_zeros(*value.shape[:2], 1 + 2 * prior.n_tokens, value.shape[2])
         v = torch.zeros_like(k)
         v[:, :, 0] = value
@@ -222,7 +223,7 @@ def start_cache(prior: AnyOrderPrior, labels: Tensor) -> Cache:
     return cache
 
 
-def advance(prior: AnyOrderPrior, cache: Cache, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
+def advance(prior: Prior, cache: Cache, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
     """Read positions x (lanes, new, dim) after what is cached, and cache them too.
 
     `mask` is (new, cached + new): cached are the first of the cache's positions, the rest of it
@@ -230,9 +231,10 @@ def advance(prior: AnyOrderPrior, cache: Cache, x: Tensor, rope: Tensor, mask: T
     """
     end = mask.shape[1]
     new = slice(end - x.shape[1], end)
-    for block, (k, v) in zip(prior.blocks, cache):
+    n_head = prior.transformer.n_head
+    for block, (k, v) in zip(prior.transformer.blocks, cache):
         attention = block.attention
-        qkv = attention.wqkv(block.attention_norm(x)).unflatten(-1, (3, prior.n_head, -1))
+        qkv = attention.wqkv(block.attention_norm(x)).unflatten(-1, (3, n_head, -1))
         q, k[:, :, new], v[:, :, new] = qkv.permute(2, 0, 3, 1, 4)
         q, k[:, :, new] = rotate(q, rope), rotate(k[:, :, new], rope)
         y = F.scaled_dot_product_attention(q, k[:, :, :end], v[:, :, :end], attn_mask=mask)
@@ -265,7 +267,7 @@ def choose(
 
 @own_torch_state()
 def known_log_likelihoods(
-    prior: AnyOrderPrior,
+    prior: Prior,
     codes: np.ndarray,
     orders: np.ndarray,
     labels: np.ndarray,
@@ -277,7 +279,7 @@ def known_log_likelihoods(
 
     Parameters
     ----------
-    prior : AnyOrderPrior
+    prior : Prior
     codes : int array of shape (n_images, n_tokens)
         Tokens in raster order.
     orders : int array of shape (n_images, n_orders, n_tokens)
@@ -305,9 +307,9 @@ def known_log_likelihoods(
     (1, 2, 3)
     """
     prior.eval()
-    device = prior.output.weight.device
+    device = prior.device
     n_orders, n_classes = orders.shape[1], len(labels)
-    engine = Engine(prior, torch.as_tensor(labels, device=device), dtype)
+    engine = make_engine(prior, torch.as_tensor(labels, device=device), dtype)
     n_pairs, few = tile_shape(lanes_at_once(prior), n_classes)
     out = np.zeros((len(codes) * n_orders, n_classes))
     for known in np.unique(n_known[n_known > 0]):

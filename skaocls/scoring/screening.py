@@ -93,7 +93,7 @@ def first_order(prior: AnyOrderPrior, codes: Tensor, order: Tensor, anchors: Anc
             mine = anchors.nearest == anchor
             with torch.enable_grad():
                 here = [v[anchor].repeat(len(some), 1).requires_grad_() for v in anchors.values]
-                log_prob = prior.logits(some, orders, here).log_softmax(-1)
+                log_prob = prior.predict(prior.hidden(some, orders, here), orders).log_softmax(-1)
                 ll = log_prob.gather(-1, targets).sum((1, 2))
                 slopes = torch.autograd.grad(ll.sum(), here)
             rise = sum(g @ move[mine].T for g, move in zip(slopes, anchors.moves))

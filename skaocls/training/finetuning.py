@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 
-from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 
@@ -30,7 +30,7 @@ class LowRank(nn.Module):
 
 
 def prepare_finetuning(
-    prior: AnyOrderPrior,
+    prior: Prior,
     mode: str,
     *,
     rank: int = 8,
@@ -41,10 +41,10 @@ def prepare_finetuning(
 
     Parameters
     ----------
-    prior : AnyOrderPrior
-    mode : {"full", "lora", "class_embedding"}
+    prior : Prior
+    mode : {"full", "lora", "class_embedding", "head"}
         All weights; class vectors and low-rank updates of the attention and feed-forward matrices;
-        class vectors alone.
+        class vectors alone; what a prior has beside its transformer.
     rank, alpha : int, float
         Of the low-rank updates, which are multiplied by ``alpha / rank``.
     generator : torch.Generator, default=None
@@ -53,14 +53,18 @@ def prepare_finetuning(
     prior.requires_grad_(mode == "full")
     if mode == "full":
         return
-    prior.cls_embedding.requires_grad_(True)
+    if mode == "head":
+        prior.requires_grad_(True)
+        prior.transformer.requires_grad_(False)
+        return
+    prior.class_table.requires_grad_(True)
     if mode == "lora":
-        for layer in [m for m in prior.layers.modules() if isinstance(m, nn.Linear)]:
+        for layer in [m for m in prior.transformer.layers.modules() if isinstance(m, nn.Linear)]:
             low_rank = LowRank(layer.weight, rank, alpha, generator)
             parametrize.register_parametrization(layer, "weight", low_rank)
 
 
-def merge_finetuning(prior: AnyOrderPrior) -> None:
+def merge_finetuning(prior: Prior) -> None:
     """Add low-rank updates to the matrices they belong to, so that scoring costs nothing more."""
     for layer in [m for m in prior.modules() if parametrize.is_parametrized(m)]:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
@@ -68,7 +72,7 @@ def merge_finetuning(prior: AnyOrderPrior) -> None:
 
 
 def set_classes(
-    prior: AnyOrderPrior,
+    prior: Prior,
     codes: np.ndarray,
     labels: np.ndarray,
     n_classes: int,
@@ -81,7 +85,7 @@ def set_classes(
 
     Parameters
     ----------
-    prior : AnyOrderPrior
+    prior : Prior
     codes : int array of shape (n_images, n_tokens)
         Tokens of images of the new classes.
     labels : int array of shape (n_images,)
@@ -110,7 +114,4 @@ def set_classes(
             nearest.append(table[torch.from_numpy(best).to(table.device)].mean(0))
         vectors = torch.stack(nearest)
     old = table[:-1] if keep else table[:0]
-    prior.num_classes = len(old) + n_classes
-    prior.cls_embedding["embedding_table"] = nn.Embedding.from_pretrained(
-        torch.cat([old, vectors, null]), freeze=False
-    )
+    prior.replace_class_table(torch.cat([old, vectors, null]))

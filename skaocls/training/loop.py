@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from sklearn.utils import gen_batches
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 
@@ -52,7 +51,7 @@ class History:
 
 @own_torch_state(grad=True)
 def train_prior(
-    prior: AnyOrderPrior,
+    prior: Prior,
     codes: np.ndarray,
     labels: np.ndarray,
     *,
@@ -81,7 +80,7 @@ def train_prior(
 
     Parameters
     ----------
-    prior : AnyOrderPrior
+    prior : Prior
         Trained where its weights are.
     codes : int array of shape (n_images, n_views, n_tokens)
         Tokens in raster order, of one or more augmented views of each image.
@@ -141,7 +140,7 @@ def train_prior(
     >>> history.loss_curve[-1] < history.loss_curve[0]
     True
     """
-    device = prior.output.weight.device
+    device = prior.device
     all_codes = torch.as_tensor(codes)
     all_labels = torch.as_tensor(labels)
     all_orders = None if orders is None else torch.as_tensor(orders)
@@ -156,7 +155,7 @@ def train_prior(
     trained: list[Tensor] = [p for p in prior.parameters() if p.requires_grad]
     mean = [p.detach().clone() for p in trained]
     best, best_weights = -math.inf, None
-    prior.checkpointing = checkpointing
+    prior.transformer.checkpointing = checkpointing
     bar = tqdm(total=max_iter * steps, desc="training", unit="step", disable=not verbose)
     random = torch.Generator().manual_seed(seed)
     dropping = random if device.type == "cpu" else torch.Generator(device).manual_seed(seed)
@@ -224,7 +223,7 @@ def train_prior(
     else:
         mean = best_weights
     swap(trained, mean)
-    prior.checkpointing = False
+    prior.transformer.checkpointing = False
     prior.eval()
     return history
 
@@ -244,7 +243,7 @@ def swap(parameters: list[Tensor], others: list[Tensor]) -> None:
 
 
 def nats_per_token(
-    prior: AnyOrderPrior,
+    prior: Prior,
     codes: Tensor,
     orders: Tensor,
     labels: Tensor,
@@ -252,15 +251,11 @@ def nats_per_token(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Mean negative log-likelihood per token, the training loss; `generator` is of dropout."""
-    logits = prior(codes, orders, labels, generator).flatten(0, 1)
-    targets = codes.gather(1, orders).flatten()
-    if weights is None:
-        return F.cross_entropy(logits, targets)
-    each = F.cross_entropy(logits, targets, reduction="none").view(codes.shape).mean(1)
-    return (weights * each).mean()
+    each = -prior.log_prob(codes, orders, labels, generator)
+    return each.mean() if weights is None else (weights * each.mean(1)).mean()
 
 
-def make_optimizer(prior: AnyOrderPrior, rate: float, weight_decay: float) -> torch.optim.AdamW:
+def make_optimizer(prior: Prior, rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and none on vectors."""
     params = [p for p in prior.parameters() if p.requires_grad]
     groups = [
@@ -288,7 +283,7 @@ def is_flat(curve: list[float], window: int, tol: float) -> bool:
 
 @torch.inference_mode()
 def held_out(
-    prior: AnyOrderPrior,
+    prior: Prior,
     codes: np.ndarray,
     labels: np.ndarray,
     weights: np.ndarray | None,
@@ -298,7 +293,7 @@ def held_out(
     """Mean log-likelihood per token of held-out data, over a few fixed orders."""
     weights = np.ones(len(codes)) if weights is None else weights
     prior.eval()
-    device = prior.output.weight.device
+    device = prior.device
     places = torch.as_tensor(orders).to(device)
     total = 0.0
     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
@@ -313,7 +308,7 @@ def held_out(
 
 
 def progress(
-    prior: AnyOrderPrior,
+    prior: Prior,
     history: History,
     codes: np.ndarray,
     labels: np.ndarray,

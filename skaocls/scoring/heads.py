@@ -1,0 +1,152 @@
+"""Inference with a prior whose trunk knows no class: the trunk once per pair, a head per class.
+
+What a pair needs for any class is made once: features u and v, the trunk's logits of each group of
+codes, and of the codes in the group of each target. A class then costs its scale and shift, a small
+projection, and the groups and the codes of one group; the codebook as a whole does not come in.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from skaocls.priors.shared_trunk import SharedTrunkPrior
+from skaocls.scoring.engine import LOGITS_AT_ONCE, Cache, Engine, linear
+
+NUMBERS_AT_ONCE, NUMBERS_AT_ONCE_CUDA = 2**20, 2**28  # that heads of a tile of classes make
+
+
+class HeadPairs(NamedTuple):
+    """(image, order) pairs as the trunk read them; n_steps tokens in the order of reading.
+
+    Attributes
+    ----------
+    u, v : float32 tensors of shape (n_pairs, n_steps, width)
+    of_groups : float32 tensor of shape (n_pairs, n_steps, n_groups)
+        Logits of the groups.
+    of_members : float32 tensor of shape (n_pairs, n_steps, group_size)
+        Logits of the codes in the target's group.
+    group, member : int tensors of shape (n_pairs, n_steps)
+        Group of each target, and which of its codes it is.
+    """
+
+    u: Tensor
+    v: Tensor
+    of_groups: Tensor
+    of_members: Tensor
+    group: Tensor
+    member: Tensor
+
+
+class HeadEngine:
+    """A prior with a shared trunk and the classes to score, ready for inference.
+
+    Parameters
+    ----------
+    prior : SharedTrunkPrior
+    labels : int tensor of shape (n_classes,)
+        Rows of the class table to score.
+    dtype : torch.dtype, default=torch.float32
+        Type of the trunk's products; the head's are in float32.
+    pack : bool, default=True
+        As in :class:`skaocls.scoring.engine.Engine`.
+    """
+
+    layers: tuple[()] = ()  # of which lanes keep keys and values: none
+
+    def __init__(
+        self,
+        prior: SharedTrunkPrior,
+        labels: Tensor,
+        dtype: torch.dtype = torch.float32,
+        pack: bool = True,
+    ):
+        head = prior.head
+        self.prior, self.n_tokens, self.n_classes = prior, prior.n_tokens, len(labels)
+        self.trunk = Engine(prior.body, torch.zeros_like(labels[:1]), dtype, pack)
+        self.output = self.trunk.output
+        self.head = head
+        self.scale, self.shift = (a.detach() for a in head.vectors(labels))
+        code_at, self.gap = head.layout()
+        self.placed = self.output[code_at]
+
+    def compile(self) -> None:
+        self.trunk.compile()
+
+    def pairs_at_once(self, lanes: int) -> int:
+        """How many pairs make one tile, if `lanes` sequences do."""
+        return lanes
+
+    def pairs(self, codes: Tensor, orders: Tensor) -> HeadPairs:
+        """Read tokens (n_pairs, n_tokens) along orders (n_pairs, n_steps)."""
+        head, n_steps = self.head, orders.shape[1]
+        pairs = self.trunk.pairs(codes, orders)
+        every = torch.arange(len(codes), device=codes.device)
+        x, _ = self.trunk.states(pairs, every, torch.zeros_like(every), 0, n_steps)
+        features = F.linear(head.norm(x), head.features.weight)
+        slot = head.slots[pairs.targets]
+        group, member = slot // head.group_size, slot % head.group_size
+        rows = x.flatten(0, 1)
+        of_groups = rows.new_empty(len(rows), head.n_groups)
+        of_members = rows.new_empty(len(rows), head.group_size)
+        few = max(1, LOGITS_AT_ONCE // len(self.placed))
+        for at in range(0, len(rows), few):
+            here = slice(at, at + few)
+            logits = linear(self.trunk.normed(rows[here]), self.placed).float()
+            placed = logits.masked_fill_(self.gap, -torch.inf)
+            placed = placed.view(-1, head.n_groups, head.group_size)
+            of_groups[here] = placed.logsumexp(2)
+            own = group.flatten()[here, None, None].expand(-1, 1, head.group_size)
+            of_members[here] = placed.gather(1, own)[:, 0]
+        shape = x.shape[:2]
+        u, v = features.chunk(2, -1)
+        return HeadPairs(
+            u, v, of_groups.view(*shape, -1), of_members.view(*shape, -1), group, member
+        )
+
+    def read(
+        self,
+        pairs: HeadPairs,
+        pair: Tensor,
+        label: Tensor,
+        start: int,
+        stop: int,
+        cache: Cache | None = None,
+        keep: bool = False,
+    ) -> tuple[Tensor, Cache]:
+        """As :meth:`skaocls.scoring.engine.Engine.read`; there is nothing to keep."""
+        some = HeadPairs(*(a[pair, start:stop].flatten(0, 1) for a in pairs))
+        scale, shift = (
+            a[label].repeat_interleave(stop - start, 0)[:, None] for a in (self.scale, self.shift)
+        )
+        return self._log_prob(some, scale, shift).view(len(pair), stop - start), []
+
+    def score(self, pairs: HeadPairs, lanes: int) -> Tensor:
+        """log p(tokens | class) of all classes, (n_pairs, n_classes), float64."""
+        n_pairs, n_steps = pairs.group.shape
+        flat = HeadPairs(*(a.flatten(0, 1) for a in pairs))
+        head = self.head
+        each = 3 * self.scale.shape[1] + 2 * (head.n_groups + head.group_size)
+        at_once = NUMBERS_AT_ONCE_CUDA if pairs.u.is_cuda else NUMBERS_AT_ONCE
+        few = max(1, at_once // (each * len(flat.group)))
+        parts = []
+        for at in range(0, self.n_classes, few):
+            here = slice(at, at + few)
+            log_prob = self._log_prob(flat, self.scale[here], self.shift[here])
+            parts.append(log_prob.view(n_pairs, n_steps, -1).sum(1, dtype=torch.float64))
+        return torch.cat(parts, 1)
+
+    def _log_prob(self, rows: HeadPairs, scale: Tensor, shift: Tensor) -> Tensor:
+        """(n_rows, n_classes), under classes (n_classes, width) or one of its own for each row."""
+        head = self.head
+        z = torch.addcmul(shift, rows.u[:, None], scale)
+        z = F.linear(F.silu(z, inplace=True).mul_(rows.v[:, None]), head.project.weight)
+        # z (rows, classes, rank) with the codes of each row's group (rows, group_size, rank)
+        within = torch.bmm(z, head.tokens[rows.group].transpose(1, 2))
+        within += rows.of_members[:, None]
+        among = F.linear(z, head.groups.weight) + rows.of_groups[:, None]
+        shape = z.shape[:2]
+        member, group = (a[:, None, None].expand(*shape, 1) for a in (rows.member, rows.group))
+        own = within.gather(2, member) + among.gather(2, group)
+        return own[..., 0] - within.logsumexp(2) - among.logsumexp(2)
