@@ -26,7 +26,7 @@ def trained(folder, n_classes=N_CLASSES, per_class=PER_CLASS, epochs=EPOCHS):
         return AnyOrderARClassifier.from_pretrained(folder)
     X, y = characters(n_classes, per_class, TRAIN_SEED)
     clf = AnyOrderARClassifier(
-        prior={"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64},
+        prior={"architecture": "randar", "dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64},
         tokenizer=PatchTokenizer(patch_size=6, n_codes=512),
         augmentation=None,
         max_iter=epochs,

@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--max-iter", type=int, default=30)
     args = parser.parse_args()
     X, y = load_digits().images, load_digits().target
-    clf = AnyOrderARClassifier(max_iter=args.max_iter, random_state=0)
+    clf = AnyOrderARClassifier("randar", max_iter=args.max_iter, random_state=0)
     rows = []
     for _ in range(args.repeats):
         plain = timed(lambda: cross_val_score(clf, X, y, cv=3))

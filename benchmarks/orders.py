@@ -54,7 +54,7 @@ def main():
         X_train, X_test, y_train, y_test = train_test_split(
             X, y, test_size=0.25, stratify=y, random_state=seed
         )
-        clf = AnyOrderARClassifier(random_state=seed).fit(X_train, y_train)
+        clf = AnyOrderARClassifier("randar", random_state=seed).fit(X_train, y_train)
         codes = clf.tokenizer_.transform(X_test).reshape(len(X_test), -1)
         n_tokens = codes.shape[1]
 

@@ -424,8 +424,9 @@ default="mean_log_likelihood"
         The first call is a `fit`. Later ones keep the tokenizer and the orders, train for
         `max_iter` epochs on X alone, and move no class that is not in y, not by a bit: a new class
         gets a prior of its own, which starts from the first one and is trained as `finetune` says
-        (with ``"class_embedding"`` only a vector in the first prior). Known classes that were
-        learned together are trained together if all of them are in y, else only their vectors.
+        (with ``"class_embedding"`` and ``"head"`` only vectors in the first prior). Known classes
+        that were learned together are trained together if all of them are in y, else only their
+        vectors.
 
         Parameters
         ----------

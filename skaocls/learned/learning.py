@@ -189,9 +189,10 @@ def extend(
     With `grow`, classes of the model may be without a prior yet
     (:meth:`FittedModel.with_classes`), and counts add up. Classes that were learned together then
     go on together, all weights of their prior, if all of them are in y; else only the vectors of
-    those that are, so that no other class is moved. Classes without a prior get a vector in the
-    first one, or a copy of it that is trained on them and reads them alone. Without `grow`, all
-    classes go on together, and counts are those of y.
+    those that are, so that no other class is moved. Classes without a prior get vectors in the
+    first one (``finetune="class_embedding"`` or ``"head"``), or a copy of it that is trained on
+    them and reads them alone. Without `grow`, all classes go on together, and counts are those of
+    y.
 
     Parameters
     ----------
@@ -238,13 +239,14 @@ def extend(
     if len(mine):
         which, of_mine = np.unique(columns[mine], return_inverse=True)
         added = copy.deepcopy(priors[0]).to(device)
-        keep = recipe.finetune == "class_embedding"
+        keep = recipe.finetune in ("class_embedding", "head")
+        mode = "class_embedding" if keep else recipe.finetune
         first = added.num_classes if keep else 0
         seed = rng.randint(2**31 - 1)
         some = codes[mine, 0], of_mine, len(which)
         set_classes(added, *some, recipe.new_classes, seed, keep=keep)
-        prepare(added, recipe, seed)
-        train(added, mine, first + of_mine, recipe.finetune)
+        prepare(added, replace(recipe, finetune=mode), seed)
+        train(added, mine, first + of_mine, mode)
         priors = [added, *priors[1:]] if keep else [*priors, added]
         rows[new] = priors[0].num_classes
         rows[which] = first + np.arange(len(which))

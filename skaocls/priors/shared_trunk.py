@@ -219,8 +219,8 @@ class SharedTrunkPrior(Prior):
 
     def hidden(self, codes: Tensor, orders: Tensor, generator: Generator | None = None) -> Tensor:
         """States (items, n_tokens, dim) of the trunk before each token, in the order of reading."""
-        nothing = torch.zeros_like(codes[:, 0])
-        return self.body.hidden(codes, orders, self.body.class_values(nothing), generator)
+        values = self.class_values(codes[:, 0], generator)
+        return self.body.hidden(codes, orders, values, generator)
 
     def predict(self, hidden: Tensor, labels: Tensor) -> Tensor:
         return self.head.log_softmax(self.base(hidden), self.head.tilt(hidden, labels[:, None]))
@@ -238,6 +238,7 @@ class SharedTrunkPrior(Prior):
         return self.head.log_prob(self.base(hidden), z, codes.gather(1, orders))
 
     def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
+        """As the trunk knows no class, the same for all."""
         return self.body.class_values(torch.zeros_like(labels), generator)
 
     def forward(
