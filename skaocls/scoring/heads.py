@@ -143,9 +143,9 @@ class HeadEngine:
         z = torch.addcmul(shift, rows.u[:, None], scale)
         z = F.linear(F.silu(z, inplace=True).mul_(rows.v[:, None]), head.project.weight)
         # z (rows, classes, rank) with the codes of each row's group (rows, group_size, rank)
-        within = torch.bmm(z, head.tokens[rows.group].transpose(1, 2))
-        within += rows.of_members[:, None]
-        among = F.linear(z, head.groups.weight) + rows.of_groups[:, None]
+        tokens = head.tokens[rows.group].transpose(1, 2)
+        within = torch.baddbmm(rows.of_members[:, None], z, tokens)
+        among = F.linear(z, head.groups.weight).add_(rows.of_groups[:, None])
         shape = z.shape[:2]
         member, group = (a[:, None, None].expand(*shape, 1) for a in (rows.member, rows.group))
         own = within.gather(2, member) + among.gather(2, group)
