@@ -20,13 +20,19 @@ EPOCHS = 20
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED = 0, 1, 2
 
 
-def trained(folder, n_classes=N_CLASSES, per_class=PER_CLASS, epochs=EPOCHS):
+def trained(folder, n_classes=N_CLASSES, per_class=PER_CLASS, epochs=EPOCHS, architecture="randar"):
     """The classifier, from the folder if it is there already."""
     if (Path(folder) / "config.json").exists():
         return AnyOrderARClassifier.from_pretrained(folder)
     X, y = characters(n_classes, per_class, TRAIN_SEED)
     clf = AnyOrderARClassifier(
-        prior={"architecture": "randar", "dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64},
+        prior={
+            "architecture": architecture,
+            "dim": 64,
+            "n_layer": 2,
+            "n_head": 4,
+            "multiple_of": 64,
+        },
         tokenizer=PatchTokenizer(patch_size=6, n_codes=512),
         augmentation=None,
         max_iter=epochs,

@@ -1,0 +1,99 @@
+"""What `fit` learns, without the estimator: learned, extended, scored, drawn from, kept, sent."""
+
+import pickle
+
+import joblib
+import numpy as np
+import pytest
+
+from conftest import small_classifier
+from skaocls import AnyOrderARClassifier
+from skaocls.images.reader import learn_reader
+from skaocls.learned import FittedModel, answers, drawing, saving
+from skaocls.learned.labels import read_labels
+from skaocls.learned.learning import extend, learn
+from skaocls.scoring.sampling import HOW
+
+
+@pytest.fixture(scope="module")
+def estimator():
+    return small_classifier(AnyOrderARClassifier, max_iter=6, augmentation=2)
+
+
+@pytest.fixture(scope="module")
+def model(estimator, digits):
+    X, y, _, _ = digits
+    reader, batch = learn_reader(X, "A script")
+    batch, y, weights = read_labels(batch, y, owner="A script")
+    rng = np.random.RandomState(0)
+    return learn(reader, batch, y, weights, np.unique(y), estimator._recipe(), rng).model
+
+
+def likelihoods(model, X, n_orders=3):
+    batch = model.reader.check(X)
+    parts = answers.races(model, batch, model.orders("random", n_orders))
+    return np.concatenate([race.log_likelihood for race in parts])
+
+
+def test_it_is_what_the_estimator_learns(estimator, model, digits):
+    clf = estimator.fit(*digits[:2])
+    for name, weight in model.prior.state_dict().items():
+        assert (clf.prior_.state_dict()[name] == weight).all()
+    ll = likelihoods(model, digits[2], 4)
+    joint = ll.mean(1) + clf.class_log_prior_
+    np.testing.assert_array_equal(clf.predict_joint_log_proba(digits[2]), joint)
+
+
+def test_extending_makes_another_one(estimator, model, digits):
+    X, y, X_test, _ = digits
+    before, ll = pickle.dumps(model), likelihoods(model, X_test)
+    recipe, rng = estimator._recipe(), np.random.RandomState(1)
+    more = extend(model, X[:40], y[:40], np.ones(40), recipe, rng, grow=True).model
+    grown = model.with_classes(np.array([7]))
+    sevens = np.full(40, 7)
+    new = extend(grown, X[:40], sevens, np.ones(40), recipe, rng, grow=True).model
+    assert np.abs(likelihoods(more, X_test) - ll).max() > 0.1
+    np.testing.assert_array_equal(new.classes, [0, 1, 2, 7])
+    np.testing.assert_allclose(likelihoods(new, X_test)[..., :3], ll, atol=1e-4)
+    np.testing.assert_array_equal(new.class_count, [*model.class_count, 40])
+    assert pickle.dumps(model) == before
+    with pytest.raises(AttributeError):
+        model.rows = new.rows
+
+
+def test_fewer_classes_cost_less(model, digits):
+    two = model.restricted([0, 2])
+    np.testing.assert_array_equal(two.classes, [0, 2])
+    assert two.readings == 2 and model.readings == 3
+    ll = likelihoods(model, digits[2][:9])
+    np.testing.assert_allclose(likelihoods(two, digits[2][:9]), ll[..., [0, 2]], atol=1e-4)
+
+
+def test_it_is_saved_and_loaded(model, digits, tmp_path):
+    saving.save(model, tmp_path, {"note": "of mine"})
+    config = saving.read_config(tmp_path)
+    assert config["note"] == "of mine"
+    same = saving.load(config, tmp_path)
+    assert isinstance(same, FittedModel)
+    np.testing.assert_array_equal(likelihoods(same, digits[2]), likelihoods(model, digits[2]))
+
+
+def test_it_is_sent_to_workers(model, digits):
+    X, orders = digits[2], model.orders("random", 2)
+    codes = model.tokenizer.transform(X).reshape(len(X), -1)
+    halves = joblib.Parallel(2)(
+        joblib.delayed(answers.log_likelihoods)(model, part, orders)
+        for part in np.array_split(codes, 2)
+    )
+    whole = answers.log_likelihoods(model, codes, orders)
+    np.testing.assert_allclose(np.concatenate(halves), whole, atol=1e-5)
+
+
+def test_it_explains_and_draws(model, digits):
+    batch, orders = model.reader.check(digits[2][:5]), model.orders("random", 2)
+    evidence = answers.explain(model, batch, np.zeros(5, int), np.ones(5, int), orders)
+    difference = likelihoods(model, digits[2][:5], 2).mean(1) @ [1, -1, 0]
+    np.testing.assert_allclose(evidence.tokens.sum((1, 2)), difference, atol=1e-4)
+    rng, how = np.random.RandomState(0), dict.fromkeys(HOW) | {"temperature": 1.0, "guidance": 1.0}
+    along = drawing.orders_to_draw(model, "random", 1, 4, rng)
+    assert drawing.draw(model, np.array([0, 1, 2, 0]), along, rng, how).shape == (4, 8, 8)
