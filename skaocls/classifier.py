@@ -110,7 +110,8 @@ default="mean_log_likelihood"
         How many classes of each image enter a race, the best by a first-order estimate that costs
         a few passes for all classes together (:mod:`skaocls.scoring.screening`). None is all of
         them; with hundreds of classes a tenth of them is enough for priors like those of
-        ``benchmarks/screening.py``, on others measure first. May be changed after `fit`.
+        ``benchmarks/screening.py``, on others measure first. A shared trunk has no use for it. May
+        be changed after `fit`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         Shape of the images if X holds flat rows; size to which image files are resized.
     augmentation : int, "auto" or None, default="auto"

@@ -237,10 +237,11 @@ def test_a_head_on_a_body_that_stays():
     X, X_test, y, y_test = train_test_split(X, y, stratify=y, random_state=0)
     old, new = y < 7, y_test >= 7
     sizes = {"architecture": "randar", "dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
-    first = make(prior=sizes, max_iter=40, learning_rate_init="auto").fit(X[old], y[old])
+    params = {"max_iter": 30, "batch_size": 32, "augmentation": 4, "learning_rate_init": "auto"}
+    first = make(prior=sizes, **params).fit(X[old], y[old])
     body = first.prior_.state_dict()
-    params = {"tokenizer": FrozenEstimator(first.tokenizer_), "max_iter": 40, "n_orders": 8}
-    clf = make(prior=first.prior_, finetune="head", learning_rate_init="auto", **params)
+    frozen = FrozenEstimator(first.tokenizer_)
+    clf = make(prior=first.prior_, tokenizer=frozen, finetune="head", n_orders=8, **params)
     clf.fit(X[~old], y[~old])
     assert clf.score(X_test[new], y_test[new]) >= 0.9
     assert (
