@@ -99,10 +99,12 @@ default="mean_log_likelihood"
         temperature under which their labels are most probable
         (:func:`skaocls.scoring.calibration.fit_temperature`). A number may be changed after `fit`.
     search : {"exhaustive", "racing"}, default="exhaustive"
-        ``"exhaustive"`` reads every class in every order. ``"racing"`` reads all classes together,
-        a few tokens at a time, and drops those that have fallen too far behind
-        (:mod:`skaocls.scoring.racing`): with many classes, a small share of the work. The posterior
-        of a class that was dropped is what it was at its exit. May be changed after `fit`.
+        ``"exhaustive"`` scores every class in every order. ``"racing"`` drops classes that have
+        fallen too far behind, and reads no further order of an image that is decided
+        (:mod:`skaocls.scoring.racing`): a small share of the work, with a shared trunk because few
+        orders are read, with the published architecture because few classes are read far. The
+        posterior of a class that was dropped is what it was at its exit. May be changed after
+        `fit`.
     racing_error : float, default=1e-3
         Allowed probability that racing drops the class that exhaustive search ranks first. May be
         changed after `fit`.
@@ -180,16 +182,16 @@ default="mean_log_likelihood"
         search over `n_orders`, `aggregation`, `temperature`, `priors` or `search` then trains once
         for each fold. As in scikit-learn's ``Pipeline``, also for ``random_state=None``. Entries
         are pickles; their total size is kept below 10 GiB, those not used for longest go first.
-        Without a folder nothing is kept from call to call. Not used by `partial_fit`, with
-        `warm_start`, and for the reading of a race.
+        Without a folder nothing is kept from call to call. Not used where `partial_fit` or
+        `warm_start` go on from what was learned, and for the reading of a race.
     device : str or torch.device, default="auto"
         ``"auto"`` is CUDA if there is a device, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Type of the matrix products. ``"auto"`` is bfloat16 on CUDA devices that have it, else
         float32; for predictions it is bfloat16 also on CPUs that have it if the prior is at least
         512 wide, and only if a probe shows that classes keep their distances
-        (:func:`skaocls.scoring.bfloat16_is_safe`). Log-likelihoods are summed in float64 in any
-        case.
+        (:func:`skaocls.scoring.exhaustive.bfloat16_is_safe`). Log-likelihoods are summed in float64
+        in any case.
     random_state : int, RandomState instance or None, default=None
         Governs tokenizer, initial weights, training and orders. Pass an int for the same model
         from the same data.
@@ -198,6 +200,9 @@ default="mean_log_likelihood"
 
     Attributes
     ----------
+    model_ : FittedModel
+        All that was learned as one value, see :class:`skaocls.learned.FittedModel`; the attributes
+        below are read from it.
     classes_ : ndarray of shape (n_classes,)
         Class labels.
     prior_ : SharedTrunkPrior or AnyOrderPrior
@@ -618,8 +623,8 @@ default="mean_log_likelihood"
         """Log-likelihood of each image, over classes and orders: log p(tokens).
 
         Low values are images unlike those of `fit`, whatever their class. It is the log of the sum
-        over the classes of what :meth:`predict_joint_log_proba` returns, so `aggregation` and the
-        class priors have their say.
+        over the classes of what :meth:`predict_joint_log_proba` returns without a temperature, so
+        `aggregation` and the class priors have their say.
 
         Parameters
         ----------
@@ -661,16 +666,15 @@ default="mean_log_likelihood"
         """
         model, runner_up = self._fitted(), isinstance(rival, str) and rival == "runner-up"
         self._validate_params()
-        joint: Any = self.predict_joint_log_proba(X) if y is None or runner_up else None
-        own = joint.argmax(1) if y is None else model.columns(y)
-        rivals = None
-        if runner_up:
-            joint[np.arange(len(own)), own] = -np.inf
-            rivals = joint.argmax(1)
-        elif rival is not None:
-            rivals = model.columns(rival, "rival")
         batch = model.reader.check(X)
+        own = None if y is None else model.columns(y)
+        rivals = None if rival is None or runner_up else model.columns(rival, "rival")
         check_consistent_length(batch, own, rivals)
+        if own is None or runner_up:
+            joint = self.predict_joint_log_proba(X)
+            own = joint.argmax(1) if own is None else own
+            joint[np.arange(len(own)), own] = -np.inf
+            rivals = joint.argmax(1) if runner_up else rivals
         return answers.explain(model, batch, own, rivals, self.orders_, **self._reading())
 
     def sample(
@@ -861,7 +865,8 @@ default="mean_log_likelihood"
             As in ``huggingface_hub``.
         tokenizer : "auto" or transformer, default="auto"
             For published weights; ``"auto"`` is the one of their vocabulary, with its own
-            published weights. A transformer is cloned and fitted.
+            published weights. A transformer is taken as it is if it is fitted, else cloned and
+            fitted.
         classes : list of int or str, default=None
             Only these classes, for published weights: ImageNet indices, WordNet ids or names.
             What is left out costs nothing.
@@ -901,6 +906,11 @@ default="mean_log_likelihood"
         if filename is None and not is_published(source):
             config = saving.read_config(source, **at)
             if config is not None:
+                if "params" not in config:
+                    raise ValueError(
+                        f"{source!s} holds a model that was saved without a classifier's "
+                        "parameters. Load it with skaocls.learned.saving.load."
+                    )
                 saved = {name: saving.from_json(value) for name, value in config["params"].items()}
                 clf = cls(**(saved | params))
                 return clf._put_in_place(
@@ -1047,7 +1057,6 @@ default="mean_log_likelihood"
             about["_fitted_temperature"] = fit_temperature(
                 ll, columns, log_prior, self.aggregation, weights
             )
-        self._put_in_place(model, **about)
         if not all(history.converged for history in histories):
             warnings.warn(
                 f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the "
@@ -1055,7 +1064,7 @@ default="mean_log_likelihood"
                 ConvergenceWarning,
                 stacklevel=4,
             )
-        return self
+        return self._put_in_place(model, **about)
 
     def _put_in_place(self, model, **about):
         """The one step in which the classifier becomes another one."""

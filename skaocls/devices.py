@@ -8,11 +8,12 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 @contextmanager
 def own_torch_state(*, grad: bool = False) -> Iterator[None]:
-    """Torch as it starts, in this thread: no autocast, no inference mode, tensors on the CPU.
+    """Torch as we need it, in this thread: no autocast, tensors on the CPU, gradients as asked.
 
     A context or a decorator. The default type of numbers belongs to the whole process, so it is
     left alone: this library names the type of each tensor that it makes.
@@ -20,7 +21,7 @@ def own_torch_state(*, grad: bool = False) -> Iterator[None]:
     Parameters
     ----------
     grad : bool, default=False
-        Whether gradients are wanted.
+        Whether gradients, or weights that will have some, are made; else this is inference mode.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(not grad))
@@ -31,6 +32,12 @@ def own_torch_state(*, grad: bool = False) -> Iterator[None]:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+def moved(module: M, device: torch.device) -> M:
+    """The module, on that device; trainable there also if it was moved in inference mode."""
+    with own_torch_state(grad=True):
+        return module.to(device)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -136,6 +136,37 @@ def test_similar_codes_stand_together():
     np.testing.assert_array_equal(similar_slots(np.zeros((1, 2))), [0])
 
 
+def test_a_race_reads_no_more_images_together_than_fit(monkeypatch):
+    prior = make_prior(9, (2, 2), 3)
+    codes, orders = np.random.RandomState(0).randint(9, size=(7, 4)), np.array([[2, 0, 3, 1]])
+    expected = log_likelihoods(prior, codes, orders, np.arange(3))
+    sizes, pairs = [], heads.HeadEngine.pairs
+
+    def counted(self, codes, orders):
+        sizes.append(len(codes))
+        return pairs(self, codes, orders)
+
+    monkeypatch.setattr(heads.HeadEngine, "pairs", counted)
+    monkeypatch.setattr("skaocls.scoring.racing.lanes_at_once", lambda prior: 2)
+    found = race(prior, codes, orders, np.arange(3), np.zeros(3), error=1e-12, screen=1)
+    np.testing.assert_allclose(found.log_likelihood, expected, atol=1e-5)
+    assert sizes == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("architecture", ["randar", "shared_trunk"])
+def test_a_saved_module_stays_of_its_architecture(digits, tmp_path, architecture):
+    X, y, _, _ = digits
+    sizes = {"architecture": architecture, "dim": 32, "n_layer": 1, "n_head": 2}
+    first = make(prior=sizes, max_iter=1).fit(X, y)
+    frozen = FrozenEstimator(first.tokenizer_)
+    second = make(prior=first.prior_, tokenizer=frozen, max_iter=1).fit(X, y)
+    second.save_pretrained(tmp_path)
+    third = AnyOrderARClassifier.from_pretrained(tmp_path)
+    assert type(third.prior_) is type(first.prior_)
+    assert third.prior.items() >= sizes.items()
+    assert type(third.fit(X, y).prior_) is type(first.prior_)
+
+
 # The estimator --------------------------------------------------------------------------------
 
 
@@ -248,6 +279,7 @@ def test_a_head_on_a_body_that_stays():
         clf.orders_.size
         == clf.predict_joint_log_proba(X_test[:1], return_stats=True)[1]["exhaustive_evaluations"]
     )
+    clf.set_params(warm_start=True, max_iter=1).fit(X[~old], y[~old])
     for name, weight in clf.prior_.body.state_dict().items():
         expected = body[name]
         if name == "cls_embedding.embedding_table.weight":

@@ -23,7 +23,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from conftest import small_classifier
-from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer
+from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, QuantileTokenizer
 from skaocls.priors.loading import load_prior
 
 
@@ -131,6 +131,37 @@ def test_tokenizer_that_fails(four):
     with pytest.raises(ValueError, match="patch_size"):
         tokenizer.set_params(patch_size=(0, 1)).fit(four[0][:, :5])
     assert pickle.dumps(vars(tokenizer.set_params(patch_size="auto"))) == before
+
+
+def test_a_table_that_fails():
+    X = load_iris(as_frame=True).data
+    tokenizer = QuantileTokenizer().fit(X)
+    before = pickle.dumps(vars(tokenizer))
+    other = X.rename(columns=str.upper)
+    other.iloc[3, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        tokenizer.fit(other)
+    assert pickle.dumps(vars(tokenizer)) == before
+    assert not hasattr(tokenizer.fit(X.to_numpy()), "feature_names_in_")
+
+
+def test_warnings_that_are_errors(four):
+    clf = make().fit(*four[:2])
+    before = state_of(clf)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        with pytest.raises(ConvergenceWarning):
+            clf.fit(four[0], four[1] + 1)
+    assert state_of(clf) == before
+
+
+def test_fitted_attributes_are_read_only(four):
+    clf = make()
+    with pytest.raises(AttributeError, match="no attribute 'classes_': it is not fitted yet"):
+        _ = clf.classes_
+    clf.fit(*four[:2])
+    with pytest.raises(AttributeError, match="'prior_' is what fit has learned"):
+        clf.prior_ = None
 
 
 def test_names_are_those_of_the_last_fit():

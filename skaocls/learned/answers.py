@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import gen_batches
 
-from skaocls.devices import ahead, resolve_device
+from skaocls.devices import ahead, moved, resolve_device
 from skaocls.learned.encoding import encode_for_orders, patch_shape
 from skaocls.learned.model import FittedModel
 from skaocls.learned.store import Store, digest, recall_log_likelihoods, weights_of
@@ -58,7 +58,7 @@ def races(
     all_evaluations = orders.size * model.readings
     for codes in ahead(encoded) if on.type == "cuda" else encoded:
         if racing is not None and len(model.priors) == 1:
-            prior = model.prior.to(on)
+            prior = moved(model.prior, on)
             dtype = scoring_dtype(prior, precision)
             yield race(prior, codes, orders, model.rows, dtype=dtype, **racing)
         else:

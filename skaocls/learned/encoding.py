@@ -10,7 +10,12 @@ from sklearn.utils import gen_batches
 
 from skaocls.images.augmentation import cropped, enlarged, random_views
 from skaocls.images.reader import Reader
-from skaocls.tokenizers import PatchTokenizer, QuantileTokenizer
+from skaocls.tokenizers import (
+    LlamaGenTokenizer,
+    MaskGITTokenizer,
+    PatchTokenizer,
+    QuantileTokenizer,
+)
 
 ENCODE_AT_ONCE = 512  # images decoded and tokenized together
 FIT_TOKENIZER_ON = 2**27  # numbers (images times pixels times channels) it may see
@@ -47,7 +52,8 @@ def training_tokens(
         return encode(tokenizer, reader, batch, slice(0, len(batch)))[:, None]
     n_views = augmentation
     if isinstance(n_views, str):
-        n_views = N_VIEWS_SLOW if hasattr(tokenizer, "model_") else N_VIEWS
+        slow = isinstance(tokenizer, (LlamaGenTokenizer, MaskGITTokenizer))
+        n_views = N_VIEWS_SLOW if slow else N_VIEWS
     parts = []
     for part in gen_batches(len(batch), ENCODE_AT_ONCE):
         images = reader.images(batch, part)

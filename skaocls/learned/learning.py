@@ -232,8 +232,10 @@ def extend(
             of_mine = rows[columns[mine]]
             all_of_it = not grow or len(np.unique(of_mine)) == prior.num_classes
             copied = copy.deepcopy(prior).to(device)
-            prepare_finetuning(copied, "full" if all_of_it else "class_embedding")
             mode = None if all_of_it else "class_embedding"
+            if all_of_it and recipe.finetune == "head" and isinstance(prior, SharedTrunkPrior):
+                mode = "head"  # its body stays
+            prepare_finetuning(copied, mode or "full")
             priors[source] = train(copied, mine, of_mine, mode)
     mine = np.flatnonzero(new[columns])
     if len(mine):
@@ -393,9 +395,8 @@ def new_prior(prior: Any) -> dict[str, Any]:
 def slots_of(tokenizer: Any) -> np.ndarray | None:
     """Places of a tokenizer's codes among their like; None if they have no codebook."""
     codebook = getattr(tokenizer, "codebook_", None)
-    if codebook is None and hasattr(tokenizer, "model_"):
-        codebook = tokenizer.model_.codebook.detach().cpu().numpy()
-    return None if codebook is None else similar_slots(codebook)
+    codebook = np.asarray([] if codebook is None else codebook)
+    return similar_slots(codebook) if codebook.ndim == 2 else None
 
 
 def default_sizes(grid: tuple[int, ...], n_samples: int) -> dict[str, int]:

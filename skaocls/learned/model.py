@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from sklearn.utils import column_or_1d
 
+from skaocls.devices import moved
 from skaocls.images.reader import Reader
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.orders import resolve_orders
@@ -97,7 +98,7 @@ class FittedModel:
         for source, prior in enumerate(self.priors):
             where = np.flatnonzero(self.sources[columns] == source)
             if len(where):
-                yield prior.to(device), where
+                yield moved(prior, device), where
 
     def columns(self, y: Any, name: str = "y") -> np.ndarray:
         """Columns of labels; `name` is what errors call them."""

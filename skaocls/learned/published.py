@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 
 from skaocls.images.reader import Reader
 from skaocls.learned.model import FittedModel
@@ -46,7 +47,7 @@ def load_published(
         ``"randar-l"``, ``"randar-xl"``, ``"randar-l-maskgit"``; a hub repository (of
         ``ziqipang/RandAR`` the L model unless `filename` says otherwise); a folder; a file.
     filename, revision, token
-        As in :func:`skaocls.priors.loading.find_file`.
+        As in :func:`skaocls.files.find_file`.
 
     Returns
     -------
@@ -110,6 +111,8 @@ def published_model(
     """
     if isinstance(tokenizer, str):
         tokenizer = published_tokenizer(prior).fit()
+    elif isinstance(tokenizer, FrozenEstimator):
+        tokenizer = tokenizer.estimator
     elif not hasattr(tokenizer, "n_codes_"):
         tokenizer = clone(tokenizer).fit()
     check_agreement(prior, tokenizer)

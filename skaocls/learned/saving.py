@@ -279,8 +279,7 @@ def labels_from_json(values: list[Any], dtype: str) -> np.ndarray:
 def to_json(value: Any) -> Any:
     """A parameter or attribute in JSON's terms."""
     if isinstance(value, Prior):  # its weights are saved as the fitted prior's
-        body = value.transformer
-        return {"dim": value.dim, "n_layer": len(body.blocks), "n_head": body.n_head}
+        return value.sizes
     if isinstance(value, FrozenEstimator):
         value = value.estimator
     if isinstance(value, BaseEstimator):

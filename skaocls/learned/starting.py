@@ -6,6 +6,7 @@ from typing import Any
 from sklearn.frozen import FrozenEstimator
 
 from skaocls.devices import own_torch_state
+from skaocls.learned.learning import ARCHITECTURES
 from skaocls.learned.published import is_published, load_published, published_tokenizer
 from skaocls.learned.saving import load, read_config
 from skaocls.priors.transformer import Prior
@@ -28,7 +29,7 @@ def starting_point(
     """
     if isinstance(prior, Prior):
         return copy.deepcopy(prior), tokenizer, image_shape
-    if isinstance(prior, dict) or prior in ("auto", "shared_trunk", "randar"):
+    if isinstance(prior, dict) or (isinstance(prior, str) and prior in ("auto", *ARCHITECTURES)):
         return None, tokenizer, image_shape
     known = is_published(prior) or filename is not None
     config = None if known else read_config(prior, revision=revision)

@@ -113,7 +113,7 @@ def recall_log_likelihoods(
     *,
     dtype: torch.dtype,
 ) -> np.ndarray:
-    """As :func:`skaocls.scoring.log_likelihoods`, each order of the same tokens once.
+    """As :func:`skaocls.scoring.exhaustive.log_likelihoods`, each order of the same tokens once.
 
     `known_as` is a digest of the prior's weights.
     """

@@ -16,7 +16,7 @@ with b the trunk's logits and l their logsumexp over each group. It is exact: it
 the codebook for each class, and without a tilt it is the trunk's distribution.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class ClassHead(nn.Module):
             self.groups = nn.Linear(rank, self.n_groups, bias=False)
         self.float().to_empty(device=home)
         places = torch.arange(vocab_size) if slots is None else torch.as_tensor(slots)
-        self.register_buffer("slots", places.to(home))
+        self.register_buffer("slots", places.long().to(home))
         nn.init.ones_(self.norm.weight)
         for layer in (self.features, self.project):
             spread = 0.5 * layer.weight.shape[1] ** -0.5
@@ -209,6 +209,11 @@ class SharedTrunkPrior(Prior):
     def class_table(self) -> Tensor:
         """Scale and shift of each class, and the null class's."""
         return self.head.classes.weight
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        rank, width = self.head.project.weight.shape
+        return {"architecture": "shared_trunk", "width": width, "rank": rank} | super().sizes
 
     def readings(self, n_classes: int) -> int:
         return 1

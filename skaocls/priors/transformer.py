@@ -9,7 +9,7 @@ every order.
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -176,6 +176,12 @@ class Prior(nn.Module):
         """Float32 log-probabilities (items, n_tokens) of the tokens, in the order of reading."""
         raise NotImplementedError
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What the classifier's parameter `prior` takes to make a new one like this."""
+        body = self.transformer
+        return {"dim": self.dim, "n_layer": len(body.blocks), "n_head": body.n_head}
+
     def readings(self, n_classes: int) -> int:
         """How often the transformer reads an image, in each order, for so many classes."""
         raise NotImplementedError
@@ -306,6 +312,10 @@ class AnyOrderPrior(Prior):
         """One vector for each class, and the null class's."""
         return cast(Tensor, self.cls_embedding["embedding_table"].weight)
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        return {"architecture": "randar"} | super().sizes
+
     def readings(self, n_classes: int) -> int:
         return n_classes
 
@@ -389,7 +399,7 @@ class AnyOrderPrior(Prior):
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
         logits = self(codes, orders, labels, generator).flatten(0, 1)
-        targets = codes.gather(1, orders).flatten()
+        targets = codes.gather(1, orders.expand_as(codes)).flatten()
         return -F.cross_entropy(logits, targets, reduction="none").view(codes.shape)
 
     def predict(self, hidden: Tensor, labels: Tensor) -> Tensor:

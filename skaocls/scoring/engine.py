@@ -210,6 +210,11 @@ class Engine:
             parts.append(log_prob.double().sum(1).view(n_pairs, few))
         return torch.cat(parts, 1)[:, : self.n_classes]
 
+    def cache_bytes(self, n_tokens: int) -> int:
+        """What the keys and values of one lane take after so many tokens."""
+        each = self.output.shape[1] * self.output.element_size()
+        return (len(self.layers) - 1) * 2 * (2 * n_tokens) * each
+
     def pairs_at_once(self, lanes: int) -> int:
         """How many pairs make one tile, if `lanes` sequences do."""
         return tile_shape(lanes, self.n_classes)[0]

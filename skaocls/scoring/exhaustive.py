@@ -74,8 +74,8 @@ def log_likelihoods(
     prior.eval()
     device = prior.device
     n_orders, n_classes = len(orders), len(labels)
-    n_lanes = len(codes) * n_orders * n_classes
-    compiling = operations(prior) * n_lanes >= COMPILE_FROM.get(device.type, np.inf)
+    n_read = len(codes) * n_orders * prior.readings(n_classes)
+    compiling = operations(prior) * n_read >= COMPILE_FROM.get(device.type, np.inf)
     engine = make_engine(prior, torch.as_tensor(labels, device=device), dtype, pack=not compiling)
     if compiling:
         engine.compile()

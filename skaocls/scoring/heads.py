@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skaocls.priors.shared_trunk import SharedTrunkPrior
-from skaocls.scoring.engine import LOGITS_AT_ONCE, Cache, Engine, linear
+from skaocls.scoring.engine import LOGITS_AT_ONCE, Cache, Engine, compiled, linear
 
 NUMBERS_AT_ONCE, NUMBERS_AT_ONCE_CUDA = 2**20, 2**28  # that heads of a tile of classes make
 
@@ -53,8 +53,6 @@ class HeadEngine:
         As in :class:`skaocls.scoring.engine.Engine`.
     """
 
-    layers: tuple[()] = ()  # of which lanes keep keys and values: none
-
     def __init__(
         self,
         prior: SharedTrunkPrior,
@@ -71,8 +69,15 @@ class HeadEngine:
         code_at, self.gap = head.layout()
         self.placed = self.output[code_at]
 
+        self.states = self.trunk.states
+
     def compile(self) -> None:
-        self.trunk.compile()
+        """Let torch compile the trunk."""
+        self.states = compiled(self.trunk.states)
+
+    def cache_bytes(self, n_tokens: int) -> int:
+        """Lanes keep nothing: the trunk has read the order as a whole."""
+        return 0
 
     def pairs_at_once(self, lanes: int) -> int:
         """How many pairs make one tile, if `lanes` sequences do."""
@@ -83,7 +88,7 @@ class HeadEngine:
         head, n_steps = self.head, orders.shape[1]
         pairs = self.trunk.pairs(codes, orders)
         every = torch.arange(len(codes), device=codes.device)
-        x, _ = self.trunk.states(pairs, every, torch.zeros_like(every), 0, n_steps)
+        x, _ = self.states(pairs, every, torch.zeros_like(every), 0, n_steps)
         features = F.linear(head.norm(x), head.features.weight)
         slot = head.slots[pairs.targets]
         group, member = slot // head.group_size, slot % head.group_size
@@ -120,31 +125,35 @@ class HeadEngine:
         scale, shift = (
             a[label].repeat_interleave(stop - start, 0)[:, None] for a in (self.scale, self.shift)
         )
-        return self._log_prob(some, scale, shift).view(len(pair), stop - start), []
+        log_prob = self._log_prob(some, self._members(some), scale, shift)
+        return log_prob.view(len(pair), stop - start), []
 
     def score(self, pairs: HeadPairs, lanes: int) -> Tensor:
         """log p(tokens | class) of all classes, (n_pairs, n_classes), float64."""
         n_pairs, n_steps = pairs.group.shape
         flat = HeadPairs(*(a.flatten(0, 1) for a in pairs))
-        head = self.head
+        head, members = self.head, self._members(flat)
         each = 3 * self.scale.shape[1] + 2 * (head.n_groups + head.group_size)
         at_once = NUMBERS_AT_ONCE_CUDA if pairs.u.is_cuda else NUMBERS_AT_ONCE
         few = max(1, at_once // (each * len(flat.group)))
         parts = []
         for at in range(0, self.n_classes, few):
             here = slice(at, at + few)
-            log_prob = self._log_prob(flat, self.scale[here], self.shift[here])
+            log_prob = self._log_prob(flat, members, self.scale[here], self.shift[here])
             parts.append(log_prob.view(n_pairs, n_steps, -1).sum(1, dtype=torch.float64))
         return torch.cat(parts, 1)
 
-    def _log_prob(self, rows: HeadPairs, scale: Tensor, shift: Tensor) -> Tensor:
+    def _members(self, rows: HeadPairs) -> Tensor:
+        """Tilts of the codes in each row's group, (n_rows, rank, group_size)."""
+        return self.head.tokens[rows.group].transpose(1, 2)
+
+    def _log_prob(self, rows: HeadPairs, members: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """(n_rows, n_classes), under classes (n_classes, width) or one of its own for each row."""
         head = self.head
         z = torch.addcmul(shift, rows.u[:, None], scale)
         z = F.linear(F.silu(z, inplace=True).mul_(rows.v[:, None]), head.project.weight)
         # z (rows, classes, rank) with the codes of each row's group (rows, group_size, rank)
-        tokens = head.tokens[rows.group].transpose(1, 2)
-        within = torch.baddbmm(rows.of_members[:, None], z, tokens)
+        within = torch.baddbmm(rows.of_members[:, None], z, members)
         among = F.linear(z, head.groups.weight).add_(rows.of_groups[:, None])
         shape = z.shape[:2]
         member, group = (a[:, None, None].expand(*shape, 1) for a in (rows.member, rows.group))

@@ -143,9 +143,12 @@ def race(
         all_codes = torch.as_tensor(codes, dtype=torch.long, device=device)
         all_orders = torch.as_tensor(orders, dtype=torch.long, device=device)
         weighs = torch.as_tensor(log_prior, dtype=torch.float64, device=device)
-        bytes_each = cache_bytes(engine, stops_of(engine)[0])
+        bytes_each = max(1, engine.cache_bytes(stops_of(engine)[0]))
         started = min(LANES_STARTED, cache_limit(engine) // bytes_each)
-        at_once = max(1, started // min(len(labels), screen or len(labels)))
+        entering = len(labels) if screened is None else min(len(labels), screen or len(labels))
+        at_once = max(1, started // entering)
+        if prior.readings(2) == 1:  # what a shared trunk reads of them, it reads together
+            at_once = min(at_once, lanes_at_once(prior))
         parts = []
         for i in range(0, len(codes), at_once):
             few = slice(i, i + at_once)
@@ -232,12 +235,6 @@ def stops_of(engine: Engine) -> list[int]:
     return sorted({max(1, round(share * engine.n_tokens)) for share in ROUNDS})
 
 
-def cache_bytes(engine: Engine, n_tokens: int) -> int:
-    """What the keys and values of one lane take."""
-    n_layer, weight = len(engine.layers) - 1, engine.output
-    return max(1, n_layer * 2 * (2 * n_tokens) * weight.shape[1] * weight.element_size())
-
-
 def cache_limit(engine: Engine) -> int:
     return CACHE_BYTES_CUDA if engine.output.is_cuda else CACHE_BYTES
 
@@ -294,7 +291,7 @@ def read_lanes(
     cache: Cache | None,
 ) -> tuple[Tensor, Cache | None]:
     """:meth:`Engine.read` in tiles, keeping keys and values if they are small enough."""
-    keep = stop < engine.n_tokens and (len(pair) * cache_bytes(engine, stop) <= cache_limit(engine))
+    keep = stop < engine.n_tokens and len(pair) * engine.cache_bytes(stop) <= cache_limit(engine)
     at_once = lanes_at_once(engine.prior) * (engine.n_tokens // (stop - start))
     parts, at = [], 0
     while at < len(pair):

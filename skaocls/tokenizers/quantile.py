@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skaocls.images.reader import named_estimator
 from skaocls.tokenizers._codes import check_codes
 
 
@@ -73,17 +74,24 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         self : QuantileTokenizer
         """
         self._validate_params()
-        X = validate_data(self, X, dtype=[np.float64, np.float32])
+        seen = named_estimator(type(self).__name__)  # until all is well, this one stays as it was
+        X = validate_data(seen, X, dtype=[np.float64, np.float32])
         n_bins = self.n_bins
         if n_bins == "auto":
             n_bins = int(np.clip(2 * len(X) ** (1 / 3), 2, 64))
-        self.thresholds_ = [find_thresholds(x, n_bins) for x in X.T]
-        codes = self._codes(X)
-        self.bin_means_ = [
+        thresholds = [find_thresholds(x, n_bins) for x in X.T]
+        codes = find_bins(X, thresholds)
+        means = [
             np.bincount(c, weights=x) / np.bincount(c) for c, x in zip(codes.T, X.T, strict=True)
         ]
-        self.n_codes_ = int(codes.max()) + 1
-        self.grid_ = (1, X.shape[1])
+        self.__dict__.pop("feature_names_in_", None)
+        self.__dict__.update(
+            vars(seen),
+            thresholds_=thresholds,
+            bin_means_=means,
+            n_codes_=int(codes.max()) + 1,
+            grid_=(1, X.shape[1]),
+        )
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -100,7 +108,7 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return self._codes(X)[:, None]
+        return find_bins(X, self.thresholds_)[:, None]
 
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """The mean training value of each token's bin.
@@ -119,14 +127,16 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         columns = zip(self.bin_means_, codes.T, strict=True)
         return np.stack([means[np.minimum(c, len(means) - 1)] for means, c in columns], axis=1)
 
-    def _codes(self, X: np.ndarray) -> np.ndarray:
-        columns = zip(self.thresholds_, X.T, strict=True)
-        return np.stack([np.searchsorted(t, x) for t, x in columns], axis=1)
-
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def find_bins(X: np.ndarray, thresholds: list[np.ndarray]) -> np.ndarray:
+    """The bin of each number, (n_samples, n_features)."""
+    columns = zip(thresholds, X.T, strict=True)
+    return np.stack([np.searchsorted(t, x) for t, x in columns], axis=1)
 
 
 def find_thresholds(x: np.ndarray, n_bins: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attributes import kept_in
-from skaocls.devices import own_torch_state, resolve_device, resolve_precision
+from skaocls.devices import moved, own_torch_state, resolve_device, resolve_precision
 from skaocls.files import assign, find_file, read_state_dict
 from skaocls.images.reader import Reader
 from skaocls.tokenizers._codes import check_codes
@@ -47,6 +47,8 @@ PARAMETERS = """
     ----------
     model_ : torch.nn.Module
         The network.
+    codebook_ : float32 ndarray of shape (`n_codes_`, n_numbers)
+        The vector of each code.
     n_codes_ : int
         Size of the codebook.
     grid_ : tuple of int
@@ -91,6 +93,12 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         self.precision = precision
 
     image_shape_ = kept_in("reader_.image_shape")
+
+    @property
+    def codebook_(self) -> np.ndarray:
+        """The vector of each code."""
+        codebook: np.ndarray = self.model_.codebook.detach().cpu().numpy()
+        return codebook
 
     def fit(self, X: Any = None, y: Any = None) -> "_VQTokenizer":
         """Load the weights; nothing is learned from data.
@@ -161,7 +169,7 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         X = self.reader_.check(X)
         device, autocast, batch_size = self._resolve()
-        model = self.model_.to(device)
+        model = moved(self.model_, device)
         codes = []
         for part in gen_batches(len(X), batch_size):
             pixels = to_pixels(self.reader_.images(X, part), batch_size).to(device)
@@ -186,7 +194,7 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         codes = check_codes(codes, self.grid_, self.n_codes_)
         device, autocast, batch_size = self._resolve()
-        model = self.model_.to(device)
+        model = moved(self.model_, device)
         images = []
         for part in gen_batches(len(codes), batch_size):
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):

@@ -50,12 +50,10 @@ def prepare_finetuning(
     generator : torch.Generator, default=None
         Draws where the low-rank updates start, on the CPU; None is torch's global one.
     """
-    prior.requires_grad_(mode == "full")
-    if mode == "full":
-        return
+    prior.requires_grad_(mode in ("full", "head"))
     if mode == "head":
-        prior.requires_grad_(True)
         prior.transformer.requires_grad_(False)
+    if mode in ("full", "head"):
         return
     prior.class_table.requires_grad_(True)
     if mode == "lora":
