@@ -30,11 +30,12 @@ from skaocls.attributes import kept_in
 from skaocls.images.reader import learn_reader
 from skaocls.learned import answers, drawing, saving
 from skaocls.learned.labels import class_log_prior, known_classes, read_labels
-from skaocls.learned.learning import FINETUNE_RATE, Recipe, extend, learn, new_prior
+from skaocls.learned.learning import FINETUNE_RATE, extend, learn
 from skaocls.learned.published import is_published, load_published, published_model
-from skaocls.learned.starting import starting_point
+from skaocls.learned.recipe import Recipe
+from skaocls.learned.starting import new_prior, starting_point
 from skaocls.learned.store import open_store
-from skaocls.priors.transformer import Prior
+from skaocls.priors.interface import Prior
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.orders import DRAWN

@@ -1,81 +1,27 @@
 """Learning: from data and labels to a fitted model, and from one fitted model to the next."""
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from sklearn.model_selection import train_test_split
 
 from skaocls.devices import own_torch_state, resolve_device, resolve_precision
 from skaocls.images.reader import Reader
 from skaocls.learned.encoding import fit_tokenizer, training_tokens
 from skaocls.learned.model import FittedModel
-from skaocls.learned.published import check_agreement
+from skaocls.learned.recipe import Recipe
+from skaocls.learned.starting import prepare, starting_prior
 from skaocls.learned.store import Store, content, digest, weights_of
-from skaocls.priors.shared_trunk import SharedTrunkPrior, similar_slots
-from skaocls.priors.transformer import AnyOrderPrior, Prior
-from skaocls.scoring.orders import DRAWN, resolve_orders
+from skaocls.priors.interface import Prior
+from skaocls.priors.shared_trunk import SharedTrunkPrior
+from skaocls.scoring.orders import resolve_orders
 from skaocls.training.finetuning import merge_finetuning, prepare_finetuning, set_classes
 from skaocls.training.loop import History, train_prior
 
 RATE_TIMES_DIM = 0.4
 FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
-ARCHITECTURES: dict[str, type[Prior]] = {
-    "shared_trunk": SharedTrunkPrior,
-    "randar": AnyOrderPrior,
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train: parameters of the classifier, under their names and with their meaning.
-
-    Beside these, `architecture` and `sizes` are those of a new prior (None follows the data),
-    `keep_classes` says
-    whether class vectors of a given prior stay where they are if their number is right, and
-    `hold_out` whether data are held out for another purpose than early stopping.
-    """
-
-    architecture: str
-    sizes: dict[str, Any] | None
-    keep_classes: bool
-    hold_out: bool
-    order: Any
-    n_orders: int
-    augmentation: int | str | None
-    max_iter: int
-    batch_size: int | str
-    learning_rate_init: float | str
-    micro_batch_size: int | None
-    checkpointing: bool
-    finetune: str
-    lora_rank: int
-    lora_alpha: float
-    new_classes: str
-    weight_decay: float
-    class_dropout: float
-    early_stopping: bool
-    validation_fraction: float
-    n_iter_no_change: int
-    tol: float
-    device: Any
-    precision: str
-    verbose: int
-
-    @property
-    def any_order(self) -> bool:
-        """Whether training is for all permutations."""
-        return isinstance(self.order, str) and self.order in DRAWN
-
-    def of_results(self) -> dict[str, Any]:
-        """All that what is learned depends on, to be hashed."""
-        about = dict(vars(self)) | {"device": resolve_device(self.device).type}
-        del about["verbose"]
-        if isinstance(self.order, str):
-            del about["n_orders"]
-        return about | ({"order": "random"} if self.any_order else {})
 
 
 class HeldOut(NamedTuple):
@@ -264,53 +210,6 @@ def extend(
     return Learned(grown, histories, HeldOut(codes[rest, 0], columns[rest], weights[rest]))
 
 
-def starting_prior(
-    given: Prior | None,
-    tokenizer: Any,
-    codes: np.ndarray,
-    rows: np.ndarray,
-    n_classes: int,
-    recipe: Recipe,
-    rng: np.random.RandomState,
-) -> Prior:
-    """The prior that training starts from: a new one, or the given one with its new classes."""
-    seed, device = rng.randint(2**31 - 1), resolve_device(recipe.device)
-    if given is None:
-        grid = tuple(tokenizer.grid_)
-        sizes = dict(recipe.sizes or default_sizes(grid, len(rows)))
-        sizes["generator"] = torch.Generator().manual_seed(seed)
-        if recipe.architecture == "shared_trunk":
-            sizes["slots"] = slots_of(tokenizer)
-        architecture: Any = ARCHITECTURES[recipe.architecture]
-        prior: Prior = architecture(tokenizer.n_codes_, grid, n_classes, **sizes)
-        return prior.to(device)
-    check_agreement(given, tokenizer)
-    if recipe.finetune == "head" and isinstance(given, AnyOrderPrior):
-        random = torch.Generator().manual_seed(seed)
-        given = SharedTrunkPrior(
-            given.vocab_size,
-            given.grid,
-            n_classes,
-            slots=slots_of(tokenizer),
-            generator=random,
-            body=given,
-        )
-        prepare_finetuning(given, "head")
-        return given.to(device)
-    given.to(device)
-    if given.num_classes != n_classes or not recipe.keep_classes:
-        set_classes(given, codes[:, 0], rows, n_classes, recipe.new_classes, seed)
-    prepare(given, recipe, seed)
-    return given
-
-
-def prepare(prior: Prior, recipe: Recipe, seed: int) -> None:
-    """Choose what fine-tuning changes."""
-    random = torch.Generator().manual_seed(seed)
-    sizes: dict[str, Any] = {"rank": recipe.lora_rank, "alpha": recipe.lora_alpha}
-    prepare_finetuning(prior, recipe.finetune, **sizes, generator=random)
-
-
 def split_off(
     rows: np.ndarray, recipe: Recipe, rng: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -377,32 +276,3 @@ def train_one(
     )
     merge_finetuning(prior)
     return history
-
-
-def new_prior(prior: Any) -> dict[str, Any]:
-    """`architecture` and `sizes` of a new prior, from the classifier's parameter `prior`."""
-    if isinstance(prior, str) and prior in ARCHITECTURES:
-        return {"architecture": prior, "sizes": None}
-    sizes = dict(prior) if isinstance(prior, dict) else {}
-    architecture = sizes.pop("architecture", "shared_trunk")
-    if architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"prior has architecture {architecture!r}, which is none of {', '.join(ARCHITECTURES)}."
-        )
-    return {"architecture": architecture, "sizes": sizes or None}
-
-
-def slots_of(tokenizer: Any) -> np.ndarray | None:
-    """Places of a tokenizer's codes among their like; None if they have no codebook."""
-    codebook = getattr(tokenizer, "codebook_", None)
-    codebook = np.asarray([] if codebook is None else codebook)
-    return similar_slots(codebook) if codebook.ndim == 2 else None
-
-
-def default_sizes(grid: tuple[int, ...], n_samples: int) -> dict[str, int]:
-    """Sizes of a new prior that suit the data: wider and deeper with more tokens and samples."""
-    if grid[0] * grid[1] < 8 or n_samples < 200:
-        return {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
-    if n_samples < 10_000:  # many steps of a small prior beat few of a large one
-        return {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
-    return {"dim": 192, "n_layer": 4, "n_head": 6}

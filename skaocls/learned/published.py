@@ -12,8 +12,9 @@ from sklearn.frozen import FrozenEstimator
 
 from skaocls.images.reader import Reader
 from skaocls.learned.model import FittedModel
+from skaocls.priors.interface import Prior
 from skaocls.priors.loading import load_prior
-from skaocls.priors.transformer import AnyOrderPrior, Prior
+from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.tokenizers import LlamaGenTokenizer, MaskGITTokenizer
 
 RANDAR = "ziqipang/RandAR"

@@ -24,8 +24,8 @@ from skaocls.devices import own_torch_state
 from skaocls.files import find_file, read_state_dict, write_all
 from skaocls.images.reader import Reader
 from skaocls.learned.model import FittedModel
+from skaocls.priors.interface import Prior
 from skaocls.priors.loading import prior_from_state_dict, shared_trunk_from_state_dict
-from skaocls.priors.transformer import Prior
 from skaocls.tokenizers import (
     LlamaGenTokenizer,
     MaskGITTokenizer,

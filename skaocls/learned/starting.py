@@ -1,15 +1,30 @@
-"""What training starts from: the prior and the tokenizer that parameters name."""
+"""What training starts from: priors and tokenizers that parameters name, and new priors."""
 
 import copy
 from typing import Any
 
+import numpy as np
+import torch
 from sklearn.frozen import FrozenEstimator
 
-from skaocls.devices import own_torch_state
-from skaocls.learned.learning import ARCHITECTURES
-from skaocls.learned.published import is_published, load_published, published_tokenizer
+from skaocls.devices import own_torch_state, resolve_device
+from skaocls.learned.published import (
+    check_agreement,
+    is_published,
+    load_published,
+    published_tokenizer,
+)
+from skaocls.learned.recipe import Recipe
 from skaocls.learned.saving import load, read_config
-from skaocls.priors.transformer import Prior
+from skaocls.priors.interface import Prior
+from skaocls.priors.shared_trunk import SharedTrunkPrior, similar_slots
+from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.training.finetuning import prepare_finetuning, set_classes
+
+ARCHITECTURES: dict[str, type[Prior]] = {
+    "shared_trunk": SharedTrunkPrior,
+    "randar": AnyOrderPrior,
+}
 
 
 @own_torch_state(grad=True)
@@ -42,3 +57,79 @@ def starting_point(
         own = published_tokenizer(given) if isinstance(tokenizer, str) else None
         own_shape = getattr(own or tokenizer, "image_shape", None)
     return given, own if isinstance(tokenizer, str) else tokenizer, image_shape or own_shape
+
+
+def starting_prior(
+    given: Prior | None,
+    tokenizer: Any,
+    codes: np.ndarray,
+    rows: np.ndarray,
+    n_classes: int,
+    recipe: Recipe,
+    rng: np.random.RandomState,
+) -> Prior:
+    """The prior that training starts from: a new one, or the given one with its new classes."""
+    seed, device = rng.randint(2**31 - 1), resolve_device(recipe.device)
+    if given is None:
+        grid = tuple(tokenizer.grid_)
+        sizes = dict(recipe.sizes or default_sizes(grid, len(rows)))
+        sizes["generator"] = torch.Generator().manual_seed(seed)
+        if recipe.architecture == "shared_trunk":
+            sizes["slots"] = slots_of(tokenizer)
+        architecture: Any = ARCHITECTURES[recipe.architecture]
+        prior: Prior = architecture(tokenizer.n_codes_, grid, n_classes, **sizes)
+        return prior.to(device)
+    check_agreement(given, tokenizer)
+    if recipe.finetune == "head" and isinstance(given, AnyOrderPrior):
+        random = torch.Generator().manual_seed(seed)
+        given = SharedTrunkPrior(
+            given.vocab_size,
+            given.grid,
+            n_classes,
+            slots=slots_of(tokenizer),
+            generator=random,
+            body=given,
+        )
+        prepare_finetuning(given, "head")
+        return given.to(device)
+    given.to(device)
+    if given.num_classes != n_classes or not recipe.keep_classes:
+        set_classes(given, codes[:, 0], rows, n_classes, recipe.new_classes, seed)
+    prepare(given, recipe, seed)
+    return given
+
+
+def prepare(prior: Prior, recipe: Recipe, seed: int) -> None:
+    """Choose what fine-tuning changes."""
+    random = torch.Generator().manual_seed(seed)
+    sizes: dict[str, Any] = {"rank": recipe.lora_rank, "alpha": recipe.lora_alpha}
+    prepare_finetuning(prior, recipe.finetune, **sizes, generator=random)
+
+
+def new_prior(prior: Any) -> dict[str, Any]:
+    """`architecture` and `sizes` of a new prior, from the classifier's parameter `prior`."""
+    if isinstance(prior, str) and prior in ARCHITECTURES:
+        return {"architecture": prior, "sizes": None}
+    sizes = dict(prior) if isinstance(prior, dict) else {}
+    architecture = sizes.pop("architecture", "shared_trunk")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"prior has architecture {architecture!r}, which is none of {', '.join(ARCHITECTURES)}."
+        )
+    return {"architecture": architecture, "sizes": sizes or None}
+
+
+def slots_of(tokenizer: Any) -> np.ndarray | None:
+    """Places of a tokenizer's codes among their like; None if they have no codebook."""
+    codebook = getattr(tokenizer, "codebook_", None)
+    codebook = np.asarray([] if codebook is None else codebook)
+    return similar_slots(codebook) if codebook.ndim == 2 else None
+
+
+def default_sizes(grid: tuple[int, ...], n_samples: int) -> dict[str, int]:
+    """Sizes of a new prior that suit the data: wider and deeper with more tokens and samples."""
+    if grid[0] * grid[1] < 8 or n_samples < 200:
+        return {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
+    if n_samples < 10_000:  # many steps of a small prior beat few of a large one
+        return {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
+    return {"dim": 192, "n_layer": 4, "n_head": 6}

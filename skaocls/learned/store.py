@@ -14,7 +14,7 @@ from joblib.hashing import NumpyHasher
 from PIL import Image
 
 from skaocls.images.inputs import is_items
-from skaocls.priors.transformer import Prior
+from skaocls.priors.interface import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.version import __version__
 

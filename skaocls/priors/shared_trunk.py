@@ -23,7 +23,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from skaocls.priors.transformer import AnyOrderPrior, Prior, RMSNorm
+from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import AnyOrderPrior, RMSNorm
 
 SPREAD = 0.3  # of scales and shifts between classes at the start
 

@@ -16,6 +16,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from skaocls.priors.interface import Prior
+
 NORM_EPS = 1e-5
 ROPE_BASE = 10000.0
 
@@ -127,77 +129,6 @@ class Block(nn.Module):
         x = x[:, ::step] + y
         out: Tensor = x + self.feed_forward(self.ffn_norm(x), generator)
         return out
-
-
-class Prior(nn.Module):
-    """What a prior offers to training, scoring and drawing, and nothing else.
-
-    Attributes
-    ----------
-    vocab_size, grid, num_classes : int, tuple of int, int
-        Of the tokens, and how many classes. Label `num_classes` is the null class.
-    """
-
-    vocab_size: int
-    grid: tuple[int, int]
-    num_classes: int
-
-    @property
-    def transformer(self) -> "AnyOrderPrior":
-        """What reads the tokens."""
-        raise NotImplementedError
-
-    @property
-    def class_table(self) -> Tensor:
-        """What is known of each class, (num_classes + 1, any); the null class comes last."""
-        raise NotImplementedError
-
-    def replace_class_table(self, table: Tensor) -> None:
-        """Take over other classes, as a table like :attr:`class_table`."""
-        raise NotImplementedError
-
-    def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
-        """What each layer's attention sees of classes (...), (..., dim) each."""
-        raise NotImplementedError
-
-    def predict(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Float32 logits (items, steps, vocab_size) of states of the transformer, for classes."""
-        raise NotImplementedError
-
-    def forward(
-        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
-    ) -> Tensor:
-        """Float32 logits (items, n_tokens, vocab_size), in the order of reading."""
-        raise NotImplementedError
-
-    def log_prob(
-        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
-    ) -> Tensor:
-        """Float32 log-probabilities (items, n_tokens) of the tokens, in the order of reading."""
-        raise NotImplementedError
-
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """What the classifier's parameter `prior` takes to make a new one like this."""
-        body = self.transformer
-        return {"dim": self.dim, "n_layer": len(body.blocks), "n_head": body.n_head}
-
-    def readings(self, n_classes: int) -> int:
-        """How often the transformer reads an image, in each order, for so many classes."""
-        raise NotImplementedError
-
-    @property
-    def dim(self) -> int:
-        """Width of the transformer."""
-        return self.transformer.output.weight.shape[1]
-
-    @property
-    def n_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.output.weight.device
 
 
 class AnyOrderPrior(Prior):

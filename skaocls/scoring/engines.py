@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
-from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import Engine
 from skaocls.scoring.heads import HeadEngine
 

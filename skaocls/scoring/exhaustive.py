@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.transformer import Prior
+from skaocls.priors.interface import Prior
 from skaocls.scoring.engines import make_engine
 
 # Numbers in the residual stream of one tile: small enough for caches (CPU) and memory (CUDA), but

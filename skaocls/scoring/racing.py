@@ -26,7 +26,8 @@ from scipy import stats
 from torch import Tensor
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.transformer import AnyOrderPrior, Prior
+from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.scoring.engine import Cache, Engine, Pairs
 from skaocls.scoring.engines import make_engine
 from skaocls.scoring.exhaustive import lanes_at_once

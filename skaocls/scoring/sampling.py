@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.transformer import Prior, rotate
+from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import rotate
 from skaocls.scoring.engine import tile_shape
 from skaocls.scoring.engines import make_engine
 from skaocls.scoring.exhaustive import lanes_at_once

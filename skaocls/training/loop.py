@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.transformer import Prior
+from skaocls.priors.interface import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 
