@@ -63,6 +63,8 @@ def state_of(clf):
 @contextlib.contextmanager
 def interrupted(seconds):
     """Ctrl-C after some seconds."""
+    # where tests run in the background, the signal is ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:
@@ -70,6 +72,7 @@ def interrupted(seconds):
             yield
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 # Calls that fail ------------------------------------------------------------------------------
