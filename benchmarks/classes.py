@@ -39,14 +39,14 @@ PRIORS = {"a reading for each class": AnyOrderPrior, "shared trunk": SharedTrunk
 
 
 def made_up(kind, vocab_size, grid, n_classes, sizes):
-    """A prior whose classes differ as much as those of trained ones."""
+    """A prior whose classes differ, about as much as those of priors that were trained."""
     random = torch.Generator().manual_seed(0)
     prior = kind(vocab_size, grid, n_classes, **sizes, generator=random)
     body = prior.transformer
     torch.nn.init.normal_(body.output.weight, std=2 * body.dim**-0.5, generator=random)
     if kind is SharedTrunkPrior:
-        torch.nn.init.normal_(prior.head.tokens, std=0.5, generator=random)
-        torch.nn.init.normal_(prior.head.classes.weight, std=1.0, generator=random)
+        for weight in (prior.head.tokens, prior.head.groups.weight, prior.head.classes.weight):
+            torch.nn.init.normal_(weight, std=1.0, generator=random)
     else:
         torch.nn.init.normal_(prior.class_table, std=2.0, generator=random)
     return prior.eval()
