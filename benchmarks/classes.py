@@ -105,7 +105,8 @@ def large():
 
 def ratio_table(rows):
     """Markdown: cost over that of one class."""
-    lines = ["| | " + " | ".join(f"{n} classes" for n in COUNTS) + " |", "|---" * 8 + "|"]
+    heads = [f"{n} class{'es' * (n > 1)}" for n in COUNTS]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for vocab_size in sorted({row["vocab_size"] for row in rows}):
         for name in PRIORS:
             mine = [r for r in rows if (r["vocab_size"], r["prior"]) == (vocab_size, name)]

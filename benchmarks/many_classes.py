@@ -74,7 +74,9 @@ def main():
             print(json.dumps(row), flush=True)
     results = {"machine": machine(), "classes": args.classes, "images": len(X), "rows": rows}
     (args.output / "many_classes.json").write_text(json.dumps(results, indent=1) + "\n")
-    command = " ".join(["python benchmarks/many_classes.py", *sys.argv[1:]])
+    asked = {"images": args.images, "classes": args.classes, "epochs": args.epochs}
+    options = [f" --{k} {v}" for k, v in asked.items() if v != parser.get_default(k)]
+    command = f"python benchmarks/many_classes.py{''.join(options)}"
     lines = [
         "# Hundreds of classes",
         "",
