@@ -20,7 +20,7 @@ from digits import HERE, machine
 from strokes import characters
 
 sys.path.append(str(HERE / "claims"))
-from flops import ar_flops, ar_parts
+from measures import race_flops
 
 NAMES = {"randar": "a reading for each class", "shared_trunk": "shared trunk"}
 
@@ -31,14 +31,8 @@ def answers(clf, X, y, search):
     start = time.perf_counter()
     joint, stats = clf.predict_joint_log_proba(X, return_stats=True)
     seconds = (time.perf_counter() - start) / len(X)
-    n_classes, n_orders = len(clf.classes_), len(clf.orders_)
     read = stats["evaluations"].mean()
-    share = read / stats["exhaustive_evaluations"]
-    if clf.model_.readings == 1:
-        flops = share * ar_flops(clf.prior_, n_orders, n_classes)  # every head of orders read
-    else:
-        pair, lane = ar_parts(clf.prior_)
-        flops = n_orders * (min(1.0, share * n_classes) * pair + share * n_classes * lane)
+    flops = race_flops(clf, len(clf.orders_), read / stats["exhaustive_evaluations"])
     row = {"search": search, "accuracy": float((clf.classes_[joint.argmax(1)] == y).mean())}
     row |= {"seconds": seconds, "flops": flops, "orders": read / clf.prior_.n_tokens}
     return row, joint.argmax(1)

@@ -1069,9 +1069,7 @@ default="mean_log_likelihood"
 
     def _put_in_place(self, model, **about):
         """The one step in which the classifier becomes another one."""
-        if "_fitted_temperature" not in about:
-            about["_fitted_temperature"] = None
-        self.__dict__.update(model_=model, **about)
+        self.__dict__.update({"model_": model, "_fitted_temperature": None} | about)
         return self
 
     def _seed(self):
