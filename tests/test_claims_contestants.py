@@ -25,6 +25,7 @@ from skaocls.training.loop import schedule
 with pytest.MonkeyPatch.context() as patch:  # the scripts import each other
     patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks" / "claims")
     import diffusion
+    import elimination
     import flops
     import loops
     from diffusion import DiffusionClassifier, DiT
@@ -145,9 +146,9 @@ def test_noise_loss():
 
 
 def test_timesteps_are_nested_and_even():
-    longest = diffusion.timesteps(64)
+    longest = elimination.timesteps(64)
     for k in (1, 2, 4, 8, 16, 32, 64):
-        t = diffusion.timesteps(k)
+        t = elimination.timesteps(k)
         assert torch.equal(t, longest[:k])
         t, width = t.sort().values, 1000 / k
         np.testing.assert_allclose(t.diff(), width, rtol=1e-4)
@@ -188,7 +189,7 @@ def test_errors_by_hand(fitted):
     noisy, t = noisy.view(3, 2, 3, 16), t.view(3, 2, 3)
     assert torch.equal(labels.view(3, 2, 3), asked[:, :, None].expand(-1, -1, 3))
     assert torch.equal(noisy[:, 0], noisy[:, 1])
-    assert torch.equal(t, diffusion.timesteps(5)[2:].expand(3, 2, 3))
+    assert torch.equal(t, elimination.timesteps(5)[2:].expand(3, 2, 3))
     share = diffusion.alpha_bar(t[:, 0])[:, :, None]
     image = 2 * torch.from_numpy(X).view(3, 1, 16) - 1
     noise = (noisy[:, 0] - share.sqrt() * image) / (1 - share).sqrt()
@@ -256,6 +257,9 @@ def test_elimination_finds_the_same_class_with_less_work():
     adaptive = known(adaptive=True, stages=[(4, 3), (16, 1)])
     np.testing.assert_array_equal(adaptive.predict(X), exhaustive.predict(X))
     assert adaptive.asked == 30 * adaptive.evaluations_ == 30 * (40 + 36)
+    adaptive = known(adaptive=True, stages=[(4, 30), (8, 2), (16, 1)])  # more than there are
+    np.testing.assert_array_equal(adaptive.predict(X), exhaustive.predict(X))
+    assert adaptive.asked == 30 * adaptive.evaluations_ == 30 * (80 + 16)
     adaptive = known(adaptive=True, n_timesteps=3)  # less than an eighth of it is no step
     np.testing.assert_array_equal(adaptive.predict(X), exhaustive.predict(X))
     assert adaptive.asked == 30 * adaptive.evaluations_ == 30 * (10 + 4)

@@ -1,10 +1,10 @@
 """A diffusion classifier: the class under which a small DiT best predicts the noise in an image."""
 
 import math
-from zlib import crc32
 
 import numpy as np
 import torch
+from elimination import N_STEPS, evaluations, keys_of, noise_errors, search
 from latents import PatchLatents
 from loops import doublings, pixels, train, training_views
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -16,10 +16,8 @@ from torch.nn import functional as F
 
 from skaocls.scoring.calibration import fit_temperature
 
-N_STEPS = 1000  # T, of the diffusion
 SCHEDULE_OFFSET = 0.008
 NUMBERS_AT_ONCE = 2**18  # in the residual stream of one forward pass when scoring
-IMAGES_AT_ONCE = 64  # whose noises are kept in memory
 HELD_OUT = 0.1  # share of the data for temperature="auto", as in AnyOrderARClassifier
 FREQUENCIES = 64
 CLASS_SPREAD = 1.0  # with 0.02, as published for wide models, small ones hardly learn the classes
@@ -44,24 +42,6 @@ def noise_loss(module, x, labels, class_dropout=0.1):
     t = torch.randint(1, N_STEPS + 1, (len(x),)).float()
     labels = labels.masked_fill(torch.rand(len(x)) < class_dropout, module.num_classes)
     return F.mse_loss(module(add_noise(x, t, noise), t, labels), noise)
-
-
-def noises(image, steps, seed):
-    """Noises of an image at those of its `timesteps`: they follow from the image and the seed."""
-    # numpy's numbers, unlike torch's, do not change if more of them are drawn
-    rng = np.random.RandomState([seed, crc32(image.numpy().tobytes())])
-    return torch.from_numpy(rng.normal(size=(steps.stop, *image.shape))[steps.start :]).float()
-
-
-def timesteps(n):
-    """The n steps at which errors are compared; those of a smaller n are the first of them.
-
-    Van der Corput's sequence: the first 1, 2, 4, 8, ... are spread evenly over 0 ... T. The offset
-    of a third keeps all of these grids as far from one end as from the other, or twice as far.
-    """
-    halves = 2.0 ** -np.arange(1, 33)
-    bits = np.arange(n)[:, None] >> np.arange(32) & 1
-    return torch.from_numpy((bits @ halves + 1 / 3) % 1 * N_STEPS).float()
 
 
 class Attention(nn.Module):
@@ -299,11 +279,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
     @property
     def evaluations_(self):
         """Forward passes for one image."""
-        alive, before, passes = len(self.classes_), 0, 0
-        for until, keep in self._stages():
-            passes += alive * (until - before)
-            alive, before = keep, until
-        return passes
+        return evaluations(self._stages(), len(self.classes_))
 
     def predict_proba(self, X):
         """Class probabilities, (n, n_classes); classes are taken to be equally frequent."""
@@ -348,27 +324,14 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         return stages[: decided + 1]
 
     def _search(self, X):
-        """Squared norm of the error, averaged over the steps, (n, n_classes).
-
-        A class that was dropped lags the winner by what it lagged it when it left: its error at
-        the steps that it has seen cannot be compared with one over others.
-        """
+        """Squared norm of the error, averaged over the steps, (n, n_classes)."""
         check_is_fitted(self)
         x = self._inputs(X)
-        alive = torch.arange(len(self.classes_)).expand(len(x), -1)
-        total = torch.zeros(len(x), len(self.classes_), dtype=torch.float64)
-        before, reached = 0, []
-        for until, keep in self._stages():
-            total.scatter_add_(1, alive, self._errors(x, alive, range(before, until)).sum(2))
-            mean, before = total / until, until
-            reached.append((mean, alive))
-            best = mean.gather(1, alive).topk(keep, largest=False).indices
-            alive = alive.gather(1, best)
-        error = torch.empty_like(total)
-        for there, present in reached:
-            settled = mean.gather(1, alive) + there - there.gather(1, alive)
-            error.scatter_(1, present, settled.gather(1, present))
-        return error.numpy()
+
+        def errors(labels, steps):
+            return self._errors(x, labels, steps)
+
+        return search(errors, self._stages(), len(x), len(self.classes_)).numpy()
 
     @torch.inference_mode()
     def _errors(self, x, labels, steps):
@@ -376,19 +339,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
 
         `labels` (n, n_labels) are rows of the class table, `steps` numbers within `timesteps`.
         """
-        module, n_labels = self.module_, labels.shape[1]
-        x, t = 2 * x - 1, timesteps(steps.stop)
-        width = module.n_tokens * module.positions.shape[1]
-        at_once = max(1, NUMBERS_AT_ONCE // width)
-        parts = []
-        for some, theirs in zip(x.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE)):
-            noise = torch.stack([noises(image, steps, self._noise_seed) for image in some])
-            shape = len(some), n_labels, len(steps)
-            out = torch.empty(math.prod(shape), dtype=torch.float64)
-            for rows in torch.arange(len(out)).split(at_once):
-                image, column, step = torch.unravel_index(rows, shape)
-                eps, at = noise[image, step], t[steps.start + step]
-                guess = module(add_noise(some[image], at, eps), at, theirs[image, column])
-                out[rows] = (guess - eps).flatten(1).square().sum(1).double()
-            parts.append(out.view(shape))
-        return torch.cat(parts)
+        module, x = self.module_, 2 * x - 1
+        at_once = max(1, NUMBERS_AT_ONCE // (module.n_tokens * module.positions.shape[1]))
+        keys = keys_of(x, self._noise_seed)
+        return noise_errors(module, add_noise, x, keys, labels, steps, at_once)
