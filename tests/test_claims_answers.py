@@ -177,12 +177,6 @@ def test_chosen_settings_are_the_best_that_were_tried():
             assert settings[name] == tried[int(np.argmax(found))]
 
 
-def test_published_weights_have_the_same_entry(capsys):
-    with pytest.raises(SystemExit):
-        runner.main(["imagenet", "--help"])
-    assert "NAME=FOLDER" in capsys.readouterr().out
-
-
 def test_finished_jobs_are_not_run_again(tmp_path, monkeypatch):
     """A job is known by its settings; what a crash leaves half written does not count."""
     calls = []

@@ -3,7 +3,6 @@
     python benchmarks/claims                              # all of it: under three hours on 2 cores
     python benchmarks/claims --short --output SOMEWHERE   # each step on a few images: minutes
     python benchmarks/claims --tune                       # the choice of settings
-    python benchmarks/claims imagenet --data NAME=FOLDER  # published weights
 
 A job is one contestant on one task with one seed. Its result is a file, so what was interrupted
 goes on. Writes ``benchmarks/results/claims.json``, the page ``docs/claims.md`` and its plots;
@@ -25,7 +24,6 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1]))  # the other benchmarks
 
-import imagenet
 from digits import processor
 from experiments import EXPERIMENTS
 from page import write_page
@@ -98,9 +96,6 @@ def run(job, cache):
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["imagenet"]:
-        return imagenet.main(argv[1:])
     args = parse_args(argv)
     jobs = SHORT if args.short else TUNING if args.tune else FULL
     if args.fonts:

@@ -42,10 +42,10 @@ STAGED = (OURS, DIFFUSION, MASKED, SHARED)  # those that answer the better the l
 STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 INTRO = Path(__file__).with_name("intro.md")
 PUBLISHED = """
-`python benchmarks/claims imagenet --data imagenet=FOLDER --data imagenet-a=FOLDER` puts published
-weights to the same sums on ImageNet, V2, A, R, Sketch, C and ObjectNet folders: a row of accuracies
-for each data set and aggregation, from one order to all, with standard errors; `--order raster` for
-the one fixed order. It has not been run on the real data here, which is not at hand.
+`python benchmarks/imagenet --data imagenet=FOLDER --data imagenet-a=FOLDER` puts published weights
+to the same sums on ImageNet, V2, A, R, Sketch, C and ObjectNet folders: the prior averaged over 1
+to 20 orders, the same in raster order, and a diffusion classifier on DiT weights, with the
+operations of each. It has not been run on the real data here, which is not at hand.
 """
 REMEDIES = Path(__file__).with_name("remedies.md")
 TUNING = Path(__file__).parents[1] / "results" / "claims-tuning.json"
