@@ -3,8 +3,10 @@
     python benchmarks/finetuning.py
 
 A small prior is trained on the digits 0-6, saved, loaded, and fine-tuned to the digits 7-9 and to
-all ten with 5, 10 and 50 images a class; every contestant takes the same number of steps. Writes
-``results/finetuning.json`` and the table ``results/finetuning.md`` beside this script.
+all ten with 5, 10 and 50 images a class; every contestant takes the same number of steps. With
+``--characters`` it is trained on 200 made-up characters (see ``strokes.py``) and fine-tuned to 100
+others. Writes ``results/finetuning.json`` and ``results/finetuning.md`` beside this script, or
+``results/finetuning_characters.json`` and its table.
 """
 
 import argparse
@@ -14,12 +16,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+from characters import TEST_SEED, TRAIN_SEED
 from digits import HERE, machine
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from strokes import characters
 
 import skaocls
-from skaocls import AnyOrderARClassifier
+from skaocls import AnyOrderARClassifier, PatchTokenizer
 
 SHOTS = (5, 10, 50)
 CONTESTANTS = {
@@ -67,47 +71,83 @@ def run(seed, steps, folder):
         order = rng.permutation(len(y_train))
         for shots in SHOTS:
             few = np.concatenate([order[y_train[order] == d][:shots] for d in digits])
+            batch = min(len(few), int(np.clip(len(few) // 8, 16, 64)))
+            some = X_train[few], y_train[few], X_test[test], y_test[test]
             for name, params in CONTESTANTS.items():
-                clf = AnyOrderARClassifier(n_orders=8, random_state=seed)
-                longer = 1
-                if params:
-                    clf.set_params(prior=folder, **params)
-                elif "five" in name:
-                    clf.set_params(prior={"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64})
-                    longer = 5
-                batch = min(len(few), int(np.clip(len(few) // 8, 16, 64)))
-                clf.set_params(batch_size=batch, max_iter=-(-longer * steps // (len(few) // batch)))
-                start = time.perf_counter()
-                clf.fit(X_train[few], y_train[few])
-                seconds = time.perf_counter() - start
-                accuracy = clf.score(X_test[test], y_test[test])
-                rows.append(
-                    {"seed": seed, "task": task, "shots": shots, "contestant": name}
-                    | {"accuracy": accuracy, "trainable": trainable(clf, params)}
-                    | {"seconds": seconds, "readings": clf.model_.readings}
-                )
+                row = finetuned(name, params, *some, seed, batch, steps, folder)
+                rows.append({"seed": seed, "task": task, "shots": shots} | row)
                 print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
+def finetuned(name, params, X, y, X_test, y_test, seed, batch, steps, folder, **settings):
+    """How one contestant does, after so many steps on X and y."""
+    clf = AnyOrderARClassifier(n_orders=8, random_state=seed, **settings)
+    longer = 1
+    if params:
+        clf.set_params(prior=folder, **params)
+    elif "five" in name:
+        clf.set_params(prior={"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64})
+        longer = 5
+    clf.set_params(batch_size=batch, max_iter=-(-longer * steps // (len(X) // batch)))
+    start = time.perf_counter()
+    clf.fit(X, y)
+    seconds = time.perf_counter() - start
+    accuracy = clf.score(X_test, y_test)
+    row = {"contestant": name, "accuracy": accuracy, "trainable": trainable(clf, params)}
+    return row | {"seconds": seconds, "readings": clf.model_.readings}
+
+
+def run_characters(args, folder):
+    """A prior of the published architecture learns some characters; then others are learned."""
+    X, y = characters(args.old + args.new, args.per_class, TRAIN_SEED)
+    X_test, y_test = characters(args.old + args.new, 5, TEST_SEED)
+    old, new, test = y < args.old, y >= args.old, y_test >= args.old
+    settings = {"augmentation": None, "tokenizer": PatchTokenizer(patch_size=6, n_codes=512)}
+    sizes = {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
+    pretrained = AnyOrderARClassifier(
+        {"architecture": "randar"} | sizes,
+        max_iter=args.character_epochs,
+        random_state=0,
+        **settings,
+    )
+    pretrained.fit(X[old], y[old]).save_pretrained(folder)
+    print(f"{args.old} characters learned", flush=True)
+    rows = []
+    for shots in args.character_shots:
+        few = np.flatnonzero(new).reshape(args.new, -1)[:, :shots].ravel()
+        some = X[few], y[few], X_test[test], y_test[test]
+        for name, params in CONTESTANTS.items():
+            if "five" in name:
+                continue
+            own = {"augmentation": None} | ({} if params else settings | {"prior": sizes})
+            batch = min(64, len(few))
+            row = finetuned(name, params, *some, 0, batch, args.character_steps, folder, **own)
+            rows.append({"seed": 0, "shots": shots, "task": "characters"} | row)
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def table(rows):
+    """Markdown, of rows that have the same shots."""
+    shots_of = sorted({r["shots"] for r in rows})
     lines = [
-        "| digits | contestant | " + " | ".join(f"{k} a class" for k in SHOTS)
+        "| classes | contestant | " + " | ".join(f"{k} a class" for k in shots_of)
         + " | trainable numbers | readings | fit, s |",
-        "|---" * (len(SHOTS) + 5) + "|",
+        "|---" * (len(shots_of) + 5) + "|",
     ]  # fmt: skip
-    for task in ("7-9", "0-9"):
-        for name in CONTESTANTS:
-            mine = [r for r in rows if r["task"] == task and r["contestant"] == name]
-            cells = []
-            for shots in SHOTS:
-                scores = [r["accuracy"] for r in mine if r["shots"] == shots]
-                cells.append(f"{np.mean(scores):.3f} ± {np.std(scores):.3f}")
-            counts = sorted({r["trainable"] for r in mine})
-            count = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-            seconds = np.mean([r["seconds"] for r in mine])
-            cells += [count, str(mine[0]["readings"]), f"{seconds:.0f}"]
-            lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
+    for task, name in dict.fromkeys((r["task"], r["contestant"]) for r in rows):
+        mine = [r for r in rows if r["task"] == task and r["contestant"] == name]
+        cells = []
+        for shots in shots_of:
+            scores = [r["accuracy"] for r in mine if r["shots"] == shots]
+            spread = f" ± {np.std(scores):.3f}" if len(scores) > 1 else ""
+            cells.append(f"{np.mean(scores):.3f}{spread}")
+        counts = sorted({r["trainable"] for r in mine})
+        count = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+        seconds = np.mean([r["seconds"] for r in mine])
+        cells += [count, str(mine[0]["readings"]), f"{seconds:.0f}"]
+        lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -115,26 +155,45 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--characters", action="store_true", help="these instead of digits")
+    parser.add_argument("--old", type=int, default=200, help="characters learned first")
+    parser.add_argument("--new", type=int, default=100)
+    parser.add_argument("--per-class", type=int, default=40)
+    parser.add_argument("--character-epochs", type=int, default=20)
+    parser.add_argument("--character-steps", type=int, default=600)
+    parser.add_argument("--character-shots", type=int, nargs="+", default=[10, 40])
     parser.add_argument("--output", type=Path, default=HERE / "results")
     args = parser.parse_args()
     rows = []
-    for seed in args.seeds:
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in args.seeds if not args.characters else ():
             rows += run(seed, args.steps, folder)
-    about = {"machine": machine(), "skaocls": skaocls.__version__, "steps": args.steps}
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "finetuning.json").write_text(
-        json.dumps(about | {"rows": rows}, indent=1) + "\n"
-    )
+        if args.characters:
+            rows = run_characters(args, folder)
+    settings = {k: v for k, v in vars(args).items() if k != "output"}
+    about = {"machine": machine(), "skaocls": skaocls.__version__, "settings": settings}
+    if args.characters:
+        name, title, option = "finetuning_characters", "many characters", " --characters"
+        how = f"Test accuracy after about {args.character_steps} steps each"
+        first = f"{args.old} characters; the {args.new} that are learned are others"
+    else:
+        name, title, option = "finetuning", "few digits", ""
+        how = (
+            f"Test accuracy, mean and standard deviation over {len(args.seeds)} seeds, after about "
+            f"{args.steps} steps each"
+        )
+        first = "0-6"
     text = (
-        "# Fine-tuning on few digits\n\n"
-        f"`python benchmarks/finetuning.py`; {about['machine']}, skaocls {skaocls.__version__}.\n\n"
-        f"Test accuracy, mean and standard deviation over {len(args.seeds)} seeds, after about "
-        f"{args.steps} steps each, at 8 orders. What is fine-tuned was trained on 0-6, with the "
-        "published architecture. Readings: of an image by the transformer, in each order.\n\n"
+        f"# Fine-tuning on {title}\n\n"
+        f"`python benchmarks/finetuning.py{option}`; {about['machine']}, skaocls "
+        f"{skaocls.__version__}.\n\n"
+        f"{how}, at 8 orders. What is fine-tuned was trained on {first}, with the published "
+        "architecture. Readings: of an image by the transformer, in each order.\n\n"
         f"{table(rows)}\n"
     )
-    (args.output / "finetuning.md").write_text(text)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / f"{name}.json").write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    (args.output / f"{name}.md").write_text(text)
     print(text)
 
 

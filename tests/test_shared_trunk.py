@@ -115,6 +115,39 @@ def test_a_class_does_not_depend_on_the_others_nor_on_tiles(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("at_once", [1, 2**12, 2**20])
+def test_lanes_are_read_as_each_alone(monkeypatch, at_once):
+    monkeypatch.setattr(heads, "NUMBERS_AT_ONCE", at_once)
+    prior = make_prior(20, (2, 3), 40)
+    rng = np.random.RandomState(0)
+    codes = torch.from_numpy(rng.randint(20, size=(4, 6)))
+    orders = torch.from_numpy(np.stack([rng.permutation(6) for _ in range(4)]))
+    # of the pairs, one has all classes, one a few, one a single one and one none
+    pair = torch.tensor([2] + [0] * 40 + [3] * 7)
+    label = torch.from_numpy(np.concatenate([[5], rng.permutation(40), rng.permutation(40)[:7]]))
+    mixed = torch.from_numpy(rng.permutation(len(pair)))
+    pair, label = pair[mixed], label[mixed]
+    with torch.inference_mode():
+        engine = heads.HeadEngine(prior, torch.arange(40))
+        read, _ = engine.read(engine.pairs(codes, orders), pair, label, 2, 5)
+        expected = prior.log_prob(codes[pair], orders[pair], label)[:, 2:5]
+    torch.testing.assert_close(read, expected, atol=1e-5, rtol=0)
+
+
+def test_many_classes_race_by_rounds():
+    prior = make_prior(20, (4, 4), 60)
+    orders = np.stack([np.random.RandomState(k).permutation(16) for k in range(4)])
+    codes = generate(prior, np.arange(9), np.repeat(orders[:1], 9, 0), seed=0)
+    exact = log_likelihoods(prior, codes, orders, np.arange(60))
+    found = race(prior, codes, orders, np.arange(60), np.zeros(60), error=0.1)
+    read = np.isclose(found.log_likelihood, exact, atol=1e-5)
+    assert 0.05 < read.mean() < 0.95  # most have left, and who has not is exact
+    orders_read = found.evaluations // 16
+    for i, row in enumerate(found.log_likelihood):
+        winner = row.mean(0).argmax()
+        assert read[i, : orders_read[i], winner].all()
+
+
 def test_without_a_tilt_all_classes_are_the_trunk():
     prior = SharedTrunkPrior(9, (2, 2), 3, **SIZES)
     torch.nn.init.normal_(prior.body.output.weight, generator=torch.Generator().manual_seed(0))

@@ -120,42 +120,65 @@ class HeadEngine:
         cache: Cache | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Cache]:
-        """As :meth:`skaocls.scoring.engine.Engine.read`; there is nothing to keep."""
-        some = HeadPairs(*(a[pair, start:stop].flatten(0, 1) for a in pairs))
-        scale, shift = (
-            a[label].repeat_interleave(stop - start, 0)[:, None] for a in (self.scale, self.shift)
-        )
-        log_prob = self._log_prob(some, self._members(some), scale, shift)
-        return log_prob.view(len(pair), stop - start), []
+        """As :meth:`skaocls.scoring.engine.Engine.read`, in tiles; there is nothing to keep."""
+        log_prob = pairs.u.new_empty(len(pair), stop - start)
+        lanes = pair.argsort(stable=True)
+        some, count = pair[lanes].unique_consecutive(return_counts=True)
+        # a pair's lanes side by side, together with pairs that have about as many
+        real = torch.arange(int(count.max()), device=count.device) < count[:, None]
+        lane = torch.zeros_like(real, dtype=torch.long).masked_scatter_(real, lanes)
+        by_count = count.argsort(descending=True)
+        at = 0
+        while at < len(some):
+            widest = int(count[by_count[at]])
+            n_pairs = max(1, self.numbers_at_once // self.numbers(widest * (stop - start)))
+            few = by_count[at : at + n_pairs]
+            these = HeadPairs(*(a[some[few], start:stop] for a in pairs))
+            mine, taken = lane[few, :widest], real[few, :widest]
+            vectors = (a[label[mine]][:, None] for a in (self.scale, self.shift))
+            found = self._log_prob(these, self._members(these), *vectors)
+            log_prob[mine[taken]] = found.transpose(1, 2)[taken]
+            at += n_pairs
+        return log_prob, []
 
     def score(self, pairs: HeadPairs, lanes: int) -> Tensor:
         """log p(tokens | class) of all classes, (n_pairs, n_classes), float64."""
-        n_pairs, n_steps = pairs.group.shape
-        flat = HeadPairs(*(a.flatten(0, 1) for a in pairs))
-        head, members = self.head, self._members(flat)
-        each = 3 * self.scale.shape[1] + 2 * (head.n_groups + head.group_size)
-        at_once = NUMBERS_AT_ONCE_CUDA if pairs.u.is_cuda else NUMBERS_AT_ONCE
-        few = max(1, at_once // (each * len(flat.group)))
+        members, each = self._members(pairs), self.numbers(pairs.group.numel())
+        few = max(1, self.numbers_at_once // each)
         parts = []
         for at in range(0, self.n_classes, few):
             here = slice(at, at + few)
-            log_prob = self._log_prob(flat, members, self.scale[here], self.shift[here])
-            parts.append(log_prob.view(n_pairs, n_steps, -1).sum(1, dtype=torch.float64))
+            log_prob = self._log_prob(pairs, members, self.scale[here], self.shift[here])
+            parts.append(log_prob.sum(1, dtype=torch.float64))
         return torch.cat(parts, 1)
 
-    def _members(self, rows: HeadPairs) -> Tensor:
-        """Tilts of the codes in each row's group, (n_rows, rank, group_size)."""
-        return self.head.tokens[rows.group].transpose(1, 2)
+    def numbers(self, rows: int) -> int:
+        """How many numbers a class makes of so many tokens."""
+        return rows * (3 * self.scale.shape[1] + 2 * (self.head.n_groups + self.head.group_size))
 
-    def _log_prob(self, rows: HeadPairs, members: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """(n_rows, n_classes), under classes (n_classes, width) or one of its own for each row."""
+    @property
+    def numbers_at_once(self) -> int:
+        return NUMBERS_AT_ONCE_CUDA if self.output.is_cuda else NUMBERS_AT_ONCE
+
+    def _members(self, pairs: HeadPairs) -> Tensor:
+        """Tilts of the codes in each target's group, (n_pairs * n_steps, rank, group_size)."""
+        return self.head.tokens[pairs.group.flatten()].transpose(1, 2)
+
+    def _log_prob(self, pairs: HeadPairs, members: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """(n_pairs, n_steps, n_classes).
+
+        Scales and shifts are (n_classes, width), or (n_pairs, 1, n_classes, width).
+        """
         head = self.head
-        z = torch.addcmul(shift, rows.u[:, None], scale)
-        z = F.linear(F.silu(z, inplace=True).mul_(rows.v[:, None]), head.project.weight)
-        # z (rows, classes, rank) with the codes of each row's group (rows, group_size, rank)
-        within = torch.baddbmm(rows.of_members[:, None], z, members)
-        among = F.linear(z, head.groups.weight).add_(rows.of_groups[:, None])
-        shape = z.shape[:2]
-        member, group = (a[:, None, None].expand(*shape, 1) for a in (rows.member, rows.group))
+        z = torch.addcmul(shift, pairs.u[:, :, None], scale)
+        z = F.silu(z, inplace=True).mul_(pairs.v[:, :, None])
+        z = F.linear(z, head.project.weight)
+        shape = z.shape[:3]
+        z = z.flatten(0, 1)
+        _, _, of_groups, of_members, group, member = (a.flatten(0, 1)[:, None] for a in pairs)
+        # z (rows, classes, rank) with the codes of each row's group (rows, rank, group_size)
+        within = torch.baddbmm(of_members, z, members)
+        among = F.linear(z, head.groups.weight).add_(of_groups)
+        member, group = (a[..., None].expand(*z.shape[:2], 1) for a in (member, group))
         own = within.gather(2, member) + among.gather(2, group)
-        return own[..., 0] - within.logsumexp(2) - among.logsumexp(2)
+        return (own[..., 0] - within.logsumexp(2) - among.logsumexp(2)).view(shape)

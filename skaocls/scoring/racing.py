@@ -35,6 +35,8 @@ from skaocls.scoring.screening import COST, N_ANCHORS, survivors
 
 # Shares of an order after which classes may leave
 ROUNDS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 1)
+ROUNDS_OF_HEADS = (1 / 8, 1 / 4, 1 / 2, 1)  # of a shared trunk, which has read all of the order
+FEW_HEADS = 32  # classes from which on they pay
 FEWEST_TOKENS = 2  # before the first of them does
 STANDARD_ERRORS = 2.0  # that a lag beyond Wald's bound must have
 IMPOSSIBLE = -1e30  # log prior of a class of probability 0, with which one can calculate
@@ -144,12 +146,10 @@ def race(
         all_codes = torch.as_tensor(codes, dtype=torch.long, device=device)
         all_orders = torch.as_tensor(orders, dtype=torch.long, device=device)
         weighs = torch.as_tensor(log_prior, dtype=torch.float64, device=device)
-        bytes_each = max(1, engine.cache_bytes(stops_of(engine)[0]))
+        bytes_each = max(1, engine.cache_bytes(stops_of(engine, len(labels))[0]))
         started = min(LANES_STARTED, cache_limit(engine) // bytes_each)
         entering = len(labels) if screened is None else min(len(labels), screen or len(labels))
         at_once = max(1, started // entering)
-        if prior.readings(2) == 1:  # what a shared trunk reads of them, it reads together
-            at_once = min(at_once, lanes_at_once(prior))
         parts = []
         for i in range(0, len(codes), at_once):
             few = slice(i, i + at_once)
@@ -191,7 +191,7 @@ def race_some(
         (n_images, len(orders), n_classes), torch.nan, dtype=torch.float64, device=device
     )
     population = len(orders) * n_tokens
-    shared = engine.prior.readings(n_classes) == 1  # the trunk reads each order as a whole
+    shared = engine.prior.readings(2) == 1  # the trunk reads each order as a whole
     for k, order in enumerate(orders):
         if k:  # whoever is alone has won, and need not run on
             lanes = lanes.keep(torch.bincount(lanes.image, minlength=n_images)[lanes.image] > 1)
@@ -199,19 +199,17 @@ def race_some(
                 break
         racing = lanes.image.unique()
         pair = torch.zeros_like(images).index_put_((racing,), torch.arange(len(racing)).to(device))
-        pairs = engine.pairs(
-            codes[racing] if codes.ndim == 2 else codes[racing, k], order.expand(len(racing), -1)
-        )
+        these = codes[racing] if codes.ndim == 2 else codes[racing, k]
+        pairs = read_pairs(engine, these, order)
         if shared:
             evaluations[racing] += n_tokens
         cache: Cache | None = None
         read = 0
-        for stop in stops_of(engine):
+        for stop in stops_of(engine, len(lanes.image) / len(racing)):
             start = 0 if cache is None else read
             before = lanes.log_prob[:, : k * n_tokens + start]
-            log_prob, cache = read_lanes(
-                engine, pairs, pair[lanes.image], lanes.label, start, stop, cache
-            )
+            asked = pairs, pair[lanes.image], lanes.label, start, stop, cache
+            log_prob, cache = engine.read(*asked) if shared else read_lanes(engine, *asked)
             lanes = lanes._replace(log_prob=torch.cat([before, log_prob], 1))
             if not shared:
                 evaluations += (stop - start) * torch.bincount(lanes.image, minlength=n_images)
@@ -231,9 +229,12 @@ def race_some(
     return fill(ll, exits, log_prior), evaluations
 
 
-def stops_of(engine: Engine) -> list[int]:
-    """Tokens of an order read when each round ends."""
-    return sorted({max(1, round(share * engine.n_tokens)) for share in ROUNDS})
+def stops_of(engine: Engine, n_classes: float) -> list[int]:
+    """Tokens of an order read when each round ends, with so many classes of an image racing."""
+    shares: tuple[float, ...] = ROUNDS
+    if engine.prior.readings(2) == 1:  # the trunk has read all of the order
+        shares = ROUNDS_OF_HEADS if n_classes > FEW_HEADS else (1,)
+    return sorted({max(1, round(share * engine.n_tokens)) for share in shares})
 
 
 def cache_limit(engine: Engine) -> int:
@@ -280,6 +281,13 @@ def fill(ll: Tensor, exits: list[tuple[Tensor, ...]], log_prior: Tensor) -> Tens
         own = ll[image, :, label]
         ll[image, :, label] = torch.where(own.isnan(), estimate, own)
     return ll
+
+
+def read_pairs(engine: Engine, codes: Tensor, order: Tensor) -> Pairs:
+    """:meth:`Engine.pairs` in tiles, of images along one order."""
+    at_once = lanes_at_once(engine.prior)
+    tiles = [engine.pairs(few, order.expand_as(few)) for few in codes.split(at_once)]
+    return type(tiles[0])(*(torch.cat(a) for a in zip(*tiles, strict=True)))
 
 
 def read_lanes(
