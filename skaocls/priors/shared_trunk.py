@@ -116,8 +116,9 @@ class ClassHead(nn.Module):
         group, member = slot // self.group_size, slot % self.group_size
         among = base.logsumexp(-1) + self.groups(z).float()
         own = group[..., None, None].expand(*group.shape, 1, self.group_size)
-        tokens = F.embedding(group, self.tokens.flatten(1)).unflatten(-1, self.tokens.shape[1:])
-        within = base.gather(-2, own).squeeze(-2) + (tokens @ z[..., None]).squeeze(-1).float()
+        # tilts of all codes: copying those of each target's group would take longer
+        tilts = F.linear(z, self.tokens.flatten(0, 1)).view(base.shape).float()
+        within = (base + tilts).gather(-2, own).squeeze(-2)
         of_group = among.log_softmax(-1).gather(-1, group[..., None])
         in_group = within.log_softmax(-1).gather(-1, member[..., None])
         log_prob: Tensor = (of_group + in_group).squeeze(-1)

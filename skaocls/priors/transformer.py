@@ -154,7 +154,8 @@ class AnyOrderPrior(Prior):
     multiple_of : int, default=256
         The feed-forward width is ``8 / 3 * dim`` rounded up to a multiple of this.
     dropout : float, default=0.0
-        Dropout on embeddings, attention outputs and feed-forward outputs while training.
+        Dropout while training, on embeddings of image tokens, attention outputs and feed-forward
+        outputs; what names classes and places is never dropped, as in the published recipe.
     generator : torch.Generator, default=None
         Draws the initial weights, which are float32; None is torch's global one.
 
@@ -271,7 +272,7 @@ class AnyOrderPrior(Prior):
         -------
         values : list of n_layer tensors of shape (..., dim)
         """
-        x = self.tok_dropout(F.embedding(labels, self.class_table), generator)
+        x = F.embedding(labels, self.class_table)
         values = []
         for block in self.blocks:
             v = block.attention.class_value(block.attention_norm(x))
@@ -280,7 +281,9 @@ class AnyOrderPrior(Prior):
             x = x + block.feed_forward(block.ffn_norm(x), generator)
         return values
 
-    def interleave(self, tokens: Tensor, orders: Tensor) -> tuple[Tensor, Tensor]:
+    def interleave(
+        self, tokens: Tensor, orders: Tensor, generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Embeddings of p1 t1 p2 t2 ... pn: before each token the instruction that names its place.
 
         The last token predicts nothing, so it is not among them.
@@ -289,6 +292,8 @@ class AnyOrderPrior(Prior):
         ----------
         tokens, orders : int tensors of shape (items, n_tokens)
             Tokens and places (raster indices) in the order of reading.
+        generator : torch.Generator, default=None
+            Of dropout.
 
         Returns
         -------
@@ -299,7 +304,8 @@ class AnyOrderPrior(Prior):
         rope = self.rope[orders]
         head = self.pos_instruct_embeddings.view(self.n_head, 1, -1)
         instructions = rotate(head, rope.unsqueeze(1)).transpose(1, 2).flatten(2)
-        x = torch.stack([instructions, self.tok_embeddings(tokens)], 2).flatten(1, 2)
+        embedded = self.tok_dropout(self.tok_embeddings(tokens), generator)
+        x = torch.stack([instructions, embedded], 2).flatten(1, 2)
         return x[:, :-1], rope.repeat_interleave(2, 1)[:, None, :-1]
 
     def forward(
@@ -345,8 +351,7 @@ class AnyOrderPrior(Prior):
         generator: Generator | None = None,
     ) -> Tensor:
         """States (items, n_tokens, dim) before each token, from what :meth:`class_values` gives."""
-        x, rope = self.interleave(codes.gather(1, orders), orders)
-        x = self.tok_dropout(x, generator)
+        x, rope = self.interleave(codes.gather(1, orders), orders, generator)
         steps = x.shape[1]
         mask = torch.ones(steps, steps + 1, dtype=torch.bool, device=x.device).tril(1)
         for block, value in zip(self.blocks[:-1], class_values):
