@@ -167,9 +167,13 @@ default="mean_log_likelihood"
     tol : float, default=2e-2
         Change of the loss, in nats per token, that counts as none.
     crop : {"center", "random"}, default="center"
-        ``"random"`` reads a crop of its own for each order: the image is enlarged by a tenth and
-        cut to its size at a place drawn from `random_state`, the same for all images; images
-        under 64 pixels are shifted instead, their edges repeated. May be changed after `fit`.
+        ``"random"`` reads a crop of its own for each order, as the paper does: the image as it
+        came, a file at its full size, is resized so that its shorter side has between 1 and 1.25
+        times the pixels that are wanted, and a window is cut out anywhere
+        (:func:`skaocls.images.crops.random_crop`). Scale and place are drawn from `random_state`,
+        the same for all images. Arrays have the wanted size already and are resized all the same;
+        only images under 64 pixels that have it, arrays or files, are shifted instead, their edges
+        repeated, which is not the paper's. May be changed after `fit`.
     latent_noise : float, default=0.0
         t in ``(1 - t) latent + t noise``, applied before quantization with new noise for each
         order, the same for all images; the tokenizer must know it. May be changed after `fit`.

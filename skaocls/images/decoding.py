@@ -153,14 +153,25 @@ def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     >>> resize_crop(Image.new("L", (640, 480)), 32, 32).size
     (32, 32)
     """
+    image = covering(image, height, width)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def covering(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Scaled so that it just covers (height, width)."""
+    image = halved(image, height, width)
+    scale = max(width / image.width, height / image.height)
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def halved(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Halved while it is at least twice as large."""
     while image.width >= 2 * width and image.height >= 2 * height:
         half = image.width // 2, image.height // 2
         image = image.resize(half, Image.Resampling.BOX)
-    scale = max(width / image.width, height / image.height)
-    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    return image
 
 
 def to_unit(a: np.ndarray, name: str) -> np.ndarray:

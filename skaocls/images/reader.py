@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
 from sklearn.utils.validation import _check_feature_names, validate_data
 
+from skaocls.images.crops import originals
 from skaocls.images.decoding import full_scale, load_images
 from skaocls.images.inputs import (
     as_array,
@@ -88,10 +89,18 @@ class Reader:
 
     def images(self, batch: Any, part: Any = slice(None)) -> np.ndarray:
         """Decode batch[part]: float32 (n, height, width, channels)."""
+        return load_images(batch[part], **self.loading(part))
+
+    def originals(self, batch: Any, part: Any = slice(None)) -> list[np.ndarray]:
+        """Decode batch[part] to cut crops from it, see :mod:`skaocls.images.crops`."""
+        return originals(batch[part], **self.loading(part))
+
+    def loading(self, part: Any) -> Any:
+        """How to load batch[part]."""
         assert self.image_shape is not None
         start = (part.start or 0) if isinstance(part, slice) else 0
         resize = self.declared_shape is not None
-        return load_images(batch[part], self.image_shape, resize=resize, start=start)
+        return {"shape": self.image_shape, "resize": resize, "start": start}
 
     @property
     def reads_rows(self) -> bool:

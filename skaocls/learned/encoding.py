@@ -8,7 +8,8 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 
-from skaocls.images.augmentation import cropped, enlarged, random_views
+from skaocls.images.augmentation import random_views
+from skaocls.images.crops import random_crop
 from skaocls.images.reader import Reader
 from skaocls.tokenizers import (
     LlamaGenTokenizer,
@@ -91,7 +92,8 @@ def encode_for_orders(
 ) -> np.ndarray:
     """Tokens of batch[part], with a crop and noise of its own for each order if they are wanted.
 
-    Crop and noise of an order are the same for all images.
+    Crop and noise of an order are the same for all images: what is drawn are shares of what an
+    image has room for.
 
     Returns
     -------
@@ -100,12 +102,14 @@ def encode_for_orders(
     if reader.image_shape is None or (crop == "center" and not latent_noise):
         return encode(tokenizer, reader, batch, part)
     rng = np.random.RandomState(seed)
-    images = reader.images(batch, part)
-    large = enlarged(images) if crop == "random" else None
+    sides = np.random.RandomState([seed, 1]).uniform(size=n_orders)
+    images: Any = reader.originals(batch, part) if crop == "random" else reader.images(batch, part)
     codes = []
-    for _ in range(n_orders):
+    for side in sides:
         where, noise_seed = rng.uniform(size=2), rng.randint(2**31 - 1)
-        pixels = images if large is None else cropped(large, reader.image_shape, where)
+        pixels = images
+        if crop == "random":
+            pixels = np.stack([random_crop(x, reader.image_shape, side, where) for x in images])
         noise = {"latent_noise": latent_noise, "seed": noise_seed} if latent_noise else {}
         codes.append(tokens(tokenizer, pixels, **noise))
     return np.stack(codes, axis=1)
