@@ -36,7 +36,7 @@ from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 AT_ONCE = 8  # images scored between two writes
 WORDNET_IDS = [row["wordnet_id"] for row in imagenet_classes()]
 CLASSES = {w: i for i, w in enumerate(WORDNET_IDS)} | {str(i): i for i in range(len(WORDNET_IDS))}
-PARAMS = ("filename", "revision", "n_orders", "order", "crop", "latent_noise")
+PARAMS = ("filename", "revision", "n_orders", "order", "crop", "latent_noise", "decoding")
 
 
 def parse_args(argv=None):
@@ -54,6 +54,7 @@ def parse_args(argv=None):
     add("--aggregation", choices=AGGREGATIONS, default=AGGREGATIONS[0], help="in the plot")
     add("--crop", choices=["center", "random"], default="center")
     add("--latent-noise", type=float, default=0.0)
+    add("--decoding", choices=["plain", "as_seen"], default="plain", help="of odd files")
     add("--device", default="auto")
     add("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     add("--limit", type=int, help="images of each data set, spread evenly over its classes")

@@ -117,6 +117,11 @@ default="mean_log_likelihood"
         be changed after `fit`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         Shape of the images if X holds flat rows; size to which image files are resized.
+    decoding : {"as_seen", "plain"}, default="as_seen"
+        How image files and PIL images are read: as a person sees them, with EXIF rotation applied
+        and transparency laid over white, or by a plain conversion to RGB that ignores both, as the
+        published numbers were made (:func:`skaocls.images.to_pixels`). They are read ever after as
+        in `fit` or :meth:`from_pretrained`.
     augmentation : int, "auto" or None, default="auto"
         Views of each image to train on: itself, and small shifts, turns and stretches of it
         (:func:`skaocls.images.augmentation.random_views`), tokenized once. ``"auto"`` is 16, or 4
@@ -289,6 +294,7 @@ default="mean_log_likelihood"
         "racing_error": [Interval(Real, 0, 0.5, closed="neither")],
         "racing_screen": [Interval(Integral, 1, None, closed="left"), None],
         "image_shape": [tuple, list, None],
+        "decoding": [StrOptions({"as_seen", "plain"})],
         "augmentation": [
             StrOptions({"auto"}),
             Interval(Integral, 1, None, closed="left"),
@@ -335,6 +341,7 @@ default="mean_log_likelihood"
         racing_error=1e-3,
         racing_screen=None,
         image_shape=None,
+        decoding="as_seen",
         augmentation="auto",
         max_iter=120,
         batch_size="auto",
@@ -373,6 +380,7 @@ default="mean_log_likelihood"
         self.racing_error = racing_error
         self.racing_screen = racing_screen
         self.image_shape = image_shape
+        self.decoding = decoding
         self.augmentation = augmentation
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -855,7 +863,8 @@ default="mean_log_likelihood"
 
         Published ImageNet weights classify at once, without `fit`: `classes_` are ImageNet's
         indices, `class_names_` and `wordnet_ids_` say what they are, class priors are uniform,
-        and files are resized and cropped as in the paper.
+        and files are resized and cropped as in the paper; ``decoding="plain"`` also takes their
+        pixels as in the paper where files are odd (turned, transparent, of 16 bits).
 
         Parameters
         ----------
@@ -925,7 +934,7 @@ default="mean_log_likelihood"
         clf._validate_params()
         prior = load_published(source, filename, **at)
         rng = check_random_state(clf.random_state)
-        model = published_model(prior, tokenizer, classes, rng, cls.__name__)
+        model = published_model(prior, tokenizer, classes, rng, cls.__name__, clf.decoding)
         log_prior = class_log_prior(clf.priors, model.class_count)
         return clf._put_in_place(model, class_log_prior_=log_prior)
 
@@ -1004,7 +1013,7 @@ default="mean_log_likelihood"
         given, tokenizer, shape = starting_point(
             self.prior, self.tokenizer, self.image_shape, self.filename, self.revision
         )
-        reader, batch = learn_reader(X, owner, shape)
+        reader, batch = learn_reader(X, owner, shape, decoding=self.decoding)
         batch, y, weights = read_labels(batch, y, sample_weight, owner=owner)
         classes = known_classes(y, classes)
         self._check_priors(classes)

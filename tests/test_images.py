@@ -163,6 +163,50 @@ def test_camera_rotation(save):
     np.testing.assert_array_equal(load([path])[0, ..., 0] * 255, upright)
 
 
+def test_plain_decoding_is_one_conversion(save):
+    """As `Image.open(file).convert("RGB")` has it, files and PIL images alike."""
+    rng = np.random.RandomState(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = Image.fromarray(rng.randint(256, size=(4, 6, 4), dtype=np.uint8))
+    deep = Image.fromarray(rng.randint(0, 400, size=(4, 6)).astype(np.uint16))
+    palette = noise.convert("RGB").quantize(8)
+    odd = {
+        "turned.png": (noise.convert("RGB"), {"exif": exif}),
+        "turned.jpg": (noise.convert("RGB"), {"exif": exif}),
+        "clear.png": (noise, {}),
+        "clear and turned.webp": (noise, {"exif": exif}),
+        "keyed.png": (palette, {"transparency": 0}),
+        "deep.png": (deep, {}),
+        "cmyk.jpg": (noise.convert("CMYK"), {}),
+    }
+    for name, (image, how) in odd.items():
+        path = save(image, name, **how)
+        with Image.open(path) as opened:
+            expected = np.asarray(opened.convert("RGB"))
+        for X in ([path], [Image.open(path)]):
+            assert image_shape_of(X, (4, 6, 3), "plain") == (4, 6, 3)
+            assert image_shape_of(X, None, "plain")[:2] == (4, 6), name
+            got = load_images(X, (4, 6, 3), decoding="plain") * 255
+            np.testing.assert_array_equal(got.round()[0], expected, err_msg=name)
+            [got] = originals(X, (2, 3, 3), resize=True, decoding="plain")
+            np.testing.assert_array_equal(got, expected, err_msg=name)
+            small = load_images(X, (2, 3, 3), resize=True, decoding="plain")[0] * 255
+            same = resize_crop(Image.fromarray(expected), 2, 3)
+            np.testing.assert_array_equal(small.round(), np.asarray(same), err_msg=name)
+        if name != "cmyk.jpg":
+            assert not np.array_equal(to_pixels(Image.open(path), 3), expected), name
+
+
+def test_plain_decoding_of_a_turned_tiff(save):
+    """Pillow turns TIFF files itself: header and pixels agree all the same."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(Image.new("RGB", (4, 2)), "t.tif", exif=exif)
+    shape = image_shape_of([path], None, "plain")
+    assert load_images([path], shape, decoding="plain").shape == (1, *shape)
+
+
 def test_gray_and_colour_together(save):
     gray, colour = Image.new("L", (2, 2), 51), Image.new("RGB", (2, 2), (255, 0, 0))
     paths = [save(gray, "g.png"), save(colour, "c.png")]

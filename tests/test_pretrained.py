@@ -772,6 +772,29 @@ def test_zero_shot_llamagen(large_file, llamagen, tmp_path):
     assert proba.shape == (1, 2) and proba.sum() == pytest.approx(1)
 
 
+def test_plain_decoding_lasts(small_file, stand_in, tmp_path):
+    """What a reader was told is kept by fit and by saving; a turned file is read as it lies."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = tmp_path / "turned.png"
+    lying = picture(256)
+    lying[:, :, 128:] //= 2
+    Image.fromarray(lying[0]).save(file, exif=exif)
+    for params in ({"crop": "center"}, {"crop": "random", "n_orders": 2}):
+        clf = from_pretrained(small_file, stand_in, classes=[5, 6], decoding="plain", **params)
+        clf.save_pretrained(tmp_path / "saved")
+        for model in (clf, AnyOrderARClassifier.from_pretrained(tmp_path / "saved")):
+            ours = model.predict_joint_log_proba([file])
+            np.testing.assert_array_equal(ours, clf.predict_joint_log_proba(lying))
+        turned = from_pretrained(small_file, stand_in, classes=[5, 6], **params)
+        assert (turned.predict_joint_log_proba([file]) != ours).any()
+    wide = [tmp_path / f"{i}.png" for i in range(4)]
+    for i in range(4):
+        Image.fromarray(lying[0, :8, i : i + 16]).save(wide[i], exif=exif)
+    assert make(decoding="plain", max_iter=1).fit(wide, [0, 1, 0, 1]).image_shape_ == (8, 16, 3)
+    assert make(max_iter=1).fit(wide, [0, 1, 0, 1]).image_shape_ == (16, 8, 3)
+
+
 @pytest.mark.parametrize(
     "classes, message",
     [

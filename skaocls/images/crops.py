@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from skaocls.images.decoding import covering, full_scale, halved, load_images, to_pixels, upright
+from skaocls.images.decoding import covering, decoded, full_scale, halved, load_images, to_pixels
 from skaocls.images.inputs import as_array, as_batch, is_items, read
 
 LARGEST = 5, 4  # the shorter side of what a crop is cut from is at most 5 / 4 of the crop's
@@ -14,13 +14,18 @@ SHIFTED_UNDER = 64  # pixels; smaller images would be blurred
 
 
 def originals(
-    X: Any, shape: tuple[int, ...], *, resize: bool = False, start: int = 0
+    X: Any,
+    shape: tuple[int, ...],
+    *,
+    resize: bool = False,
+    start: int = 0,
+    decoding: str = "as_seen",
 ) -> list[np.ndarray]:
     """Decode images, but leave them as large as crops need them.
 
     Parameters
     ----------
-    X, shape, resize, start
+    X, shape, resize, start, decoding
         As in :func:`skaocls.images.load_images`.
 
     Returns
@@ -34,10 +39,11 @@ def originals(
     for i, item in enumerate(X, start):
         is_file = is_items(X) and not hasattr(as_array(item), "dtype")
         if is_file and resize:
-            image = read(item, i, lambda x: to_pixels(halved(upright(x), *size), shape[2]))
+            large = read(item, i, lambda x: halved(decoded(x, decoding), *size))
+            image = to_pixels(large, shape[2], decoding)
         else:
             one = slice(i - start, i - start + 1)
-            image = load_images(X[one], shape, resize=resize, start=i)[0]
+            image = load_images(X[one], shape, resize=resize, start=i, decoding=decoding)[0]
             if is_file or as_array(item).dtype == np.uint8:
                 image = np.rint(image * 255).astype(np.uint8)
         images.append(image)

@@ -43,6 +43,8 @@ class Reader:
         Whether rows of numbers are images one pixel high, not tables.
     value_range : tuple of float or None
         The least and the largest number in the images of `fit`.
+    decoding : str
+        How files and PIL images are read, see :func:`skaocls.images.to_pixels`.
     """
 
     owner: str
@@ -52,6 +54,7 @@ class Reader:
     feature_names: np.ndarray | None = None
     signals: bool = False
     value_range: tuple[float, float] | None = None
+    decoding: str = "as_seen"
 
     def check(self, X: Any, *, scale: bool = True) -> Any:
         """X as something to slice, if it looks like the data of `fit`.
@@ -99,8 +102,8 @@ class Reader:
         """How to load batch[part]."""
         assert self.image_shape is not None
         start = (part.start or 0) if isinstance(part, slice) else 0
-        resize = self.declared_shape is not None
-        return {"shape": self.image_shape, "resize": resize, "start": start}
+        size = {"shape": self.image_shape, "resize": self.declared_shape is not None}
+        return {**size, "start": start, "decoding": self.decoding}
 
     @property
     def reads_rows(self) -> bool:
@@ -145,7 +148,12 @@ class Reader:
 
 
 def learn_reader(
-    X: Any, owner: str, image_shape: Any = None, *, signals: bool = False
+    X: Any,
+    owner: str,
+    image_shape: Any = None,
+    *,
+    signals: bool = False,
+    decoding: str = "as_seen",
 ) -> tuple[Reader, Any]:
     """Learn how data look.
 
@@ -158,6 +166,8 @@ def learn_reader(
         How messages call the estimator.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
     signals : bool, default=False
+    decoding : {"as_seen", "plain"}, default="as_seen"
+        How files and PIL images are read, see :func:`skaocls.images.to_pixels`.
 
     Returns
     -------
@@ -184,7 +194,7 @@ def learn_reader(
     shape: tuple[int, ...] | None
     if holds_images(batch):
         check_not_empty(batch)
-        shape = image_shape_of(batch, declared)
+        shape = image_shape_of(batch, declared, decoding)
         table = getattr(X, "ndim", None) == 2 or hasattr(X, "columns")
         seen.n_features_in_ = 1 if table else int(np.prod(shape))
         if hasattr(X, "columns"):
@@ -202,6 +212,7 @@ def learn_reader(
         getattr(seen, "feature_names_in_", None),
         signals,
         None if shape is None else value_range(batch),
+        decoding,
     )
     return reader, batch
 

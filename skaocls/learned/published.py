@@ -88,7 +88,12 @@ def published_tokenizer(prior: Prior) -> Any:
 
 
 def published_model(
-    prior: AnyOrderPrior, tokenizer: Any, classes: Any, rng: np.random.RandomState, owner: str
+    prior: AnyOrderPrior,
+    tokenizer: Any,
+    classes: Any,
+    rng: np.random.RandomState,
+    owner: str,
+    decoding: str = "as_seen",
 ) -> FittedModel:
     """Published weights as a model that classifies at once.
 
@@ -104,6 +109,8 @@ def published_model(
         Of the seed of the orders.
     owner : str
         How messages call the classifier.
+    decoding : {"as_seen", "plain"}, default="as_seen"
+        How files are read, see :func:`skaocls.images.to_pixels`.
 
     Returns
     -------
@@ -122,7 +129,7 @@ def published_model(
     imagenet = imagenet_classes() if n_rows == N_IMAGENET else None
     model = FittedModel(
         # numbers of any type in 0 ... 1, which the tokenizer checks
-        reader=Reader(owner, shape, shape, int(np.prod(shape))),
+        reader=Reader(owner, shape, shape, int(np.prod(shape)), decoding=decoding),
         tokenizer=tokenizer,
         priors=(prior,),
         classes=np.arange(n_rows),
