@@ -857,6 +857,7 @@ default="mean_log_likelihood"
         token=None,
         tokenizer="auto",
         classes=None,
+        num_classes=None,
         **params,
     ):
         """A fitted classifier from published weights or from what `save_pretrained` wrote.
@@ -884,6 +885,12 @@ default="mean_log_likelihood"
         classes : list of int or str, default=None
             Only these classes, for published weights: ImageNet indices, WordNet ids or names.
             What is left out costs nothing.
+        num_classes : int, default=None
+            For published weights, how many classes their class table has. Its last row may be the
+            null class or, if training dropped no class, a class like the others; None guesses and,
+            where it may be wrong, warns (:func:`skaocls.priors.loading.prior_from_state_dict`).
+            If it is given, the parameter `prior` becomes the loaded module, so that a later `fit`
+            starts from the same.
         **params
             Other parameters of the classifier.
 
@@ -932,7 +939,9 @@ default="mean_log_likelihood"
                 )
         clf = cls(prior=source, tokenizer=tokenizer, filename=filename, revision=revision, **params)
         clf._validate_params()
-        prior = load_published(source, filename, **at)
+        prior = load_published(source, filename, **at, num_classes=num_classes)
+        if num_classes is not None:
+            clf.prior = prior
         rng = check_random_state(clf.random_state)
         model = published_model(prior, tokenizer, classes, rng, cls.__name__, clf.decoding)
         log_prior = class_log_prior(clf.priors, model.class_count)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import urllib.parse
+import warnings
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -158,7 +159,7 @@ def tiny(golden):
 
 
 def load_tiny(*args, **params):
-    return load_prior(*args, grid=(4, 4), n_head=4, **params)
+    return load_prior(*args, **({"grid": (4, 4), "n_head": 4, "num_classes": 5} | params))
 
 
 @pytest.mark.parametrize("form", ["safetensors", "pt", "model", "module", "legacy", "folder"])
@@ -259,6 +260,32 @@ def test_state_dict_of_another_model(tmp_path):
     save_file({"conv.weight": torch.zeros(2)}, tmp_path / "prior.safetensors")
     with pytest.raises(ValueError, match=r"holds no RandAR prior.*conv\.weight"):
         load_tiny(tmp_path)
+
+
+@pytest.mark.parametrize("given, loaded", [(None, 5), (5, 5), (6, 6)])
+def test_class_table_with_and_without_a_null_row(golden_prior, tiny, tmp_path, given, loaded):
+    save_file(tiny, tmp_path / "prior.safetensors")  # six rows
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prior = load_tiny(tmp_path, num_classes=given)
+    assert [str(w.message).split("has ")[1] for w in caught] == [
+        "a class table of 6 rows: taken for 5 classes, with the last row for the null class. Pass "
+        "num_classes=5 to load_prior or from_pretrained if so, num_classes=6 if not."
+    ] * (given is None)
+    assert prior.num_classes == loaded
+    expected, rows = golden_prior[1], prior.class_table.detach()
+    ll = log_likelihoods(prior, expected["tokens"], expected["orders"], np.arange(6))
+    np.testing.assert_allclose(ll, expected["log_prob"].sum(-1).transpose(2, 0, 1), atol=1e-4)
+    table = tiny["cls_embedding.embedding_table.weight"]
+    null = table[5] if loaded == 5 else table.mean(0)
+    np.testing.assert_allclose(rows[-1], null, atol=1e-6)
+
+
+def test_class_table_that_cannot_be(tiny, tmp_path):
+    save_file(tiny, tmp_path / "prior.safetensors")
+    for wrong in (4, 7, 1000):
+        with pytest.raises(ValueError, match=rf"6 rows, so num_classes must be 5.* got {wrong}"):
+            load_tiny(tmp_path, num_classes=wrong)
 
 
 # The hub --------------------------------------------------------------------------------------
@@ -755,6 +782,30 @@ def test_zero_shot_subset(small_file, stand_in, tmp_path):
     np.testing.assert_array_equal(restored.predict_proba(X), some.predict_proba(X))
     assert list(restored.class_names_) == list(some.class_names_)
     assert list(restored.wordnet_ids_) == list(some.wordnet_ids_)
+
+
+def test_zero_shot_without_a_null_row(stand_in, tmp_path):
+    """A thousand rows are ImageNet's classes; of ten, the caller knows."""
+    for n_rows, given in ((1000, None), (10, 10)):
+        file = save_prior(tmp_path / "prior.safetensors", 8, num_classes=n_rows - 1)
+        if given is None:
+            with pytest.warns(UserWarning, match=r"1000 classes, with no row for the null class"):
+                clf = from_pretrained(file, stand_in)
+            assert clf.wordnet_ids_[999] == "n15075141"
+        else:
+            clf = from_pretrained(file, stand_in, num_classes=given)
+        assert len(clf.classes_) == clf.prior_.num_classes == n_rows
+        table = load_file(file)["cls_embedding.embedding_table.weight"]
+        np.testing.assert_array_equal(clf.prior_.class_table[:-1].detach(), table)
+        clf.save_pretrained(tmp_path / "saved")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            restored = AnyOrderARClassifier.from_pretrained(tmp_path / "saved")
+        some = picture(256)
+        np.testing.assert_array_equal(restored.predict_proba(some), clf.predict_proba(some))
+    tuned = clf.set_params(max_iter=1, augmentation=None, tokenizer=FrozenEstimator(stand_in))
+    tuned.fit(np.repeat(picture(256), 10, 0), np.arange(10))  # all ten classes are there to start
+    assert len(tuned.classes_) == 10
 
 
 def test_zero_shot_priors(small_file, stand_in):

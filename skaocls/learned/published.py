@@ -39,6 +39,7 @@ def load_published(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
+    **sizes: Any,
 ) -> AnyOrderPrior:
     """A RandAR prior by short name, hub repository, folder or file.
 
@@ -49,6 +50,9 @@ def load_published(
         ``ziqipang/RandAR`` the L model unless `filename` says otherwise); a folder; a file.
     filename, revision, token
         As in :func:`skaocls.files.find_file`.
+    **sizes
+        `grid`, `n_head` and `num_classes`, which weights do not tell, see
+        :func:`skaocls.priors.loading.prior_from_state_dict`.
 
     Returns
     -------
@@ -65,7 +69,7 @@ def load_published(
         source, filename = PUBLISHED[str(source)]
     elif source == RANDAR and filename is None:
         filename = PUBLISHED["randar-l"].filename
-    return load_prior(source, filename, revision=revision, token=token)
+    return load_prior(source, filename, revision=revision, token=token, **sizes)
 
 
 def is_published(source: Any) -> bool:

@@ -25,7 +25,7 @@ from skaocls.files import find_file, read_state_dict, write_all
 from skaocls.images.reader import Reader
 from skaocls.learned.model import FittedModel
 from skaocls.priors.interface import Prior
-from skaocls.priors.loading import prior_from_state_dict, shared_trunk_from_state_dict
+from skaocls.priors.loading import own_prior_from_state_dict, shared_trunk_from_state_dict
 from skaocls.tokenizers import (
     LlamaGenTokenizer,
     MaskGITTokenizer,
@@ -148,7 +148,7 @@ def load_model(
     path = find_file(source, name, **at)
     state = read_state_dict(path)
     shared = "head.classes.weight" in state
-    restore = shared_trunk_from_state_dict if shared else prior_from_state_dict
+    restore = shared_trunk_from_state_dict if shared else own_prior_from_state_dict
     prior: Prior = restore(state, **config["prior"], source=str(path))
     return prior
 
