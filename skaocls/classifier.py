@@ -1,5 +1,6 @@
 """The scikit-learn estimator."""
 
+import copy
 import os
 import warnings
 from dataclasses import fields
@@ -31,7 +32,13 @@ from skaocls.images.reader import learn_reader
 from skaocls.learned import answers, drawing, saving
 from skaocls.learned.labels import class_log_prior, known_classes, read_labels
 from skaocls.learned.learning import FINETUNE_RATE, extend, learn
-from skaocls.learned.published import is_published, load_published, published_model
+from skaocls.learned.published import (
+    grid_for,
+    is_published,
+    load_published,
+    published_model,
+    ready_tokenizer,
+)
 from skaocls.learned.recipe import Recipe
 from skaocls.learned.starting import new_prior, starting_point
 from skaocls.learned.store import open_store
@@ -857,6 +864,8 @@ default="mean_log_likelihood"
         token=None,
         tokenizer="auto",
         classes=None,
+        grid=None,
+        n_head=None,
         num_classes=None,
         **params,
     ):
@@ -869,9 +878,10 @@ default="mean_log_likelihood"
 
         Parameters
         ----------
-        source : str or path
-            A folder or hub repository written by `save_pretrained` or `push_to_hub`; or
-            published weights, see :func:`skaocls.learned.published.load_published`.
+        source : str, path or module
+            A folder or hub repository written by `save_pretrained` or `push_to_hub`; published
+            weights or one's own of that architecture, see
+            :func:`skaocls.learned.published.load_published`; or a prior, which is copied.
         filename : str, default=None
             File of published weights within a folder or repository.
         revision : str, default=None
@@ -879,18 +889,23 @@ default="mean_log_likelihood"
         token : str or bool, default=None
             As in ``huggingface_hub``.
         tokenizer : "auto" or transformer, default="auto"
-            For published weights; ``"auto"`` is the one of their vocabulary, with its own
-            published weights. A transformer is taken as it is if it is fitted, else cloned and
+            For published weights and priors; ``"auto"`` is the one of their vocabulary, with its
+            own published weights. A transformer is taken as it is if it is fitted, else cloned and
             fitted.
         classes : list of int or str, default=None
             Only these classes, for published weights: ImageNet indices, WordNet ids or names.
             What is left out costs nothing.
+        grid : tuple of int (rows, cols), default=None
+            For published weights: how tokens are arranged. None is the grid of `tokenizer`; with
+            ``"auto"`` that of `image_shape`, 24 x 24 for (384, 384), or else 16 x 16.
+        n_head : int, default=None
+            For published weights: how many attention heads they have. None is ``dim / 64``.
         num_classes : int, default=None
             For published weights, how many classes their class table has. Its last row may be the
             null class or, if training dropped no class, a class like the others; None guesses and,
             where it may be wrong, warns (:func:`skaocls.priors.loading.prior_from_state_dict`).
-            If it is given, the parameter `prior` becomes the loaded module, so that a later `fit`
-            starts from the same.
+            If this, `grid` or `n_head` is given, the parameter `prior` becomes the loaded module,
+            so that a later `fit` starts from the same.
         **params
             Other parameters of the classifier.
 
@@ -924,7 +939,7 @@ default="mean_log_likelihood"
         True
         """
         at = {"revision": revision, "token": token}
-        if filename is None and not is_published(source):
+        if filename is None and not is_published(source) and not isinstance(source, Prior):
             config = saving.read_config(source, **at)
             if config is not None:
                 if "params" not in config:
@@ -939,11 +954,24 @@ default="mean_log_likelihood"
                 )
         clf = cls(prior=source, tokenizer=tokenizer, filename=filename, revision=revision, **params)
         clf._validate_params()
-        prior = load_published(source, filename, **at, num_classes=num_classes)
-        if num_classes is not None:
+        tokenizer = ready_tokenizer(tokenizer)
+        sizes = {"grid": grid, "n_head": n_head, "num_classes": num_classes}
+        told = any(size is not None for size in sizes.values())
+        if isinstance(source, Prior):
+            if told or filename is not None:
+                raise ValueError(
+                    f"filename, grid, n_head and num_classes are for files, but source is a "
+                    f"{type(source).__name__}, which knows its own."
+                )
+            prior = copy.deepcopy(source).eval()
+        else:
+            sizes["grid"] = grid or grid_for(tokenizer, clf.image_shape)
+            prior = load_published(source, filename, **at, **sizes)
+        if told:
             clf.prior = prior
         rng = check_random_state(clf.random_state)
-        model = published_model(prior, tokenizer, classes, rng, cls.__name__, clf.decoding)
+        how = {"image_shape": clf.image_shape, "decoding": clf.decoding}
+        model = published_model(prior, tokenizer, classes, rng, cls.__name__, **how)
         log_prior = class_log_prior(clf.priors, model.class_count)
         return clf._put_in_place(model, class_log_prior_=log_prior)
 

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
+from skaocls.images.inputs import check_image_shape
 from skaocls.images.reader import Reader
 from skaocls.learned.model import FittedModel
 from skaocls.priors.interface import Prior
@@ -18,19 +19,22 @@ from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.tokenizers import LlamaGenTokenizer, MaskGITTokenizer
 
 RANDAR = "ziqipang/RandAR"
+AR_CLASSIFIER = "iasudakov/ar_classifier"
 N_IMAGENET = 1000  # classes
 
 
 class Published(NamedTuple):
     repo: str
-    filename: str
+    filename: str | None
 
 
 PUBLISHED = {
     "randar-l": Published(RANDAR, "randar_0.3b_llamagen_360k_bs_1024_lr_0.0004.safetensors"),
     "randar-xl": Published(RANDAR, "randar_0.7b_llamagen_360k_bs_1024_lr_0.0004.safetensors"),
     "randar-l-maskgit": Published(RANDAR, "randar_0.3b_maskgit_360k_bs_1024_lr_0.0004.safetensors"),
+    "randar-l-classifier": Published(AR_CLASSIFIER, None),
 }
+SIDE = 16  # pixels of a token of the published tokenizers
 
 
 def load_published(
@@ -46,7 +50,9 @@ def load_published(
     Parameters
     ----------
     source : str or path
-        ``"randar-l"``, ``"randar-xl"``, ``"randar-l-maskgit"``; a hub repository (of
+        ``"randar-l"``, ``"randar-xl"``, ``"randar-l-maskgit"``; ``"randar-l-classifier"``, the
+        paper's own weights, trained on random crops (its repository ``iasudakov/ar_classifier`` may
+        hold several files: `filename` says which); a hub repository (of
         ``ziqipang/RandAR`` the L model unless `filename` says otherwise); a folder; a file.
     filename, revision, token
         As in :func:`skaocls.files.find_file`.
@@ -66,7 +72,8 @@ def load_published(
         If they are no RandAR prior.
     """
     if is_published(source):
-        source, filename = PUBLISHED[str(source)]
+        source, usual = PUBLISHED[str(source)]
+        filename = filename or usual
     elif source == RANDAR and filename is None:
         filename = PUBLISHED["randar-l"].filename
     return load_prior(source, filename, revision=revision, token=token, **sizes)
@@ -86,33 +93,54 @@ def published_tokenizer(prior: Prior) -> Any:
             f"The prior reads {prior.vocab_size} token values; tokenizers are known for {known}. "
             "Pass tokenizer."
         )
-    side = 16  # pixels of a token
-    shape = (prior.grid[0] * side, prior.grid[1] * side)
+    shape = (prior.grid[0] * SIDE, prior.grid[1] * SIDE)
     return by_vocabulary[prior.vocab_size](image_shape=shape)
 
 
+def ready_tokenizer(tokenizer: Any) -> Any:
+    """A tokenizer that needs no data, fitted; ``"auto"`` as it is."""
+    if isinstance(tokenizer, str) or hasattr(tokenizer, "n_codes_"):
+        return tokenizer.estimator if isinstance(tokenizer, FrozenEstimator) else tokenizer
+    return clone(tokenizer).fit()
+
+
+def grid_for(tokenizer: Any, image_shape: Any) -> tuple[int, int] | None:
+    """The grid that a published prior has to have: the tokenizer's, or the image's in tokens.
+
+    None if neither is known. Weights do not tell.
+    """
+    if not isinstance(tokenizer, (str, LlamaGenTokenizer, MaskGITTokenizer)):
+        return getattr(tokenizer, "grid_", None)
+    shape = image_shape if isinstance(tokenizer, str) else tokenizer.image_shape
+    shape = check_image_shape(shape)
+    return None if shape is None else (shape[0] // SIDE, shape[1] // SIDE)
+
+
 def published_model(
-    prior: AnyOrderPrior,
+    prior: Prior,
     tokenizer: Any,
     classes: Any,
     rng: np.random.RandomState,
     owner: str,
+    *,
+    image_shape: Any = None,
     decoding: str = "as_seen",
 ) -> FittedModel:
     """Published weights as a model that classifies at once.
 
     Parameters
     ----------
-    prior : AnyOrderPrior
-    tokenizer : "auto" or transformer
-        ``"auto"`` is the one of the prior's vocabulary, with its own published weights. A
-        transformer is cloned and fitted, unless it is fitted.
+    prior : Prior
+    tokenizer : "auto" or fitted transformer
+        ``"auto"`` is the one of the prior's vocabulary, with its own published weights.
     classes : list of int or str, or None
         Only these classes.
     rng : RandomState
         Of the seed of the orders.
     owner : str
         How messages call the classifier.
+    image_shape : tuple of int (height, width), default=None
+        Must be that of the tokenizer, if it is given.
     decoding : {"as_seen", "plain"}, default="as_seen"
         How files are read, see :func:`skaocls.images.to_pixels`.
 
@@ -123,12 +151,14 @@ def published_model(
     """
     if isinstance(tokenizer, str):
         tokenizer = published_tokenizer(prior).fit()
-    elif isinstance(tokenizer, FrozenEstimator):
-        tokenizer = tokenizer.estimator
-    elif not hasattr(tokenizer, "n_codes_"):
-        tokenizer = clone(tokenizer).fit()
     check_agreement(prior, tokenizer)
     height, width = tokenizer.image_shape_[:2]
+    wanted = check_image_shape(image_shape) or (height, width)
+    if wanted != (height, width, 3)[: len(wanted)]:
+        raise ValueError(
+            f"image_shape={image_shape} was asked for, but {type(tokenizer).__name__} reads images "
+            f"of shape {(height, width)}. One token is {SIDE} x {SIDE} pixels."
+        )
     shape, n_rows = (height, width, 3), prior.num_classes
     imagenet = imagenet_classes() if n_rows == N_IMAGENET else None
     model = FittedModel(

@@ -10,6 +10,7 @@ from sklearn.frozen import FrozenEstimator
 from skaocls.devices import own_torch_state, resolve_device
 from skaocls.learned.published import (
     check_agreement,
+    grid_for,
     is_published,
     load_published,
     published_tokenizer,
@@ -53,7 +54,8 @@ def starting_point(
         given, own = model.prior, FrozenEstimator(model.tokenizer)
         own_shape = model.reader.declared_shape
     else:
-        given = load_published(prior, filename, revision=revision)
+        grid = grid_for(tokenizer, image_shape)
+        given = load_published(prior, filename, revision=revision, grid=grid)
         own = published_tokenizer(given) if isinstance(tokenizer, str) else None
         own_shape = getattr(own or tokenizer, "image_shape", None)
     return given, own if isinstance(tokenizer, str) else tokenizer, image_shape or own_shape
