@@ -28,7 +28,7 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attributes import kept_in
-from skaocls.images.reader import learn_reader
+from skaocls.images.reader import as_tokens, learn_reader, token_reader
 from skaocls.learned import answers, drawing, saving
 from skaocls.learned.labels import class_log_prior, known_classes, read_labels
 from skaocls.learned.learning import FINETUNE_RATE, extend, learn
@@ -37,6 +37,7 @@ from skaocls.learned.published import (
     is_published,
     load_published,
     published_model,
+    reading_tokens,
     ready_tokenizer,
 )
 from skaocls.learned.recipe import Recipe
@@ -47,6 +48,7 @@ from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.orders import DRAWN
 from skaocls.scoring.sampling import HOW
+from skaocls.tokenizers import PrecomputedTokenizer
 
 N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left")]}
 # Fitted attributes that are not of the model, and so are saved beside it
@@ -78,10 +80,14 @@ class AnyOrderARClassifier(
         names, hub repositories, folders, files; also what `save_pretrained` wrote), and both are
         fine-tuned to the classes in y. Weights are worth only as much as the tokens they were
         trained on: with a module, pass its tokenizer in ``sklearn.frozen.FrozenEstimator``.
-    tokenizer : "auto" or transformer, default="auto"
+    tokenizer : "auto", "precomputed" or transformer, default="auto"
         ``"auto"`` is a :class:`PatchTokenizer` for images and a :class:`QuantileTokenizer` for
         tabular data; with loaded weights the tokenizer saved with them, or the published one
-        of their vocabulary. Another one is cloned and fitted, unless frozen; see
+        of their vocabulary. With ``"precomputed"`` X holds tokens: integers of shape
+        (n_samples, rows, cols), or (n_samples, n_crops, rows, cols) with several crops of each
+        image, which are views to train on and which orders read in turn
+        (:class:`PrecomputedTokenizer`, where the number of token values can be given). Another
+        one is cloned and fitted, unless frozen; see
         :mod:`skaocls.tokenizers`.
     filename : str, default=None
         File of the weights within a repository or folder that `prior` names.
@@ -242,7 +248,7 @@ default="mean_log_likelihood"
     class_names_, wordnet_ids_ : ndarray of shape (n_classes,)
         Names and WordNet ids, if the classes are ImageNet's.
     image_shape_ : tuple of int or None
-        Height, width and channels of the images; None for tabular data.
+        Height, width and channels of the images; None for tabular data and tokens.
     loss_curve_ : list of float
         Mean training loss of each epoch, in nats per token.
     temperature_ : float
@@ -292,7 +298,7 @@ default="mean_log_likelihood"
         "prior": [str, os.PathLike, dict, Prior],
         "filename": [str, None],
         "revision": [str, None],
-        "tokenizer": [StrOptions({"auto"}), HasMethods(["fit", "transform"])],
+        "tokenizer": [StrOptions({"auto", "precomputed"}), HasMethods(["fit", "transform"])],
         "n_orders": [Interval(Integral, 1, None, closed="left")],
         "order": [StrOptions({*DRAWN, "raster"}), "array-like"],
         "aggregation": [StrOptions(set(AGGREGATIONS))],
@@ -422,7 +428,8 @@ default="mean_log_likelihood"
         X : array-like
             Images: arrays or tensors of shape (n_samples, height, width) or
             (n_samples, height, width, channels), flat rows with `image_shape`, paths of image
-            files, PIL images. Or tabular data of shape (n_samples, n_features).
+            files, PIL images. Or tabular data of shape (n_samples, n_features). Or tokens, with
+            ``tokenizer="precomputed"``.
         y : array-like of shape (n_samples,)
             Class labels, of any type.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -737,7 +744,7 @@ default="mean_log_likelihood"
         -------
         images : float array of shape (n_samples, height, width[, channels])
             What the tokenizer's `inverse_transform` gives; for tabular data
-            (n_samples, n_features).
+            (n_samples, n_features), and tokens if X was tokens.
 
         Raises
         ------
@@ -804,7 +811,7 @@ default="mean_log_likelihood"
             ones see a margin around each patch; set masked pixels to some gray for them.
         mask : bool array-like of shape (height, width) or (n_samples, height, width)
             True where pixels are unknown. For tabular data of shape (n_features,) or
-            (n_samples, n_features).
+            (n_samples, n_features), for tokens (rows, cols) or (n_samples, rows, cols).
         y : label or array-like of shape (n_samples,), default=None
             Class of all images or of each. None takes for each image the most probable class given
             its known tokens.
@@ -888,10 +895,11 @@ default="mean_log_likelihood"
             Branch, tag or commit of a repository.
         token : str or bool, default=None
             As in ``huggingface_hub``.
-        tokenizer : "auto" or transformer, default="auto"
+        tokenizer : "auto", "precomputed" or transformer, default="auto"
             For published weights and priors; ``"auto"`` is the one of their vocabulary, with its
-            own published weights. A transformer is taken as it is if it is fitted, else cloned and
-            fitted.
+            own published weights. ``"precomputed"`` reads tokens (see the class), of what
+            `save_pretrained` wrote too, and needs no tokenizer. A transformer is taken as it is if
+            it is fitted, else cloned and fitted.
         classes : list of int or str, default=None
             Only these classes, for published weights: ImageNet indices, WordNet ids or names.
             What is left out costs nothing.
@@ -948,10 +956,12 @@ default="mean_log_likelihood"
                         "parameters. Load it with skaocls.learned.saving.load."
                     )
                 saved = {name: saving.from_json(value) for name, value in config["params"].items()}
+                model = saving.load(config, source, **at)
+                if isinstance(tokenizer, str) and tokenizer == "precomputed":
+                    model = reading_tokens(model)
+                    params["tokenizer"] = tokenizer
                 clf = cls(**(saved | params))
-                return clf._put_in_place(
-                    saving.load(config, source, **at), **saving.history_from_json(config["history"])
-                )
+                return clf._put_in_place(model, **saving.history_from_json(config["history"]))
         clf = cls(prior=source, tokenizer=tokenizer, filename=filename, revision=revision, **params)
         clf._validate_params()
         tokenizer = ready_tokenizer(tokenizer)
@@ -1050,7 +1060,11 @@ default="mean_log_likelihood"
         given, tokenizer, shape = starting_point(
             self.prior, self.tokenizer, self.image_shape, self.filename, self.revision
         )
-        reader, batch = learn_reader(X, owner, shape, decoding=self.decoding)
+        if isinstance(getattr(tokenizer, "estimator", tokenizer), PrecomputedTokenizer):
+            batch = as_tokens(X)
+            reader = token_reader(owner, batch.shape[-2:])
+        else:
+            reader, batch = learn_reader(X, owner, shape, decoding=self.decoding)
         batch, y, weights = read_labels(batch, y, sample_weight, owner=owner)
         classes = known_classes(y, classes)
         self._check_priors(classes)

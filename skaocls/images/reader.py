@@ -45,6 +45,8 @@ class Reader:
         The least and the largest number in the images of `fit`.
     decoding : str
         How files and PIL images are read, see :func:`skaocls.images.to_pixels`.
+    grid : tuple of int or None
+        Rows and columns of tokens, if the data are tokens already.
     """
 
     owner: str
@@ -55,6 +57,7 @@ class Reader:
     signals: bool = False
     value_range: tuple[float, float] | None = None
     decoding: str = "as_seen"
+    grid: tuple[int, int] | None = None
 
     def check(self, X: Any, *, scale: bool = True) -> Any:
         """X as something to slice, if it looks like the data of `fit`.
@@ -67,6 +70,8 @@ class Reader:
         ValueError
             If it does not.
         """
+        if self.grid is not None:
+            return as_tokens(X, self.grid)
         batch = as_batch(X)
         images = holds_images(batch)
         if images and self.image_shape is None:
@@ -215,6 +220,42 @@ def learn_reader(
         decoding,
     )
     return reader, batch
+
+
+def token_reader(owner: str, grid: Any) -> Reader:
+    """A reader of tokens on that grid."""
+    rows, cols = int(grid[0]), int(grid[1])
+    return Reader(owner, None, None, rows * cols, grid=(rows, cols))
+
+
+def as_tokens(X: Any, grid: Any = None) -> np.ndarray:
+    """Tokens as an integer array of shape (n, rows, cols) or (n, n_crops, rows, cols).
+
+    Raises
+    ------
+    ValueError
+        If they are none, or not on the grid.
+    """
+    codes = as_array(X) if hasattr(X, "detach") else np.asarray(X)
+    expected = "(n, rows, cols) or (n, n_crops, rows, cols)"
+    if grid is not None:
+        expected = expected.replace("rows, cols", f"{grid[0]}, {grid[1]}")
+    if codes.ndim not in (3, 4) or (grid is not None and codes.shape[-2:] != tuple(grid)):
+        flat = ""
+        if grid is not None and codes.ndim > 1 and codes.shape[-1] == grid[0] * grid[1]:
+            flat = f" Flat tokens become that by X.reshape(len(X), -1, {grid[0]}, {grid[1]})."
+        raise ValueError(
+            f"X holds no tokens: it has shape {codes.shape}, but {expected} is expected.{flat}"
+        )
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(
+            f"X holds no tokens: integers are expected, but it has dtype {codes.dtype}. To read "
+            'images, do not pass tokenizer="precomputed".'
+        )
+    check_not_empty(codes)
+    if not codes.size:
+        raise ValueError(f"X holds no tokens: it has shape {codes.shape}.")
+    return codes
 
 
 def value_range(batch: Any) -> tuple[float, float]:

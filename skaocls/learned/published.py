@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from csv import DictReader
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -11,12 +12,12 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from skaocls.images.inputs import check_image_shape
-from skaocls.images.reader import Reader
+from skaocls.images.reader import Reader, token_reader
 from skaocls.learned.model import FittedModel
 from skaocls.priors.interface import Prior
 from skaocls.priors.loading import load_prior
 from skaocls.priors.transformer import AnyOrderPrior
-from skaocls.tokenizers import LlamaGenTokenizer, MaskGITTokenizer
+from skaocls.tokenizers import LlamaGenTokenizer, MaskGITTokenizer, PrecomputedTokenizer
 
 RANDAR = "ziqipang/RandAR"
 AR_CLASSIFIER = "iasudakov/ar_classifier"
@@ -98,7 +99,7 @@ def published_tokenizer(prior: Prior) -> Any:
 
 
 def ready_tokenizer(tokenizer: Any) -> Any:
-    """A tokenizer that needs no data, fitted; ``"auto"`` as it is."""
+    """A tokenizer that needs no data, fitted; ``"auto"`` and ``"precomputed"`` as they are."""
     if isinstance(tokenizer, str) or hasattr(tokenizer, "n_codes_"):
         return tokenizer.estimator if isinstance(tokenizer, FrozenEstimator) else tokenizer
     return clone(tokenizer).fit()
@@ -131,8 +132,9 @@ def published_model(
     Parameters
     ----------
     prior : Prior
-    tokenizer : "auto" or fitted transformer
-        ``"auto"`` is the one of the prior's vocabulary, with its own published weights.
+    tokenizer : "auto", "precomputed" or fitted transformer
+        ``"auto"`` is the one of the prior's vocabulary, with its own published weights;
+        ``"precomputed"`` makes a model that reads tokens.
     classes : list of int or str, or None
         Only these classes.
     rng : RandomState
@@ -150,20 +152,13 @@ def published_model(
         Its classes are rows of the class table.
     """
     if isinstance(tokenizer, str):
-        tokenizer = published_tokenizer(prior).fit()
+        of_tokens = tokenizer == "precomputed"
+        tokenizer = (precomputed_for if of_tokens else published_tokenizer)(prior).fit()
     check_agreement(prior, tokenizer)
-    height, width = tokenizer.image_shape_[:2]
-    wanted = check_image_shape(image_shape) or (height, width)
-    if wanted != (height, width, 3)[: len(wanted)]:
-        raise ValueError(
-            f"image_shape={image_shape} was asked for, but {type(tokenizer).__name__} reads images "
-            f"of shape {(height, width)}. One token is {SIDE} x {SIDE} pixels."
-        )
-    shape, n_rows = (height, width, 3), prior.num_classes
+    n_rows = prior.num_classes
     imagenet = imagenet_classes() if n_rows == N_IMAGENET else None
     model = FittedModel(
-        # numbers of any type in 0 ... 1, which the tokenizer checks
-        reader=Reader(owner, shape, shape, int(np.prod(shape)), decoding=decoding),
+        reader=published_reader(tokenizer, image_shape, owner, decoding),
         tokenizer=tokenizer,
         priors=(prior,),
         classes=np.arange(n_rows),
@@ -181,6 +176,34 @@ def published_model(
     if not set(classes) <= set(range(n_rows)):
         raise ValueError(f"classes must be among 0 ... {n_rows - 1}, got {classes}.")
     return model.restricted(sorted(set(classes)))
+
+
+def published_reader(tokenizer: Any, image_shape: Any, owner: str, decoding: str) -> Reader:
+    """What reads the data of a tokenizer that was not fitted to them."""
+    if isinstance(tokenizer, PrecomputedTokenizer):
+        return token_reader(owner, tokenizer.grid_)
+    height, width = tokenizer.image_shape_[:2]
+    wanted = check_image_shape(image_shape) or (height, width)
+    if wanted != (height, width, 3)[: len(wanted)]:
+        raise ValueError(
+            f"image_shape={image_shape} was asked for, but {type(tokenizer).__name__} reads images "
+            f"of shape {(height, width)}. One token is {SIDE} x {SIDE} pixels."
+        )
+    shape = (height, width, 3)
+    # numbers of any type in 0 ... 1, which the tokenizer checks
+    return Reader(owner, shape, shape, int(np.prod(shape)), decoding=decoding)
+
+
+def precomputed_for(prior: Prior) -> PrecomputedTokenizer:
+    """What takes the tokens that a prior reads."""
+    return PrecomputedTokenizer(prior.vocab_size, prior.grid)
+
+
+def reading_tokens(model: FittedModel) -> FittedModel:
+    """The model, to be given the tokens that its tokenizer writes."""
+    tokenizer = precomputed_for(model.prior).fit()
+    reader = token_reader(model.reader.owner, tokenizer.grid_)
+    return replace(model, tokenizer=tokenizer, reader=reader)
 
 
 def check_agreement(prior: Prior, tokenizer: Any) -> None:

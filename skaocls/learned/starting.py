@@ -13,6 +13,7 @@ from skaocls.learned.published import (
     grid_for,
     is_published,
     load_published,
+    precomputed_for,
     published_tokenizer,
 )
 from skaocls.learned.recipe import Recipe
@@ -20,6 +21,7 @@ from skaocls.learned.saving import load, read_config
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior, similar_slots
 from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.training.finetuning import prepare_finetuning, set_classes
 
 ARCHITECTURES: dict[str, type[Prior]] = {
@@ -34,6 +36,9 @@ def starting_point(
 ) -> tuple[Prior | None, Any, Any]:
     """Find what the classifier's parameters of these names stand for.
 
+    Tokens that were made elsewhere are those that a given prior reads; a tokenizer that was saved
+    with it is not asked.
+
     Returns
     -------
     given : Prior or None
@@ -43,6 +48,10 @@ def starting_point(
     image_shape : tuple of int or None
         To which files are resized.
     """
+    if isinstance(tokenizer, str) and tokenizer == "precomputed":
+        given = starting_point(prior, PrecomputedTokenizer(), None, filename, revision)[0]
+        tokenizer = PrecomputedTokenizer() if given is None else precomputed_for(given)
+        return given, tokenizer, None
     if isinstance(prior, Prior):
         return copy.deepcopy(prior), tokenizer, image_shape
     if isinstance(prior, dict) or (isinstance(prior, str) and prior in ("auto", *ARCHITECTURES)):
