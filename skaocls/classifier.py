@@ -3,7 +3,7 @@
 import copy
 import os
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -961,6 +961,9 @@ default="mean_log_likelihood"
                     model = reading_tokens(model)
                     params["tokenizer"] = tokenizer
                 clf = cls(**(saved | params))
+                if "decoding" in params:
+                    clf._validate_params()
+                    model = replace(model, reader=replace(model.reader, decoding=clf.decoding))
                 return clf._put_in_place(model, **saving.history_from_json(config["history"]))
         clf = cls(prior=source, tokenizer=tokenizer, filename=filename, revision=revision, **params)
         clf._validate_params()

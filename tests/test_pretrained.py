@@ -930,6 +930,9 @@ def test_plain_decoding_lasts(small_file, stand_in, tmp_path):
             np.testing.assert_array_equal(ours, clf.predict_joint_log_proba(lying))
         turned = from_pretrained(small_file, stand_in, classes=[5, 6], **params)
         assert (turned.predict_joint_log_proba([file]) != ours).any()
+        turned.save_pretrained(tmp_path / "saved")
+        model = AnyOrderARClassifier.from_pretrained(tmp_path / "saved", decoding="plain")
+        np.testing.assert_array_equal(model.predict_joint_log_proba([file]), ours)
     wide = [tmp_path / f"{i}.png" for i in range(4)]
     for i in range(4):
         Image.fromarray(lying[0, :8, i : i + 16]).save(wide[i], exif=exif)
