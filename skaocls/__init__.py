@@ -7,6 +7,7 @@ from skaocls.tokenizers import (
     LlamaGenTokenizer,
     MaskGITTokenizer,
     PatchTokenizer,
+    PrecomputedTokenizer,
     QuantileTokenizer,
 )
 from skaocls.version import __version__
@@ -17,6 +18,7 @@ __all__ = [
     "LlamaGenTokenizer",
     "MaskGITTokenizer",
     "PatchTokenizer",
+    "PrecomputedTokenizer",
     "QuantileTokenizer",
     "SharedTrunkPrior",
     "__version__",

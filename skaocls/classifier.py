@@ -1,8 +1,9 @@
 """The scikit-learn estimator."""
 
+import copy
 import os
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -27,11 +28,18 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attributes import kept_in
-from skaocls.images.reader import learn_reader
+from skaocls.images.reader import as_tokens, learn_reader, token_reader
 from skaocls.learned import answers, drawing, saving
 from skaocls.learned.labels import class_log_prior, known_classes, read_labels
 from skaocls.learned.learning import FINETUNE_RATE, extend, learn
-from skaocls.learned.published import is_published, load_published, published_model
+from skaocls.learned.published import (
+    grid_for,
+    is_published,
+    load_published,
+    published_model,
+    reading_tokens,
+    ready_tokenizer,
+)
 from skaocls.learned.recipe import Recipe
 from skaocls.learned.starting import new_prior, starting_point
 from skaocls.learned.store import open_store
@@ -40,6 +48,7 @@ from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.orders import DRAWN
 from skaocls.scoring.sampling import HOW
+from skaocls.tokenizers import PrecomputedTokenizer
 
 N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left")]}
 # Fitted attributes that are not of the model, and so are saved beside it
@@ -71,10 +80,14 @@ class AnyOrderARClassifier(
         names, hub repositories, folders, files; also what `save_pretrained` wrote), and both are
         fine-tuned to the classes in y. Weights are worth only as much as the tokens they were
         trained on: with a module, pass its tokenizer in ``sklearn.frozen.FrozenEstimator``.
-    tokenizer : "auto" or transformer, default="auto"
+    tokenizer : "auto", "precomputed" or transformer, default="auto"
         ``"auto"`` is a :class:`PatchTokenizer` for images and a :class:`QuantileTokenizer` for
         tabular data; with loaded weights the tokenizer saved with them, or the published one
-        of their vocabulary. Another one is cloned and fitted, unless frozen; see
+        of their vocabulary. With ``"precomputed"`` X holds tokens: integers of shape
+        (n_samples, rows, cols), or (n_samples, n_crops, rows, cols) with several crops of each
+        image, which are views to train on and which orders read in turn
+        (:class:`PrecomputedTokenizer`, where the number of token values can be given). Another
+        one is cloned and fitted, unless frozen; see
         :mod:`skaocls.tokenizers`.
     filename : str, default=None
         File of the weights within a repository or folder that `prior` names.
@@ -117,6 +130,11 @@ default="mean_log_likelihood"
         be changed after `fit`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         Shape of the images if X holds flat rows; size to which image files are resized.
+    decoding : {"as_seen", "plain"}, default="as_seen"
+        How image files and PIL images are read: as a person sees them, with EXIF rotation applied
+        and transparency laid over white, or by a plain conversion to RGB that ignores both, as the
+        published numbers were made (:func:`skaocls.images.to_pixels`). They are read ever after as
+        in `fit` or :meth:`from_pretrained`.
     augmentation : int, "auto" or None, default="auto"
         Views of each image to train on: itself, and small shifts, turns and stretches of it
         (:func:`skaocls.images.augmentation.random_views`), tokenized once. ``"auto"`` is 16, or 4
@@ -167,9 +185,13 @@ default="mean_log_likelihood"
     tol : float, default=2e-2
         Change of the loss, in nats per token, that counts as none.
     crop : {"center", "random"}, default="center"
-        ``"random"`` reads a crop of its own for each order: the image is enlarged by a tenth and
-        cut to its size at a place drawn from `random_state`, the same for all images; images
-        under 64 pixels are shifted instead, their edges repeated. May be changed after `fit`.
+        ``"random"`` reads a crop of its own for each order, as the paper does: the image as it
+        came, a file at its full size, is resized so that its shorter side has between 1 and 1.25
+        times the pixels that are wanted, and a window is cut out anywhere
+        (:func:`skaocls.images.crops.random_crop`). Scale and place are drawn from `random_state`,
+        the same for all images. Arrays have the wanted size already and are resized all the same;
+        only images under 64 pixels that have it, arrays or files, are shifted instead, their edges
+        repeated, which is not the paper's. May be changed after `fit`.
     latent_noise : float, default=0.0
         t in ``(1 - t) latent + t noise``, applied before quantization with new noise for each
         order, the same for all images; the tokenizer must know it. May be changed after `fit`.
@@ -226,7 +248,7 @@ default="mean_log_likelihood"
     class_names_, wordnet_ids_ : ndarray of shape (n_classes,)
         Names and WordNet ids, if the classes are ImageNet's.
     image_shape_ : tuple of int or None
-        Height, width and channels of the images; None for tabular data.
+        Height, width and channels of the images; None for tabular data and tokens.
     loss_curve_ : list of float
         Mean training loss of each epoch, in nats per token.
     temperature_ : float
@@ -276,7 +298,7 @@ default="mean_log_likelihood"
         "prior": [str, os.PathLike, dict, Prior],
         "filename": [str, None],
         "revision": [str, None],
-        "tokenizer": [StrOptions({"auto"}), HasMethods(["fit", "transform"])],
+        "tokenizer": [StrOptions({"auto", "precomputed"}), HasMethods(["fit", "transform"])],
         "n_orders": [Interval(Integral, 1, None, closed="left")],
         "order": [StrOptions({*DRAWN, "raster"}), "array-like"],
         "aggregation": [StrOptions(set(AGGREGATIONS))],
@@ -285,6 +307,7 @@ default="mean_log_likelihood"
         "racing_error": [Interval(Real, 0, 0.5, closed="neither")],
         "racing_screen": [Interval(Integral, 1, None, closed="left"), None],
         "image_shape": [tuple, list, None],
+        "decoding": [StrOptions({"as_seen", "plain"})],
         "augmentation": [
             StrOptions({"auto"}),
             Interval(Integral, 1, None, closed="left"),
@@ -331,6 +354,7 @@ default="mean_log_likelihood"
         racing_error=1e-3,
         racing_screen=None,
         image_shape=None,
+        decoding="as_seen",
         augmentation="auto",
         max_iter=120,
         batch_size="auto",
@@ -369,6 +393,7 @@ default="mean_log_likelihood"
         self.racing_error = racing_error
         self.racing_screen = racing_screen
         self.image_shape = image_shape
+        self.decoding = decoding
         self.augmentation = augmentation
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -403,7 +428,8 @@ default="mean_log_likelihood"
         X : array-like
             Images: arrays or tensors of shape (n_samples, height, width) or
             (n_samples, height, width, channels), flat rows with `image_shape`, paths of image
-            files, PIL images. Or tabular data of shape (n_samples, n_features).
+            files, PIL images. Or tabular data of shape (n_samples, n_features). Or tokens, with
+            ``tokenizer="precomputed"``.
         y : array-like of shape (n_samples,)
             Class labels, of any type.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -718,7 +744,7 @@ default="mean_log_likelihood"
         -------
         images : float array of shape (n_samples, height, width[, channels])
             What the tokenizer's `inverse_transform` gives; for tabular data
-            (n_samples, n_features).
+            (n_samples, n_features), and tokens if X was tokens.
 
         Raises
         ------
@@ -785,7 +811,7 @@ default="mean_log_likelihood"
             ones see a margin around each patch; set masked pixels to some gray for them.
         mask : bool array-like of shape (height, width) or (n_samples, height, width)
             True where pixels are unknown. For tabular data of shape (n_features,) or
-            (n_samples, n_features).
+            (n_samples, n_features), for tokens (rows, cols) or (n_samples, rows, cols).
         y : label or array-like of shape (n_samples,), default=None
             Class of all images or of each. None takes for each image the most probable class given
             its known tokens.
@@ -845,32 +871,49 @@ default="mean_log_likelihood"
         token=None,
         tokenizer="auto",
         classes=None,
+        grid=None,
+        n_head=None,
+        num_classes=None,
         **params,
     ):
         """A fitted classifier from published weights or from what `save_pretrained` wrote.
 
         Published ImageNet weights classify at once, without `fit`: `classes_` are ImageNet's
         indices, `class_names_` and `wordnet_ids_` say what they are, class priors are uniform,
-        and files are resized and cropped as in the paper.
+        and files are resized and cropped as in the paper; ``decoding="plain"`` also takes their
+        pixels as in the paper where files are odd (turned, transparent, of 16 bits).
 
         Parameters
         ----------
-        source : str or path
-            A folder or hub repository written by `save_pretrained` or `push_to_hub`; or
-            published weights, see :func:`skaocls.learned.published.load_published`.
+        source : str, path or module
+            A folder or hub repository written by `save_pretrained` or `push_to_hub`; published
+            weights or one's own of that architecture, see
+            :func:`skaocls.learned.published.load_published`; or a prior, which is copied.
         filename : str, default=None
             File of published weights within a folder or repository.
         revision : str, default=None
             Branch, tag or commit of a repository.
         token : str or bool, default=None
             As in ``huggingface_hub``.
-        tokenizer : "auto" or transformer, default="auto"
-            For published weights; ``"auto"`` is the one of their vocabulary, with its own
-            published weights. A transformer is taken as it is if it is fitted, else cloned and
-            fitted.
+        tokenizer : "auto", "precomputed" or transformer, default="auto"
+            For published weights and priors; ``"auto"`` is the one of their vocabulary, with its
+            own published weights. ``"precomputed"`` reads tokens (see the class), of what
+            `save_pretrained` wrote too, and needs no tokenizer. A transformer is taken as it is if
+            it is fitted, else cloned and fitted.
         classes : list of int or str, default=None
             Only these classes, for published weights: ImageNet indices, WordNet ids or names.
             What is left out costs nothing.
+        grid : tuple of int (rows, cols), default=None
+            For published weights: how tokens are arranged. None is the grid of `tokenizer`; with
+            ``"auto"`` that of `image_shape`, 24 x 24 for (384, 384), or else 16 x 16.
+        n_head : int, default=None
+            For published weights: how many attention heads they have. None is ``dim / 64``.
+        num_classes : int, default=None
+            For published weights, how many classes their class table has. Its last row may be the
+            null class or, if training dropped no class, a class like the others; None guesses and,
+            where it may be wrong, warns (:func:`skaocls.priors.loading.prior_from_state_dict`).
+            If this, `grid` or `n_head` is given, the parameter `prior` becomes the loaded module,
+            so that a later `fit` starts from the same.
         **params
             Other parameters of the classifier.
 
@@ -904,7 +947,7 @@ default="mean_log_likelihood"
         True
         """
         at = {"revision": revision, "token": token}
-        if filename is None and not is_published(source):
+        if filename is None and not is_published(source) and not isinstance(source, Prior):
             config = saving.read_config(source, **at)
             if config is not None:
                 if "params" not in config:
@@ -913,15 +956,35 @@ default="mean_log_likelihood"
                         "parameters. Load it with skaocls.learned.saving.load."
                     )
                 saved = {name: saving.from_json(value) for name, value in config["params"].items()}
+                model = saving.load(config, source, **at)
+                if isinstance(tokenizer, str) and tokenizer == "precomputed":
+                    model = reading_tokens(model)
+                    params["tokenizer"] = tokenizer
                 clf = cls(**(saved | params))
-                return clf._put_in_place(
-                    saving.load(config, source, **at), **saving.history_from_json(config["history"])
-                )
+                if "decoding" in params:
+                    clf._validate_params()
+                    model = replace(model, reader=replace(model.reader, decoding=clf.decoding))
+                return clf._put_in_place(model, **saving.history_from_json(config["history"]))
         clf = cls(prior=source, tokenizer=tokenizer, filename=filename, revision=revision, **params)
         clf._validate_params()
-        prior = load_published(source, filename, **at)
+        tokenizer = ready_tokenizer(tokenizer)
+        sizes = {"grid": grid, "n_head": n_head, "num_classes": num_classes}
+        told = any(size is not None for size in sizes.values())
+        if isinstance(source, Prior):
+            if told or filename is not None:
+                raise ValueError(
+                    f"filename, grid, n_head and num_classes are for files, but source is a "
+                    f"{type(source).__name__}, which knows its own."
+                )
+            prior = copy.deepcopy(source).eval()
+        else:
+            sizes["grid"] = grid or grid_for(tokenizer, clf.image_shape)
+            prior = load_published(source, filename, **at, **sizes)
+        if told:
+            clf.prior = prior
         rng = check_random_state(clf.random_state)
-        model = published_model(prior, tokenizer, classes, rng, cls.__name__)
+        how = {"image_shape": clf.image_shape, "decoding": clf.decoding}
+        model = published_model(prior, tokenizer, classes, rng, cls.__name__, **how)
         log_prior = class_log_prior(clf.priors, model.class_count)
         return clf._put_in_place(model, class_log_prior_=log_prior)
 
@@ -1000,7 +1063,11 @@ default="mean_log_likelihood"
         given, tokenizer, shape = starting_point(
             self.prior, self.tokenizer, self.image_shape, self.filename, self.revision
         )
-        reader, batch = learn_reader(X, owner, shape)
+        if isinstance(getattr(tokenizer, "estimator", tokenizer), PrecomputedTokenizer):
+            batch = as_tokens(X)
+            reader = token_reader(owner, batch.shape[-2:])
+        else:
+            reader, batch = learn_reader(X, owner, shape, decoding=self.decoding)
         batch, y, weights = read_labels(batch, y, sample_weight, owner=owner)
         classes = known_classes(y, classes)
         self._check_priors(classes)

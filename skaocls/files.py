@@ -5,11 +5,12 @@ Sources are a file, a folder, or a hub repository ``owner/name``; for the latter
 ``HF_TOKEN``).
 """
 
+import json
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from typing import Any, TypeVar
 from zipfile import is_zipfile
@@ -32,6 +33,15 @@ from skaocls.devices import own_torch_state
 
 T = TypeVar("T")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+INDEX = ".index.json"  # what a file of weights is called with, if it lies there in shards
+SHARD = re.compile(r"-\d+-of-\d+(?=\.)")
+# what accelerate and transformers keep beside the weights, to go on training
+TRAINING_STATE = re.compile(
+    r"(.*/)?(optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args|dl_state_dict)"
+)
+WRAPPERS = ("ema", "model_ema", "model", "module", "state_dict", "model_state_dict")
+PREFIX = re.compile(r"^((module|model)\.)+")  # of DistributedDataParallel and the like
+COMPILED = "_orig_mod."  # of torch.compile, on the whole or on parts
 MAPPED_BYTES = 2**26  # of a file that are in memory beside their copies
 SHOWN = 5  # keys of each kind that an error lists
 
@@ -51,7 +61,9 @@ def find_file(
     source : str or path
         A file, a folder, or a hub repository ``owner/name``.
     filename : str, default=None
-        File within the folder or repository. May be left out if only one there is a weights file.
+        File within the folder or repository. May be left out if only one there is a weights file;
+        what training keeps beside it (``optimizer.bin``, ``scheduler.bin`` and the like) does not
+        count. Of weights in shards it is their index, ``*.safetensors.index.json``.
     revision : str, default=None
         Branch, tag or commit of the repository.
     token : str or bool, default=None
@@ -82,7 +94,7 @@ def find_file(
         return path
     if path.is_dir():
         name = filename or the_only(
-            [p.name for p in path.iterdir() if p.suffix in suffixes], f"The folder {path}"
+            weights_among([p.name for p in path.iterdir()], suffixes), f"The folder {path}"
         )
         if not (path / name).is_file():
             raise FileNotFoundError(f"The folder {path} has no file {name!r}.")
@@ -106,8 +118,33 @@ def download(
     at = {"revision": revision, "token": token}
     if filename is None:
         files = ask_hub(where, "the list of its files", HfApi().list_repo_files, repo, **at)
-        filename = the_only([f for f in files if f.endswith(suffixes)], where)
-    return Path(ask_hub(where, repr(filename), hf_hub_download, repo, filename, **at))
+        filename = the_only(weights_among(files, suffixes), where)
+    path = Path(ask_hub(where, repr(filename), hf_hub_download, repo, filename, **at))
+    for shard in shards_of(path):
+        name = str(PurePosixPath(filename).parent / shard)
+        ask_hub(where, repr(name), hf_hub_download, repo, name, **at)
+    return path
+
+
+def weights_among(names: list[str], suffixes: tuple[str, ...]) -> list[str]:
+    """Files of weights, of those in shards the index."""
+    endings = (*suffixes, *(suffix + INDEX for suffix in suffixes))
+    found = [n for n in names if n.endswith(endings) and not TRAINING_STATE.match(n)]
+    return [n for n in found if not (SHARD.search(n) and SHARD.sub("", n) + INDEX in found)]
+
+
+def shards_of(path: Path) -> list[str]:
+    """Names of the files that an index lists; none if this is no index."""
+    if not path.name.endswith(INDEX):
+        return []
+    try:
+        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        raise ValueError(f"{path} is no readable index of weights in shards: {exc!r}.") from exc
+    for shard in shards:
+        if PurePosixPath(shard).name != shard or not shard.endswith(SUFFIXES):
+            raise ValueError(f"{path} names {shard!r}, which is no file of weights beside it.")
+    return shards
 
 
 def ask_hub(where: str, what: str, function: Callable[..., T], *args: Any, **params: Any) -> T:
@@ -140,15 +177,18 @@ def the_only(names: list[str], where: str) -> str:
 
 @own_torch_state(grad=True)
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Tensors of a ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file, in memory.
+    """Tensors of a ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file, or of shards, in memory.
 
-    Nothing in the file is executed. A state dict under ``"model"`` or ``"state_dict"`` and keys
-    that begin with ``"module."`` are unwrapped. The tensors do not depend on the file any more;
+    Nothing in the file is executed. A state dict under ``"ema"``, ``"model"``, ``"module"`` or
+    ``"state_dict"``, the first of them that is there, is unwrapped, and names lose what
+    DistributedDataParallel, torch.compile and training loops put before them (``"module."``,
+    ``"_orig_mod."``, ``"model."``). The tensors do not depend on the file any more;
     reading takes little more memory than they do.
 
     Parameters
     ----------
     path : path
+        A file of weights, or the index of weights in shards, which lie beside it.
 
     Returns
     -------
@@ -157,17 +197,29 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises
     ------
+    OSError
+        If the file, or a shard, is not there.
     ValueError
         If the file is cut off, is no such file, or holds anything but tensors.
     """
     path = Path(path)
+    if path.name.endswith(INDEX):
+        merged: dict[str, Tensor] = {}
+        for shard in shards_of(path):
+            if not (path.parent / shard).is_file():
+                raise FileNotFoundError(f"{path} names {shard!r}, which is not beside it.")
+            merged |= read_state_dict(path.parent / shard)
+        return merged
     mapped = map_state_dict(path)
     copied: dict[str, Tensor] = {}
     seen = 0
     for key in list(mapped):
         small = mapped[key].is_floating_point() and mapped[key].itemsize < 4
         dtype = torch.float32 if small else mapped[key].dtype
-        copied[key.removeprefix("module.")] = mapped[key].to(dtype, copy=True)
+        name = PREFIX.sub("", key.replace(COMPILED, ""))
+        if name in copied:
+            raise ValueError(f"{path} holds {name!r} under several names, {key!r} among them.")
+        copied[name] = mapped[key].to(dtype, copy=True)
         seen += mapped[key].nbytes
         if seen > MAPPED_BYTES and (path.suffix == ".safetensors" or is_zipfile(path)):
             mapped, seen = map_state_dict(path), 0  # gives back the pages that were read
@@ -187,17 +239,41 @@ def map_state_dict(path: Path) -> dict[str, Tensor]:
     except (FileNotFoundError, PermissionError):
         raise
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as exc:
+        if refused := re.search(r"GLOBAL ([\w.]+) was not", str(exc)):
+            raise ValueError(objects_in(path, refused[1])) from exc
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise ValueError(
             f"{path} is no readable file of weights: it is cut off, of another format, or holds "
             f"objects other than tensors, which are never loaded ({reason})."
         ) from exc
-    for wrapper in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
+    while isinstance(state, dict):
+        inside = [state[key] for key in WRAPPERS if isinstance(state.get(key), dict)]
+        if not inside:
+            break
+        state = inside[0]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no state dict, a mapping of names to tensors.")
+        found = list(state)[:SHOWN] if isinstance(state, dict) else type(state).__name__
+        raise ValueError(
+            f"{path} holds no state dict, a mapping of names to tensors, but {found}. It may lie "
+            f"under one of {', '.join(WRAPPERS)}."
+        )
     return state
+
+
+def objects_in(path: Path, kind: str) -> str:
+    """What to say of a file that holds an object of that kind."""
+    risk, line = "", "import torch; "
+    safe = kind == "argparse.Namespace"  # whose loading runs nothing
+    if safe:
+        line += "import argparse; torch.serialization.add_safe_globals([argparse.Namespace]); "
+    else:
+        risk = ", but only if you trust who made it, because this runs whatever code it holds"
+    loaded = f"torch.load({str(path)!r}, map_location='cpu', weights_only={safe})"
+    return (
+        f"{path} holds objects other than tensors, which are never loaded: {kind}. Write its "
+        f"weights into a file of their own{risk}; they are under 'model' here, elsewhere under "
+        f"'ema', 'state_dict' or the like:\n{line}torch.save({loaded}['model'], 'weights.pt')"
+    )
 
 
 def assign(

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
 
@@ -141,3 +142,21 @@ def test_crops_and_noise_differ_by_order_not_by_image(fitted, digits, options):
     two = np.concatenate(list(clf.set_params(n_orders=2)._log_likelihoods(X)))
     np.testing.assert_allclose(ll[:, :2], two, atol=1e-6, rtol=0)
     assert clf.score(digits[2], digits[3]) > 0.8
+
+
+def test_crops_of_files(digits, tmp_path):
+    """Of any size, whether they are resized or shifted: as for arrays, nested and one by one."""
+    X, y = digits[0][:24], digits[1][:24]
+    files = [str(tmp_path / f"{i}.png") for i in range(24)]
+    for i, (x, file) in enumerate(zip(X, files, strict=True)):
+        size = (8, 8) if i % 3 == 0 else (100, 80 + i)
+        Image.fromarray((x * 15).astype(np.uint8)).resize(size).save(file)
+    clf = small_classifier(AnyOrderARClassifier, image_shape=(8, 8), max_iter=3, augmentation=None)
+    clf.fit(files, y)
+    centre = clf.predict_joint_log_proba(files)
+    ll = np.concatenate(list(clf.set_params(crop="random")._log_likelihoods(files)))
+    assert abs(clf.predict_joint_log_proba(files) - centre).max() > 0.1
+    alone = np.concatenate([a for f in files for a in clf._log_likelihoods([f])])
+    np.testing.assert_allclose(alone, ll, atol=1e-6, rtol=0)
+    two = np.concatenate(list(clf.set_params(n_orders=2)._log_likelihoods(files)))
+    np.testing.assert_allclose(ll[:, :2], two, atol=1e-6, rtol=0)

@@ -173,24 +173,39 @@ def test_one_table(scored, weights, dit_folder, tmp_path, capsys):
         assert np.asarray(image.convert("L")).std() > 5  # not blank
 
 
-def test_score_of_known_likelihoods(monkeypatch):
-    class Known:
-        class_log_prior_ = np.log(np.full(4, 0.25))
-        ll = np.random.RandomState(0).normal(size=(7, 5, 4)) * 3
-
-        def _log_likelihoods(self, files):
-            yield self.ll[:4]
-            yield self.ll[4:]
-
+def test_groups_of_known_likelihoods():
+    log_prior = np.log(np.full(4, 0.25))
+    ll = np.random.RandomState(0).normal(size=(7, 5, 4)) * 3
     truth = np.random.RandomState(1).rand(7, 4) < 0.4  # several may be right, or none
-    right = anyorder.score(Known(), [], truth)
+    right = anyorder.hits_of_groups(ll, log_prior, truth)
     for how in AGGREGATIONS:
         for k in range(1, 6):
             for g in range(5 // k):
-                joint = joint_log_proba(Known.ll[:, g * k : g * k + k], Known.class_log_prior_, how)
+                joint = joint_log_proba(ll[:, g * k : g * k + k], log_prior, how)
                 hits = truth[range(7), joint.argmax(1)]
                 assert [row[how][k - 1][g] == "1" for row in right] == hits.tolist()
         assert [len(hits) for hits in right[0][how]] == [5, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_tokens_kept_and_read(scored, weights, tmp_path, crop):
+    folder, kept = make_folder(tmp_path / "data"), tmp_path / "tokens"
+    options = ["--methods=any-order", f"--crop={crop}"]
+    first = run(weights, tmp_path, *options, f"--write-tokens={kept}", mini=folder)
+    files = sorted(p.relative_to(kept / "mini").as_posix() for p in kept.rglob("*.npy"))
+    assert files == [f"{p.relative_to(folder)}.npy" for p in sorted(folder.glob("*/*.png"))]
+    shape = (16, 16) if crop == "center" else (N_ORDERS, 16, 16)
+    codes = np.load(kept / "mini" / files[0])
+    assert codes.shape == shape and codes.dtype == np.uint16
+    if crop == "center":
+        clf = classifier(weights, n_orders=N_ORDERS)
+        image = load_images([folder / files[0].removesuffix(".npy")], (256, 256, 3), resize=True)
+        np.testing.assert_array_equal(clf.tokenizer_.transform(image)[0], codes)
+    for file in folder.glob("*/*.png"):
+        file.write_bytes(b"no image")
+    again = run(weights, tmp_path / "again", "--methods=any-order", f"--tokens={kept}", mini=folder)
+    found = [result["data"]["mini"]["methods"]["any-order"] for result in (first, again)]
+    assert found[0]["accuracy"] == found[1]["accuracy"] and len(scored["any-order"]) == 12
 
 
 def test_summary_by_hand():
@@ -434,5 +449,5 @@ def test_dit_operations(dit_folder):
     step = 2 * waves * d + 2 * d * d
     block = 8 * n * d * d + 4 * n * n * d + 16 * n * d * d + 12 * d * d + step
     ends = 2 * n * 16 * d + step + 4 * d * d + 2 * n * d * 32
-    _, flops = dit.among(DiTPipeline.from_pretrained(dit_folder), args, [0, 1, 2])
+    _, flops = dit.among(DiTPipeline.from_pretrained(dit_folder), args, "here", [0, 1, 2])
     assert flops == [(4 * 3 + 4 * 2) * (2 * block + ends)]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import sparse
+from sklearn.datasets import load_sample_images
 
 from skaocls.images import (
     as_batch,
@@ -14,6 +15,8 @@ from skaocls.images import (
     resize_crop,
     to_pixels,
 )
+from skaocls.images.crops import originals, random_crop
+from skaocls.images.reader import learn_reader
 
 
 @pytest.fixture
@@ -160,6 +163,50 @@ def test_camera_rotation(save):
     np.testing.assert_array_equal(load([path])[0, ..., 0] * 255, upright)
 
 
+def test_plain_decoding_is_one_conversion(save):
+    """As `Image.open(file).convert("RGB")` has it, files and PIL images alike."""
+    rng = np.random.RandomState(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = Image.fromarray(rng.randint(256, size=(4, 6, 4), dtype=np.uint8))
+    deep = Image.fromarray(rng.randint(0, 400, size=(4, 6)).astype(np.uint16))
+    palette = noise.convert("RGB").quantize(8)
+    odd = {
+        "turned.png": (noise.convert("RGB"), {"exif": exif}),
+        "turned.jpg": (noise.convert("RGB"), {"exif": exif}),
+        "clear.png": (noise, {}),
+        "clear and turned.webp": (noise, {"exif": exif}),
+        "keyed.png": (palette, {"transparency": 0}),
+        "deep.png": (deep, {}),
+        "cmyk.jpg": (noise.convert("CMYK"), {}),
+    }
+    for name, (image, how) in odd.items():
+        path = save(image, name, **how)
+        with Image.open(path) as opened:
+            expected = np.asarray(opened.convert("RGB"))
+        for X in ([path], [Image.open(path)]):
+            assert image_shape_of(X, (4, 6, 3), "plain") == (4, 6, 3)
+            assert image_shape_of(X, None, "plain")[:2] == (4, 6), name
+            got = load_images(X, (4, 6, 3), decoding="plain") * 255
+            np.testing.assert_array_equal(got.round()[0], expected, err_msg=name)
+            [got] = originals(X, (2, 3, 3), resize=True, decoding="plain")
+            np.testing.assert_array_equal(got, expected, err_msg=name)
+            small = load_images(X, (2, 3, 3), resize=True, decoding="plain")[0] * 255
+            same = resize_crop(Image.fromarray(expected), 2, 3)
+            np.testing.assert_array_equal(small.round(), np.asarray(same), err_msg=name)
+        if name != "cmyk.jpg":
+            assert not np.array_equal(to_pixels(Image.open(path), 3), expected), name
+
+
+def test_plain_decoding_of_a_turned_tiff(save):
+    """Pillow turns TIFF files itself: header and pixels agree all the same."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(Image.new("RGB", (4, 2)), "t.tif", exif=exif)
+    shape = image_shape_of([path], None, "plain")
+    assert load_images([path], shape, decoding="plain").shape == (1, *shape)
+
+
 def test_gray_and_colour_together(save):
     gray, colour = Image.new("L", (2, 2), 51), Image.new("RGB", (2, 2), (255, 0, 0))
     paths = [save(gray, "g.png"), save(colour, "c.png")]
@@ -286,3 +333,107 @@ def test_wrong_values():
     huge[0, 0] = np.nan
     with pytest.raises(ValueError, match=r"Input X\[8\] contains NaN"):
         load_images([np.ones((4, 4), int), huge], (4, 4, 1), start=7)
+
+
+# Crops ------------------------------------------------------------------------------------------
+
+
+def random_crops(X, shape, draws):
+    """Of one image, given as it is to an estimator."""
+    reader, batch = learn_reader(X, "Estimator", shape)
+    [image] = reader.originals(batch)
+    return [random_crop(image, reader.image_shape, side, np.array(at)) for side, *at in draws]
+
+
+@pytest.mark.parametrize(
+    "draw, halvings, size, corner",
+    [
+        # shorter side 256: 1300 x 1100 is halved while both sides reach 512
+        ((0.0, 0.0, 0.0), [(550, 650), (275, 325)], (256, 303), (0, 0)),
+        ((0.0, 0.5, 0.5), [(550, 650), (275, 325)], (256, 303), (24, 0)),
+        # side 320 of 65: 550 is less than 640
+        ((0.999, 0.999, 0.999), [(550, 650)], (320, 378), (122, 64)),
+        # int(0.3 * 65) = 19: side 275, which is less than half of 550 but not more
+        ((0.3, 0.9, 0.1), [(550, 650), (275, 325)], (275, 325), (63, 2)),
+        # side 276: 550 is less than 552, so it is not halved again
+        ((0.31, 0.0, 0.999), [(550, 650)], (276, 326), (0, 20)),
+    ],
+)
+def test_random_crop_by_hand(save, draw, halvings, size, corner):
+    noise = np.random.RandomState(0).randint(256, size=(1300, 1100, 3), dtype=np.uint8)
+    expected = Image.fromarray(noise)
+    for half in halvings:
+        expected = expected.resize(half, Image.Resampling.BOX)
+    expected = np.asarray(expected.resize(size, Image.Resampling.BICUBIC))
+    top, left = corner
+    expected = expected[top : top + 256, left : left + 256]
+    [crop] = random_crops([save(Image.fromarray(noise))], (256, 256), [draw])
+    np.testing.assert_array_equal((crop * 255).round(), expected)
+
+
+def test_random_crop_of_an_oblong_window(save):
+    file = save(Image.fromarray(np.random.RandomState(0).randint(256, size=(90, 200), dtype="u1")))
+    [crop] = random_crops([file], (32, 64), [(0.999, 0.999, 0.5)])
+    with Image.open(file) as image:  # side 40 of 32 ... 40: it covers 40 x 80
+        large = image.resize((100, 45), Image.Resampling.BOX).resize((89, 40), Image.BICUBIC)
+    np.testing.assert_array_equal((crop[..., 0] * 255).round(), np.asarray(large)[8:, 13:77])
+
+
+def laplacian(a):
+    gray = a.mean(2)
+    inner = gray[1:-1, 1:-1]
+    return (gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * inner).std()
+
+
+@pytest.mark.parametrize("photo", [0, 1])
+def test_random_crops_are_as_sharp_as_the_original(save, photo):
+    """Not as a finished crop that was enlarged: against one direct resize, another filter's."""
+    image = Image.fromarray(load_sample_images().images[photo])  # 427 x 640
+    draws = np.random.RandomState(0).uniform(size=(8, 3))
+    crops = random_crops([save(image)], (256, 256), draws)
+    for crop, (side, *where) in zip(crops, draws, strict=True):
+        height = 256 + int(side * 65)
+        width = round(640 * height / 427)
+        large = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) / 255
+        top, left = int(where[0] * (height - 255)), int(where[1] * (width - 255))
+        direct = large[top : top + 256, left : left + 256]
+        assert laplacian(crop) == pytest.approx(laplacian(direct), rel=0.05)
+    reach = [int(at * (round(640 * (256 + int(s * 65)) / 427) - 255)) for s, _, at in draws]
+    assert max(reach) > 100  # beyond what a central square holds
+
+
+def test_crops_of_arrays_and_files_agree(save):
+    y, x = np.mgrid[:80, :70]
+    a = np.stack([60 + x, 60 + y, 90 + x * y // 40], axis=2).astype(np.uint8)
+    draws = [(0.2, 0.3, 0.9), (0.9, 0.0, 0.5)]
+    of_file = random_crops([save(Image.fromarray(a))], None, draws)
+    np.testing.assert_array_equal(random_crops(a[None], None, draws), of_file)
+    np.testing.assert_array_equal(random_crops([Image.fromarray(a)], None, draws), of_file)
+    np.testing.assert_array_equal(random_crops(a.reshape(1, -1), (80, 70, 3), draws), of_file)
+    of_floats = np.array(random_crops(a[None] / 255, None, draws))
+    np.testing.assert_allclose(of_floats, of_file, atol=2 / 255)  # 8 bits are rounded
+    # any scale, any number of channels, and nothing beyond the numbers that there were
+    odd = np.concatenate([a, a[..., :2]], axis=2) * 7.0 - 900
+    of_odd = np.array(random_crops(odd[None], None, draws))
+    np.testing.assert_allclose(of_odd[..., :3], of_floats * 255 * 7 - 900, atol=2e-3)
+    assert odd.min() <= of_odd.min() and of_odd.max() <= odd.max()
+
+
+def test_small_images_are_shifted(save):
+    a = np.random.RandomState(0).randint(256, size=(30, 20), dtype=np.uint8)
+    wide = np.pad(a, [(2, 2), (1, 1)], mode="edge") / np.float32(255)  # a tenth, half to each side
+    draws = [(0.7, 0.0, 0.0), (0.1, 0.5, 0.5), (0.4, 0.999, 0.999)]
+    expected = [wide[y : y + 30, x : x + 20, None] for y, x in [(0, 0), (2, 1), (4, 2)]]
+    for X in (a[None], a[None] / np.float32(255), [save(Image.fromarray(a))]):
+        np.testing.assert_array_equal(random_crops(X, None, draws), expected)
+        np.testing.assert_array_equal(random_crops(X, (30, 20), draws), expected)
+    # a large file is resized, to whatever size: nothing is repeated at its edges
+    large = save(Image.fromarray(np.random.RandomState(0).randint(256, size=(60, 40), dtype="u1")))
+    [crop] = random_crops([large], (30, 20), [(0.0, 0.0, 0.0)])
+    np.testing.assert_array_equal(crop, load([large], (30, 20))[0])
+
+
+def test_originals_name_what_is_wrong(save):
+    for X, resize in (([save(Image.new("L", (9, 9)))], False), (["missing.png"], True)):
+        with pytest.raises(ValueError, match=r"X\[7\] .*(9, 9, 1|missing)"):
+            originals(X, (8, 8, 1), resize=resize, start=7)

@@ -4,6 +4,7 @@ The hub is the real client library against its own cache layout and a small loca
 environment is a process of its own, because the client reads it when imported.
 """
 
+import argparse
 import base64
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import urllib.parse
+import warnings
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +23,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -157,11 +160,48 @@ def tiny(golden):
     return load_file(golden / "randar_tiny.safetensors")
 
 
+def accelerate_folder(state, folder):
+    """As accelerator.save_state leaves it."""
+    save_file({f"_orig_mod.{k}": v for k, v in state.items()}, folder / "model.safetensors")
+    for name in ("optimizer.bin", "scheduler.bin", "sampler.bin", "scaler.pt"):
+        torch.save({"state": {}}, folder / name)
+    (folder / "random_states_0.pkl").touch()
+    return folder
+
+
+def write_shards(state, folder):
+    """As save_pretrained of other libraries writes large models; the index's path."""
+    names = [f"model-0000{i + 1}-of-00003.safetensors" for i in range(3)]
+    where = {k: names[i % 3] for i, k in enumerate(state)}
+    for name in names:
+        save_file({k: v for k, v in state.items() if where[k] == name}, folder / name)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    return index
+
+
 def load_tiny(*args, **params):
-    return load_prior(*args, grid=(4, 4), n_head=4, **params)
+    return load_prior(*args, **({"grid": (4, 4), "n_head": 4, "num_classes": 5} | params))
 
 
-@pytest.mark.parametrize("form", ["safetensors", "pt", "model", "module", "legacy", "folder"])
+FORMS = {  # of what people save: wrappers, and what comes before the names
+    "module": lambda state: {f"module.{k}": v for k, v in state.items()},
+    "compiled": lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
+    "both": lambda state: {f"module._orig_mod.{k}": v for k, v in state.items()},
+    "both, otherwise": lambda state: {f"_orig_mod.module.{k}": v for k, v in state.items()},
+    "blocks compiled": lambda state: {
+        k.replace(".attention.", "._orig_mod.attention."): v for k, v in state.items()
+    },
+    "lightning": lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}},
+    "ema": lambda state: {"ema": state, "model": {k: 0 * v for k, v in state.items()}, "steps": 7},
+    "nested": lambda state: {"state_dict": {"model": state}},
+    "deepspeed": lambda state: {"module": state, "dp_world_size": 8},
+}
+
+
+@pytest.mark.parametrize(
+    "form", ["safetensors", "pt", "model", "legacy", "folder", "accelerate", "shards", *FORMS]
+)
 def test_golden_prior_from_file(golden, tiny, tmp_path, form):
     source = tmp_path / "prior.pt"
     if form in ("safetensors", "folder"):
@@ -170,8 +210,13 @@ def test_golden_prior_from_file(golden, tiny, tmp_path, form):
         torch.save(tiny, source)
     elif form == "model":
         torch.save({"model": tiny, "steps": 7, "args": {"lr": 1e-4}}, source)
-    elif form == "module":
-        torch.save({f"module.{k}": v for k, v in tiny.items()}, source)
+    elif form in FORMS:
+        torch.save(FORMS[form](tiny), source)
+    elif form == "accelerate":
+        source = accelerate_folder(tiny, tmp_path)
+    elif form == "shards":
+        write_shards(tiny, tmp_path)
+        source = tmp_path
     else:
         torch.save(tiny, source, _use_new_zipfile_serialization=False)
     if form == "folder":
@@ -248,6 +293,42 @@ def test_code_in_a_file_is_not_executed(tiny, tmp_path, writer):
     assert not trace.exists()
 
 
+def test_incomplete_shards(tiny, tmp_path):
+    index = write_shards(tiny, tmp_path)
+    assert load_tiny(index).num_classes == load_tiny(tmp_path, index.name).num_classes == 5
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"names 'model-00002-of-00003\.safet.*', which"):
+        load_tiny(tmp_path)
+    outside = {"norm.weight": "../other.safetensors"}
+    for broken in ("[]", "{", '{"weight_map": [1]}', json.dumps({"weight_map": outside})):
+        index.write_text(broken)
+        with pytest.raises(ValueError, match=r"index\.json (is no readable|names '\.\./other)"):
+            load_tiny(tmp_path)
+
+
+def test_same_name_twice(tiny, tmp_path):
+    save_file(tiny | {"module.norm.weight": torch.ones(64)}, tmp_path / "prior.safetensors")
+    with pytest.raises(ValueError, match=r"holds 'norm\.weight' under several names"):
+        load_tiny(tmp_path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_arguments_in_a_file(tiny, tmp_path, legacy):
+    """What to do about them is in the message, and does it."""
+    file = tmp_path / "it's.pt"
+    kind = {"_use_new_zipfile_serialization": not legacy}
+    torch.save({"model": tiny, "args": argparse.Namespace(lr=1e-4, data="x")}, file, **kind)
+    with pytest.raises(ValueError, match=r"never loaded: argparse\.Namespace\. Write its") as error:
+        load_tiny(file)
+    line = str(error.value).splitlines()[-1]
+    assert "weights_only=True" in line  # nothing in the file is run for it either
+    subprocess.run([sys.executable, "-c", line], cwd=tmp_path, check=True)
+    assert total(load_tiny(tmp_path / "weights.pt").state_dict()) == pytest.approx(total(tiny))
+    torch.save({"model": tiny, "path": Path("x")}, file, **kind)
+    with pytest.raises(ValueError, match=r"never loaded: pathlib.*only if you trust who"):
+        load_tiny(file)
+
+
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"a": 1}, {"model": {"a": "b"}}])
 def test_no_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "prior.pt")
@@ -261,17 +342,43 @@ def test_state_dict_of_another_model(tmp_path):
         load_tiny(tmp_path)
 
 
+@pytest.mark.parametrize("given, loaded", [(None, 5), (5, 5), (6, 6)])
+def test_class_table_with_and_without_a_null_row(golden_prior, tiny, tmp_path, given, loaded):
+    save_file(tiny, tmp_path / "prior.safetensors")  # six rows
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prior = load_tiny(tmp_path, num_classes=given)
+    assert [str(w.message).split("has ")[1] for w in caught] == [
+        "a class table of 6 rows: taken for 5 classes, with the last row for the null class. Pass "
+        "num_classes=5 to load_prior or from_pretrained if so, num_classes=6 if not."
+    ] * (given is None)
+    assert prior.num_classes == loaded
+    expected, rows = golden_prior[1], prior.class_table.detach()
+    ll = log_likelihoods(prior, expected["tokens"], expected["orders"], np.arange(6))
+    np.testing.assert_allclose(ll, expected["log_prob"].sum(-1).transpose(2, 0, 1), atol=1e-4)
+    table = tiny["cls_embedding.embedding_table.weight"]
+    null = table[5] if loaded == 5 else table.mean(0)
+    np.testing.assert_allclose(rows[-1], null, atol=1e-6)
+
+
+def test_class_table_that_cannot_be(tiny, tmp_path):
+    save_file(tiny, tmp_path / "prior.safetensors")
+    for wrong in (4, 7, 1000):
+        with pytest.raises(ValueError, match=rf"6 rows, so num_classes must be 5.* got {wrong}"):
+            load_tiny(tmp_path, num_classes=wrong)
+
+
 # The hub --------------------------------------------------------------------------------------
 
 CALLS = """
 import json, sys, time
 time.sleep = lambda seconds: None  # the client waits before it tries again
 from skaocls import AnyOrderARClassifier
-from skaocls.priors.loading import load_prior
+from skaocls.learned.published import load_published
 
 for args, params in json.loads(sys.argv[1]):
     try:
-        prior = load_prior(*args, grid=(4, 4), n_head=4, **params)
+        prior = load_published(*args, grid=(4, 4), n_head=4, **params)
         answer = {"sum": sum(float(p.double().sum()) for p in prior.parameters())}
     except Exception as exc:
         answer = {"error": str(exc), "types": [t.__name__ for t in type(exc).__mro__]}
@@ -280,7 +387,7 @@ for args, params in json.loads(sys.argv[1]):
 
 
 def call_hub(home, *calls, code=CALLS, **environment):
-    """Answers to load_prior calls, (args, params) each, of a process with that environment."""
+    """Answers to load_published calls, (args, params) each, of a process with that environment."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment = {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
     result = subprocess.run(
@@ -443,13 +550,21 @@ def test_download(golden, tiny, hub, tmp_path):
         "cut.pt": content[::-1],
     }
     hub.repos["owner/one"] = {"README.md": b"#", "prior.safetensors": content}
+    index = write_shards(tiny, tmp_path)
+    written = [index, *tmp_path.glob("model-*")]
+    hub.repos["owner/shards"] = {p.name: p.read_bytes() for p in written}
+    hub.repos["owner/shards"]["optimizer.bin"] = b"no weights"
+    hub.repos["iasudakov/ar_classifier"] = {"a.pt": b"", "b.safetensors": content}
     hub.repos["owner/gated"] = {"prior.safetensors": content}
     name = ["owner/name", "prior.safetensors"]
-    main, commit, only, *refusals = call_hub(
+    main, commit, only, shards, papers, *refusals = call_hub(
         tmp_path,
         (name, {"token": "hf_secret"}),
         (name, {"revision": COMMIT}),
         (["owner/one"], {}),
+        (["owner/shards"], {}),
+        (["randar-l-classifier", "b.safetensors"], {}),
+        (["randar-l-classifier"], {}),
         (["owner/name"], {}),
         (["owner/missing", "prior.safetensors"], {}),
         (["owner/missing"], {}),
@@ -462,12 +577,14 @@ def test_download(golden, tiny, hub, tmp_path):
         (["owner--/name", "prior.safetensors"], {}),
         HF_ENDPOINT=hub.url,
     )
-    assert main["sum"] == commit["sum"] == only["sum"] == pytest.approx(total(tiny), abs=1e-6)
+    for answer in (main, commit, only, shards, papers):
+        assert answer["sum"] == pytest.approx(total(tiny), abs=1e-6)
     assert ("GET", "/owner/name/resolve/main/prior.safetensors", "Bearer hf_secret") in hub.requests
     repo = "The hub repository 'owner/"
     check_refusals(
         refusals,
         [
+            ("OSError", "ar_classifier' has several: a.pt, b.safetensors. Pass filename."),
             ("OSError", f"{repo}name' has several: cut.pt, prior.safetensors. Pass filename."),
             ("OSError", f"{repo}missing' does not exist, or is private"),
             ("OSError", f"{repo}missing' does not exist, or is private"),
@@ -481,7 +598,8 @@ def test_download(golden, tiny, hub, tmp_path):
         ],
     )
     cached = [p.name for p in (tmp_path / "hub").glob("models--*/snapshots/*/*")]
-    assert sorted(cached) == ["prior.safetensors", "prior.safetensors"]
+    others = [*(p.name for p in written), "b.safetensors"]
+    assert sorted(cached) == sorted([*others, "prior.safetensors", "prior.safetensors"])
 
 
 def test_no_network(tmp_path):
@@ -757,6 +875,30 @@ def test_zero_shot_subset(small_file, stand_in, tmp_path):
     assert list(restored.wordnet_ids_) == list(some.wordnet_ids_)
 
 
+def test_zero_shot_without_a_null_row(stand_in, tmp_path):
+    """A thousand rows are ImageNet's classes; of ten, the caller knows."""
+    for n_rows, given in ((1000, None), (10, 10)):
+        file = save_prior(tmp_path / "prior.safetensors", 8, num_classes=n_rows - 1)
+        if given is None:
+            with pytest.warns(UserWarning, match=r"1000 classes, with no row for the null class"):
+                clf = from_pretrained(file, stand_in)
+            assert clf.wordnet_ids_[999] == "n15075141"
+        else:
+            clf = from_pretrained(file, stand_in, num_classes=given)
+        assert len(clf.classes_) == clf.prior_.num_classes == n_rows
+        table = load_file(file)["cls_embedding.embedding_table.weight"]
+        np.testing.assert_array_equal(clf.prior_.class_table[:-1].detach(), table)
+        clf.save_pretrained(tmp_path / "saved")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            restored = AnyOrderARClassifier.from_pretrained(tmp_path / "saved")
+        some = picture(256)
+        np.testing.assert_array_equal(restored.predict_proba(some), clf.predict_proba(some))
+    tuned = clf.set_params(max_iter=1, augmentation=None, tokenizer=FrozenEstimator(stand_in))
+    tuned.fit(np.repeat(picture(256), 10, 0), np.arange(10))  # all ten classes are there to start
+    assert len(tuned.classes_) == 10
+
+
 def test_zero_shot_priors(small_file, stand_in):
     X = picture(256)
     uniform = from_pretrained(small_file, stand_in, classes=[5, 6])
@@ -770,6 +912,96 @@ def test_zero_shot_llamagen(large_file, llamagen, tmp_path):
     clf = from_pretrained(large_file, LlamaGenTokenizer(llamagen), classes=[7, 8])
     proba = clf.predict_proba([str(tmp_path / "photo.png")])
     assert proba.shape == (1, 2) and proba.sum() == pytest.approx(1)
+
+
+def test_plain_decoding_lasts(small_file, stand_in, tmp_path):
+    """What a reader was told is kept by fit and by saving; a turned file is read as it lies."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = tmp_path / "turned.png"
+    lying = picture(256)
+    lying[:, :, 128:] //= 2
+    Image.fromarray(lying[0]).save(file, exif=exif)
+    for params in ({"crop": "center"}, {"crop": "random", "n_orders": 2}):
+        clf = from_pretrained(small_file, stand_in, classes=[5, 6], decoding="plain", **params)
+        clf.save_pretrained(tmp_path / "saved")
+        for model in (clf, AnyOrderARClassifier.from_pretrained(tmp_path / "saved")):
+            ours = model.predict_joint_log_proba([file])
+            np.testing.assert_array_equal(ours, clf.predict_joint_log_proba(lying))
+        turned = from_pretrained(small_file, stand_in, classes=[5, 6], **params)
+        assert (turned.predict_joint_log_proba([file]) != ours).any()
+        turned.save_pretrained(tmp_path / "saved")
+        model = AnyOrderARClassifier.from_pretrained(tmp_path / "saved", decoding="plain")
+        np.testing.assert_array_equal(model.predict_joint_log_proba([file]), ours)
+    wide = [tmp_path / f"{i}.png" for i in range(4)]
+    for i in range(4):
+        Image.fromarray(lying[0, :8, i : i + 16]).save(wide[i], exif=exif)
+    assert make(decoding="plain", max_iter=1).fit(wide, [0, 1, 0, 1]).image_shape_ == (8, 16, 3)
+    assert make(max_iter=1).fit(wide, [0, 1, 0, 1]).image_shape_ == (16, 8, 3)
+
+
+def save_other(file, grid, n_head, dim=64, num_classes=10):
+    """Weights that differ from the published ones in what shapes do not tell."""
+    torch.manual_seed(1)
+    prior = AnyOrderPrior(16384, grid, num_classes, dim, 2, n_head)
+    torch.nn.init.normal_(prior.output.weight, std=0.5)
+    save_file(prior.state_dict(), file)
+    return prior.eval()
+
+
+def test_zero_shot_of_other_sizes(llamagen, tmp_path):
+    """Another grid, image size and number of heads; the prior itself knows best."""
+    X = np.random.RandomState(0).randint(256, size=(2, 48, 32, 3), dtype=np.uint8)
+    prior = save_other(tmp_path / "prior.safetensors", (3, 2), 2)
+    tokenizer = LlamaGenTokenizer(llamagen, image_shape=(48, 32)).fit()
+    codes = tokenizer.transform(X).reshape(2, -1)
+    for source, given in (
+        (tmp_path, {"n_head": 2, "num_classes": 10}),
+        (tmp_path, {"n_head": 2, "num_classes": 10, "grid": (3, 2), "image_shape": (48, 32)}),
+        (prior, {}),
+    ):
+        for ready in (tokenizer, clone(tokenizer), FrozenEstimator(tokenizer)):
+            clf = from_pretrained(source, ready, **given)
+            ll = log_likelihoods(prior, codes, clf.orders_, np.arange(10))
+            ours = clf.predict_joint_log_proba(X) - clf.class_log_prior_
+            np.testing.assert_allclose(ours, ll[:, 0], atol=1e-4)
+    assert clf.prior_ is not prior
+    # one head is the published number for that width: another model
+    other = from_pretrained(tmp_path, tokenizer, num_classes=10).predict_joint_log_proba(X)
+    assert abs(other - clf.predict_joint_log_proba(X)).max() > 1e-3
+    # what was told is not forgotten by a later fit
+    clf = from_pretrained(tmp_path, FrozenEstimator(tokenizer), n_head=2, num_classes=10)
+    clf.set_params(max_iter=1, augmentation=None, finetune="class_embedding")
+    assert clf.fit(X, [0, 1]).prior_.n_head == 2
+
+
+def test_grid_follows_the_images(tmp_path, monkeypatch):
+    """24 x 24 tokens of 384 pixels without saying so twice, in from_pretrained and in fit."""
+    save_other(tmp_path / "prior.safetensors", (24, 24), 1, num_classes=1000)
+    made = []
+    monkeypatch.setattr(LlamaGenTokenizer, "fit", lambda self, *_: made.append(self) or 1 / 0)
+    for params in ({"image_shape": (384, 384)}, {"grid": (24, 24)}):
+        with pytest.raises(ZeroDivisionError):
+            from_pretrained(tmp_path, "auto", **params)
+        assert made.pop().image_shape == (384, 384)
+    X = np.zeros((2, 384, 384, 3), np.uint8)
+    with pytest.raises(ZeroDivisionError):
+        make(prior=tmp_path, image_shape=(384, 384)).fit(X, [0, 1])
+    assert made.pop().image_shape == (384, 384)
+
+
+def test_zero_shot_sizes_that_disagree(llamagen, tmp_path, stand_in, small_file):
+    prior = save_other(tmp_path / "prior.safetensors", (3, 2), 2)
+    tokenizer = LlamaGenTokenizer(llamagen, image_shape=(48, 32))
+    told = {"num_classes": 10}
+    with pytest.raises(ValueError, match=r"disagree: the prior reads .*\(2, 3\).*writes.*\(3, 2\)"):
+        from_pretrained(tmp_path, tokenizer, grid=(2, 3), **told)
+    with pytest.raises(ValueError, match=r"image_shape=\(40, 32\) was asked for, but LlamaGen"):
+        from_pretrained(tmp_path, tokenizer, image_shape=(40, 32), **told)
+    with pytest.raises(ValueError, match=r"filename, grid, n_head and num_classes are for files"):
+        from_pretrained(prior, tokenizer, n_head=2)
+    with pytest.raises(ValueError, match=r"dim=64 must be a multiple of 4 \* n_head = 12"):
+        from_pretrained(tmp_path, tokenizer, n_head=3, **told)
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,7 @@ def test_what_was_loaded_does_not_depend_on_its_file(tmp_path, suffix):
     file, other = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     write(first, file)
     write(second, other)
-    loaded = load_prior(file, grid=(2, 2), n_head=4)
+    loaded = load_prior(file, grid=(2, 2), n_head=4, num_classes=3)
     content = other.read_bytes()
     with open(file, "rb+") as target:  # the same file, as copying over it does
         target.write(content)

@@ -16,6 +16,10 @@ over the diffusion, and drops the worst classes on the way: ``--stages 50:500 ..
 classes after 50 steps, and one after 1000. Operations are those of products of matrices, two for a
 multiplication and an addition, without the encoding of an image, which each method does once.
 
+``--write-tokens FOLDER`` keeps the tokens of each image (``NAME/class/image.npy``, one grid or one
+for each order), and ``--tokens FOLDER`` takes them instead of the images, whose tokenizer is then
+not needed: for another prior that reads the same tokens, or for tokens made elsewhere.
+
 What was scored is kept in ``NAME/METHOD.jsonl`` in the output folder: the same command, given
 again, goes on where it was stopped. In the end come ``imagenet.json``, ``imagenet.png`` and a
 table.
@@ -84,6 +88,9 @@ def parse_args(argv=None):
     )  # fmt: skip
     add("--crop", choices=["center", "random"], default="center")
     add("--latent-noise", type=float, default=0.0)
+    add("--decoding", choices=["plain", "as_seen"], default="plain", help="of odd files")
+    add("--write-tokens", type=Path, metavar="FOLDER", help="keep the tokens, a file an image")
+    add("--tokens", type=Path, metavar="FOLDER", help="take tokens kept so, not the images")
     add("--dit", default="facebook/DiT-XL-2-256", help="hub repository or folder of a DiTPipeline")
     add("--dit-revision", help="branch, tag or commit of its repository")
     add(
@@ -92,6 +99,9 @@ def parse_args(argv=None):
         help="of the diffusion classifier (default: 50:500 100:50 500:10 1000:1)",
     )  # fmt: skip
     args = parser.parse_args(argv)
+    if args.tokens is not None and (args.write_tokens or args.tokenizer or args.latent_noise
+                                    or args.crop != "center"):  # fmt: skip
+        parser.error("--tokens are read as they are: no tokenizer, crop, noise or --write-tokens")
     if args.limit is not None and args.limit < 1:
         parser.error("--limit must be at least 1")
     if len(dict(args.data)) < len(args.data):
@@ -170,7 +180,8 @@ def evaluate(score, data, path, settings, title):
 def contestants(args):
     """Yield the name of each method, what its answers depend on, and what prepares a data set.
 
-    That is given the classes to choose among, and returns `score` and operations for one image.
+    That is given its name and the classes to choose among, and returns `score` and operations for
+    one image.
     """
     clf = anyorder.make_classifier(args) if args.methods != ["diffusion"] else None
     for method in args.methods:
@@ -179,7 +190,7 @@ def contestants(args):
             yield method, dit.settings_of(pipe, args), partial(dit.among, pipe, args)
         else:
             one = copy.copy(clf).set_params(order="raster" if method == "raster" else args.order)
-            yield method, anyorder.settings_of(one, args), partial(anyorder.among, one)
+            yield method, anyorder.settings_of(one, args), partial(anyorder.among, one, args)
 
 
 def find(args):
@@ -207,7 +218,7 @@ def main(argv=None):
         settings[method] = own | {"limit": args.limit, "seed": args.seed}
         rows, flops = {}, {}
         for name, d in data.items():
-            score, flops[name] = among(d.classes)
+            score, flops[name] = among(name, d.classes)
             path = args.output / name / f"{method}.jsonl"
             rows[name] = evaluate(score, d, path, settings[method], f"{name}, {method}")
         for name, result in results.items():

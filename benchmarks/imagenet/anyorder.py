@@ -1,4 +1,4 @@
-"""The any-order classifier as a contestant, with each group of k orders among K."""
+"""The any-order classifier as a contestant, with each group of k orders among K; its tokens."""
 
 import copy
 from functools import partial
@@ -11,10 +11,12 @@ from records import weights_hash
 
 from skaocls import AnyOrderARClassifier
 from skaocls.devices import resolve_device, resolve_precision
+from skaocls.files import write_all
+from skaocls.learned.answers import encode_all, log_likelihoods
 from skaocls.learned.published import load_published, published_tokenizer
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 
-PARAMS = ("filename", "revision", "n_orders", "order", "crop", "latent_noise")
+PARAMS = ("filename", "revision", "n_orders", "order", "crop", "latent_noise", "decoding")
 
 
 def make_tokenizer(args):
@@ -27,7 +29,7 @@ def make_tokenizer(args):
 def make_classifier(args):
     clf = AnyOrderARClassifier.from_pretrained(
         args.prior,
-        tokenizer=make_tokenizer(args),
+        tokenizer=make_tokenizer(args) if args.tokens is None else "precomputed",
         device=args.device,
         precision=args.precision,
         random_state=args.seed,
@@ -41,6 +43,7 @@ def make_classifier(args):
 def settings_of(clf, args):
     """What answers depend on; `clf` may read in another order than `args` say."""
     settings = {name: getattr(args, name) for name in ("prior", "tokenizer", *PARAMS)}
+    settings["tokens"] = None if args.tokens is None else str(args.tokens)
     settings["order"] = clf.order
     precision = resolve_precision(args.precision, resolve_device(args.device))
     settings["precision"] = str(precision or torch.float32)
@@ -65,12 +68,45 @@ def restricted(clf, classes):
     return few
 
 
-def score(clf, files, truth):
+def token_file(folder, file):
+    """Where the tokens of an image are kept: (rows, cols), or (n_orders, rows, cols) of crops."""
+    return folder / file.parent.name / f"{file.name}.npy"
+
+
+def encoded(clf, files, write_to):
+    """Tokens of images, as each order sees them, kept in a folder if it is given."""
+    model, tokens = clf.model_, clf.model_.tokenizer
+    batch = model.reader.check([opened(f) for f in files])
+    seen = len(clf.orders_), clf.crop, clf.latent_noise
+    codes = np.concatenate(list(encode_all(model, batch, *seen)))
+    if write_to is not None:
+        kind = np.uint16 if tokens.n_codes_ <= 2**16 else np.int32
+        for file, own in zip(files, codes.astype(kind)):
+            to = token_file(write_to, file)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            grid = own.reshape(*own.shape[:-1], *tokens.grid_)
+            write_all(to.parent, {to.name: lambda path, grid=grid: save_array(path, grid)})
+    return codes
+
+
+def save_array(path, array):
+    with open(path, "wb") as file:  # np.save would add an ending
+        np.save(file, array)
+
+
+def read_tokens(clf, files, folder):
+    X = [np.load(token_file(folder, f)) for f in files]
+    model = clf.model_
+    return np.concatenate(
+        list(encode_all(model, model.reader.check(np.stack(X)), len(clf.orders_), "center", 0.0))
+    )
+
+
+def hits_of_groups(ll, log_prior, truth):
     """For each image and aggregation K strings; 1s in the kth are groups of k orders in the right.
 
     Of K orders the groups of k are the first k, the next k and so on, as many as are whole.
     """
-    ll = np.concatenate(list(clf._log_likelihoods([opened(f) for f in files])))
     n, most = ll.shape[:2]
     right = [{how: [] for how in AGGREGATIONS} for _ in range(n)]
     for how in AGGREGATIONS:
@@ -78,18 +114,30 @@ def score(clf, files, truth):
             groups = ll[:, : most // k * k].reshape(n, most // k, k, -1)
             hits = []
             for orders in np.moveaxis(groups, 1, 0):
-                joint = joint_log_proba(orders, clf.class_log_prior_, how)
+                joint = joint_log_proba(orders, log_prior, how)
                 hits.append(truth[np.arange(n), joint.argmax(1)])
             for image, mine in zip(right, np.transpose(hits)):
                 image[how].append("".join(str(int(hit)) for hit in mine))
     return right
 
 
-def among(clf, classes):
-    """`score` among these classes, and operations for one image with 1 ... K orders.
+def score(clf, args, name, files, truth):
+    """What `hits_of_groups` says of the images of a data set."""
+    if args.tokens is not None:
+        codes = read_tokens(clf, files, args.tokens / name)
+    else:
+        codes = encoded(clf, files, args.write_tokens and args.write_tokens / name)
+    on = {"device": args.device, "precision": args.precision}
+    ll = log_likelihoods(clf.model_, codes, clf.orders_, **on)
+    return hits_of_groups(ll, clf.class_log_prior_, truth)
+
+
+def among(clf, args, name, classes):
+    """`score` among these classes of a data set, and operations for one image with 1 ... K orders.
 
     Its tokens are made once, and not counted.
     """
     few = restricted(clf, classes)
     each = range(1, len(few.orders_) + 1)
-    return partial(score, few), [ar_flops(few.prior_, k, len(classes)) for k in each]
+    operations = [ar_flops(few.prior_, k, len(classes)) for k in each]
+    return partial(score, few, args, name), operations

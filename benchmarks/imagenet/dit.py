@@ -42,7 +42,7 @@ def load_dit(args):
 
 def settings_of(pipe, args):
     """What answers depend on."""
-    settings = {name: getattr(args, name) for name in ("dit", "dit_revision", "stages")}
+    settings = {name: getattr(args, name) for name in ("dit", "dit_revision", "stages", "decoding")}
     settings["precision"] = str(precision_of(args))
     return settings | {"weights": weights_hash(pipe.transformer, pipe.vae)}
 
@@ -88,13 +88,14 @@ def class_errors(pipe, images, classes, stages, seed, precision=torch.float32):
 def score(pipe, args, classes, files, truth):
     """For each image "1" if the class of the least error is right, else "0"."""
     side = pipe.transformer.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    images = load_images([opened(f) for f in files], (side, side, 3), resize=True)
+    shape, how = (side, side, 3), {"resize": True, "decoding": args.decoding}
+    images = load_images([opened(f) for f in files], shape, **how)
     settings = args.stages, args.seed, precision_of(args)
     found = class_errors(pipe, images, classes, *settings).argmin(1).numpy()
     return [{"error": [str(int(hit))]} for hit in truth[np.arange(len(files)), found]]
 
 
-def among(pipe, args, classes):
+def among(pipe, args, name, classes):
     """`score` among these ImageNet classes, and operations for one image.
 
     Its latents are made once, and not counted.

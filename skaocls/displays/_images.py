@@ -17,7 +17,8 @@ def check_images(clf, caller):
     """Refuse a classifier that is not fitted, or not on images."""
     check_is_fitted(clf)
     if clf.image_shape_ is None:
-        raise ValueError(f"{caller} draws images, but the classifier was fitted on tabular data.")
+        what = "tabular data" if clf.model_.reader.grid is None else "tokens"
+        raise ValueError(f"{caller} draws images, but the classifier was fitted on {what}.")
 
 
 class Look:

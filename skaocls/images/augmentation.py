@@ -1,16 +1,12 @@
-"""Random views of images for training, and crops for scoring."""
+"""Random views of images for training."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from skaocls.devices import own_torch_state
-
-CROP_MARGIN = 0.1  # share of its size by which an image is larger than what is cropped from it
-ENLARGED_FROM = 64  # pixels; smaller images would be blurred
 
 
 @own_torch_state()
@@ -67,25 +63,3 @@ def random_views(
     grid = F.affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
     moved = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     return moved.permute(0, 2, 3, 1).numpy()
-
-
-@own_torch_state()
-def enlarged(images: np.ndarray) -> np.ndarray:
-    """Images with the margin that random crops need; small ones get it by repeating their edges."""
-    margins = [max(1, round(CROP_MARGIN * s)) if s > 1 else 0 for s in images.shape[1:3]]
-    if min(images.shape[1:3]) < ENLARGED_FROM:
-        before = [(m - m // 2, m - m // 2) for m in margins]
-        return np.pad(images, [(0, 0), *before, (0, 0)], mode="edge")
-    size = [s + m for s, m in zip(images.shape[1:3], margins, strict=True)]
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    large = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
-    return large.permute(0, 2, 3, 1).numpy()
-
-
-def cropped(images: np.ndarray, shape: Sequence[int], where: np.ndarray) -> np.ndarray:
-    """The window of that shape whose corner lies at the share `where` of the margin."""
-    top, left = (
-        int(share * (have - want + 1))
-        for share, have, want in zip(where, images.shape[1:3], shape[:2], strict=True)
-    )
-    return images[:, top : top + shape[0], left : left + shape[1]]

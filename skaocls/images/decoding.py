@@ -16,7 +16,12 @@ FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(bool
 
 
 def load_images(
-    X: Any, shape: tuple[int, ...], *, resize: bool = False, start: int = 0
+    X: Any,
+    shape: tuple[int, ...],
+    *,
+    resize: bool = False,
+    start: int = 0,
+    decoding: str = "as_seen",
 ) -> np.ndarray:
     """Decode images.
 
@@ -30,6 +35,8 @@ def load_images(
         Resize files and PIL images of another size (:func:`resize_crop`) instead of refusing them.
     start : int, default=0
         Index, for messages, of the first item of X in the user's data.
+    decoding : {"as_seen", "plain"}, default="as_seen"
+        How to read files and PIL images, see :func:`to_pixels`.
 
     Returns
     -------
@@ -52,7 +59,7 @@ def load_images(
         check_array(np.zeros((len(X), 1)))  # at least one
         images = []
         for i, item in enumerate(X, start):
-            image = read(item, i, lambda x: pixels(x, shape, resize))
+            image = read(item, i, lambda x: pixels(x, shape, resize, decoding))
             if image.shape != tuple(shape):
                 raise ValueError(
                     f"X[{i}] has shape {image.shape}, but images of shape {tuple(shape)} are "
@@ -76,16 +83,20 @@ def load_images(
     return to_unit(X, "X").reshape(-1, *shape)
 
 
-def to_pixels(image: Image.Image, channels: int) -> np.ndarray:
-    """One PIL image as a person sees it, in 8 bits.
+def to_pixels(image: Image.Image, channels: int, decoding: str = "as_seen") -> np.ndarray:
+    """One PIL image in 8 bits.
 
     Parameters
     ----------
     image : PIL.Image.Image
-        EXIF rotation is applied, transparency is laid over white, palettes are expanded, CMYK and
-        the like are converted; 16 bits are scaled to 8, floats in [0, 1] to 0 ... 255.
     channels : {1, 3}
         Grayscale or RGB.
+    decoding : {"as_seen", "plain"}, default="as_seen"
+        ``"as_seen"``, as a person sees it: EXIF rotation is applied, transparency is laid over
+        white, palettes are expanded, CMYK and the like are converted; 16 bits are scaled to 8,
+        floats in [0, 1] to 0 ... 255. ``"plain"``: what ``image.convert("RGB")`` makes of it and
+        nothing else, as the published numbers were made. EXIF rotation and transparency are
+        ignored, and values beyond 255 are cut off.
 
     Returns
     -------
@@ -98,12 +109,14 @@ def to_pixels(image: Image.Image, channels: int) -> np.ndarray:
     >>> to_pixels(Image.new("RGBA", (1, 1), (255, 0, 0, 0)), 3)  # transparent: white
     array([[[255, 255, 255]]], dtype=uint8)
     """
-    a = np.asarray(upright(image).convert("L" if channels == 1 else "RGB"))
+    a = np.asarray(decoded(image, decoding).convert("L" if channels == 1 else "RGB"))
     return a.reshape(*a.shape[:2], channels)
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says, opaque, in mode L or RGB."""
+def decoded(image: Image.Image, decoding: str) -> Image.Image:
+    """In mode L or RGB; unless plain, turned as EXIF says and opaque."""
+    if decoding == "plain":
+        return image.convert("L" if image.mode == "L" else "RGB")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         return to_8_bits(image)
@@ -153,14 +166,25 @@ def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     >>> resize_crop(Image.new("L", (640, 480)), 32, 32).size
     (32, 32)
     """
+    image = covering(image, height, width)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def covering(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Scaled so that it just covers (height, width)."""
+    image = halved(image, height, width)
+    scale = max(width / image.width, height / image.height)
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def halved(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Halved while it is at least twice as large."""
     while image.width >= 2 * width and image.height >= 2 * height:
         half = image.width // 2, image.height // 2
         image = image.resize(half, Image.Resampling.BOX)
-    scale = max(width / image.width, height / image.height)
-    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    return image
 
 
 def to_unit(a: np.ndarray, name: str) -> np.ndarray:
@@ -175,11 +199,11 @@ def full_scale(dtype: np.dtype) -> int:
     return FULL_SCALE.get(dtype.newbyteorder("="), 1)
 
 
-def pixels(image: Any, shape: tuple[int, ...], resize: bool) -> np.ndarray:
+def pixels(image: Any, shape: tuple[int, ...], resize: bool, decoding: str) -> np.ndarray:
     """One array or PIL image as (height, width, channels)."""
     height, width, channels = shape
     if isinstance(image, np.ndarray):
         return image if image.ndim == 3 else image[..., None]
     if resize:
-        image = resize_crop(upright(image), height, width)
-    return to_pixels(image, channels)
+        image = resize_crop(decoded(image, decoding), height, width)
+    return to_pixels(image, channels, decoding)

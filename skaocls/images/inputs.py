@@ -67,7 +67,9 @@ def holds_images(batch: Any) -> bool:
     return isinstance(batch, np.ndarray) and batch.ndim in (3, 4)
 
 
-def image_shape_of(X: Any, image_shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
+def image_shape_of(
+    X: Any, image_shape: tuple[int, ...] | None = None, decoding: str = "as_seen"
+) -> tuple[int, ...]:
     """The shape that all images in X have; of files only the headers are read.
 
     Parameters
@@ -76,6 +78,8 @@ def image_shape_of(X: Any, image_shape: tuple[int, ...] | None = None) -> tuple[
         Images: arrays, tensors, files, PIL images; flat rows with `image_shape`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         Shape of flat rows; size to which files and PIL images are to be resized.
+    decoding : {"as_seen", "plain"}, default="as_seen"
+        Whether EXIF rotation counts, see :func:`skaocls.images.to_pixels`.
 
     Returns
     -------
@@ -122,7 +126,7 @@ def image_shape_of(X: Any, image_shape: tuple[int, ...] | None = None) -> tuple[
     most = 1
     arrays: dict[tuple[int, ...], int] = {}
     for i, item in enumerate(X):
-        height, width, channels, is_array = read(item, i, header)
+        height, width, channels, is_array = read(item, i, lambda x: header(x, decoding))
         first = first or (height, width)
         if wanted is None and (height, width) != first:
             raise ValueError(
@@ -191,8 +195,8 @@ def channels_last(a: np.ndarray) -> np.ndarray:
     return a.transpose(0, 2, 3, 1) if first else a
 
 
-def header(image: Any) -> tuple[int, int, int, bool]:
-    """Height and width as seen, channels, and whether the image is an array."""
+def header(image: Any, decoding: str) -> tuple[int, int, int, bool]:
+    """Height and width as decoded, channels, and whether the image is an array."""
     if isinstance(image, np.ndarray):
         height, width, channels = (*image.shape, 1)[:3]
         return height, width, channels, True
@@ -201,7 +205,8 @@ def header(image: Any) -> tuple[int, int, int, bool]:
     tags = getattr(image, "tag_v2", {})
     as_stored = (tags.get(256, width), tags.get(257, height)) == (width, height)
     # PNG's own getexif would decode the whole file
-    if as_stored and Image.Image.getexif(image).get(0x0112, 1) in (5, 6, 7, 8):
+    turned = as_stored and (decoding == "as_seen" or tags)
+    if turned and Image.Image.getexif(image).get(0x0112, 1) in (5, 6, 7, 8):
         height, width = width, height
     gray = image.mode in GRAY_MODES or image.mode.startswith("I;16")
     return height, width, 1 if gray else 3, False

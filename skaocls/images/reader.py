@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
 from sklearn.utils.validation import _check_feature_names, validate_data
 
+from skaocls.images.crops import originals
 from skaocls.images.decoding import full_scale, load_images
 from skaocls.images.inputs import (
     as_array,
@@ -42,6 +43,10 @@ class Reader:
         Whether rows of numbers are images one pixel high, not tables.
     value_range : tuple of float or None
         The least and the largest number in the images of `fit`.
+    decoding : str
+        How files and PIL images are read, see :func:`skaocls.images.to_pixels`.
+    grid : tuple of int or None
+        Rows and columns of tokens, if the data are tokens already.
     """
 
     owner: str
@@ -51,6 +56,8 @@ class Reader:
     feature_names: np.ndarray | None = None
     signals: bool = False
     value_range: tuple[float, float] | None = None
+    decoding: str = "as_seen"
+    grid: tuple[int, int] | None = None
 
     def check(self, X: Any, *, scale: bool = True) -> Any:
         """X as something to slice, if it looks like the data of `fit`.
@@ -63,6 +70,8 @@ class Reader:
         ValueError
             If it does not.
         """
+        if self.grid is not None:
+            return as_tokens(X, self.grid)
         batch = as_batch(X)
         images = holds_images(batch)
         if images and self.image_shape is None:
@@ -88,10 +97,18 @@ class Reader:
 
     def images(self, batch: Any, part: Any = slice(None)) -> np.ndarray:
         """Decode batch[part]: float32 (n, height, width, channels)."""
+        return load_images(batch[part], **self.loading(part))
+
+    def originals(self, batch: Any, part: Any = slice(None)) -> list[np.ndarray]:
+        """Decode batch[part] to cut crops from it, see :mod:`skaocls.images.crops`."""
+        return originals(batch[part], **self.loading(part))
+
+    def loading(self, part: Any) -> Any:
+        """How to load batch[part]."""
         assert self.image_shape is not None
         start = (part.start or 0) if isinstance(part, slice) else 0
-        resize = self.declared_shape is not None
-        return load_images(batch[part], self.image_shape, resize=resize, start=start)
+        size = {"shape": self.image_shape, "resize": self.declared_shape is not None}
+        return {**size, "start": start, "decoding": self.decoding}
 
     @property
     def reads_rows(self) -> bool:
@@ -136,7 +153,12 @@ class Reader:
 
 
 def learn_reader(
-    X: Any, owner: str, image_shape: Any = None, *, signals: bool = False
+    X: Any,
+    owner: str,
+    image_shape: Any = None,
+    *,
+    signals: bool = False,
+    decoding: str = "as_seen",
 ) -> tuple[Reader, Any]:
     """Learn how data look.
 
@@ -149,6 +171,8 @@ def learn_reader(
         How messages call the estimator.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
     signals : bool, default=False
+    decoding : {"as_seen", "plain"}, default="as_seen"
+        How files and PIL images are read, see :func:`skaocls.images.to_pixels`.
 
     Returns
     -------
@@ -175,7 +199,7 @@ def learn_reader(
     shape: tuple[int, ...] | None
     if holds_images(batch):
         check_not_empty(batch)
-        shape = image_shape_of(batch, declared)
+        shape = image_shape_of(batch, declared, decoding)
         table = getattr(X, "ndim", None) == 2 or hasattr(X, "columns")
         seen.n_features_in_ = 1 if table else int(np.prod(shape))
         if hasattr(X, "columns"):
@@ -193,8 +217,45 @@ def learn_reader(
         getattr(seen, "feature_names_in_", None),
         signals,
         None if shape is None else value_range(batch),
+        decoding,
     )
     return reader, batch
+
+
+def token_reader(owner: str, grid: Any) -> Reader:
+    """A reader of tokens on that grid."""
+    rows, cols = int(grid[0]), int(grid[1])
+    return Reader(owner, None, None, rows * cols, grid=(rows, cols))
+
+
+def as_tokens(X: Any, grid: Any = None) -> np.ndarray:
+    """Tokens as an integer array of shape (n, rows, cols) or (n, n_crops, rows, cols).
+
+    Raises
+    ------
+    ValueError
+        If they are none, or not on the grid.
+    """
+    codes = as_array(X) if hasattr(X, "detach") else np.asarray(X)
+    expected = "(n, rows, cols) or (n, n_crops, rows, cols)"
+    if grid is not None:
+        expected = expected.replace("rows, cols", f"{grid[0]}, {grid[1]}")
+    if codes.ndim not in (3, 4) or (grid is not None and codes.shape[-2:] != tuple(grid)):
+        flat = ""
+        if grid is not None and codes.ndim > 1 and codes.shape[-1] == grid[0] * grid[1]:
+            flat = f" Flat tokens become that by X.reshape(len(X), -1, {grid[0]}, {grid[1]})."
+        raise ValueError(
+            f"X holds no tokens: it has shape {codes.shape}, but {expected} is expected.{flat}"
+        )
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(
+            f"X holds no tokens: integers are expected, but it has dtype {codes.dtype}. To read "
+            'images, do not pass tokenizer="precomputed".'
+        )
+    check_not_empty(codes)
+    if not codes.size:
+        raise ValueError(f"X holds no tokens: it has shape {codes.shape}.")
+    return codes
 
 
 def value_range(batch: Any) -> tuple[float, float]:

@@ -82,7 +82,7 @@ def fill_in(
     batch : object
         What ``model.reader.check`` returns.
     mask : bool array-like of shape (height, width) or (n, height, width)
-        Of tables (n_features,) or (n, n_features).
+        Of tables (n_features,) or (n, n_features), of tokens (rows, cols) or (n, rows, cols).
     columns : int array of shape (n,) or None
         Classes; None takes the most probable ones given what is known.
     order, n_orders
@@ -100,7 +100,11 @@ def fill_in(
     """
     n, grid, image_shape = len(batch), model.prior.grid, model.reader.image_shape
     of_mask: tuple[int, ...]
-    if image_shape is None:
+    if model.reader.grid is not None:
+        shape = of_mask = grid
+        if batch.ndim == 4:
+            raise ValueError(f"inpaint takes tokens of one crop, (n, {grid[0]}, {grid[1]}).")
+    elif image_shape is None:
         shape, of_mask = (1, batch.shape[1]), (batch.shape[1],)
     else:
         shape = image_shape[0], image_shape[1]

@@ -8,7 +8,8 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 
-from skaocls.images.augmentation import cropped, enlarged, random_views
+from skaocls.images.augmentation import random_views
+from skaocls.images.crops import random_crop
 from skaocls.images.reader import Reader
 from skaocls.tokenizers import (
     LlamaGenTokenizer,
@@ -47,9 +48,13 @@ def training_tokens(
     augmentation: int | str | None,
     rng: np.random.RandomState,
 ) -> np.ndarray:
-    """Tokens of the training data, (n_samples, n_views, n_tokens)."""
+    """Tokens of the training data, (n_samples, n_views, n_tokens).
+
+    Of data that are tokens, crops are views.
+    """
     if augmentation is None or reader.image_shape is None:
-        return encode(tokenizer, reader, batch, slice(0, len(batch)))[:, None]
+        codes = encode(tokenizer, reader, batch, slice(0, len(batch)))
+        return codes if codes.ndim == 3 else codes[:, None]
     n_views = augmentation
     if isinstance(n_views, str):
         slow = isinstance(tokenizer, (LlamaGenTokenizer, MaskGITTokenizer))
@@ -68,7 +73,7 @@ def training_tokens(
 
 
 def encode(tokenizer: Any, reader: Reader, batch: Any, part: slice) -> np.ndarray:
-    """Tokens of batch[part] as it is, (n, n_tokens)."""
+    """Tokens of batch[part] as it is, (n, n_tokens), or (n, n_crops, n_tokens) if it has crops."""
     if reader.image_shape is None:
         return tokens(tokenizer, batch[part])
     few = (
@@ -91,29 +96,41 @@ def encode_for_orders(
 ) -> np.ndarray:
     """Tokens of batch[part], with a crop and noise of its own for each order if they are wanted.
 
-    Crop and noise of an order are the same for all images.
+    Crop and noise of an order are the same for all images: what is drawn are shares of what an
+    image has room for. Of data that are tokens of several crops, orders take them in turn.
 
     Returns
     -------
     codes : int array of shape (n, n_tokens) or (n, n_orders, n_tokens)
     """
+    if reader.grid is not None:
+        if crop != "center" or latent_noise:
+            raise ValueError(
+                'crop="random" and latent_noise need images, but the classifier reads tokens. Pass '
+                "tokens of several crops, (n, n_crops, rows, cols): each order reads one of them."
+            )
+        codes = encode(tokenizer, reader, batch, part)
+        return codes if codes.ndim == 2 else codes[:, np.arange(n_orders) % codes.shape[1]]
     if reader.image_shape is None or (crop == "center" and not latent_noise):
         return encode(tokenizer, reader, batch, part)
     rng = np.random.RandomState(seed)
-    images = reader.images(batch, part)
-    large = enlarged(images) if crop == "random" else None
-    codes = []
-    for _ in range(n_orders):
+    sides = np.random.RandomState([seed, 1]).uniform(size=n_orders)
+    images: Any = reader.originals(batch, part) if crop == "random" else reader.images(batch, part)
+    views = []
+    for side in sides:
         where, noise_seed = rng.uniform(size=2), rng.randint(2**31 - 1)
-        pixels = images if large is None else cropped(large, reader.image_shape, where)
+        pixels = images
+        if crop == "random":
+            pixels = np.stack([random_crop(x, reader.image_shape, side, where) for x in images])
         noise = {"latent_noise": latent_noise, "seed": noise_seed} if latent_noise else {}
-        codes.append(tokens(tokenizer, pixels, **noise))
-    return np.stack(codes, axis=1)
+        views.append(tokens(tokenizer, pixels, **noise))
+    return np.stack(views, axis=1)
 
 
 def tokens(tokenizer: Any, data: Any, **noise: Any) -> np.ndarray:
-    codes: np.ndarray = tokenizer.transform(data, **noise).reshape(len(data), -1)
-    return codes.astype(np.int32)
+    codes: np.ndarray = tokenizer.transform(data, **noise)
+    crops = codes.shape[1:2] if codes.ndim == 4 else ()
+    return codes.reshape(len(data), *crops, -1).astype(np.int32)
 
 
 def patch_shape(tokenizer: Any, shape: Sequence[int], grid: Sequence[int]) -> tuple[int, int]:

@@ -111,7 +111,7 @@ def learn(
         parts, history, held_out = train()
     else:
         weighing = None if given is None else weights_of(given)
-        inputs = content(batch), reader.declared_shape, columns, weights, classes
+        inputs = content(batch), reader.declared_shape, reader.decoding, columns, weights, classes
         key = digest("fit", recipe.of_results(), tokenizer, weighing, about, *inputs)
         parts, history, held_out = store.recall(key, train)
     count = np.bincount(columns, weights, minlength=len(classes))

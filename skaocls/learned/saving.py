@@ -25,11 +25,12 @@ from skaocls.files import find_file, read_state_dict, write_all
 from skaocls.images.reader import Reader
 from skaocls.learned.model import FittedModel
 from skaocls.priors.interface import Prior
-from skaocls.priors.loading import prior_from_state_dict, shared_trunk_from_state_dict
+from skaocls.priors.loading import own_prior_from_state_dict, shared_trunk_from_state_dict
 from skaocls.tokenizers import (
     LlamaGenTokenizer,
     MaskGITTokenizer,
     PatchTokenizer,
+    PrecomputedTokenizer,
     QuantileTokenizer,
 )
 from skaocls.version import __version__
@@ -39,7 +40,14 @@ CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safete
 ARRAYS = ("sources", "rows", "class_count", "class_names", "wordnet_ids")
 Token = str | bool | None
 TOKENIZERS: dict[str, Any] = {
-    t.__name__: t for t in (LlamaGenTokenizer, MaskGITTokenizer, PatchTokenizer, QuantileTokenizer)
+    t.__name__: t
+    for t in (
+        LlamaGenTokenizer,
+        MaskGITTokenizer,
+        PatchTokenizer,
+        PrecomputedTokenizer,
+        QuantileTokenizer,
+    )
 }
 
 
@@ -148,7 +156,7 @@ def load_model(
     path = find_file(source, name, **at)
     state = read_state_dict(path)
     shared = "head.classes.weight" in state
-    restore = shared_trunk_from_state_dict if shared else prior_from_state_dict
+    restore = shared_trunk_from_state_dict if shared else own_prior_from_state_dict
     prior: Prior = restore(state, **config["prior"], source=str(path))
     return prior
 
@@ -186,13 +194,17 @@ def model_card(model: FittedModel, repo_id: str, metrics: dict[str, float]) -> s
     names = [str(c) for c in (model.classes if model.class_names is None else model.class_names)]
     shown = ", ".join(names[:100]) + (", ..." if len(names) > 100 else "")
     shape = model.reader.image_shape
-    data = f"images of {shape[0]} x {shape[1]} x {shape[2]}" if shape else "tables"
+    kind, data = "tabular", "tables"
+    if shape or model.reader.grid:
+        kind, data = "image", "tokens of images"
+    if shape:
+        data = f"images of {shape[0]} x {shape[1]} x {shape[2]}"
     rows, cols = model.prior.grid
     n_parameters = sum(p.numel() for p in model.prior.parameters())
     lines = [
         "---",
         "library_name: skaocls",
-        "pipeline_tag: " + ("image-classification" if shape else "tabular-classification"),
+        f"pipeline_tag: {kind}-classification",
         "tags: [any-order-autoregressive, generative-classifier, scikit-learn]",
         "---",
         "",
@@ -234,7 +246,7 @@ def tokenizer_state(tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if hasattr(tokenizer, "codebook_"):
         config["reader"] = to_json(vars(tokenizer.reader_))
         return config, {"codebook_": tokenizer.codebook_}
-    lists = ("thresholds_", "bin_means_")
+    lists = [k for k in ("thresholds_", "bin_means_") if hasattr(tokenizer, k)]
     return config, {f"{k}.{i}": a for k in lists for i, a in enumerate(getattr(tokenizer, k))}
 
 
@@ -247,7 +259,7 @@ def restore_tokenizer(config: dict[str, Any], arrays: dict[str, Any]) -> Any:
     if "codebook_" in arrays:
         tokenizer.codebook_ = arrays["codebook_"].numpy()
         tokenizer.reader_ = restore_reader(config["reader"])
-    else:
+    elif arrays:
         for name in ("thresholds_", "bin_means_"):
             columns = range(tokenizer.n_features_in_)
             setattr(tokenizer, name, [arrays[f"{name}.{i}"].numpy() for i in columns])
@@ -256,8 +268,8 @@ def restore_tokenizer(config: dict[str, Any], arrays: dict[str, Any]) -> Any:
 
 def restore_reader(config: dict[str, Any]) -> Reader:
     values = dict(config)
-    for name in ("declared_shape", "image_shape", "value_range"):
-        values[name] = None if values[name] is None else tuple(values[name])
+    for name in ("declared_shape", "image_shape", "value_range", "grid"):
+        values[name] = None if values.get(name) is None else tuple(values[name])
     if (names := values["feature_names"]) is not None:
         values["feature_names"] = np.array(names, dtype=object)
     return Reader(**values)

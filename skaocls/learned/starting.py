@@ -10,8 +10,10 @@ from sklearn.frozen import FrozenEstimator
 from skaocls.devices import own_torch_state, resolve_device
 from skaocls.learned.published import (
     check_agreement,
+    grid_for,
     is_published,
     load_published,
+    precomputed_for,
     published_tokenizer,
 )
 from skaocls.learned.recipe import Recipe
@@ -19,6 +21,7 @@ from skaocls.learned.saving import load, read_config
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior, similar_slots
 from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.training.finetuning import prepare_finetuning, set_classes
 
 ARCHITECTURES: dict[str, type[Prior]] = {
@@ -33,6 +36,9 @@ def starting_point(
 ) -> tuple[Prior | None, Any, Any]:
     """Find what the classifier's parameters of these names stand for.
 
+    Tokens that were made elsewhere are those that a given prior reads; a tokenizer that was saved
+    with it is not asked.
+
     Returns
     -------
     given : Prior or None
@@ -42,6 +48,10 @@ def starting_point(
     image_shape : tuple of int or None
         To which files are resized.
     """
+    if isinstance(tokenizer, str) and tokenizer == "precomputed":
+        given = starting_point(prior, PrecomputedTokenizer(), None, filename, revision)[0]
+        tokenizer = PrecomputedTokenizer() if given is None else precomputed_for(given)
+        return given, tokenizer, None
     if isinstance(prior, Prior):
         return copy.deepcopy(prior), tokenizer, image_shape
     if isinstance(prior, dict) or (isinstance(prior, str) and prior in ("auto", *ARCHITECTURES)):
@@ -53,7 +63,8 @@ def starting_point(
         given, own = model.prior, FrozenEstimator(model.tokenizer)
         own_shape = model.reader.declared_shape
     else:
-        given = load_published(prior, filename, revision=revision)
+        grid = grid_for(tokenizer, image_shape)
+        given = load_published(prior, filename, revision=revision, grid=grid)
         own = published_tokenizer(given) if isinstance(tokenizer, str) else None
         own_shape = getattr(own or tokenizer, "image_shape", None)
     return given, own if isinstance(tokenizer, str) else tokenizer, image_shape or own_shape

@@ -1,7 +1,9 @@
 """Weights of priors, under the names of the published checkpoints."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from skaocls.priors.transformer import AnyOrderPrior, rope_table
 
 PUBLISHED_GRID = (16, 16)
 PUBLISHED_HEAD_DIM = 64
+PUBLISHED_CLASSES = 1000
+CLASS_TABLE = "cls_embedding.embedding_table.weight"
 
 
 @own_torch_state(grad=True)
@@ -21,6 +25,7 @@ def prior_from_state_dict(
     *,
     grid: Sequence[int] | None = None,
     n_head: int | None = None,
+    num_classes: int | None = None,
     source: str = "The state dict",
 ) -> AnyOrderPrior:
     """A prior of the architecture that the shapes tell.
@@ -28,11 +33,19 @@ def prior_from_state_dict(
     Parameters
     ----------
     state : dict of str to Tensor
-        Under the published names. Tensors of float32 become the prior's parameters, without a copy.
+        Under the published names. Tensors of float32 become the prior's parameters, without a copy;
+        only a class table to which a row is added is copied.
     grid : tuple of int (rows, cols), default=None
         Not stored in weights; None is the published 16 x 16.
     n_head : int, default=None
         Not stored in weights; None is the published ``dim / 64``.
+    num_classes : int, default=None
+        The class table has as many rows, or one more for the null class; weights do not say which.
+        None takes 1001 rows for ImageNet's classes and the null class, and otherwise warns: 1000
+        rows are taken for the classes alone, of any other number the last is taken for the null
+        class. Where there is none, because training dropped no class, the mean of the class vectors
+        stands in for it. It counts in evidence without a rival, guidance, ``finetune="head"`` and
+        class dropout, not in classification.
     source : str
         How errors call the weights.
 
@@ -43,11 +56,11 @@ def prior_from_state_dict(
     Raises
     ------
     ValueError
-        If these are no weights of such a prior.
+        If these are no weights of such a prior, or of another number of classes.
     """
     try:
         vocab_size, dim = state["tok_embeddings.weight"].shape
-        n_rows = len(state["cls_embedding.embedding_table.weight"])
+        table = state[CLASS_TABLE]
         hidden = len(state["layers.0.feed_forward.w1.weight"])
         n_layer = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("layers."))
     except (KeyError, ValueError, IndexError) as exc:
@@ -55,15 +68,40 @@ def prior_from_state_dict(
             f"{source} holds no RandAR prior: {exc} is missing among keys such as "
             f"{', '.join(list(state)[:SHOWN])}."
         ) from exc
+    num_classes = number_of_classes(len(table), num_classes, source)
+    if len(table) == num_classes:
+        state = {**state, CLASS_TABLE: torch.cat([table, table.float().mean(0, keepdim=True)])}
     rows, cols = grid or PUBLISHED_GRID
     n_head = n_head or max(1, dim // PUBLISHED_HEAD_DIM)
     with torch.device("meta"):
         prior = AnyOrderPrior(
-            vocab_size, (rows, cols), n_rows - 1, dim, n_layer, n_head, multiple_of=hidden
+            vocab_size, (rows, cols), num_classes, dim, n_layer, n_head, multiple_of=hidden
         )
     prior.rope = rope_table(prior.grid, dim // n_head)
     assign(prior, state, source=source)
     return prior.eval()
+
+
+def number_of_classes(n_rows: int, num_classes: int | None, source: str) -> int:
+    """Of a class table of so many rows, see :func:`prior_from_state_dict`."""
+    if num_classes is None:
+        num_classes = n_rows if n_rows == PUBLISHED_CLASSES else n_rows - 1
+        if n_rows != PUBLISHED_CLASSES + 1:
+            last = "no row" if num_classes == n_rows else "the last row"
+            other = n_rows - 1 if num_classes == n_rows else n_rows
+            warnings.warn(
+                f"{source} has a class table of {n_rows} rows: taken for {num_classes} classes, "
+                f"with {last} for the null class. Pass num_classes={num_classes} to load_prior or "
+                f"from_pretrained if so, num_classes={other} if not.",
+                UserWarning,
+                stacklevel=2,
+            )
+    elif num_classes not in (n_rows, n_rows - 1):
+        raise ValueError(
+            f"{source} has a class table of {n_rows} rows, so num_classes must be {n_rows - 1} "
+            f"with a null class, or {n_rows} without one; got {num_classes}."
+        )
+    return num_classes
 
 
 @own_torch_state(grad=True)
@@ -76,7 +114,7 @@ def shared_trunk_from_state_dict(
 ) -> SharedTrunkPrior:
     """As :func:`prior_from_state_dict`, of what :class:`SharedTrunkPrior` gives as state dict."""
     of_body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
-    body = prior_from_state_dict(of_body, grid=grid, n_head=n_head, source=source)
+    body = own_prior_from_state_dict(of_body, grid=grid, n_head=n_head, source=source)
     of_head = {k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")}
     try:
         n_rows, width = of_head["classes.weight"].shape
@@ -90,6 +128,14 @@ def shared_trunk_from_state_dict(
     return prior.eval()
 
 
+def own_prior_from_state_dict(
+    state: Mapping[str, Tensor], *, source: str, **sizes: Any
+) -> AnyOrderPrior:
+    """As :func:`prior_from_state_dict`, of what :class:`AnyOrderPrior` gives as state dict."""
+    num_classes = len(state.get(CLASS_TABLE, [0])) - 1
+    return prior_from_state_dict(state, num_classes=num_classes, source=source, **sizes)
+
+
 def load_prior(
     source: str | os.PathLike[str],
     filename: str | None = None,
@@ -98,6 +144,7 @@ def load_prior(
     token: str | bool | None = None,
     grid: Sequence[int] | None = None,
     n_head: int | None = None,
+    num_classes: int | None = None,
 ) -> AnyOrderPrior:
     """Load a RandAR prior; its size is read off the shapes of the weights.
 
@@ -105,7 +152,7 @@ def load_prior(
     ----------
     source, filename, revision, token
         As in :func:`find_file`.
-    grid, n_head
+    grid, n_head, num_classes
         As in :func:`prior_from_state_dict`.
 
     Returns
@@ -129,8 +176,9 @@ def load_prior(
     >>> prior = AnyOrderPrior(vocab_size=16, grid=(2, 2), num_classes=3, dim=64, n_head=4)
     >>> file = os.path.join(tempfile.mkdtemp(), "prior.safetensors")
     >>> save_file(prior.state_dict(), file)
-    >>> load_prior(file, grid=(2, 2), n_head=4).num_classes
+    >>> load_prior(file, grid=(2, 2), n_head=4, num_classes=3).num_classes
     3
     """
     path = find_file(source, filename, revision=revision, token=token)
-    return prior_from_state_dict(read_state_dict(path), grid=grid, n_head=n_head, source=str(path))
+    sizes: dict[str, Any] = {"grid": grid, "n_head": n_head, "num_classes": num_classes}
+    return prior_from_state_dict(read_state_dict(path), **sizes, source=str(path))

@@ -6,7 +6,14 @@ states the size of its codebook as ``n_codes_``.
 """
 
 from skaocls.tokenizers.patch import PatchTokenizer
+from skaocls.tokenizers.precomputed import PrecomputedTokenizer
 from skaocls.tokenizers.quantile import QuantileTokenizer
 from skaocls.tokenizers.vq import LlamaGenTokenizer, MaskGITTokenizer
 
-__all__ = ["LlamaGenTokenizer", "MaskGITTokenizer", "PatchTokenizer", "QuantileTokenizer"]
+__all__ = [
+    "LlamaGenTokenizer",
+    "MaskGITTokenizer",
+    "PatchTokenizer",
+    "PrecomputedTokenizer",
+    "QuantileTokenizer",
+]
