@@ -31,7 +31,9 @@ CONTESTANTS = {
     "from scratch, larger, five times the steps": {},
     "full": {"finetune": "full"},
     "full, from the null class": {"finetune": "full", "new_classes": "null"},
+    "full, dropout": {"finetune": "full", "finetune_dropout": 0.1},
     "lora": {"finetune": "lora"},
+    "lora, dropout": {"finetune": "lora", "finetune_dropout": 0.1},
     "class_embedding": {"finetune": "class_embedding"},
     "class_embedding, from the null class": {
         "finetune": "class_embedding",

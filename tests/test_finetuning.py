@@ -160,3 +160,18 @@ def test_crops_of_files(digits, tmp_path):
     np.testing.assert_allclose(alone, ll, atol=1e-6, rtol=0)
     two = np.concatenate(list(clf.set_params(n_orders=2)._log_likelihoods(files)))
     np.testing.assert_allclose(ll[:, :2], two, atol=1e-6, rtol=0)
+
+
+def test_dropout_while_fine_tuning_alone(digits):
+    X, y, _, _ = digits
+    clf = small_classifier(AnyOrderARClassifier, max_iter=2).fit(X, y)
+    prior, tokenizer = clf.prior_, FrozenEstimator(clf.tokenizer_)
+    how = {"prior": prior, "tokenizer": tokenizer, "max_iter": 1}
+    tuned = [
+        small_classifier(AnyOrderARClassifier, finetune_dropout=p, **how).fit(X, y)
+        for p in (0.0, 0.5, 0.5)
+    ]
+    weights = [c.prior_.output.weight.detach().numpy() for c in tuned]
+    assert not np.allclose(weights[0], weights[1], atol=1e-5)
+    np.testing.assert_array_equal(weights[1], weights[2])
+    assert prior.tok_dropout.p == 0

@@ -69,3 +69,15 @@ def test_a_step_sees_only_the_tokens_before_it():
 def test_dim_must_suit_the_rotary_embedding():
     with pytest.raises(ValueError, match="multiple of 4"):
         AnyOrderPrior(4, (2, 2), 2, dim=20, n_head=4)
+
+
+def test_what_names_classes_and_places_is_never_dropped():
+    torch.manual_seed(0)
+    prior = AnyOrderPrior(7, (2, 3), 2, dim=32, n_layer=2, n_head=2, multiple_of=32)
+    torch.nn.init.normal_(prior.output.weight)
+    prior.tok_dropout.p = 1 - 1e-12  # all that can be dropped of the embeddings
+    codes, order = torch.randint(7, (2, 6)), torch.randperm(6)[None]
+    first, second = prior(codes, order, torch.tensor([0, 0]))
+    torch.testing.assert_close(first, second)  # whatever the tokens
+    assert (first - prior(codes, order, torch.tensor([1, 1]))[0]).abs().amin(1).min() > 0
+    assert (first[0] - first[1]).abs().min() > 0

@@ -101,7 +101,7 @@ def starting_prior(
             generator=random,
             body=given,
         )
-        prepare_finetuning(given, "head")
+        prepare(given, recipe, seed)
         return given.to(device)
     given.to(device)
     if given.num_classes != n_classes or not recipe.keep_classes:
@@ -111,7 +111,8 @@ def starting_prior(
 
 
 def prepare(prior: Prior, recipe: Recipe, seed: int) -> None:
-    """Choose what fine-tuning changes."""
+    """Choose what fine-tuning changes, and drops."""
+    prior.transformer.set_dropout(recipe.finetune_dropout)
     random = torch.Generator().manual_seed(seed)
     sizes: dict[str, Any] = {"rank": recipe.lora_rank, "alpha": recipe.lora_alpha}
     prepare_finetuning(prior, recipe.finetune, **sizes, generator=random)

@@ -255,6 +255,12 @@ class AnyOrderPrior(Prior):
         self.num_classes = len(table) - 1
         self.cls_embedding["embedding_table"] = nn.Embedding.from_pretrained(table, freeze=False)
 
+    def set_dropout(self, p: float) -> None:
+        """Change what is dropped while training."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.p = p
+
     @property
     def blocks(self) -> list[Block]:
         return cast(list[Block], list(self.layers))
