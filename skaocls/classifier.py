@@ -27,6 +27,7 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attributes import kept_in
+from skaocls.images.advice import gathered
 from skaocls.images.reader import learn_reader
 from skaocls.learned import answers, drawing, saving
 from skaocls.learned.labels import class_log_prior, known_classes, read_labels
@@ -116,7 +117,8 @@ default="mean_log_likelihood"
         ``benchmarks/screening.py``, on others measure first. A shared trunk has no use for it. May
         be changed after `fit`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        Shape of the images if X holds flat rows; size to which image files are resized.
+        Shape of the images if X holds flat rows; size to which image files are resized; says where
+        the channels of arrays are if they may be first or last.
     augmentation : int, "auto" or None, default="auto"
         Views of each image to train on: itself, and small shifts, turns and stretches of it
         (:func:`skaocls.images.augmentation.random_views`), tokenized once. ``"auto"`` is 16, or 4
@@ -401,9 +403,10 @@ default="mean_log_likelihood"
         Parameters
         ----------
         X : array-like
-            Images: arrays or tensors of shape (n_samples, height, width) or
-            (n_samples, height, width, channels), flat rows with `image_shape`, paths of image
-            files, PIL images. Or tabular data of shape (n_samples, n_features).
+            Images: arrays or tensors of shape (n_samples, height, width),
+            (n_samples, height, width, channels) or (n_samples, channels, height, width), flat rows
+            with `image_shape`, paths of image files, PIL images. Or tabular data of shape
+            (n_samples, n_features).
         y : array-like of shape (n_samples,)
             Class labels, of any type.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -667,6 +670,7 @@ default="mean_log_likelihood"
         """
         model, runner_up = self._fitted(), isinstance(rival, str) and rival == "runner-up"
         self._validate_params()
+        X = gathered(X)  # it is gone through twice
         batch = model.reader.check(X)
         own = None if y is None else model.columns(y)
         rivals = None if rival is None or runner_up else model.columns(rival, "rival")

@@ -1,5 +1,6 @@
 """From data to tokens: choice of tokenizer, training views, crops and noise."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 
+from skaocls.images.advice import pixels_in_rows
 from skaocls.images.augmentation import cropped, enlarged, random_views
 from skaocls.images.reader import Reader
 from skaocls.tokenizers import (
@@ -27,6 +29,14 @@ def fit_tokenizer(tokenizer: Any, reader: Reader, batch: Any, rng: np.random.Ran
     """The given tokenizer, or the default for the data, cloned and fitted unless frozen."""
     images = reader.image_shape is not None
     if isinstance(tokenizer, str):
+        if not images and (shape := pixels_in_rows(batch)):
+            warnings.warn(
+                f"X has {batch.shape[1]} columns, none of them negative and all on one scale: if "
+                f"they are the pixels of images, pass image_shape={shape}, which is faster and "
+                "more accurate. If they are not, tokenizer=QuantileTokenizer() says so.",
+                UserWarning,
+                stacklevel=5,
+            )
         tokenizer = PatchTokenizer() if images else QuantileTokenizer()
     if isinstance(tokenizer, FrozenEstimator):
         return tokenizer.estimator

@@ -36,8 +36,9 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         Size of the codebook, at most the number of distinct patches. ``"auto"`` is the power of
         two, from 16 to 1024, that leaves at least 64 training patches to each code.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        Shape of the images if X holds flat rows; size to which image files are resized. Without
-        it, rows of a 2-D X are signals: images one pixel high.
+        Shape of the images if X holds flat rows; size to which image files are resized; says where
+        the channels of arrays are if they may be first or last. Without it, rows of a 2-D X are
+        signals: images one pixel high.
     random_state : int, RandomState instance or None, default=None
         Seed of the choice of patches and of k-means.
 
