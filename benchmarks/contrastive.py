@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from skaocls import AnyOrderARClassifier, PatchTokenizer, SharedTrunkPrior
 from skaocls.learned.encoding import training_tokens
 from skaocls.scoring.exhaustive import log_likelihoods
-from skaocls.training.loop import AVERAGING, CLIP_NORM, make_optimizer, schedule, swap
+from skaocls.training.loop import AVERAGING, CLIP_NORM, make_optimizer, schedule
 
 PRIORS = {"a reading for each class": "randar", "shared trunk": "shared_trunk"}
 SIZES = {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
@@ -107,7 +107,8 @@ def go_on(prior, codes, y, seconds, seed, contrast=None):
         steps += 1
         with torch.no_grad():
             torch._foreach_lerp_(mean, weights, 1 - min(AVERAGING, steps / (steps + 10)))
-    swap(weights, mean)
+    with torch.no_grad():
+        torch._foreach_copy_(weights, mean)
     return prior.eval(), steps
 
 

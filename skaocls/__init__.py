@@ -1,6 +1,7 @@
 """Generative image classification with any-order autoregressive models."""
 
 from skaocls.classifier import AnyOrderARClassifier
+from skaocls.images.folders import load_image_folder
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.tokenizers import (
@@ -22,4 +23,5 @@ __all__ = [
     "QuantileTokenizer",
     "SharedTrunkPrior",
     "__version__",
+    "load_image_folder",
 ]

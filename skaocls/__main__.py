@@ -15,11 +15,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skaocls import AnyOrderARClassifier
+from skaocls import AnyOrderARClassifier, load_image_folder
 from skaocls.displays import OrderCurveDisplay, ReconstructionDisplay
 from skaocls.images import image_shape_of, load_images
-
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def parse_args(argv=None):
@@ -40,12 +38,12 @@ def parse_args(argv=None):
 
 def read_folder(folder, size):
     """Images of class subfolders as an array (n, size, size, channels), and their classes."""
-    files = sorted(p for p in folder.glob("*/**/*") if p.suffix.lower() in EXTENSIONS)
-    if not files:
-        raise SystemExit(f"{folder} holds no images in class subfolders such as {folder}/cat/1.png")
-    y = np.array([p.relative_to(folder).parts[0] for p in files])
+    try:
+        files, labels, _ = load_image_folder(folder)
+    except (OSError, ValueError) as exc:
+        raise SystemExit(str(exc)) from exc
     shape = image_shape_of(files, (size, size))
-    return load_images(files, shape, resize=True), y
+    return load_images(files, shape, resize=True), np.array(labels)
 
 
 def timed_fit(clf, X, y):

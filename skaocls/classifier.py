@@ -1,6 +1,7 @@
 """The scikit-learn estimator."""
 
 import copy
+import inspect
 import os
 import warnings
 from dataclasses import fields, replace
@@ -13,7 +14,6 @@ import torch
 from sklearn.base import (
     BaseEstimator,
     ClassifierMixin,
-    ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
@@ -28,8 +28,11 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attributes import kept_in
+from skaocls.images.advice import gathered
+from skaocls.images.inputs import check_image_shape
 from skaocls.images.reader import as_tokens, learn_reader, token_reader
 from skaocls.learned import answers, drawing, saving
+from skaocls.learned.effects import OF_SEARCH, OF_TRAINING, without_effect
 from skaocls.learned.labels import class_log_prior, known_classes, read_labels
 from skaocls.learned.learning import FINETUNE_RATE, extend, learn
 from skaocls.learned.published import (
@@ -50,14 +53,12 @@ from skaocls.scoring.orders import DRAWN
 from skaocls.scoring.sampling import HOW
 from skaocls.tokenizers import PrecomputedTokenizer
 
-N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left")]}
+N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left"), None]}
 # Fitted attributes that are not of the model, and so are saved beside it
 HISTORY = ("class_log_prior_", "loss_curve_", "validation_scores_", "n_iter_", "best_iter_")
 
 
-class AnyOrderARClassifier(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator
-):
+class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
     """Generative image classifier: an any-order autoregressive model, averaged over orders.
 
     An image becomes a grid of discrete tokens; a transformer that reads tokens in any order
@@ -129,7 +130,8 @@ default="mean_log_likelihood"
         ``benchmarks/screening.py``, on others measure first. A shared trunk has no use for it. May
         be changed after `fit`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        Shape of the images if X holds flat rows; size to which image files are resized.
+        Shape of the images if X holds flat rows; size to which image files are resized; says where
+        the channels of arrays are if they may be first or last.
     decoding : {"as_seen", "plain"}, default="as_seen"
         How image files and PIL images are read: as a person sees them, with EXIF rotation applied
         and transparency laid over white, or by a plain conversion to RGB that ignores both, as the
@@ -201,7 +203,11 @@ default="mean_log_likelihood"
     warm_start : bool, default=False
         `fit` goes on from the last one's tokenizer, prior and orders.
     priors : array-like of shape (n_classes,), default=None
-        Class probabilities. None takes the frequencies in y.
+        Class probabilities. None takes the frequencies in y, weighted.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of classes, by which those of their samples are multiplied in training and in the
+        class frequencies. ``"balanced"`` makes all classes weigh the same, ``n_samples /
+        (n_classes * np.bincount(y))``. None weighs all samples alike.
     memory : str, path or joblib.Memory, default=None
         Folder where `fit` keeps what it learned from the same data under the same training
         parameters, and predictions the log-likelihoods of the same tokens under each order; a
@@ -222,7 +228,9 @@ default="mean_log_likelihood"
         Governs tokenizer, initial weights, training and orders. Pass an int for the same model
         from the same data.
     verbose : int, default=0
-        1 shows progress: loss, an estimate of the accuracy, time left.
+        1 shows how far tokenizing, training and predicting are, with loss, an estimate of the
+        accuracy, and the time left: a bar in a terminal or notebook, in a log a line every few
+        seconds. 2 says also what was chosen for the data, and why.
 
     Attributes
     ----------
@@ -337,6 +345,7 @@ default="mean_log_likelihood"
         "warm_start": ["boolean"],
         "memory": [str, os.PathLike, joblib.Memory, None],
         "priors": ["array-like", None],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
         "device": [str, torch.device],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "random_state": ["random_state"],
@@ -380,6 +389,7 @@ default="mean_log_likelihood"
         latent_noise=0.0,
         warm_start=False,
         priors=None,
+        class_weight=None,
         memory=None,
         device="auto",
         precision="auto",
@@ -420,6 +430,7 @@ default="mean_log_likelihood"
         self.latent_noise = latent_noise
         self.warm_start = warm_start
         self.priors = priors
+        self.class_weight = class_weight
         self.memory = memory
         self.device = device
         self.precision = precision
@@ -432,10 +443,10 @@ default="mean_log_likelihood"
         Parameters
         ----------
         X : array-like
-            Images: arrays or tensors of shape (n_samples, height, width) or
-            (n_samples, height, width, channels), flat rows with `image_shape`, paths of image
-            files, PIL images. Or tabular data of shape (n_samples, n_features). Or tokens, with
-            ``tokenizer="precomputed"``.
+            Images: arrays or tensors of shape (n_samples, height, width),
+            (n_samples, height, width, channels) or (n_samples, channels, height, width), flat rows
+            with `image_shape`, paths of image files, PIL images. Or tabular data of shape
+            (n_samples, n_features). Or tokens, with ``tokenizer="precomputed"``.
         y : array-like of shape (n_samples,)
             Class labels, of any type.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -453,6 +464,7 @@ default="mean_log_likelihood"
             If a parameter, X or y is not as described; the message says which and why.
         """
         self._validate_params()
+        self._warn_of(without_effect(OF_SEARCH + OF_TRAINING, self.get_params(False), defaults()))
         if self.warm_start and hasattr(self, "model_"):
             return self._extend(X, y, sample_weight, grow=False)
         return self._learn(X, y, sample_weight)
@@ -483,8 +495,8 @@ default="mean_log_likelihood"
         Raises
         ------
         ValueError
-            If y has labels that `classes` has not, or ``temperature="auto"``, which needs held-out
-            images of all classes at once.
+            If y has labels that `classes` has not, or with ``temperature="auto"`` and
+            ``class_weight="balanced"``, which need images of all classes at once.
 
         References
         ----------
@@ -507,6 +519,11 @@ default="mean_log_likelihood"
             raise ValueError(
                 'partial_fit does not support temperature="auto": it needs held-out images of all '
                 "classes at once. Pass a number, or call fit."
+            )
+        if self.class_weight == "balanced":
+            raise ValueError(
+                'class_weight="balanced" is not supported for partial_fit: it needs the counts of '
+                "all classes at once. Pass a dict of weights, or sample_weight."
             )
         if hasattr(self, "model_"):
             return self._extend(X, y, sample_weight, grow=True, classes=classes)
@@ -699,6 +716,11 @@ default="mean_log_likelihood"
         """
         model, runner_up = self._fitted(), isinstance(rival, str) and rival == "runner-up"
         self._validate_params()
+        if not (rival is None or runner_up or np.ndim(rival) == 1):
+            raise ValueError(
+                f'rival must be "runner-up", one class for each image, or None; got {rival!r}.'
+            )
+        X = gathered(X)  # it is gone through twice
         batch = model.reader.check(X)
         own = None if y is None else model.columns(y)
         rivals = None if rival is None or runner_up else model.columns(rival, "rival")
@@ -712,7 +734,7 @@ default="mean_log_likelihood"
 
     def sample(
         self,
-        n_samples=1,
+        n_samples=None,
         y=None,
         *,
         n_steps=None,
@@ -726,8 +748,8 @@ default="mean_log_likelihood"
 
         Parameters
         ----------
-        n_samples : int, default=1
-            Number of images.
+        n_samples : int, default=None
+            Number of images. None is as many as `y` has labels, else one.
         y : label or array-like of shape (n_samples,), default=None
             Class of all images or of each. None draws classes by their probabilities, as in
             `class_log_prior_`.
@@ -783,6 +805,8 @@ default="mean_log_likelihood"
         }
         validate_parameter_constraints(HOW | N_SAMPLES, {"n_samples": n_samples, **how}, "sample")
         rng = check_random_state(random_state)
+        if n_samples is None:
+            n_samples = len(y) if np.ndim(y) else 1
         if y is None:
             p = np.exp(self.class_log_prior_)
             columns = rng.choice(len(p), n_samples, p=p / p.sum())
@@ -1074,7 +1098,7 @@ default="mean_log_likelihood"
             reader = token_reader(owner, batch.shape[-2:])
         else:
             reader, batch = learn_reader(X, owner, shape, decoding=self.decoding)
-        batch, y, weights = read_labels(batch, y, sample_weight, owner=owner)
+        batch, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         classes = known_classes(y, classes)
         self._check_priors(classes)
         learned = learn(
@@ -1096,7 +1120,8 @@ default="mean_log_likelihood"
         """Train what was learned on further images."""
         model, rng = self.model_, np.random.RandomState(self._seed())
         batch = model.reader.check(X)
-        batch, y, weights = read_labels(batch, y, sample_weight, owner=type(self).__name__)
+        owner = type(self).__name__
+        batch, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         if grow:
             model = model.with_classes(known_classes(y, classes))
         self._check_priors(model.classes)
@@ -1131,7 +1156,7 @@ default="mean_log_likelihood"
             about["_fitted_temperature"] = fit_temperature(
                 ll, columns, log_prior, self.aggregation, weights
             )
-        if not all(history.converged for history in histories):
+        if not all(history.converged or history.interrupted for history in histories):
             warnings.warn(
                 f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the "
                 "optimization hasn't converged yet. Consider increasing max_iter.",
@@ -1162,7 +1187,15 @@ default="mean_log_likelihood"
 
     def _fitted(self):
         check_is_fitted(self)
+        shape, declared = check_image_shape(self.image_shape), self.model_.reader.declared_shape
+        if shape is not None and shape != (declared or ())[: len(shape)]:
+            message = f"image_shape={shape} was set after fit, which had {declared}: it has no "
+            self._warn_of([message + "effect before fit is called again."])
         return self.model_
+
+    def _warn_of(self, messages):
+        for message in messages:
+            warnings.warn(message, UserWarning, stacklevel=3)
 
     def _reading(self):
         """How images are read and scored."""
@@ -1173,12 +1206,13 @@ default="mean_log_likelihood"
         """Yield log-likelihoods and what they took, a few images at a time."""
         model, racing = self._fitted(), None
         self._validate_params()
+        self._warn_of(without_effect(OF_SEARCH, self.get_params(False), defaults()))
         if self.search == "racing":
             # what the class priors weigh beside likelihoods
             weigh = {"class_log_prior": self.temperature_ * self.class_log_prior_}
             racing = {**weigh, "error": self.racing_error, "screen": self.racing_screen}
         batch, store = model.reader.check(X), open_store(self.memory)
-        how = self._reading() | {"racing": racing, "store": store}
+        how = self._reading() | {"racing": racing, "store": store, "verbose": self.verbose}
         return answers.races(model, batch, self.orders_, **how)
 
     def _log_likelihoods(self, X):
@@ -1215,9 +1249,48 @@ default="mean_log_likelihood"
         history = {name: getattr(self, name) for name in names if hasattr(self, name)}
         return {"params": params, "history": history}
 
-    @property
-    def _n_features_out(self):
-        return len(self.classes_)
+    def get_feature_names_out(self, input_features=None):
+        """Names of what :meth:`transform` gives.
+
+        Parameters
+        ----------
+        input_features : object
+            Ignored.
+
+        Returns
+        -------
+        names : ndarray of str objects of shape (n_classes,)
+            The estimator's name and the class, such as ``"anyorderarclassifier_cat"``.
+        """
+        check_is_fitted(self)
+        owner = type(self).__name__.lower()
+        return np.array([f"{owner}_{label}" for label in self.classes_], dtype=object)
+
+    def set_params(self, **params):
+        """Set parameters, also those of a given tokenizer: ``tokenizer__n_codes``.
+
+        Parameters
+        ----------
+        **params : dict
+
+        Returns
+        -------
+        self : AnyOrderARClassifier
+        """
+        for name in params:
+            whose, nested, _ = name.partition("__")
+            value = params.get(whose, getattr(self, whose, None))
+            if nested and isinstance(value, (str, dict)):
+                instead = {
+                    "tokenizer": "tokenizer=PatchTokenizer() for images, or QuantileTokenizer() "
+                    "for tables, beside it",
+                    "prior": 'sizes of a new prior as a dict, prior={"dim": 64}',
+                }.get(whose, f"{whose} as an estimator")
+                raise ValueError(
+                    f"{name} sets a parameter of {whose}, but {whose}={value!r} has none. Pass "
+                    f"{instead}."
+                )
+        return super().set_params(**params)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -1225,3 +1298,9 @@ default="mean_log_likelihood"
         tags.input_tags.string = True
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def defaults():
+    """The classifier's default parameters."""
+    parameters = inspect.signature(AnyOrderARClassifier.__init__).parameters.values()
+    return {p.name: p.default for p in parameters}

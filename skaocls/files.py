@@ -6,12 +6,14 @@ Sources are a file, a folder, or a hub repository ``owner/name``; for the latter
 """
 
 import json
+import logging
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
+from threading import Timer
 from typing import Any, TypeVar
 from zipfile import is_zipfile
 
@@ -43,6 +45,7 @@ WRAPPERS = ("ema", "model_ema", "model", "module", "state_dict", "model_state_di
 PREFIX = re.compile(r"^((module|model)\.)+")  # of DistributedDataParallel and the like
 COMPILED = "_orig_mod."  # of torch.compile, on the whole or on parts
 MAPPED_BYTES = 2**26  # of a file that are in memory beside their copies
+PATIENCE = 3  # seconds before one is told what the hub is asked for
 SHOWN = 5  # keys of each kind that an error lists
 
 
@@ -148,7 +151,17 @@ def shards_of(path: Path) -> list[str]:
 
 
 def ask_hub(where: str, what: str, function: Callable[..., T], *args: Any, **params: Any) -> T:
-    """Call the client; whatever goes wrong is an OSError that says what and where."""
+    """Call the client; whatever goes wrong is an OSError that says what and where.
+
+    The client retries without a word, so after a few seconds a log message says what it does.
+    """
+    message = (
+        f"{where}: still asking the hub for {what}. Without a network, HF_HUB_OFFLINE=1 reads what "
+        "is in the cache and asks nobody; a folder or file can be given instead."
+    )
+    notice = Timer(PATIENCE, logging.getLogger("skaocls").warning, [message])
+    notice.daemon = True
+    notice.start()
     try:
         return function(*args, **params)
     except GatedRepoError as exc:
@@ -160,12 +173,15 @@ def ask_hub(where: str, what: str, function: Callable[..., T], *args: Any, **par
     except LocalEntryNotFoundError as exc:
         raise FileNotFoundError(
             f"{where}: {what} is not in the cache, and the hub cannot be reached or "
-            "HF_HUB_OFFLINE forbids it."
+            "HF_HUB_OFFLINE forbids it. Pass a folder or file that holds it, or fetch it once "
+            "with a network."
         ) from exc
     except EntryNotFoundError as exc:
         raise FileNotFoundError(f"{where} has no file {what}.") from exc
     except (HTTPError, HFValidationError, OSError) as exc:
         raise OSError(f"{where}: {what} could not be fetched or cached: {exc}") from exc
+    finally:
+        notice.cancel()
 
 
 def the_only(names: list[str], where: str) -> str:

@@ -1,6 +1,11 @@
 """The estimator: what users and scikit-learn's tools expect of it."""
 
+import fcntl
+import os
 import pickle
+import re
+import struct
+import termios
 import warnings
 from dataclasses import replace
 
@@ -12,6 +17,7 @@ from scipy.special import logsumexp
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -19,6 +25,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 import reference
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, QuantileTokenizer
+from skaocls.learned.learning import split_off
 from skaocls.scoring.aggregation import AGGREGATIONS
 from skaocls.scoring.orders import draw_orders
 
@@ -302,11 +309,45 @@ def test_convergence_warning(digits):
 
 def test_verbose_shows_progress(digits, capsys):
     X, y, _, _ = digits
-    make(max_iter=2).fit(X, y)
+    make(max_iter=2).fit(X, y).predict(X)
     assert capsys.readouterr().err == ""
-    make(max_iter=2, verbose=1).fit(X, y)
+    clf = make(max_iter=2, verbose=1).fit(X, y)
     shown = capsys.readouterr().err
-    assert "loss=" in shown and "accuracy=" in shown and "<" in shown  # elapsed<left
+    for part in ("fitting PatchTokenizer to 300 samples", "tokenizing", "epoch 2/2", "36/36"):
+        assert part in shown
+    assert "step/s" in shown and "loss=" in shown and "accuracy=" in shown
+    assert "<" in shown  # elapsed<left
+    clf.predict(X)
+    shown += (predicted := capsys.readouterr().err)
+    assert "scoring" in predicted and "300/300" in predicted
+    assert "\r" not in shown and len(shown.splitlines()) < 10  # a log
+    assert "" not in shown.splitlines()
+
+
+def test_verbose_says_what_was_chosen(digits, capsys):
+    X, y, _, _ = digits
+    make(max_iter=1, verbose=2, batch_size="auto", prior="auto", tokenizer="auto").fit(X, y)
+    shown = capsys.readouterr().err
+    for part in (
+        "PatchTokenizer, the default for images: 4 x 4 tokens of 64 values",
+        "a new shared_trunk prior for 16 tokens and 300 samples: {'dim': 64",
+        "batch_size=37 (an eighth, 16 to 64), learning_rate_init=0.005\n",
+        "16 views of each image",
+    ):
+        assert part in shown
+
+
+def test_verbose_in_a_terminal(digits, monkeypatch):
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        make(max_iter=2, verbose=1).fit(*digits[:2])
+        monkeypatch.undo()
+        terminal.flush()
+        shown = os.read(ours, 10**5).decode()
+    os.close(ours)
+    assert "\repoch 2/2" in shown
 
 
 def test_raster_training_is_judged_in_raster_order(digits, monkeypatch):
@@ -389,3 +430,123 @@ def test_wrong_data(fitted, digits):
         make().fit([X[0], X[1][:5]], [0, 1])
     with pytest.raises(ValueError, match=r"X\[1\] cannot be read as an image: 'nowhere.png'"):
         make().fit([X[0], "nowhere.png"], [0, 1])
+
+
+# What is said ---------------------------------------------------------------------------------
+
+
+def said(call, *args, **kwargs):
+    """The warnings of a call."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        call(*args, **kwargs)
+    return [str(w.message) for w in seen if w.category is UserWarning]
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"finetune": "lora"}, "finetune='lora' has no effect: it needs a given prior"),
+        ({"new_classes": "null"}, "new_classes='null' has no effect"),
+        ({"lora_rank": 2}, 'lora_rank=2 has no effect.*finetune="lora"'),
+        ({"revision": "v1"}, "revision='v1' has no effect.*names weights"),
+        ({"racing_error": 0.1}, 'racing_error=0.1 has no effect: it needs search="racing"'),
+        ({"validation_fraction": 0.2}, "validation_fraction=0.2 has no effect.*early_stopping"),
+        ({"search": "racing", "racing_error": 0.1}, None),
+        ({"early_stopping": True, "validation_fraction": 0.2}, None),
+        ({}, None),
+    ],
+)
+def test_parameters_without_effect_are_named(digits, params, message):
+    X, y, _, _ = digits
+    messages = said(make(max_iter=1, **params).fit, X, y)
+    assert len(messages) == (message is not None)
+    if message:
+        assert re.search(message, messages[0])
+
+
+def test_parameters_with_an_effect_on_a_given_prior(digits, fitted):
+    X, y, _, _ = digits
+    tokenizer = FrozenEstimator(fitted.tokenizer_)
+    tuned = {"finetune": "lora", "lora_rank": 2, "new_classes": "null"}
+    assert not said(make(max_iter=1, prior=fitted.prior_, tokenizer=tokenizer, **tuned).fit, X, y)
+
+
+def test_parameters_set_after_fit(fitted, digits):
+    clf, X = pickle.loads(pickle.dumps(fitted)), digits[2][:5]
+    [message] = said(clf.set_params(racing_screen=2).predict, X)
+    assert "racing_screen=2 has no effect" in message
+    clf.set_params(racing_screen=None, image_shape=(4, 4))
+    for call in (clf.predict, clf.explain):
+        assert all("image_shape=(4, 4) was set after fit" in m for m in said(call, X))
+    assert said(clf.predict, X) and not said(clf.set_params(image_shape=None).predict, X)
+
+
+def test_nested_parameters_of_names(digits):
+    with pytest.raises(ValueError, match=r"tokenizer__n_codes .*tokenizer=PatchTokenizer\(\)"):
+        make(tokenizer="auto").set_params(tokenizer__n_codes=8)
+    with pytest.raises(ValueError, match=r'prior__dim .*prior=\{"dim": 64\}'):
+        make(prior="auto").set_params(prior__dim=8)
+    with pytest.raises(ValueError, match="Invalid parameter 'tokeniser'"):
+        make().set_params(tokeniser__n_codes=8)
+    clf = make().set_params(tokenizer__n_codes=8, tokenizer=PatchTokenizer())
+    assert clf.tokenizer.n_codes == 8
+    grid = {"tokenizer__n_codes": [8, 16]}
+    search = GridSearchCV(make(tokenizer=PatchTokenizer(), max_iter=1), grid, cv=2)
+    assert search.fit(*digits[:2]).best_estimator_.tokenizer_.n_codes_ in (8, 16)
+
+
+@pytest.mark.parametrize(
+    "prior, message",
+    [
+        ({"dims": 3}, "'dims', which is no size of 'shared_trunk'. Its sizes are dim, n_layer"),
+        ({"dim": 0}, "'dim' parameter of prior={'dim': 0}.*Got 0 instead"),
+        ({"n_head": 1.5}, "'n_head' parameter of prior=.*Got 1.5 instead"),
+        ({"architecture": "randar", "width": 8}, "'width', which is no size of 'randar'"),
+        ({"dim": 12}, "dim=12 must be a multiple"),
+    ],
+)
+def test_wrong_sizes_of_a_prior(digits, prior, message):
+    with pytest.raises(ValueError, match=message):
+        make(prior=prior).fit(*digits[:2])
+
+
+@pytest.mark.parametrize("rival", ["runnerup", 3, [[0], [1]]])
+def test_wrong_rivals(fitted, digits, rival):
+    with pytest.raises(ValueError, match='rival must be "runner-up", one class for each image'):
+        fitted.explain(digits[2][:2], rival=rival)
+
+
+def test_images_that_can_be_gone_through_once(fitted, digits):
+    X = digits[2][:4]
+    for rival in (None, "runner-up"):
+        expected = fitted.explain(X, rival=rival).tokens
+        np.testing.assert_array_equal(fitted.explain(iter(X), rival=rival).tokens, expected)
+
+
+@pytest.mark.parametrize("holds_out", [{"early_stopping": True}, {"temperature": "auto"}])
+def test_holding_out_of_few(digits, holds_out):
+    X = digits[0][:40]
+    clf = make(max_iter=1, **holds_out)
+    with pytest.raises(ValueError, match=r"validation_fraction=0.1 of 40 .*, 4\. .*20 classes"):
+        clf.fit(X, np.arange(40) // 2)
+    clf.set_params(validation_fraction=0.5).fit(X, np.arange(40) // 2)
+    clf.set_params(validation_fraction=0.1).fit(X, np.minimum(np.arange(40), 3))
+    with pytest.raises(ValueError, match="the 0 classes with several samples"):
+        clf.fit(X, np.arange(40))
+
+
+def test_a_single_sample_of_a_class_is_trained_on():
+    rows = np.array([0, 1, 2, 2, 2, 2, 2, 2, 2, 2])
+    recipe = make(early_stopping=True, validation_fraction=0.4)._recipe()
+    for seed in range(20):
+        train, rest = split_off(rows, recipe, np.random.RandomState(seed))
+        assert {0, 1} < set(train) and len(rest) == 4
+        assert sorted([*train, *rest]) == list(range(10))
+
+
+def test_names_of_features_are_those_of_classes(digits):
+    X, y, _, _ = digits
+    clf = make(max_iter=1).fit(X, np.array(["cat", "dog", "eel"])[y])
+    names = ["anyorderarclassifier_cat", "anyorderarclassifier_dog", "anyorderarclassifier_eel"]
+    assert clf.get_feature_names_out().tolist() == names

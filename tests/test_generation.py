@@ -388,6 +388,14 @@ def test_errors(fitted, digits):
             getattr(AnyOrderARClassifier(), method)(*{"inpaint": (X, mask)}.get(method, ()))
 
 
+def test_as_many_images_as_labels(fitted):
+    assert fitted.sample(y=[1, 2, 0], random_state=0).shape == (3, 8, 8)
+    np.testing.assert_array_equal(
+        fitted.sample(y=[1, 2, 0], random_state=0), fitted.sample(3, [1, 2, 0], random_state=0)
+    )
+    assert fitted.sample(y=1).shape == fitted.sample().shape == (1, 8, 8)
+
+
 def test_a_class_with_a_prior_of_its_own(digits):
     X, y, X_test, _ = digits
     two = small_classifier(AnyOrderARClassifier, augmentation=None).fit(X[y < 2], y[y < 2])

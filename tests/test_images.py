@@ -1,5 +1,8 @@
 """Images in: pixels worked out by hand."""
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +10,12 @@ from PIL import Image
 from scipy import sparse
 from sklearn.datasets import load_sample_images
 
+from skaocls import AnyOrderARClassifier, PatchTokenizer
 from skaocls.images import (
     as_batch,
     holds_images,
     image_shape_of,
+    load_image_folder,
     load_images,
     resize_crop,
     to_pixels,
@@ -238,7 +243,9 @@ def test_files_are_resized_when_asked(save):
     np.testing.assert_allclose(images[:, 4, 4], [[1, 0, 0], [0, 0, 1]], atol=1e-6)
     with pytest.raises(ValueError, match=r"\(10, 40\) at index 0, \(40, 10\) at index 1.*image_sh"):
         image_shape_of([wide, tall])
-    with pytest.raises(ValueError, match=r"X\[7\].*t.png'.*image_shape"):
+    with pytest.raises(
+        ValueError, match=r"X\[7\].*t.png'.*resize_crop\(image, 8, 8\).*image_shape=\(8, 8\)"
+    ):
         load_images([tall], (8, 8, 3), start=7)
 
 
@@ -295,7 +302,6 @@ def test_mixed_items(save):
     [
         (np.zeros((2, 63)), (8, 8), r"shape \(2, 63\), which is not n images of image_shape"),
         (np.zeros((2, 8, 7)), (8, 8), "Arrays are not resized"),
-        (np.zeros((2, 3, 8, 8)), None, r"X.transpose\(0, 2, 3, 1\)"),
         (np.zeros((2, 64)), (8,), "positive integers"),
         (np.zeros((2, 64)), 8, "positive integers"),
         ([np.zeros((2, 2)), np.zeros((2, 2, 3))], None, r"X\[0\] is an array of shape \(2, 2, 1\)"),
@@ -437,3 +443,187 @@ def test_originals_name_what_is_wrong(save):
     for X, resize in (([save(Image.new("L", (9, 9)))], False), (["missing.png"], True)):
         with pytest.raises(ValueError, match=r"X\[7\] .*(9, 9, 1|missing)"):
             originals(X, (8, 8, 1), resize=resize, start=7)
+
+
+# Channels last or first ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 20)])
+def test_channels_are_found_where_they_are(channels, size):
+    last = np.random.RandomState(0).rand(3, *size, channels).astype(np.float32)
+    first = last.transpose(0, 3, 1, 2)
+    for X in (last, first, torch.tensor(last), torch.tensor(first), list(first)):
+        np.testing.assert_array_equal(load(X), last)
+    reader, _ = learn_reader(last, "Reader")
+    np.testing.assert_array_equal(reader.images(reader.check(torch.tensor(first))), last)
+    mixed = as_batch([last[0], torch.tensor(first[1])])
+    np.testing.assert_array_equal(load_images(mixed, (*size, channels)), last[:2])
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 10), (2, 4, 4), (3, 20, 3), (5, 5, 5), (10, 3, 3)])
+def test_channels_that_may_be_first_or_last(shape):
+    X = np.random.RandomState(0).rand(2, *shape).astype(np.float32)
+    a, b, c = shape
+    for form in (X, torch.tensor(X), [X[0], torch.tensor(X[1])]):
+        with pytest.raises(ValueError, match=rf"Pass image_shape=\({a}, {b}, {c}\) if.* come last"):
+            image_shape_of(form)
+        np.testing.assert_array_equal(load(form, shape), X)
+        if a != c:
+            np.testing.assert_array_equal(load(form, (b, c, a)), X.transpose(0, 2, 3, 1))
+    if a != c:
+        assert image_shape_of(X, (b, c)) == (b, c, a)
+        first = PatchTokenizer(image_shape=(b, c, a), random_state=0).fit(X)
+        last = PatchTokenizer(random_state=0, image_shape=(b, c, a)).fit(X.transpose(0, 2, 3, 1))
+        np.testing.assert_array_equal(first.codebook_, last.codebook_)
+
+
+def test_lines_of_one_channel():
+    assert image_shape_of(np.zeros((2, 1, 9, 1))) == (1, 9, 1)
+    assert image_shape_of(np.zeros((2, 9, 1, 1))) == (9, 1, 1)
+
+
+# What else people pass --------------------------------------------------------------------------
+
+
+class Items:
+    """A data set: a length and items, nothing else."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+def test_what_can_be_gone_through(save, tmp_path):
+    paths = [save(Image.new("L", (4, 4), i), f"{i}.png") for i in range(3)]
+    expected = load(paths)
+    for X in (
+        iter(paths),
+        (p for p in sorted(tmp_path.glob("*.png"))),
+        dict.fromkeys(paths).keys(),
+    ):
+        reader, batch = learn_reader(X, "Reader")
+        np.testing.assert_array_equal(reader.images(batch), expected)
+        np.testing.assert_array_equal(reader.images(reader.check(iter(paths))), expected)
+    images = [Image.open(path) for path in paths]
+    reader, batch = learn_reader(Items(images), "Reader")
+    np.testing.assert_array_equal(reader.images(batch), expected)
+
+
+def test_the_right_call_is_shown(save, tmp_path):
+    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    path, image = save(Image.new("L", (4, 4))), Image.new("L", (4, 4))
+    table = {"width": [1, 2], "file": [path, path]}
+    tensors = torch.zeros(2, 3, 8, 8), torch.zeros(2)
+    for X, message in (
+        (path, r"one path.*Pass a list of paths: \[X\]"),
+        (tmp_path, r"skaocls.load_image_folder\('.*'\)"),
+        (str(tmp_path), r"skaocls.load_image_folder\('.*'\)"),
+        (image, r"one image. Pass a list of images: \[X\]"),
+        (pd.DataFrame(table), r"'file' holds images. Pass that one alone, X\[\['file'\]\]"),
+        (pl.DataFrame(table), r"'file' holds images. Pass that one alone, X\[\['file'\]\]"),
+        (Items([(image, 0), (image, 1)]), r"pairs .*\[x for x, _ in X\] as X"),
+        ([(path, 0), (path, 1)], r"pairs .*\[x for x, _ in X\] as X"),
+        (zip([image], [1]), r"pairs .*\[x for x, _ in X\] as X"),
+        (Items([{"id": 3, "image": image, "label": 1}]), r"\[x\['image'\] for x in X\] as X"),
+        ([tensors], r"batches .*torch.cat\(\[x for x, _ in X\]\) as X"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            learn_reader(X, "Reader")
+    for X in (pd.DataFrame({"name": ["a", "b"], "n": [1, 2]}), [["a.png", "b.png"]], {"a": [1]}):
+        with pytest.raises((ValueError, TypeError)) as error:  # scikit-learn's own
+            learn_reader(X, "Reader")
+        assert "Pass" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (8, 6, 3), (8, 8, 1), (6, 6, 2)])
+def test_one_image(shape):
+    X = np.random.RandomState(0).rand(5, *shape)
+    reader, _ = learn_reader(X, "Reader")
+    for image in (X[0], torch.tensor(X[0])):
+        with pytest.raises(ValueError, match=r"is one image of shape .*: X\[None\]"):
+            reader.check(image)
+    assert len(reader.images(reader.check(X[0][None]))) == 1
+    if len(shape) == 3 and shape[2] > 1:  # (1, height, width) is a batch
+        with pytest.raises(ValueError, match=r"is one image of shape .*: X\[None\]"):
+            reader.check(torch.tensor(X[0]).permute(2, 0, 1))
+
+
+def test_image_folder(tmp_path):
+    image = Image.new("L", (4, 4))
+    for name in ("b/2.PNG", "b/deeper/1.jpg", "a/1.png", "a/._1.png", ".git/1.png", "a/.x/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / name)
+    (tmp_path / "a" / "notes.txt").touch()
+    (tmp_path / "b" / "loop").symlink_to(tmp_path / "b")
+    paths, labels, names = load_image_folder(tmp_path)
+    found = [str(tmp_path / name) for name in ("a/1.png", "b/2.PNG", "b/deeper/1.jpg")]
+    assert (paths, labels, names) == (found, ["a", "b", "b"], ["a", "b"])
+    assert load(paths).shape == (3, 4, 4, 1)
+    (tmp_path / "c" / ".ipynb_checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"c holds no images.*cat.1.png"):
+        load_image_folder(str(tmp_path))
+    with pytest.raises(ValueError, match=r"has no subfolders\. Expected one subfolder"):
+        load_image_folder(tmp_path / "a")
+    with pytest.raises(NotADirectoryError, match="is no folder"):
+        load_image_folder(paths[0])
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        load_image_folder(tmp_path / "nowhere")
+
+
+# Scale ------------------------------------------------------------------------------------------
+
+
+def test_numbers_on_another_scale_are_named():
+    x = np.random.RandomState(0).randint(256, size=(9, 8, 8)).astype(np.uint8)
+    x[0, 0, :2] = 0, 255
+    bytes_, _ = learn_reader(x, "Reader")
+    floats, _ = learn_reader(x / 255, "Reader")
+    wide, _ = learn_reader(x.astype(np.float32), "Reader")
+    for reader in (bytes_, floats):
+        for form in (x.astype(int), x.astype(np.float32), x.tolist(), torch.tensor(x).float()):
+            with pytest.raises(ValueError, match=r"numbers from 0 to 255, but .* from 0 to 1 "):
+                reader.check(form)
+        with pytest.warns(UserWarning, match=r"numbers from 0 to 2, but .* from 0 to 1 "):
+            reader.check(x / 127.5)
+        reader.check(x / 255)
+    with pytest.raises(ValueError, match=r"numbers from 0 to 1, but .* from 0 to 255 "):
+        wide.check(x)
+    with pytest.warns(UserWarning, match=r"numbers from 0 to 1, but .* from 0 to 255 "):
+        wide.check(x / 255)
+
+
+def test_floats_of_0_to_255_become_the_same_tokens():
+    x = np.random.RandomState(0).randint(256, size=(40, 8, 8)).astype(np.uint8)
+    small = PatchTokenizer(random_state=0).fit(x)
+    large = PatchTokenizer(random_state=0).fit(x.astype(np.float32))
+    np.testing.assert_allclose(large.codebook_ / 255, small.codebook_, atol=1e-5)
+    assert (small.transform(x) == large.transform(x.astype(int))).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    "X, shape",
+    [
+        (np.random.RandomState(0).randint(17, size=(30, 64)), r"\(8, 8\)"),
+        (np.random.RandomState(0).rand(30, 400), r"\(20, 20\)"),
+        (np.random.RandomState(0).rand(30, 192), r"\(8, 8, 3\)"),
+        (np.random.RandomState(0).randn(30, 64), None),
+        (np.random.RandomState(0).rand(30, 65), None),
+        (np.random.RandomState(0).rand(30, 49), None),
+        (np.random.RandomState(0).rand(30, 64) * 10.0 ** (np.arange(64) / 9), None),
+    ],
+)
+def test_rows_that_may_be_pixels(X, shape):
+    clf = AnyOrderARClassifier(max_iter=1, random_state=0)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        clf.fit(X, np.arange(30) % 2)
+    said = [str(w.message) for w in seen if "image_shape" in str(w.message)]
+    assert len(said) == (shape is not None)
+    if said:
+        assert re.search(f"pass image_shape={shape}", said[0])

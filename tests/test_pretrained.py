@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -36,6 +37,7 @@ from skaocls import (
     MaskGITTokenizer,
     PatchTokenizer,
 )
+from skaocls.files import ask_hub
 from skaocls.learned import saving
 from skaocls.learned.published import load_published
 from skaocls.priors.loading import load_prior
@@ -613,6 +615,21 @@ def test_no_network(tmp_path):
         answers,
         [("FileNotFoundError", "the hub cannot be reached"), ("OSError", "could not be fetched")],
     )
+
+
+def test_waiting_for_the_hub_is_told(caplog):
+    asking = "The hub repository 'owner/name'", "'prior.pt'"
+    assert ask_hub(*asking, lambda: 7) == 7
+    with pytest.raises(OSError, match=r"'prior.pt' could not be fetched"):
+        ask_hub(*asking, socket.create_connection, ("127.0.0.1", 9), 1.0)
+    assert not caplog.records
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and never answers
+        caller = socket.create_connection(silent.getsockname(), 3.5)
+        with caller, pytest.raises(OSError, match="timed out"):
+            ask_hub(*asking, caller.recv, 1)
+    [record] = caplog.records
+    assert "'owner/name': still asking the hub for 'prior.pt'" in record.getMessage()
+    assert "HF_HUB_OFFLINE=1" in record.getMessage()
 
 
 def test_unwritable_cache(golden, hub, tmp_path):

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import sklearn
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_digits, load_iris
+from sklearn.metrics import recall_score
 from sklearn.model_selection import GridSearchCV, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
@@ -77,3 +79,62 @@ def test_metadata_routing():
     scaled = StandardScaler().fit_transform(X)
     direct = make(prior="auto", n_orders=2).fit(scaled, y, weight)
     np.testing.assert_allclose(pipeline.predict_proba(X), direct.predict_proba(scaled), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "class_weight", ["balanced", {0: 2.0, 1: 0.5, 2: 1.0}, {0: 3.0, 1: 0.0, 2: 1.0}]
+)
+def test_class_weight_is_the_weight_of_its_samples(digits, class_weight):
+    X, y, X_test, _ = digits
+    X, y = X[:120], y[:120]
+    of_class = compute_sample_weight(class_weight, y)
+    clf = make(class_weight=class_weight).fit(X, y)
+    same = make().fit(X, y, sample_weight=of_class)
+    np.testing.assert_array_equal(clf.classes_, same.classes_)
+    np.testing.assert_array_equal(clf.predict_proba(X_test), same.predict_proba(X_test))
+    if class_weight == "balanced":
+        np.testing.assert_allclose(clf.class_prior_, 1 / 3)
+    weight = np.random.RandomState(0).randint(1, 4, size=len(y))
+    both = make(class_weight=class_weight).fit(X, y, sample_weight=weight)
+    rows = np.repeat(np.arange(len(y)), weight)
+    repeated = make(class_weight=class_weight).fit(X[rows], y[rows])
+    np.testing.assert_allclose(both.class_count_, repeated.class_count_)
+    np.testing.assert_allclose(
+        both.predict_log_proba(X_test), repeated.predict_log_proba(X_test), atol=1e-6
+    )
+
+
+def test_class_weight_helps_a_rare_class():
+    data = load_digits(n_class=10)
+    X, y = data.images[np.isin(data.target, (3, 8))], data.target[np.isin(data.target, (3, 8))]
+    train = np.r_[np.flatnonzero(y == 3)[:90], np.flatnonzero(y == 8)[:6]]
+    rest = np.setdiff1d(np.arange(len(y)), train)
+
+    def recall(class_weight):
+        clf = make(class_weight=class_weight, max_iter=10).fit(X[train], y[train])
+        return recall_score(y[rest], clf.predict(X[rest]), pos_label=8)
+
+    assert recall("balanced") > recall(None) + 0.1
+
+
+@pytest.mark.parametrize(
+    "class_weight, message",
+    [
+        ("even", "'class_weight' parameter"),
+        ({0: -1.0, 1: 1.0, 2: 1.0}, "must not be negative"),
+        ({0: 1.0, 7: 1.0}, "are not in class_weight"),
+        ({0: 0.0, 1: 0.0, 2: 0.0}, "leaves no class"),
+    ],
+)
+def test_wrong_class_weights(digits, class_weight, message):
+    with pytest.raises(ValueError, match=message):
+        make(class_weight=class_weight).fit(*digits[:2])
+
+
+def test_class_weight_in_parts(digits):
+    X, y, _, _ = digits
+    with pytest.raises(ValueError, match='class_weight="balanced" is not supported'):
+        make(class_weight="balanced").partial_fit(X, y)
+    clf = make(class_weight={0: 2.0, 1: 1.0, 2: 1.0}, max_iter=1)
+    clf.partial_fit(X, y).partial_fit(X, y)
+    np.testing.assert_allclose(clf.class_count_, 2 * np.bincount(y) * [2, 1, 1])

@@ -1,7 +1,10 @@
 """Tokenizers against nearest neighbours and quantiles found by hand."""
 
+import warnings
+
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 
@@ -123,3 +126,24 @@ def test_wrong_options():
             PatchTokenizer(**params).fit(X)
     with pytest.raises(ValueError, match="'n_bins'"):
         QuantileTokenizer(n_bins=1).fit(X[0])
+
+
+def test_large_patches_are_clustered_by_their_components():
+    rng = np.random.RandomState(0)
+    kinds = rng.rand(6, 16, 16, 3)
+    images = np.clip(kinds[rng.randint(6, size=40)] + 0.02 * rng.randn(40, 16, 16, 3), 0, 1)
+    tokenizer = PatchTokenizer(patch_size=16, n_codes=6, random_state=0).fit(images)
+    error = ((tokenizer.inverse_transform(tokenizer.transform(images)) - images) ** 2).mean()
+    kmeans = KMeans(6, n_init=3, random_state=0).fit(images.reshape(40, -1))
+    assert tokenizer.codebook_.shape == (6, 768)
+    assert error < 1.2 * kmeans.inertia_ / images.size
+
+
+def test_images_too_large_for_the_default():
+    images = np.random.RandomState(0).rand(3, 72, 72, 3)
+    with pytest.warns(UserWarning, match=r"72 x 72 pixels become patches of 9 x 9.*\(64, 64\)"):
+        PatchTokenizer(random_state=0).fit(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PatchTokenizer(random_state=0).fit(images[:, :64, :64])
+        PatchTokenizer(9, random_state=0).fit(images)  # as asked

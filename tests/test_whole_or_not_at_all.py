@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits, load_iris
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -61,18 +61,55 @@ def state_of(clf):
 
 
 @contextlib.contextmanager
-def interrupted(seconds):
-    """Ctrl-C after some seconds."""
-    # where tests run in the background, the signal is ignored
+def ctrl_c_heard():
+    """Where tests run in the background, the signal is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     try:
-        with pytest.raises(KeyboardInterrupt):
-            yield
+        yield
     finally:
-        timer.cancel()
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def interrupted(seconds):
+    """Ctrl-C after some seconds, which is not caught."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    with ctrl_c_heard():
+        timer.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                yield
+        finally:
+            timer.cancel()
+
+
+class CtrlC(AnyOrderPrior):
+    """A prior that presses Ctrl-C while it is trained, at a given step."""
+
+    steps, at = 0, 0
+
+    def log_prob(self, *args):
+        if self.training:
+            CtrlC.steps += 1
+            if CtrlC.steps == CtrlC.at:
+                signal.raise_signal(signal.SIGINT)
+        return super().log_prob(*args)
+
+
+@pytest.fixture
+def ctrl_c():
+    """A classifier of two steps an epoch, stopped at a step."""
+
+    def at(step, **params):
+        CtrlC.steps, CtrlC.at = 0, step
+        tokenizer = PatchTokenizer(n_codes=16)
+        random = torch.Generator().manual_seed(0)
+        prior = CtrlC(16, (4, 4), 4, dim=32, n_layer=1, n_head=2, generator=random)
+        defaults = {"batch_size": 80, "max_iter": 9, "learning_rate_init": 1e-2}
+        return make(prior=prior, tokenizer=tokenizer, **(defaults | params))
+
+    with ctrl_c_heard():
+        yield at
 
 
 # Calls that fail ------------------------------------------------------------------------------
@@ -98,10 +135,11 @@ def test_training_on_that_fails(four, grow):
     clf = make(warm_start=True).fit(X, y)
     before = state_of(clf)
     go_on = clf.partial_fit if grow else clf.fit
-    with interrupted(1.0):
-        clf.set_params(max_iter=10**6)
-        go_on(X[:80], y[:80])
-    assert state_of(clf.set_params(max_iter=6)) == before
+    if grow:
+        with interrupted(1.0):
+            clf.set_params(max_iter=10**6)
+            go_on(X[:80], y[:80])
+        assert state_of(clf.set_params(max_iter=6)) == before
     clf.set_params(priors=[0.5, 0.5])
     with pytest.raises(ValueError, match="Number of priors must match"):
         go_on(X, y)
@@ -113,13 +151,69 @@ def test_fit_again_that_fails(four):
     clf = make().fit(X, y)
     before = state_of(clf)
     names = np.array(["a", "b", "c", "d"])[y]
-    for other, labels in ((X, names), (X[:, :6, :6], y), (X.reshape(160, -1), names)):
-        with interrupted(1.0):
-            clf.set_params(max_iter=10**6).fit(other, labels)
-        assert state_of(clf.set_params(max_iter=6)) == before
     with pytest.raises(ValueError, match="sum of the priors"):
         clf.set_params(priors=[1.0, 1.0, 0.0, 0.0]).fit(X, names)
     assert state_of(clf.set_params(priors=None)) == before
+
+
+# Ctrl-C ---------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_keeps_the_weights_so_far(four, ctrl_c):
+    X, y, _, _ = four
+
+    def fit_until(step, **params):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            clf = ctrl_c(step, **params).fit(X, y)
+        assert [str(w.message) for w in seen] == ["Training interrupted by user."]
+        return clf
+
+    clf, earlier, watched = fit_until(14), fit_until(5), fit_until(14, verbose=1)
+    assert clf.n_iter_ == len(clf.loss_curve_) == 6 and earlier.n_iter_ == 2
+    assert clf.score_samples(X).mean() > earlier.score_samples(X).mean() + 1
+    np.testing.assert_array_equal(clf.predict_proba(X), watched.predict_proba(X))
+    stopped = fit_until(6, early_stopping=True)  # steps of an epoch are one here
+    assert stopped.n_iter_ == len(stopped.validation_scores_) == 5
+    assert stopped.best_iter_ == 1 + np.argmax(stopped.validation_scores_)
+    best = ctrl_c(0, early_stopping=True).fit(X, y)
+    np.testing.assert_allclose(stopped.validation_scores_, best.validation_scores_[:5])
+
+
+def test_ctrl_c_before_the_first_epoch_is_over(four, ctrl_c):
+    X, y, _, _ = four
+    clf = ctrl_c(2)
+    with pytest.raises(KeyboardInterrupt):
+        clf.fit(X, y)
+    with pytest.raises(NotFittedError, match=r"is not fitted yet. Call 'fit' with appropriate"):
+        clf.predict(X)
+    CtrlC.at = 0
+    before = state_of(clf.fit(X, y))
+    CtrlC.steps, CtrlC.at = 0, 1
+    with pytest.raises(KeyboardInterrupt):
+        clf.fit(X, y + 1)
+    assert state_of(clf) == before
+
+
+def test_what_was_interrupted_is_not_remembered(four, ctrl_c, tmp_path):
+    X, y, _, _ = four
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="Training interrupted by user"):
+            ctrl_c(5, memory=tmp_path).fit(X, y)
+    assert ctrl_c(0, memory=tmp_path).fit(X, y).n_iter_ == 9
+
+
+def test_ctrl_c_while_training_goes_on(four, ctrl_c):
+    X, y, _, _ = four
+    clf = ctrl_c(0, warm_start=True).fit(X, y)
+    before = clf.score_samples(X)
+    CtrlC.steps, CtrlC.at = 0, 5
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
+        clf.fit(X, y)
+    assert clf.n_iter_ == 2 and (clf.score_samples(X) != before).all()
+
+
+# Order of checks ------------------------------------------------------------------------------
 
 
 def test_wrong_priors_are_found_before_training(four, monkeypatch):

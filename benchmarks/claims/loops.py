@@ -5,7 +5,7 @@ import torch
 
 from skaocls.images.augmentation import random_views
 from skaocls.learned.encoding import N_VIEWS, SHARP_EVERY
-from skaocls.training.loop import AVERAGING, CLIP_NORM, make_optimizer, schedule, swap
+from skaocls.training.loop import AVERAGING, CLIP_NORM, make_optimizer, schedule, use
 
 
 def training_views(images, rng, n_views=N_VIEWS):
@@ -106,6 +106,6 @@ def train(
                 with torch.no_grad():  # at first over all steps, then over the last of them
                     torch._foreach_lerp_(mean, trained, 1 - min(averaging, done / (done + 10)))
             loss_curve.append(total / steps)
-    swap(trained, mean)
+    use(trained, mean)
     module.eval()
     return loss_curve

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from skaocls.__main__ import EXTENSIONS
+from skaocls.images.folders import EXTENSIONS
 from skaocls.images.inputs import read
 from skaocls.learned.published import imagenet_classes
 

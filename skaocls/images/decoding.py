@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from sklearn.utils import check_array
 
-from skaocls.images.inputs import as_batch, is_items, name_of, read
+from skaocls.images.inputs import as_batch, channels_last, is_items, name_of, read
 
 FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(bool): 1}
 
@@ -63,8 +63,9 @@ def load_images(
             if image.shape != tuple(shape):
                 raise ValueError(
                     f"X[{i}] has shape {image.shape}, but images of shape {tuple(shape)} are "
-                    f"expected, as in fit: {name_of(item)!r}. Pass image_shape=(height, width) to "
-                    "resize files and PIL images; arrays are not resized."
+                    f"expected, as in fit: {name_of(item)!r}. Resize it, files and PIL images with "
+                    f"skaocls.images.resize_crop(image, {shape[0]}, {shape[1]}), or call fit with "
+                    f"image_shape={tuple(shape[:2])}: it then resizes them, and predict does too."
                 )
             images.append(to_unit(image, f"X[{i}]"))
         return np.stack(images)
@@ -75,11 +76,13 @@ def load_images(
                 f"X has {X.shape[1]} features, but {np.prod(shape)} are expected: images of shape "
                 f"{tuple(shape)}."
             )
-    elif (*X.shape[1:], 1)[:3] != tuple(shape):
-        raise ValueError(
-            f"X has images of shape {(*X.shape[1:], 1)[:3]}, but images of shape {tuple(shape)} "
-            "are expected, as in fit."
-        )
+    else:
+        X = X[..., None] if X.ndim == 3 else channels_last(X, tuple(shape))
+        if X.shape[1:] != tuple(shape):
+            raise ValueError(
+                f"X has images of shape {X.shape[1:]}, but images of shape {tuple(shape)} are "
+                "expected, as in fit."
+            )
     return to_unit(X, "X").reshape(-1, *shape)
 
 
@@ -203,7 +206,7 @@ def pixels(image: Any, shape: tuple[int, ...], resize: bool, decoding: str) -> n
     """One array or PIL image as (height, width, channels)."""
     height, width, channels = shape
     if isinstance(image, np.ndarray):
-        return image if image.ndim == 3 else image[..., None]
+        return channels_last(image, tuple(shape)) if image.ndim == 3 else image[..., None]
     if resize:
         image = resize_crop(decoded(image, decoding), height, width)
     return to_pixels(image, channels, decoding)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from numbers import Integral
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from sklearn.utils import check_array
 
 T = TypeVar("T")
 GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
+COLOURS = (1, 3, 4)  # channels of gray, RGB and RGBA
 
 
 def as_batch(X: Any) -> Any:
@@ -19,14 +21,15 @@ def as_batch(X: Any) -> Any:
     Parameters
     ----------
     X : object
-        Arrays (n, height, width[, channels]); torch tensors likewise, or channels first; lists,
-        arrays, Series or one-column data frames of paths; lists of PIL images or arrays.
+        Arrays and torch tensors (n, height, width[, channels]) or (n, channels, height, width);
+        lists, arrays, Series or one-column data frames of paths; lists of PIL images or arrays.
 
     Returns
     -------
     batch : ndarray or object
         A numeric array of 3 or 4 dimensions, or a 1-D object array of paths, PIL images and
-        arrays. What holds no images comes back as it is (tensors as arrays).
+        arrays. What holds no images comes back as it is (tensors as arrays). Channels are where
+        they were: :func:`image_shape_of` finds them.
 
     Examples
     --------
@@ -36,7 +39,7 @@ def as_batch(X: Any) -> Any:
     array(['a.png', 'b.png'], dtype=object)
     """
     if hasattr(X, "detach"):  # a torch tensor
-        return channels_last(tensor_to_array(X))
+        return tensor_to_array(X)
     table = X
     if hasattr(X, "to_numpy"):  # pandas, polars
         table = X.to_numpy() if len(getattr(X, "columns", "1")) == 1 else X
@@ -45,9 +48,7 @@ def as_batch(X: Any) -> Any:
             alike = {(type(x), getattr(x, "shape", None), getattr(x, "dtype", None)) for x in X}
             if len(alike) > 1 or isinstance(X[0], (str, os.PathLike, Image.Image)):
                 return object_array(X)
-            if hasattr(X[0], "detach"):
-                return channels_last(np.stack([tensor_to_array(x) for x in X]))
-            return np.stack(X)
+            return np.stack([as_array(x) for x in X])
         try:
             table = np.asarray(X)
         except ValueError:  # ragged rows
@@ -105,7 +106,10 @@ def image_shape_of(
     X = as_batch(X)
     if not is_items(X):
         X = np.asarray(X)
-        shape = (*wanted, 1)[:3] if wanted and X.ndim == 2 else (*X.shape[1:], 1)[:3]
+        if X.ndim == 4:
+            shape = shape_of_array(X.shape[1:], wanted)
+        else:
+            shape = (*wanted, 1)[:3] if wanted and X.ndim == 2 else (*X.shape[1:], 1)[:3]
         if wanted and (
             shape[: len(wanted)] != wanted or (X.ndim == 2 and X.shape[1] != np.prod(shape))
         ):
@@ -113,20 +117,17 @@ def image_shape_of(
                 f"X has shape {X.shape}, which is not n images of image_shape={wanted}. "
                 "Arrays are not resized."
             )
-        if X.ndim == 4 and shape[0] == 3 and shape[1] == shape[2] and shape[2] not in (1, 3, 4):
-            raise ValueError(
-                f"X has shape {X.shape}, which looks like (n, channels, height, width). Pass "
-                "(n, height, width, channels): X.transpose(0, 2, 3, 1)."
-            )
         return shape
     check_array(np.zeros((len(X), 1)))  # at least one
-    if wanted and len(wanted) == 3 and wanted[2] not in (1, 3):
+    files = not all(isinstance(as_array(item), np.ndarray) for item in X)
+    if files and wanted and len(wanted) == 3 and wanted[2] not in (1, 3):
         raise ValueError(f"image_shape={wanted}: image files have 1 or 3 channels.")
     first: tuple[int, ...] = ()
     most = 1
     arrays: dict[tuple[int, ...], int] = {}
     for i, item in enumerate(X):
-        height, width, channels, is_array = read(item, i, lambda x: header(x, decoding))
+        use = partial(header, decoding=decoding, wanted=wanted)
+        height, width, channels, is_array = read(item, i, use)
         first = first or (height, width)
         if wanted is None and (height, width) != first:
             raise ValueError(
@@ -189,16 +190,54 @@ def tensor_to_array(x: Any) -> np.ndarray:
     return a
 
 
-def channels_last(a: np.ndarray) -> np.ndarray:
-    """(n, channels, height, width), torch's way, as (n, height, width, channels)."""
-    first = a.ndim == 4 and a.shape[1] in (1, 3, 4) and a.shape[3] not in (1, 3, 4)
-    return a.transpose(0, 2, 3, 1) if first else a
+def shape_of_array(
+    shape: tuple[int, ...], wanted: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """(height, width, channels) of one array of three dimensions, channels last or first.
+
+    What `wanted` fits, decides. Without it, where the number of channels is a usual one, and which
+    two sides make a square; where these disagree or say nothing, which side is far shorter.
+
+    Raises
+    ------
+    ValueError
+        If it may be both.
+    """
+    last, first = shape, (*shape[1:], shape[0])
+    if wanted is not None:
+        fits = [s for s in (last, first) if s[: len(wanted)] == wanted]
+        if len(set(fits)) < 2 or len(wanted) == 3:  # of two, a cube, the first
+            return (fits or [last])[0]
+    elif last[2] == first[2] == 1:  # a line
+        return last
+    else:
+        usual = [s[2] in COLOURS for s in (last, first)]
+        square = [s[0] == s[1] > 1 for s in (last, first)]
+        short = [not any(usual) and 2 * s[2] <= min(s[:2]) for s in (last, first)]
+        signs = [a - b for a, b in (usual, square) if a != b] or [short[0] - short[1]]
+        if len(set(signs)) == 1 and signs[0]:
+            return last if signs[0] > 0 else first
+    raise ValueError(
+        f"X has images of shape {shape}, which may be (height, width, channels) or (channels, "
+        f"height, width). Pass image_shape={last} if channels come last, image_shape={first} if "
+        "they come first."
+    )
 
 
-def header(image: Any, decoding: str) -> tuple[int, int, int, bool]:
+def channels_last(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """An array (..., channels, height, width) as (..., height, width, channels), if it is one."""
+    first = a.shape[-3:] == (shape[2], *shape[:2]) and a.shape[-3:] != shape
+    return np.moveaxis(a, -3, -1) if first else a
+
+
+def header(
+    image: Any, decoding: str = "as_seen", wanted: tuple[int, ...] | None = None
+) -> tuple[int, int, int, bool]:
     """Height and width as decoded, channels, and whether the image is an array."""
     if isinstance(image, np.ndarray):
-        height, width, channels = (*image.shape, 1)[:3]
+        height, width, channels = (
+            shape_of_array(image.shape, wanted) if image.ndim == 3 else (*image.shape, 1)
+        )
         return height, width, channels, True
     width, height = image.size
     # Pillow turns the size of TIFF files itself, since some version; their tags tell
@@ -225,9 +264,7 @@ def read(item: Any, index: int, use: Callable[[Any], T]) -> T:
                 return use(image)
         if not is_item(item):
             raise TypeError(f"expected a path, a PIL image or an array, got {type(item).__name__}")
-        if hasattr(item, "detach"):
-            item = channels_last(tensor_to_array(item)[None])[0]
-        return use(item)
+        return use(as_array(item))
     except Exception as exc:  # decoders raise all sorts
         name = name_of(item)
         raise ValueError(f"X[{index}] cannot be read as an image: {name!r}: {exc}") from exc

@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
 from sklearn.utils.validation import _check_feature_names, validate_data
 
+from skaocls.images.advice import gathered
 from skaocls.images.crops import originals
 from skaocls.images.decoding import full_scale, load_images
 from skaocls.images.inputs import (
@@ -72,6 +73,7 @@ class Reader:
         """
         if self.grid is not None:
             return as_tokens(X, self.grid)
+        X = gathered(X, self.image_shape, rows=self.reads_rows)
         batch = as_batch(X)
         images = holds_images(batch)
         if images and self.image_shape is None:
@@ -119,7 +121,7 @@ class Reader:
         """Refuse numbers that lie far from those of `fit`: on another scale, every answer is wrong.
 
         Files and numbers of 8 and 16 bits lie in 0 ... 1 by their type; of other numbers only the
-        values can tell. Faint images get a warning: they may be faint indeed.
+        values can tell. Somewhat larger ones and faint images get a warning: they may be so indeed.
         """
         assert self.value_range is not None
         (low, high), (least, most) = self.value_range, value_range(batch)
@@ -137,7 +139,8 @@ class Reader:
             far = most > high + FAR * span or least < low - FAR * span
         if far:
             raise ValueError(message)
-        if not self.signals and 0 < most - least < span / FAR:
+        beyond = most > high + span / 2 or least < low - span / 2
+        if not self.signals and (beyond or 0 < most - least < span / FAR):
             warn(message, UserWarning, stacklevel=4)
 
     def as_estimator(self) -> BaseEstimator:
@@ -194,6 +197,7 @@ def learn_reader(
     ((8, 6, 1), (2, 8, 6, 1))
     """
     declared = check_image_shape(image_shape)
+    X = gathered(X)
     batch = as_batch(X)
     seen = named_estimator(owner)
     shape: tuple[int, ...] | None

@@ -11,12 +11,14 @@ from skaocls.devices import ahead, moved, resolve_device
 from skaocls.learned.encoding import encode_for_orders, patch_shape
 from skaocls.learned.model import FittedModel
 from skaocls.learned.store import Store, digest, recall_log_likelihoods, weights_of
+from skaocls.progress import progress
 from skaocls.scoring.evidence import Evidence, spread, token_log_likelihoods, weigh
 from skaocls.scoring.exhaustive import log_likelihoods as score
 from skaocls.scoring.exhaustive import scoring_dtype
 from skaocls.scoring.racing import Race, race
 
 SCORE_AT_ONCE = 256  # images scored before their orders are aggregated
+LARGE = 512, 32  # priors so wide score so many: they take long, and `verbose` shows each lot
 
 
 def races(
@@ -30,6 +32,7 @@ def races(
     device: Any = "auto",
     precision: str = "auto",
     store: Store | None = None,
+    verbose: int = 0,
 ) -> Iterator[Race]:
     """Yield log p(tokens | class, order) and what it took, a few images at a time.
 
@@ -48,6 +51,8 @@ def races(
         Where and in which type of products to compute.
     store : Store, default=None
         Keeps the log-likelihoods of exhaustive scoring.
+    verbose : int, default=0
+        Whether to show how far it is.
 
     Yields
     ------
@@ -56,22 +61,24 @@ def races(
     on = resolve_device(device)
     encoded = encode_all(model, batch, len(orders), crop, latent_noise)
     all_evaluations = orders.size * model.readings
-    for codes in ahead(encoded) if on.type == "cuda" else encoded:
-        if racing is not None and len(model.priors) == 1:
-            prior = moved(model.prior, on)
-            dtype = scoring_dtype(prior, precision)
-            yield race(prior, codes, orders, model.rows, dtype=dtype, **racing)
-        else:
-            how: dict[str, Any] = {"device": on, "precision": precision, "store": store}
-            evaluations = np.full(len(codes), all_evaluations)
-            yield Race(log_likelihoods(model, codes, orders, **how), evaluations)
+    with progress(len(batch), "scoring", "image", verbose) as bar:
+        for codes in ahead(encoded) if on.type == "cuda" else encoded:
+            if racing is not None and len(model.priors) == 1:
+                prior = moved(model.prior, on)
+                dtype = scoring_dtype(prior, precision)
+                yield race(prior, codes, orders, model.rows, dtype=dtype, **racing)
+            else:
+                how: dict[str, Any] = {"device": on, "precision": precision, "store": store}
+                evaluations = np.full(len(codes), all_evaluations)
+                yield Race(log_likelihoods(model, codes, orders, **how), evaluations)
+            bar.update(len(codes))
 
 
 def encode_all(
     model: FittedModel, batch: Any, n_orders: int, crop: str, latent_noise: float
 ) -> Iterator[np.ndarray]:
     """Yield the codes of a few images at a time, as each order sees them."""
-    for part in gen_batches(len(batch), SCORE_AT_ONCE):
+    for part in gen_batches(len(batch), at_once(model)):
         yield encode_for_orders(
             model.tokenizer,
             model.reader,
@@ -82,6 +89,12 @@ def encode_all(
             latent_noise=latent_noise,
             seed=model.order_seed,
         )
+
+
+def at_once(model: FittedModel) -> int:
+    """Images scored together."""
+    wide, few = LARGE
+    return min(SCORE_AT_ONCE, few) if model.prior.dim >= wide else SCORE_AT_ONCE
 
 
 def log_likelihoods(
@@ -139,7 +152,7 @@ def explain(
     grid, parts = model.prior.grid, []
     how = {"device": device, "precision": precision}
     encoded = encode_all(model, batch, len(orders), crop, latent_noise)
-    for part, codes in zip(gen_batches(len(batch), SCORE_AT_ONCE), encoded):
+    for part, codes in zip(gen_batches(len(batch), at_once(model)), encoded):
         against = own[part] if rivals is None else rivals[part]
         log_prob = [
             token_by_token(model, codes, own[part], orders, **how),

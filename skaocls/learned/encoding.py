@@ -1,5 +1,6 @@
 """From data to tokens: choice of tokenizer, training views, crops and noise."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,11 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 
+from skaocls.images.advice import pixels_in_rows
 from skaocls.images.augmentation import random_views
 from skaocls.images.crops import random_crop
 from skaocls.images.reader import Reader
+from skaocls.progress import progress, say
 from skaocls.tokenizers import (
     LlamaGenTokenizer,
     MaskGITTokenizer,
@@ -19,15 +22,27 @@ from skaocls.tokenizers import (
 )
 
 ENCODE_AT_ONCE = 512  # images decoded and tokenized together
+SHOWN_AT_ONCE = 8  # of slow tokenizers, between two looks at the progress
 FIT_TOKENIZER_ON = 2**27  # numbers (images times pixels times channels) it may see
 N_VIEWS, N_VIEWS_SLOW = 16, 4  # of each training image, the first of them the image itself
 SHARP_EVERY = 5  # of the views one is the image itself, or blurred tokens become the familiar ones
 
 
-def fit_tokenizer(tokenizer: Any, reader: Reader, batch: Any, rng: np.random.RandomState) -> Any:
+def fit_tokenizer(
+    tokenizer: Any, reader: Reader, batch: Any, rng: np.random.RandomState, verbose: int = 0
+) -> Any:
     """The given tokenizer, or the default for the data, cloned and fitted unless frozen."""
+    by_default = isinstance(tokenizer, str)
     images = reader.image_shape is not None
     if isinstance(tokenizer, str):
+        if not images and (shape := pixels_in_rows(batch)):
+            warnings.warn(
+                f"X has {batch.shape[1]} columns, none of them negative and all on one scale: if "
+                f"they are the pixels of images, pass image_shape={shape}, which is faster and "
+                "more accurate. If they are not, tokenizer=QuantileTokenizer() says so.",
+                UserWarning,
+                stacklevel=5,
+            )
         tokenizer = PatchTokenizer() if images else QuantileTokenizer()
     if isinstance(tokenizer, FrozenEstimator):
         return tokenizer.estimator
@@ -38,7 +53,13 @@ def fit_tokenizer(tokenizer: Any, reader: Reader, batch: Any, rng: np.random.Ran
     if reader.image_shape is not None:
         n = max(1, FIT_TOKENIZER_ON // int(np.prod(reader.image_shape)))
         batch = reader.images(batch, np.sort(rng.permutation(len(batch))[:n]))
-    return tokenizer.fit(batch)
+    name, kind = type(tokenizer).__name__, "images" if images else "tabular data"
+    say(verbose, f"fitting {name} to {len(batch)} samples")
+    tokenizer.fit(batch)
+    rows, cols = tokenizer.grid_
+    why = f", the default for {kind}" if by_default else ""
+    say(verbose, f"{name}{why}: {rows} x {cols} tokens of {tokenizer.n_codes_} values", 2)
+    return tokenizer
 
 
 def training_tokens(
@@ -47,28 +68,39 @@ def training_tokens(
     batch: Any,
     augmentation: int | str | None,
     rng: np.random.RandomState,
+    verbose: int = 0,
 ) -> np.ndarray:
     """Tokens of the training data, (n_samples, n_views, n_tokens).
 
     Of data that are tokens, crops are views.
     """
-    if augmentation is None or reader.image_shape is None:
+    if reader.image_shape is None:
         codes = encode(tokenizer, reader, batch, slice(0, len(batch)))
         return codes if codes.ndim == 3 else codes[:, None]
-    n_views = augmentation
+    slow = isinstance(tokenizer, (LlamaGenTokenizer, MaskGITTokenizer))
+    n_views = 1 if augmentation is None else augmentation
     if isinstance(n_views, str):
-        slow = isinstance(tokenizer, (LlamaGenTokenizer, MaskGITTokenizer))
         n_views = N_VIEWS_SLOW if slow else N_VIEWS
+        why = "its tokenizer is slow" if slow else "its tokenizer is fast"
+        say(verbose, f"{n_views} views of each image: {why}", 2)
+    few = SHOWN_AT_ONCE if slow else ENCODE_AT_ONCE
+
+    def read(images: np.ndarray) -> np.ndarray:
+        codes = []
+        for some in gen_batches(len(images), few):
+            codes.append(tokens(tokenizer, images[some]))
+            bar.update(len(codes[-1]))
+        return np.concatenate(codes)
+
     parts = []
-    for part in gen_batches(len(batch), ENCODE_AT_ONCE):
-        images = reader.images(batch, part)
-        views = [tokens(tokenizer, images)]
-        for view in range(1, n_views):
-            if view % SHARP_EVERY == 0:
-                views.append(views[0])
-            else:
-                views.append(tokens(tokenizer, random_views(images, rng)))
-        parts.append(np.stack(views, axis=1))
+    drawn = [view for view in range(1, n_views) if view % SHARP_EVERY]
+    with progress(len(batch) * (1 + len(drawn)), "tokenizing", "view", verbose) as bar:
+        for part in gen_batches(len(batch), ENCODE_AT_ONCE):
+            images = reader.images(batch, part)
+            views = [read(images)] * n_views
+            for view in drawn:
+                views[view] = read(random_views(images, rng))
+            parts.append(np.stack(views, axis=1))
     return np.concatenate(parts)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 
@@ -15,13 +16,14 @@ from skaocls.images.inputs import as_array
 
 
 def read_labels(
-    batch: Any, y: Any, sample_weight: Any = None, *, owner: str
+    batch: Any, y: Any, sample_weight: Any = None, class_weight: Any = None, *, owner: str
 ) -> tuple[Any, np.ndarray, np.ndarray]:
     """Check labels and weights; repeated samples become one that weighs as much.
 
     A sample of weight n is the same as n samples, so both are brought into one form: where samples
     repeat or weights differ, each distinct sample comes once, in an order that does not depend on
-    the order in `batch`.
+    the order in `batch`. `class_weight` is as in scikit-learn: None, "balanced" or a dict, of which
+    weights are multiplied by those of `sample_weight`.
 
     Returns
     -------
@@ -41,6 +43,9 @@ def read_labels(
         )
         if not weights.any():  # scikit-learn itself says so since 1.8
             raise ValueError("Sample weights must contain at least one non-zero number.")
+    if class_weight is not None:
+        weights *= weights_of_classes(class_weight, y, weights)
+    if not weights.all():
         kept = weights > 0
         batch, y, weights = batch[kept], y[kept], weights[kept]
     names, labels = np.unique(y, return_inverse=True)
@@ -49,6 +54,22 @@ def read_labels(
     if len(first) == len(y) and (weights == weights[0]).all():
         return batch, y, weights
     return batch[first], y[first], np.bincount(which, weights)
+
+
+def weights_of_classes(class_weight: Any, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weight of each sample's class; "balanced" counts a sample as often as it weighs."""
+    names, rows = np.unique(y, return_inverse=True)
+    if isinstance(class_weight, dict):
+        of_class = compute_class_weight(class_weight, classes=names, y=y)
+        if not (of_class >= 0).all():
+            raise ValueError(f"class_weight={class_weight!r} must not be negative.")
+        if not of_class.any():
+            raise ValueError(f"class_weight={class_weight!r} leaves no class in y.")
+    else:
+        counts = np.bincount(rows, weights)
+        of_class = weights.sum() / (np.count_nonzero(counts) * np.where(counts, counts, np.inf))
+    found: np.ndarray = of_class[rows]
+    return found
 
 
 def digest_of(x: Any, label: Any) -> str:

@@ -1,6 +1,7 @@
 """Learning: from data and labels to a fitted model, and from one fitted model to the next."""
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from skaocls.learned.starting import prepare, starting_prior
 from skaocls.learned.store import Store, content, digest, weights_of
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
+from skaocls.progress import say
 from skaocls.scoring.orders import resolve_orders
 from skaocls.training.finetuning import merge_finetuning, prepare_finetuning, set_classes
 from skaocls.training.loop import History, train_prior
@@ -38,6 +40,10 @@ class Learned(NamedTuple):
     model: FittedModel
     histories: list[History]
     held_out: HeldOut | None
+
+
+class Interrupted(Exception):
+    """Ctrl-C ended training: what `learn` has so far, not to be kept in a store."""
 
 
 @own_torch_state(grad=True)
@@ -84,8 +90,10 @@ def learn(
     columns = np.searchsorted(classes, y)
 
     def train() -> tuple[dict[str, Any], History, HeldOut | None]:
-        fitted = fit_tokenizer(tokenizer, reader, batch, rng)
-        codes = training_tokens(fitted, reader, batch, recipe.augmentation, rng)
+        device, verbose = resolve_device(recipe.device), recipe.verbose
+        say(verbose, f"computing on {device} (device={recipe.device!r})", 2)
+        fitted = fit_tokenizer(tokenizer, reader, batch, rng, verbose)
+        codes = training_tokens(fitted, reader, batch, recipe.augmentation, rng, verbose)
         seen, rows = np.unique(columns, return_inverse=True)
         prior = starting_prior(given, fitted, codes, rows, len(seen), recipe, rng)
         order_seed = rng.randint(2**31 - 1)
@@ -102,18 +110,24 @@ def learn(
             "sources": np.zeros(len(classes), dtype=int),
             "order_seed": order_seed,
         }
-        rest = split[1]
-        if rest is None:
-            return parts, history, None
-        return parts, history, HeldOut(codes[rest, 0], columns[rest], weights[rest])
+        rest, held_out = split[1], None
+        if rest is not None:
+            held_out = HeldOut(codes[rest, 0], columns[rest], weights[rest])
+        if history.interrupted:
+            raise Interrupted(parts, history, held_out)
+        return parts, history, held_out
 
-    if store is None:
-        parts, history, held_out = train()
-    else:
-        weighing = None if given is None else weights_of(given)
-        inputs = content(batch), reader.declared_shape, reader.decoding, columns, weights, classes
-        key = digest("fit", recipe.of_results(), tokenizer, weighing, about, *inputs)
-        parts, history, held_out = store.recall(key, train)
+    try:
+        if store is None:
+            parts, history, held_out = train()
+        else:
+            weighing = None if given is None else weights_of(given)
+            how = reader.declared_shape, reader.decoding
+            inputs = content(batch), *how, columns, weights, classes
+            key = digest("fit", recipe.of_results(), tokenizer, weighing, about, *inputs)
+            parts, history, held_out = store.recall(key, train)
+    except Interrupted as exc:
+        parts, history, held_out = exc.args
     count = np.bincount(columns, weights, minlength=len(classes))
     model = FittedModel(reader=reader, classes=classes, class_count=count, **parts)
     return Learned(model, [history], held_out)
@@ -159,7 +173,8 @@ def extend(
     device = resolve_device(recipe.device)
     columns = np.searchsorted(model.classes, y)
     count = np.bincount(columns, weights, minlength=len(model.classes))
-    codes = training_tokens(model.tokenizer, model.reader, batch, recipe.augmentation, rng)
+    views = recipe.augmentation, rng, recipe.verbose
+    codes = training_tokens(model.tokenizer, model.reader, batch, *views)
     priors, rows, sources = list(model.priors), model.rows.copy(), model.sources.copy()
     new = (sources == 0) & (rows == priors[0].num_classes)
     histories: list[History] = []
@@ -169,6 +184,8 @@ def extend(
         split = split_off(rows, recipe, rng)
         some = codes[mine], rows, weights[mine], split, recipe, mode
         histories.append(train_one(prior, *some, model.order_seed, rng))
+        if grow and histories[-1].interrupted:  # others would be left behind
+            raise KeyboardInterrupt
         held_out.extend([] if split[1] is None else mine[split[1]])
         return prior
 
@@ -183,6 +200,8 @@ def extend(
                 mode = "head"  # its body stays
             prepare_finetuning(copied, mode or "full")
             priors[source] = train(copied, mine, of_mine, mode)
+            if histories[-1].interrupted:
+                break
     mine = np.flatnonzero(new[columns])
     if len(mine):
         which, of_mine = np.unique(columns[mine], return_inverse=True)
@@ -210,6 +229,11 @@ def extend(
     return Learned(grown, histories, HeldOut(codes[rest, 0], columns[rest], weights[rest]))
 
 
+def chosen(value: Any, why: str) -> str:
+    """Why, if the value was left to us."""
+    return why if isinstance(value, str) else ""
+
+
 def split_off(
     rows: np.ndarray, recipe: Recipe, rng: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -217,14 +241,23 @@ def split_off(
     everything = np.arange(len(rows))
     if not (recipe.early_stopping or recipe.hold_out):
         return everything, None
-    counts = np.bincount(rows)
+    single = np.bincount(rows)[rows] == 1  # all that is known of their classes
+    several = everything[~single]
+    n_held_out = math.ceil(recipe.validation_fraction * len(rows))
+    n_classes = len(np.unique(rows[several]))
+    if not n_classes <= n_held_out <= len(several) - n_classes or not n_classes:
+        why = "early_stopping" if recipe.early_stopping else 'temperature="auto"'
+        raise ValueError(
+            f"{why} holds out validation_fraction={recipe.validation_fraction} of {len(rows)} "
+            f"samples, {n_held_out}. Of the {n_classes} classes with several samples each must "
+            f"have one among them and one to train on: between {n_classes} and "
+            f"{len(several) - n_classes} samples can be held out. Pass another "
+            "validation_fraction, or more samples."
+        )
     train, rest = train_test_split(
-        everything,
-        test_size=recipe.validation_fraction,
-        stratify=rows if counts[counts > 0].min() > 1 else None,
-        random_state=rng,
+        several, test_size=n_held_out, stratify=rows[several], random_state=rng
     )
-    return train, rest
+    return np.concatenate([train, everything[single]]), rest
 
 
 def train_one(
@@ -252,6 +285,9 @@ def train_one(
     orders = None
     if not recipe.any_order:
         orders = resolve_orders(recipe.order, recipe.n_orders, prior.n_tokens, order_seed)
+    size = f"batch_size={batch_size}" + chosen(recipe.batch_size, " (an eighth, 16 to 64)")
+    peak = f"learning_rate_init={rate:.3g}" + chosen(recipe.learning_rate_init, " (by the width)")
+    say(recipe.verbose, f"training on {len(train)} samples: {size}, {peak}", 2)
     frozen, weights = mode in ("lora", "class_embedding"), weights[train]
     history = train_prior(
         prior,

@@ -1,11 +1,13 @@
 """What training starts from: priors and tokenizers that parameters name, and new priors."""
 
 import copy
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 
 from skaocls.devices import own_torch_state, resolve_device
 from skaocls.learned.published import (
@@ -21,6 +23,7 @@ from skaocls.learned.saving import load, read_config
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior, similar_slots
 from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.progress import say
 from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.training.finetuning import prepare_finetuning, set_classes
 
@@ -28,6 +31,22 @@ ARCHITECTURES: dict[str, type[Prior]] = {
     "shared_trunk": SharedTrunkPrior,
     "randar": AnyOrderPrior,
 }
+
+
+POSITIVE = [Interval(Integral, 1, None, closed="left")]
+SIZES: dict[str, Any] = {
+    "dim": POSITIVE,
+    "n_layer": POSITIVE,
+    "n_head": POSITIVE,
+    "multiple_of": POSITIVE,
+    "dropout": [Interval(Real, 0, 1, closed="left")],
+}
+SIZES_OF_HEAD = {"width": POSITIVE, "rank": POSITIVE}
+
+
+def is_new(prior: Any) -> bool:
+    """Whether the classifier's parameter `prior` asks for a new one, not for a given one."""
+    return isinstance(prior, dict) or (isinstance(prior, str) and prior in ("auto", *ARCHITECTURES))
 
 
 @own_torch_state(grad=True)
@@ -54,7 +73,7 @@ def starting_point(
         return given, tokenizer, None
     if isinstance(prior, Prior):
         return copy.deepcopy(prior), tokenizer, image_shape
-    if isinstance(prior, dict) or (isinstance(prior, str) and prior in ("auto", *ARCHITECTURES)):
+    if is_new(prior):
         return None, tokenizer, image_shape
     known = is_published(prior) or filename is not None
     config = None if known else read_config(prior, revision=revision)
@@ -87,6 +106,9 @@ def starting_prior(
         sizes["generator"] = torch.Generator().manual_seed(seed)
         if recipe.architecture == "shared_trunk":
             sizes["slots"] = slots_of(tokenizer)
+        why = f"for {grid[0] * grid[1]} tokens and {len(rows)} samples"
+        shown = {name: value for name, value in sizes.items() if name in SIZES | SIZES_OF_HEAD}
+        say(recipe.verbose, f"a new {recipe.architecture} prior {why}: {shown}", 2)
         architecture: Any = ARCHITECTURES[recipe.architecture]
         prior: Prior = architecture(tokenizer.n_codes_, grid, n_classes, **sizes)
         return prior.to(device)
@@ -128,6 +150,13 @@ def new_prior(prior: Any) -> dict[str, Any]:
         raise ValueError(
             f"prior has architecture {architecture!r}, which is none of {', '.join(ARCHITECTURES)}."
         )
+    known = SIZES | (SIZES_OF_HEAD if architecture == "shared_trunk" else {})
+    if unknown := [name for name in sizes if name not in known]:
+        raise ValueError(
+            f"prior={prior!r} has {unknown[0]!r}, which is no size of {architecture!r}. Its sizes "
+            f"are {', '.join(known)}."
+        )
+    validate_parameter_constraints(known, sizes, f"prior={prior!r}, a new")
     return {"architecture": architecture, "sizes": sizes or None}
 
 

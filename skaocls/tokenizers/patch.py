@@ -1,5 +1,6 @@
 """Tokens for images: the nearest codebook entry of each patch."""
 
+import warnings
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -18,6 +20,9 @@ from skaocls.tokenizers._codes import check_codes
 
 MAX_TOKENS = 64  # of an image, with patch_size="auto"
 MAX_PATCHES = 2**17  # from which the codebook is learned
+MAX_SIDE = 8  # of patches that a codebook describes well: 64 tokens are then 64 x 64 pixels
+MAX_NUMBERS = 3 * MAX_SIDE**2  # of a patch that are clustered as they are
+N_COMPONENTS, COMPONENTS_FROM = 64, 4096  # of larger ones, and patches from which they are learned
 IMAGES_AT_ONCE = 1024
 
 
@@ -31,13 +36,15 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
     ----------
     patch_size : int, tuple of int (height, width) or "auto", default="auto"
         Pixels that one token stands for. ``"auto"`` is the smallest square patch, from 2 x 2,
-        that leaves at most 64 tokens.
+        that leaves at most 64 tokens; above 8 x 8, for images beyond 64 x 64, with a warning.
+        Patches of more than 192 numbers are clustered by their first 64 principal components.
     n_codes : int or "auto", default="auto"
         Size of the codebook, at most the number of distinct patches. ``"auto"`` is the power of
         two, from 16 to 1024, that leaves at least 64 training patches to each code.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        Shape of the images if X holds flat rows; size to which image files are resized. Without
-        it, rows of a 2-D X are signals: images one pixel high.
+        Shape of the images if X holds flat rows; size to which image files are resized; says where
+        the channels of arrays are if they may be first or last. Without it, rows of a 2-D X are
+        signals: images one pixel high.
     random_state : int, RandomState instance or None, default=None
         Seed of the choice of patches and of k-means.
 
@@ -132,6 +139,13 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
                 for part in gen_batches(len(chosen), IMAGES_AT_ONCE)
             ]
         )
+        patch_std = float(patches.std())
+        pca = None
+        if patches.shape[1] > MAX_NUMBERS:
+            some = patches[rng.permutation(len(patches))[:COMPONENTS_FROM]]
+            n_components, seed = min(N_COMPONENTS, len(some)), rng.randint(2**31 - 1)
+            pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(some)
+            patches = pca.transform(patches)
         n_codes = self.n_codes
         if n_codes == "auto":
             n_codes = int(2 ** np.clip(np.log2(len(patches) / 64), 4, 10).astype(int))
@@ -142,13 +156,27 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
             compute_labels=False,
             random_state=rng.randint(2**31 - 1),
         ).fit(patches)
+        codebook = kmeans.cluster_centers_
+        if pca is not None:
+            codebook = pca.inverse_transform(codebook)
+        if isinstance(self.patch_size, str) and max(patch) > MAX_SIDE:
+            height, width = reader.image_shape[:2]
+            side = MAX_SIDE * round(MAX_TOKENS**0.5)
+            warnings.warn(
+                f"Images of {height} x {width} pixels become patches of {patch[0]} x {patch[1]}, "
+                f"which {kmeans.n_clusters} codes describe poorly: the default is for images up to "
+                f"{side} x {side}. Resize them, files by image_shape=({side}, {side}) or less; "
+                'take published weights, such as prior="randar-l"; or pass another tokenizer.',
+                UserWarning,
+                stacklevel=2,
+            )
         self.__dict__.update(
             reader_=reader,
             patch_size_=patch,
             grid_=grid,
             n_codes_=int(kmeans.n_clusters),
-            codebook_=kmeans.cluster_centers_.astype(np.float32),
-            patch_std_=float(patches.std()),
+            codebook_=codebook.astype(np.float32),
+            patch_std_=patch_std,
         )
         return self
 

@@ -1,16 +1,19 @@
 """Training the prior: class-conditional maximum likelihood over random orders."""
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from sklearn.utils import gen_batches
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from skaocls.devices import own_torch_state
 from skaocls.priors.interface import Prior
+from skaocls.progress import progress
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 
@@ -40,6 +43,8 @@ class History:
         Epoch, from 1, whose weights were kept.
     converged : bool
         Whether the curve was flat at the end.
+    interrupted : bool
+        Whether Ctrl-C ended it.
     """
 
     loss_curve: list[float] = field(default_factory=list)
@@ -47,6 +52,7 @@ class History:
     n_iter: int = 0
     best_iter: int = 0
     converged: bool = False
+    interrupted: bool = False
 
 
 @own_torch_state(grad=True)
@@ -76,7 +82,8 @@ def train_prior(
     Each step draws a batch, for each image one of its views and an order, and replaces some labels
     by the null class. AdamW (weight decay on matrices only), linear warm-up, cosine decay to 5 %
     of the peak rate, gradients clipped to norm 1: the recipe of the published checkpoints. What is
-    kept is a running mean of the weights over about the last hundred steps.
+    kept is a running mean of the weights over about the last hundred steps. Ctrl-C ends training
+    with a warning and keeps them so far, or before the end of the first epoch raises.
 
     Parameters
     ----------
@@ -116,7 +123,7 @@ def train_prior(
     checkpointing : bool, default=False
         Compute activations again in the backward pass instead of keeping them.
     verbose : int, default=0
-        1 shows a progress bar with loss, an estimate of the accuracy, and the time left.
+        1 shows epochs, steps, loss, an estimate of the accuracy, and the time left.
 
     Returns
     -------
@@ -153,14 +160,16 @@ def train_prior(
     judged = judged[:VALIDATION_ORDERS]
     history = History()
     trained: list[Tensor] = [p for p in prior.parameters() if p.requires_grad]
+    own = [p.data for p in trained]
     mean = [p.detach().clone() for p in trained]
     best, best_weights = -math.inf, None
     prior.transformer.checkpointing = checkpointing
-    bar = tqdm(total=max_iter * steps, desc="training", unit="step", disable=not verbose)
+    bar = progress(max_iter * steps, "training", "step", verbose)
     random = torch.Generator().manual_seed(seed)
     dropping = random if device.type == "cpu" else torch.Generator(device).manual_seed(seed)
-    with bar:
+    with bar, interruptible(history):
         for epoch in range(max_iter):
+            bar.set_description(f"epoch {epoch + 1}/{max_iter}", refresh=False)
             prior.train()
             losses = torch.zeros((), dtype=torch.float32, device=device)
             shuffled = torch.randperm(n, generator=random)
@@ -200,10 +209,10 @@ def train_prior(
                     done = epoch * steps + step
                     torch._foreach_lerp_(mean, trained, 1 - min(AVERAGING, done / (done + 10)))
                 bar.update()
-            history.n_iter = epoch + 1
             history.loss_curve.append(losses.item() / steps)
+            history.n_iter = epoch + 1
             if validation is not None or verbose:
-                swap(trained, mean)
+                use(trained, mean)
             if validation is not None:
                 history.validation_curve.append(held_out(prior, *validation, judged, autocast))
                 if history.validation_curve[-1] > best:
@@ -211,9 +220,10 @@ def train_prior(
                     best_weights = [p.detach().clone() for p in trained]
             if verbose:
                 known = validation or (all_codes[i, 0].numpy(), all_labels[i].numpy())
-                bar.set_postfix(progress(prior, history, *known[:2], judged[:1], autocast))
+                shown = how_it_goes(prior, history, *known[:2], judged[:1], autocast)
+                bar.set_postfix(shown, refresh=False)
             if validation is not None or verbose:
-                swap(trained, mean)
+                use(trained, own)
             if validation is not None and is_flat(history.validation_curve, n_iter_no_change, tol):
                 history.converged = True
                 break
@@ -222,7 +232,9 @@ def train_prior(
         history.converged = is_flat([-x for x in history.loss_curve], n_iter_no_change, tol)
     else:
         mean = best_weights
-    swap(trained, mean)
+    use(trained, own)
+    with torch.no_grad():
+        torch._foreach_copy_(own, mean)
     prior.transformer.checkpointing = False
     prior.eval()
     return history
@@ -233,13 +245,22 @@ def uniform(*shape: int, generator: torch.Generator) -> Tensor:
     return torch.rand(shape, dtype=torch.float32, generator=generator)
 
 
-@torch.no_grad()
-def swap(parameters: list[Tensor], others: list[Tensor]) -> None:
-    """Exchange the values of two lists of tensors."""
-    for p, other in zip(parameters, others, strict=True):
-        kept = p.clone()
-        p.copy_(other)
-        other.copy_(kept)
+@contextmanager
+def interruptible(history: History) -> Iterator[None]:
+    """Ctrl-C ends what is within, with a warning; before an epoch is complete it is raised."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not history.n_iter:
+            raise
+        history.interrupted = True
+        warnings.warn("Training interrupted by user.", UserWarning, stacklevel=2)
+
+
+def use(parameters: list[Tensor], weights: list[Tensor]) -> None:
+    """Let parameters show other weights. No numbers move: Ctrl-C may come at any time."""
+    for p, weight in zip(parameters, weights, strict=True):
+        p.data = weight
 
 
 def nats_per_token(
@@ -307,7 +328,7 @@ def held_out(
     return float(total / (weights.sum() * len(orders)))
 
 
-def progress(
+def how_it_goes(
     prior: Prior,
     history: History,
     codes: np.ndarray,
