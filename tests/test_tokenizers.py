@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 
 from skaocls import PatchTokenizer, QuantileTokenizer
+from skaocls.tokenizers.codebook import held_out_loss
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (9, 7, 1), (8, 8, 3), (5, 6, 4), (1, 7, 1)])
@@ -147,3 +148,49 @@ def test_images_too_large_for_the_default():
         warnings.simplefilter("error")
         PatchTokenizer(random_state=0).fit(images[:, :64, :64])
         PatchTokenizer(9, random_state=0).fit(images)  # as asked
+
+
+def test_held_out_loss_is_that_of_naive_bayes():
+    rng = np.random.RandomState(0)
+    codes, labels, folds = rng.randint(3, size=(30, 2)), rng.randint(2, size=30), np.arange(30) % 3
+    joint = np.zeros((30, 2))
+    for i, c in np.ndindex(30, 2):
+        rest = [j for j in range(30) if folds[j] != folds[i]]
+        for place in range(2):
+            t = codes[i, place]
+
+            def share(rows, places, prior, weight, t=t):
+                seen = [codes[j, p] for j in rows for p in places]
+                return (seen.count(t) + weight * prior) / (len(seen) + weight)
+
+            everywhere = (sum((codes[rest] == t).ravel()) + 0.5) / (2 * len(rest) + 1.5)
+            own = [j for j in rest if labels[j] == c]
+            joint[i, c] += np.log(share(own, [place], share(own, [0, 1], everywhere, 2), 2))
+    scales = np.exp(np.linspace(-8, 2, 20001))[:, None]
+    gap = joint[np.arange(30), labels] - joint[np.arange(30), 1 - labels]
+    expected = np.logaddexp(0, -scales * gap).mean(1).min()
+    assert held_out_loss(codes, labels, 3, folds) == pytest.approx(expected, abs=1e-5)
+
+
+def test_labels_choose_the_size_of_the_codebook():
+    rng = np.random.RandomState(0)
+    y = np.arange(400) % 2
+    tokenizer = PatchTokenizer(random_state=0)
+    # classes differ by one patch of 300 kinds each: a small codebook merges what differs
+    kinds = rng.rand(2, 300, 2, 2)
+    which = rng.randint(300, size=(400, 4, 4))
+    fine = kinds[y[:, None, None], which].transpose(0, 1, 3, 2, 4).reshape(400, 8, 8)
+    assert tokenizer.fit(fine, y).n_codes_ > 64
+    # by what is bright, under noise that many codes only split up
+    bright = rng.rand(10, 4, 4).round()[np.arange(400) % 10].repeat(2, 1).repeat(2, 2)
+    noisy = bright + rng.normal(scale=0.5, size=(400, 8, 8))
+    chosen = tokenizer.fit(noisy, np.array(list("abcdefghij"))[np.arange(400) % 10])
+    assert chosen.n_codes_ == 16
+    codebook = chosen.codebook_
+    again = tokenizer.fit(noisy, np.arange(400) % 10).codebook_
+    np.testing.assert_array_equal(codebook, again)
+    # 6400 patches, at least 64 to each code: where labels are none, or say nothing
+    for nothing in (None, rng.rand(400), np.arange(400), np.zeros(400), rng.permutation(y)):
+        assert tokenizer.fit(fine, nothing).n_codes_ == 64
+    with pytest.raises(ValueError, match="y has 3 labels, but X has 400 images"):
+        tokenizer.fit(fine, y[:3])

@@ -29,7 +29,12 @@ SHARP_EVERY = 5  # of the views one is the image itself, or blurred tokens becom
 
 
 def fit_tokenizer(
-    tokenizer: Any, reader: Reader, batch: Any, rng: np.random.RandomState, verbose: int = 0
+    tokenizer: Any,
+    reader: Reader,
+    batch: Any,
+    y: np.ndarray,
+    rng: np.random.RandomState,
+    verbose: int = 0,
 ) -> Any:
     """The given tokenizer, or the default for the data, cloned and fitted unless frozen."""
     by_default = isinstance(tokenizer, str)
@@ -52,10 +57,11 @@ def fit_tokenizer(
         tokenizer.set_params(random_state=seed)
     if reader.image_shape is not None:
         n = max(1, FIT_TOKENIZER_ON // int(np.prod(reader.image_shape)))
-        batch = reader.images(batch, np.sort(rng.permutation(len(batch))[:n]))
+        some = np.sort(rng.permutation(len(batch))[:n])
+        batch, y = reader.images(batch, some), y[some]
     name, kind = type(tokenizer).__name__, "images" if images else "tabular data"
     say(verbose, f"fitting {name} to {len(batch)} samples")
-    tokenizer.fit(batch)
+    tokenizer.fit(batch, y)
     rows, cols = tokenizer.grid_
     why = f", the default for {kind}" if by_default else ""
     say(verbose, f"{name}{why}: {rows} x {cols} tokens of {tokenizer.n_codes_} values", 2)

@@ -92,7 +92,7 @@ def learn(
     def train() -> tuple[dict[str, Any], History, HeldOut | None]:
         device, verbose = resolve_device(recipe.device), recipe.verbose
         say(verbose, f"computing on {device} (device={recipe.device!r})", 2)
-        fitted = fit_tokenizer(tokenizer, reader, batch, rng, verbose)
+        fitted = fit_tokenizer(tokenizer, reader, batch, y, rng, verbose)
         codes = training_tokens(fitted, reader, batch, recipe.augmentation, rng, verbose)
         seen, rows = np.unique(columns, return_inverse=True)
         prior = starting_prior(given, fitted, codes, rows, len(seen), recipe, rng)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import check_random_state, gen_batches
@@ -17,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from skaocls.attributes import kept_in
 from skaocls.images.reader import learn_reader
 from skaocls.tokenizers._codes import check_codes
+from skaocls.tokenizers.codebook import best_codebook, class_labels, learn_codebook
 
 MAX_TOKENS = 64  # of an image, with patch_size="auto"
 MAX_PATCHES = 2**17  # from which the codebook is learned
@@ -39,8 +39,11 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         that leaves at most 64 tokens; above 8 x 8, for images beyond 64 x 64, with a warning.
         Patches of more than 192 numbers are clustered by their first 64 principal components.
     n_codes : int or "auto", default="auto"
-        Size of the codebook, at most the number of distinct patches. ``"auto"`` is the power of
-        two, from 16 to 1024, that leaves at least 64 training patches to each code.
+        Size of the codebook, at most the number of distinct patches. ``"auto"`` is a power of two
+        from 16 to 1024. If `fit` is given labels, naive Bayes classifies images by the tokens of
+        each size, in cross-validation, and the largest size is taken whose loss is at most a
+        quarter above the least. Without labels, or if it tells nothing apart, it is the size that
+        leaves at least 64 training patches to each code. `n_codes_` says what it became.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         Shape of the images if X holds flat rows; size to which image files are resized; says where
         the channels of arrays are if they may be first or last. Without it, rows of a 2-D X are
@@ -117,8 +120,9 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         X : array-like of images
             Anything that :mod:`skaocls.images` reads: arrays of shape (n, height, width) or
             (n, height, width, channels), flat rows, files, PIL images.
-        y : None
-            Ignored.
+        y : array-like of shape (n,), default=None
+            Class labels, by which ``n_codes="auto"`` chooses the size of the codebook; labels of
+            another kind than classes are ignored.
 
         Returns
         -------
@@ -146,17 +150,12 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
             n_components, seed = min(N_COMPONENTS, len(some)), rng.randint(2**31 - 1)
             pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(some)
             patches = pca.transform(patches)
-        n_codes = self.n_codes
-        if n_codes == "auto":
-            n_codes = int(2 ** np.clip(np.log2(len(patches) / 64), 4, 10).astype(int))
-        kmeans = MiniBatchKMeans(
-            min(n_codes, len(np.unique(patches, axis=0))),
-            batch_size=2048,
-            n_init=3,
-            compute_labels=False,
-            random_state=rng.randint(2**31 - 1),
-        ).fit(patches)
-        codebook = kmeans.cluster_centers_
+        if isinstance(self.n_codes, str):
+            labels = None if y is None else class_labels(y, len(batch), chosen)
+            codebook = best_codebook(patches, labels, rng)
+        else:
+            codebook = learn_codebook(patches, self.n_codes, rng)
+        n_codes = len(codebook)
         if pca is not None:
             codebook = pca.inverse_transform(codebook)
         if isinstance(self.patch_size, str) and max(patch) > MAX_SIDE:
@@ -164,7 +163,7 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
             side = MAX_SIDE * round(MAX_TOKENS**0.5)
             warnings.warn(
                 f"Images of {height} x {width} pixels become patches of {patch[0]} x {patch[1]}, "
-                f"which {kmeans.n_clusters} codes describe poorly: the default is for images up to "
+                f"which {n_codes} codes describe poorly: the default is for images up to "
                 f"{side} x {side}. Resize them, files by image_shape=({side}, {side}) or less; "
                 'take published weights, such as prior="randar-l"; or pass another tokenizer.',
                 UserWarning,
@@ -174,7 +173,7 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
             reader_=reader,
             patch_size_=patch,
             grid_=grid,
-            n_codes_=int(kmeans.n_clusters),
+            n_codes_=n_codes,
             codebook_=codebook.astype(np.float32),
             patch_std_=patch_std,
         )
