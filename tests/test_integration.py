@@ -59,7 +59,7 @@ def test_a_path_column_beside_numbers(table):
     pipeline = make_pipeline(columns, StandardScaler(), LogisticRegression())
     pipeline.fit(frame[:200], y[:200])
     assert pipeline.score(frame[200:], y[200:]) > 0.9
-    names = [f"anyorderarclassifier{i}" for i in range(3)] + ["ink", "noise"]
+    names = [f"anyorderarclassifier_{i}" for i in range(3)] + ["ink", "noise"]
     assert list(columns.fit(frame[:200], y[:200]).get_feature_names_out()) == names
     out = columns.set_output(transform="pandas").transform(frame[200:])
     assert list(out.columns) == names and list(out.index) == list(frame.index[200:])

@@ -54,7 +54,7 @@ def fit_tokenizer(
         batch = reader.images(batch, np.sort(rng.permutation(len(batch))[:n]))
     name, kind = type(tokenizer).__name__, "images" if images else "tabular data"
     say(verbose, f"fitting {name} to {len(batch)} samples")
-    tokenizer.fit(batch)
+    tokenizer = tokenizer.fit(batch)
     rows, cols = tokenizer.grid_
     why = f", the default for {kind}" if by_default else ""
     say(verbose, f"{name}{why}: {rows} x {cols} tokens of {tokenizer.n_codes_} values", 2)
