@@ -139,7 +139,7 @@ default="mean_log_likelihood"
         data: the data as it is.
     max_iter : int or "auto", default="auto"
         Epochs. ``"auto"`` is 120 for images and 16 for tables, or as many as make 100 steps if they
-        have fewer than 1000 rows: with more, small tables are overfitted.
+        have fewer than 1000 rows: with more, most small tables are overfitted.
     batch_size : int or "auto", default="auto"
         Images per training step. ``"auto"`` is an eighth of them, of a table a 32nd of its rows,
         between 16 and 64.
