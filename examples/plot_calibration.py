@@ -41,7 +41,6 @@ def main(argv=None):
         validation_fraction=0.2,
         augmentation=4,
         max_iter=90,
-        tol=10.0,
         random_state=0,
     ).fit(X, y)
 

@@ -28,7 +28,7 @@ def main(argv=None):
     X, y = load_digits().images / 16, load_digits().target
     X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
     contestants = {
-        "AnyOrderARClassifier": AnyOrderARClassifier(random_state=0, tol=10.0),
+        "AnyOrderARClassifier": AnyOrderARClassifier(random_state=0),
         "SGDClassifier": SGDClassifier(random_state=0),
         "MLPClassifier": MLPClassifier(random_state=0),
     }

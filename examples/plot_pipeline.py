@@ -44,9 +44,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         table, y = make_table(Path(folder))
         X, X_test, y, y_test = train_test_split(table, y, test_size=0.25, stratify=y)
-        reader = AnyOrderARClassifier(
-            n_orders=8, max_iter=20, augmentation=4, tol=10.0, random_state=0
-        )
+        reader = AnyOrderARClassifier(n_orders=8, max_iter=20, augmentation=4, random_state=0)
         image = ColumnTransformer([("image", reader, ["path"])])
         numbers = ColumnTransformer([("numbers", StandardScaler(), ["even", "ink"])])
 

@@ -68,6 +68,19 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
     `fit` trains the transformer (the *prior*) on class-conditional likelihood. Numbers in a 2-D
     array are tabular data, one token per feature, unless `image_shape` says that they are images.
 
+    Parameters by what they are for:
+
+    - the model: `prior`, `tokenizer`, `image_shape`, `filename`, `revision`;
+    - orders and the answer, which may be changed after `fit`: `n_orders`, `order`, `aggregation`,
+      `temperature`, `search`, `racing_error`, `racing_screen`, `crop`, `latent_noise`; before it
+      `priors`;
+    - training: `max_iter`, `batch_size`, `learning_rate_init`, `augmentation`, `weight_decay`,
+      `class_dropout`, `class_weight`, `early_stopping`, `validation_fraction`, `n_iter_no_change`,
+      `tol`, `warm_start`;
+    - fine-tuning: `finetune`, `lora_rank`, `lora_alpha`, `new_classes`;
+    - resources: `memory`, `micro_batch_size`, `checkpointing`, `device`, `precision`,
+      `random_state`, `verbose`.
+
     Parameters
     ----------
     prior : "auto", "shared_trunk", "randar", dict, module, str or path, default="auto"
@@ -142,10 +155,12 @@ default="mean_log_likelihood"
         (:func:`skaocls.images.augmentation.random_views`), tokenized once. ``"auto"`` is 16, or 4
         with the published tokenizers, which take seconds for an image on a CPU. None, and tabular
         data: the data as it is.
-    max_iter : int, default=120
-        Epochs.
+    max_iter : int or "auto", default="auto"
+        Epochs. ``"auto"`` is 120 for images and 16 for tables, or as many as make 100 steps if they
+        have fewer than 1000 rows: with more, most small tables are overfitted.
     batch_size : int or "auto", default="auto"
-        Images per training step. ``"auto"`` is an eighth of them, between 16 and 64.
+        Images per training step. ``"auto"`` is an eighth of them, of a table a 32nd of its rows,
+        between 16 and 64.
     learning_rate_init : float or "auto", default="auto"
         Peak learning rate; it warms up over 5 % of the steps, then falls to a 20th by a cosine.
         ``"auto"`` is ``0.4 / dim`` for a new prior, which is the published 4e-4 at the published
@@ -185,10 +200,11 @@ default="mean_log_likelihood"
         Share of the training data held out (stratified) if `early_stopping`, or for
         ``temperature="auto"``.
     n_iter_no_change : int, default=10
-        Epochs without a change of `tol` that end training if `early_stopping`; also the window at
-        the end of training in which convergence is judged.
+        Epochs without a change of `tol` that end training if `early_stopping`. Without it, the last
+        so many epochs, at most a quarter of all, tell whether training converged.
     tol : float, default=2e-2
-        Change of the loss, in nats per token, that counts as none.
+        Rise of the held-out log-likelihood, or fall of the training loss per epoch, in nats per
+        token, that counts as none. Without `early_stopping` it decides only about a warning.
     crop : {"center", "random"}, default="center"
         ``"random"`` reads a crop of its own for each order, as the paper does: the image as it
         came, a file at its full size, is resized so that its shorter side has between 1 and 1.25
@@ -203,7 +219,7 @@ default="mean_log_likelihood"
     warm_start : bool, default=False
         `fit` goes on from the last one's tokenizer, prior and orders.
     priors : array-like of shape (n_classes,), default=None
-        Class probabilities. None takes the frequencies in y, weighted.
+        Class probabilities; the network is `prior`. None takes the frequencies in y, weighted.
     class_weight : dict, "balanced" or None, default=None
         Weights of classes, by which those of their samples are multiplied in training and in the
         class frequencies. ``"balanced"`` makes all classes weigh the same, ``n_samples /
@@ -324,7 +340,7 @@ default="mean_log_likelihood"
             Interval(Integral, 1, None, closed="left"),
             None,
         ],
-        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "max_iter": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "learning_rate_init": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "micro_batch_size": [Interval(Integral, 1, None, closed="left"), None],
@@ -369,7 +385,7 @@ default="mean_log_likelihood"
         image_shape=None,
         decoding="as_seen",
         augmentation="auto",
-        max_iter=120,
+        max_iter="auto",
         batch_size="auto",
         learning_rate_init="auto",
         micro_batch_size=None,
@@ -1156,9 +1172,11 @@ default="mean_log_likelihood"
             about["_fitted_temperature"] = fit_temperature(
                 ll, columns, log_prior, self.aggregation, weights
             )
-        if not all(history.converged or history.interrupted for history in histories):
+        # the length of training on a table is chosen so that it is not overfitted
+        of_our_own = isinstance(self.max_iter, str) and model.reader.image_shape is None
+        if not of_our_own and not all(h.converged or h.interrupted for h in histories):
             warnings.warn(
-                f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the "
+                f"Stochastic Optimizer: Maximum iterations ({about['n_iter_']}) reached and the "
                 "optimization hasn't converged yet. Consider increasing max_iter.",
                 ConvergenceWarning,
                 stacklevel=4,

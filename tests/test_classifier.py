@@ -15,10 +15,11 @@ import pytest
 import torch
 from scipy.special import logsumexp
 from sklearn.base import clone
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_iris, load_wine
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
@@ -212,11 +213,23 @@ def test_cross_val_score_in_processes(digits):
 
 def test_tabular_data():
     X, y = load_iris(return_X_y=True)
-    clf = make_pipeline(StandardScaler(), make(prior="auto", max_iter=70, n_orders=8))
+    clf = make_pipeline(StandardScaler(), AnyOrderARClassifier(n_orders=8, random_state=0))
     assert cross_val_score(clf, X, y, cv=3).mean() > 0.9
     clf.fit(X, y)
     assert isinstance(clf[-1].tokenizer_, QuantileTokenizer)
     assert clf[-1].image_shape_ is None and clf[-1].orders_.shape == (8, 4)
+
+
+@pytest.mark.parametrize("load", [load_iris, load_wine])
+def test_defaults_on_small_tables(load):
+    X, y = load(return_X_y=True)
+    train = np.arange(len(y)) % 3 > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of training too short
+        clf = AnyOrderARClassifier(random_state=0).fit(X[train], y[train])
+    assert len(clf.loss_curve_) * (train.sum() // 16) < 110  # steps
+    bayes = GaussianNB().fit(X[train], y[train]).score(X[~train], y[~train])
+    assert clf.score(X[~train], y[~train]) > bayes - 0.04  # two of 50
 
 
 @pytest.mark.parametrize("kind", ["array", "channels", "flat", "tensor", "list"])
@@ -299,12 +312,18 @@ def test_early_stopping_keeps_the_best_weights(digits):
 
 
 def test_convergence_warning(digits):
-    X, y, _, _ = digits
+    X, y = digits[0][:64], digits[1][:64]
     with pytest.warns(ConvergenceWarning, match=r"Maximum iterations \(2\) reached"):
         make(max_iter=2, tol=1e-4).fit(X, y)
+    clf = make(max_iter=24, tol=0.0, augmentation=None)
+    with pytest.warns(ConvergenceWarning):
+        curve = clf.fit(X, y).loss_curve_
+    fall = (min(curve[:-6]) - min(curve[-6:])) / 6  # an epoch, over the last quarter
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
-        make(max_iter=25, tol=10.0).fit(X, y)
+        clf.set_params(tol=1.01 * fall).fit(X, y)
+    with pytest.warns(ConvergenceWarning):
+        clf.set_params(tol=0.99 * fall).fit(X, y)
 
 
 def test_verbose_shows_progress(digits, capsys):
@@ -331,7 +350,7 @@ def test_verbose_says_what_was_chosen(digits, capsys):
     for part in (
         "PatchTokenizer, the default for images: 4 x 4 tokens of 64 values",
         "a new shared_trunk prior for 16 tokens and 300 samples: {'dim': 64",
-        "batch_size=37 (an eighth, 16 to 64), learning_rate_init=0.005\n",
+        "max_iter=1, batch_size=37 (a share of them, 16 to 64), learning_rate_init=0.005\n",
         "16 views of each image",
     ):
         assert part in shown

@@ -380,7 +380,7 @@ def test_errors(fitted, digits):
     with pytest.raises(ValueError, match="y has 2 labels, but 3 are expected"):
         fitted.inpaint(X, mask, [0, 1])
     with pytest.raises(ValueError, match="y has 2 labels, but 1 are expected"):
-        fitted.sample(y=[0, 1])
+        fitted.sample(1, y=[0, 1])
     with pytest.raises(ValueError, match="'n_samples' parameter of sample"):
         fitted.sample(0)
     for method in ("sample", "inpaint"):

@@ -33,7 +33,7 @@ def without_effect(
     """
     racing = params["search"] == "racing", 'search="racing"'
     given = not is_new(params["prior"])
-    tuned = given, "a given prior to fine-tune: fit trains a new one in full"
+    tuned = given, "a given prior, or partial_fit with new classes: a new prior is trained in full"
     lora = given and params["finetune"] == "lora", 'a given prior and finetune="lora"'
     named = given and not isinstance(params["prior"], Prior), "a prior that names weights"
     holds_out = params["early_stopping"] or params["temperature"] == "auto"

@@ -61,7 +61,7 @@ def fit_tokenizer(
         batch, y = reader.images(batch, some), y[some]
     name, kind = type(tokenizer).__name__, "images" if images else "tabular data"
     say(verbose, f"fitting {name} to {len(batch)} samples")
-    tokenizer.fit(batch, y)
+    tokenizer = tokenizer.fit(batch, y)
     rows, cols = tokenizer.grid_
     why = f", the default for {kind}" if by_default else ""
     say(verbose, f"{name}{why}: {rows} x {cols} tokens of {tokenizer.n_codes_} values", 2)

@@ -13,7 +13,7 @@ from skaocls.images.reader import Reader
 from skaocls.learned.encoding import fit_tokenizer, training_tokens
 from skaocls.learned.model import FittedModel
 from skaocls.learned.recipe import Recipe
-from skaocls.learned.starting import prepare, starting_prior
+from skaocls.learned.starting import SMALL_TABLE, prepare, starting_prior
 from skaocls.learned.store import Store, content, digest, weights_of
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
@@ -23,6 +23,10 @@ from skaocls.training.finetuning import merge_finetuning, prepare_finetuning, se
 from skaocls.training.loop import History, train_prior
 
 RATE_TIMES_DIM = 0.4
+EPOCHS, EPOCHS_OF_TABLES = 120, 16  # tables have no views, and are soon overfitted
+STEPS_OF_SMALL_TABLES = 100
+SHARE, SHARE_OF_TABLES = 8, 32  # a batch is so small a share of the samples, within
+BATCH = 16, 64
 FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
 
 
@@ -88,6 +92,7 @@ def learn(
     learned : Learned
     """
     columns = np.searchsorted(classes, y)
+    recipe = replace(recipe, tabular=reader.image_shape is None)
 
     def train() -> tuple[dict[str, Any], History, HeldOut | None]:
         device, verbose = resolve_device(recipe.device), recipe.verbose
@@ -171,6 +176,7 @@ def extend(
             f"call to fit. Previously got {model.classes}, `y` has {np.unique(y)}."
         )
     device = resolve_device(recipe.device)
+    recipe = replace(recipe, tabular=model.reader.image_shape is None)
     columns = np.searchsorted(model.classes, y)
     count = np.bincount(columns, weights, minlength=len(model.classes))
     views = recipe.augmentation, rng, recipe.verbose
@@ -278,23 +284,31 @@ def train_one(
         rate = share * RATE_TIMES_DIM / prior.dim
     batch_size = recipe.batch_size
     if isinstance(batch_size, str):
-        batch_size = int(np.clip(len(train) // 8, 16, 64))
+        share = SHARE_OF_TABLES if recipe.tabular else SHARE
+        batch_size = int(np.clip(len(train) // share, *BATCH))
+    max_iter = recipe.max_iter
+    if isinstance(max_iter, str):
+        max_iter = EPOCHS_OF_TABLES if recipe.tabular else EPOCHS
+        if recipe.tabular and len(train) < SMALL_TABLE:
+            max_iter = math.ceil(STEPS_OF_SMALL_TABLES / max(1, len(train) // batch_size))
     validation = None
     if recipe.early_stopping and rest is not None:
         validation = codes[rest, 0], rows[rest], weights[rest]
     orders = None
     if not recipe.any_order:
         orders = resolve_orders(recipe.order, recipe.n_orders, prior.n_tokens, order_seed)
-    size = f"batch_size={batch_size}" + chosen(recipe.batch_size, " (an eighth, 16 to 64)")
+    kind = "a table" if recipe.tabular else "images"
+    length = f"max_iter={max_iter}" + chosen(recipe.max_iter, f" (for {kind})")
+    size = f"batch_size={batch_size}" + chosen(recipe.batch_size, " (a share of them, 16 to 64)")
     peak = f"learning_rate_init={rate:.3g}" + chosen(recipe.learning_rate_init, " (by the width)")
-    say(recipe.verbose, f"training on {len(train)} samples: {size}, {peak}", 2)
+    say(recipe.verbose, f"training on {len(train)} samples: {length}, {size}, {peak}", 2)
     frozen, weights = mode in ("lora", "class_embedding"), weights[train]
     history = train_prior(
         prior,
         codes[train],
         rows[train],
         sample_weight=None if (weights == weights[0]).all() else weights / weights.mean(),
-        max_iter=recipe.max_iter,
+        max_iter=max_iter,
         batch_size=min(batch_size, len(train)),
         micro_batch_size=recipe.micro_batch_size,
         learning_rate=rate,

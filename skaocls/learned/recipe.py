@@ -12,9 +12,9 @@ class Recipe:
     """How to train: parameters of the classifier, under their names and with their meaning.
 
     Beside these, `architecture` and `sizes` are those of a new prior (None follows the data),
-    `keep_classes` says
-    whether class vectors of a given prior stay where they are if their number is right, and
-    `hold_out` whether data are held out for another purpose than early stopping.
+    `keep_classes` says whether class vectors of a given prior stay where they are if their number
+    is right, `hold_out` whether data are held out for another purpose than early stopping, and
+    `tabular` whether they are a table.
     """
 
     architecture: str
@@ -24,7 +24,7 @@ class Recipe:
     order: Any
     n_orders: int
     augmentation: int | str | None
-    max_iter: int
+    max_iter: int | str
     batch_size: int | str
     learning_rate_init: float | str
     micro_batch_size: int | None
@@ -43,6 +43,7 @@ class Recipe:
     device: Any
     precision: str
     verbose: int
+    tabular: bool = False
 
     @property
     def any_order(self) -> bool:

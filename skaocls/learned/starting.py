@@ -33,6 +33,7 @@ ARCHITECTURES: dict[str, type[Prior]] = {
 }
 
 
+SMALL_TABLE = 1000  # has fewer rows
 POSITIVE = [Interval(Integral, 1, None, closed="left")]
 SIZES: dict[str, Any] = {
     "dim": POSITIVE,
@@ -102,7 +103,7 @@ def starting_prior(
     seed, device = rng.randint(2**31 - 1), resolve_device(recipe.device)
     if given is None:
         grid = tuple(tokenizer.grid_)
-        sizes = dict(recipe.sizes or default_sizes(grid, len(rows)))
+        sizes = dict(recipe.sizes or default_sizes(grid, len(rows), recipe.tabular))
         sizes["generator"] = torch.Generator().manual_seed(seed)
         if recipe.architecture == "shared_trunk":
             sizes["slots"] = slots_of(tokenizer)
@@ -167,9 +168,9 @@ def slots_of(tokenizer: Any) -> np.ndarray | None:
     return similar_slots(codebook) if codebook.ndim == 2 else None
 
 
-def default_sizes(grid: tuple[int, ...], n_samples: int) -> dict[str, int]:
+def default_sizes(grid: tuple[int, ...], n_samples: int, tabular: bool = False) -> dict[str, int]:
     """Sizes of a new prior that suit the data: wider and deeper with more tokens and samples."""
-    if grid[0] * grid[1] < 8 or n_samples < 200:
+    if grid[0] * grid[1] < 8 or n_samples < (SMALL_TABLE if tabular else 200):
         return {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
     if n_samples < 10_000:  # many steps of a small prior beat few of a large one
         return {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}

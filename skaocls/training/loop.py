@@ -113,9 +113,11 @@ def train_prior(
         Held-out data. With it, the weights of the epoch with the highest held-out log-likelihood
         are kept, and training stops once that has not risen by `tol` for `n_iter_no_change` epochs.
     n_iter_no_change : int, default=10
-        Patience, and the width of the window in which convergence is judged.
+        Patience with held-out data. Without them, the last so many epochs, at most a quarter of
+        all, tell whether training converged.
     tol : float, default=1e-3
-        Change per epoch, in nats per token, that counts as none.
+        Rise of the held-out log-likelihood, or fall of the training loss per epoch, in nats per
+        token, that counts as none.
     seed : int, default=0
         Governs everything random here; torch's global generator is not touched.
     autocast : torch.dtype or None, default=None
@@ -229,7 +231,8 @@ def train_prior(
                 break
     if best_weights is None:
         history.best_iter = history.n_iter
-        history.converged = is_flat([-x for x in history.loss_curve], n_iter_no_change, tol)
+        window = min(n_iter_no_change, max(1, history.n_iter // 4))
+        history.converged = is_flat([-x for x in history.loss_curve], window, tol * window)
     else:
         mean = best_weights
     use(trained, own)
@@ -296,7 +299,7 @@ def schedule(step: int, n_steps: int) -> float:
 
 
 def is_flat(curve: list[float], window: int, tol: float) -> bool:
-    """Whether the best of the last `window` values is no more than `tol` a step above the rest."""
+    """Whether the best of the last `window` values is no more than `tol` above the best before."""
     if len(curve) <= window:
         return False
     return max(curve[-window:]) <= max(curve[:-window]) + tol
