@@ -1173,7 +1173,7 @@ default="mean_log_likelihood"
                 ll, columns, log_prior, self.aggregation, weights
             )
         # the length of training on a table is chosen so that it is not overfitted
-        of_our_own = isinstance(self.max_iter, str) and model.reader.image_shape is None
+        of_our_own = isinstance(self.max_iter, str) and model.reader.tabular
         if not of_our_own and not all(h.converged or h.interrupted for h in histories):
             warnings.warn(
                 f"Stochastic Optimizer: Maximum iterations ({about['n_iter_']}) reached and the "

@@ -50,6 +50,7 @@ def test_tokens_say_what_their_images_say(tokens, tmp_path):
     expected = images.predict_proba(X_test)
     np.testing.assert_array_equal(clf.predict_proba(test_codes), expected)
     assert clf.image_shape_ is None and clf.n_features_in_ == 16
+    assert not clf.model_.reader.tabular  # and trained as long as images are
     # also of a classifier that learned from images
     images.save_pretrained(tmp_path)
     clf = AnyOrderARClassifier.from_pretrained(tmp_path, tokenizer="precomputed")

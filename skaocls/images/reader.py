@@ -113,6 +113,11 @@ class Reader:
         return {**size, "start": start, "decoding": self.decoding}
 
     @property
+    def tabular(self) -> bool:
+        """Whether X is a table, neither images nor tokens."""
+        return self.image_shape is None and self.grid is None
+
+    @property
     def reads_rows(self) -> bool:
         """Whether rows of numbers are images."""
         return self.declared_shape is not None or self.signals

@@ -92,7 +92,7 @@ def learn(
     learned : Learned
     """
     columns = np.searchsorted(classes, y)
-    recipe = replace(recipe, tabular=reader.image_shape is None)
+    recipe = replace(recipe, tabular=reader.tabular)
 
     def train() -> tuple[dict[str, Any], History, HeldOut | None]:
         device, verbose = resolve_device(recipe.device), recipe.verbose
@@ -176,7 +176,7 @@ def extend(
             f"call to fit. Previously got {model.classes}, `y` has {np.unique(y)}."
         )
     device = resolve_device(recipe.device)
-    recipe = replace(recipe, tabular=model.reader.image_shape is None)
+    recipe = replace(recipe, tabular=model.reader.tabular)
     columns = np.searchsorted(model.classes, y)
     count = np.bincount(columns, weights, minlength=len(model.classes))
     views = recipe.augmentation, rng, recipe.verbose
