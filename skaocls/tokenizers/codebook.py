@@ -11,9 +11,11 @@ from sklearn.utils.multiclass import type_of_target
 
 SIZES = tuple(2**n for n in range(4, 11))
 PATCHES_EACH = 64  # training patches to each code, where there are no labels
-WORSE = 1.25  # times the least loss, up to which a larger codebook is preferred: a prior tells more
+MORE = (
+    2  # times the codes that naive Bayes does best with; a prior learns across places and classes
+)
 NOTHING = 0.95  # of the loss of a guess: naive Bayes tells nothing apart, and so chooses nothing
-PATIENCE = 2  # sizes in a row that are worse, after which larger ones are not tried
+PATIENCE = 2  # larger sizes in a row that are worse, after which no more are tried
 IMAGES, FOLDS = 4096, 3  # of the images with which sizes are compared
 FEWEST = 4  # images of a class, on average, that make a comparison
 SMOOTHING = 2.0  # how many tokens of a place what is known of all places weighs
@@ -111,12 +113,14 @@ def best_codebook(
             break
         codes = pairwise_distances_argmin(few, codebook).reshape(len(some), -1)
         tried.append((held_out_loss(codes, labels, len(codebook), folds), codebook))
-        least = min(loss for loss, _ in tried)
-        if all(loss > WORSE * least for loss, _ in tried[-PATIENCE:]):
+        losses = [loss for loss, _ in tried]
+        best = int(np.argmin(losses))
+        if len(tried) > best + PATIENCE:
             break
-    if least > NOTHING * np.log(labels.max() + 1):
+    if losses[best] > NOTHING * np.log(labels.max() + 1):
         return learn_codebook(patches, by_count, rng)
-    return [codebook for loss, codebook in tried if loss <= WORSE * least][-1]
+    wanted = MORE * len(tried[best][1])
+    return [codebook for _, codebook in tried if len(codebook) <= wanted][-1]
 
 
 def class_labels(y: Any, n_samples: int, chosen: np.ndarray) -> np.ndarray | None:
