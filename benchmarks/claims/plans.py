@@ -10,13 +10,11 @@ MIDDLE = {"patch_size": 4, "n_components": 12, "batch_size": 32, "max_iter": 280
 SHALLOW = MIDDLE | {"n_layer": 2, "max_iter": 520}
 SIX = {"n_components": 6, "batch_size": 32}
 HIDDEN = {"batch_size": 32, "n_layer": 2}
-DEEPER = {"dim": 64, "n_layer": 4, "n_head": 4, "multiple_of": 64}
 # What was tried; the raster prior takes what is best for the any-order one
 GRID = {
     "digits": {
         "any-order AR": [{}, {"n_codes": 64}, {"max_iter": 240}],
         "diffusion": [{}, {"learning_rate": 3e-3}, {"max_iter": 120}],
-        "shared trunk": [{"n_codes": 64}, {"n_codes": 64, "max_iter": 240}],
         "masked": [
             {"n_codes": 64, "n_layer": 2},
             {"n_codes": 64},
@@ -52,7 +50,6 @@ GRID = {
             LARGE | {"n_components": 4},
             LARGE | {"n_components": 5, "n_layer": 2, "max_iter": 750},
         ],
-        "shared trunk": [{"n_codes": 32}],
         "masked": [
             HIDDEN | {"n_codes": 32},
             HIDDEN | {"n_codes": 32, "schedule": "cosine"},
@@ -81,11 +78,6 @@ GRID = {
             SHALLOW | {"n_components": 6},
             SHALLOW | {"n_components": 4},
             SHALLOW | {"n_components": 8, "batch_size": 16, "max_iter": 430},
-        ],
-        "shared trunk": [
-            {"n_codes": 512, "max_iter": 60},
-            {"n_codes": 512, "max_iter": 30},
-            {"n_codes": 512, "max_iter": 30, "prior": DEEPER},
         ],
         "masked": [
             HIDDEN | {"n_codes": 512, "max_iter": 120},
@@ -174,7 +166,6 @@ TUNING = tuning_jobs(GRID)
 CHOSEN = {
     "digits": {
         "any-order AR": 1,
-        "shared trunk": 1,
         "masked": 1,
         "ResNet": 1,
         "SVC": 2,
@@ -184,7 +175,6 @@ CHOSEN = {
     "glyphs": {"diffusion": 14, "masked": 1, "SVC": 1, "MLPClassifier": 1},
     "textures": {
         "any-order AR": 2,
-        "shared trunk": 2,
         "diffusion": 10,
         "masked": 3,
         "ResNet": 1,
@@ -197,7 +187,7 @@ SETTINGS = {
     for task, contestants in GRID.items()
 }
 for contestants in SETTINGS.values():
-    contestants["raster AR"] = contestants["any-order AR"]
+    contestants["raster AR"] = contestants["shared trunk"] = contestants["any-order AR"]
 SIZES = {
     "digits": {},
     "glyphs": {"n_train": 800, "n_test": 200, "n_shifted": 40},
