@@ -1,4 +1,4 @@
-"""Digits with default parameters: accuracy against the number of orders, and baselines.
+"""Digits with default parameters: accuracy against orders, also where they stop, and baselines.
 
     python benchmarks/digits.py
 
@@ -28,6 +28,7 @@ from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 
 HERE = Path(__file__).parent
 N_ORDERS = (1, 2, 4, 8, 12, 16, 20)
+ERRORS = (1e-4, 1e-3, 1e-2, 0.1)  # that a race may make, by which it stops
 
 
 def processor():
@@ -70,6 +71,20 @@ def run(seed, params):
             .argmax(1)] == y_test))
             for k in N_ORDERS
         }  # fmt: skip
+    exhaustive = clf.predict(X_test)
+    row["codes"], row["races"] = clf.tokenizer_.n_codes_, {}
+    for error in ERRORS:
+        clf.set_params(search="racing", racing_error=error)
+        start = time.perf_counter()
+        joint, stats = clf.predict_joint_log_proba(X_test, return_stats=True)
+        seconds = time.perf_counter() - start
+        found = clf.classes_[joint.argmax(1)]
+        row["races"][error] = {
+            "accuracy": float(np.mean(found == y_test)),
+            "agreement": float(np.mean(found == exhaustive)),
+            "orders": float(stats["evaluations"].mean() / clf.prior_.n_tokens),
+            "seconds": seconds,
+        }
     flat_train, flat_test = X_train.reshape(len(X_train), -1), X_test.reshape(len(X_test), -1)
     for baseline in (
         SVC(),
@@ -104,6 +119,22 @@ def table(rows):
     return "\n".join(lines)
 
 
+def table_of_races(rows):
+    """Markdown: what stops at which error."""
+    lines = [
+        "| allowed error | orders that were read | same answer as all 20 | accuracy | seconds |",
+        "|---" * 5 + "|",
+    ]
+    for error in ERRORS:
+        races = [row["races"][error] for row in rows]
+        mean = {name: np.mean([race[name] for race in races]) for name in races[0]}
+        lines.append(
+            f"| {error:g} | {mean['orders']:.2f} | {mean['agreement']:.4f} "
+            f"| {mean['accuracy']:.4f} | {mean['seconds']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -124,7 +155,11 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "digits.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     versions = ", ".join(f"{k} {v}" for k, v in about.items() if k != "params")
-    text = f"# Digits\n\n`python benchmarks/digits.py`; {versions}.\n\n{table(rows)}\n"
+    text = (
+        f"# Digits\n\n`python benchmarks/digits.py`; {versions}.\n\n{table(rows)}\n\n"
+        'With `search="racing"` an image takes no further orders once its class is decided, up to '
+        f"`racing_error`. Means over the seeds, 450 images.\n\n{table_of_races(rows)}\n"
+    )
     (args.output / "digits.md").write_text(text)
     print(text)
 
