@@ -345,10 +345,10 @@ def test_verbose_shows_progress(digits, capsys):
 
 def test_verbose_says_what_was_chosen(digits, capsys):
     X, y, _, _ = digits
-    make(max_iter=1, verbose=2, batch_size="auto", prior="auto", tokenizer="auto").fit(X, y)
+    clf = make(max_iter=1, verbose=2, batch_size="auto", prior="auto", tokenizer="auto").fit(X, y)
     shown = capsys.readouterr().err
     for part in (
-        "PatchTokenizer, the default for images: 4 x 4 tokens of 64 values",
+        f"PatchTokenizer, the default for images: 4 x 4 tokens of {clf.tokenizer_.n_codes_} values",
         "a new shared_trunk prior for 16 tokens and 300 samples: {'dim': 64",
         "max_iter=1, batch_size=37 (a share of them, 16 to 64), learning_rate_init=0.005\n",
         "16 views of each image",
