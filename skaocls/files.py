@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from skaocls.devices import own_torch_state
@@ -325,6 +326,12 @@ def assign(
     module.load_state_dict(weights, assign=True)
     for parameter in module.parameters():
         parameter.requires_grad_(True)
+
+
+def tensor_writer(tensors: Mapping[str, Any]) -> Callable[[str], None]:
+    """What writes arrays and tensors as safetensors, for :func:`write_all`."""
+    made = {k: torch.as_tensor(v).detach().cpu().contiguous() for k, v in tensors.items()}
+    return lambda path: save_file(made, path, {"format": "pt"})
 
 
 def write_all(folder: Path, writers: Mapping[str, Callable[[str], object]]) -> None:

@@ -16,12 +16,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from huggingface_hub import HfApi
-from safetensors.torch import save_file
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 
 from skaocls.devices import own_torch_state
-from skaocls.files import find_file, read_state_dict, write_all
+from skaocls.files import find_file, read_state_dict, tensor_writer, write_all
 from skaocls.images.reader import Reader
 from skaocls.learned.model import FittedModel
 from skaocls.priors.interface import Prior
@@ -49,11 +48,6 @@ TOKENIZERS: dict[str, Any] = {
         QuantileTokenizer,
     )
 }
-
-
-def tensor_writer(tensors: dict[str, Any]) -> Callable[[str], None]:
-    tensors = {k: torch.as_tensor(v).detach().cpu().contiguous() for k, v in tensors.items()}
-    return lambda path: save_file(tensors, path, {"format": "pt"})
 
 
 @own_torch_state()
