@@ -18,7 +18,7 @@ from sklearn.base import (
 )
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import accuracy_score
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
@@ -29,8 +29,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attributes import kept_in
 from skaocls.images.advice import gathered
-from skaocls.images.inputs import check_image_shape
-from skaocls.images.reader import as_tokens, learn_reader, token_reader
+from skaocls.images.inputs import check_image_shape, shortened
+from skaocls.images.reader import (
+    all_bad_named,
+    as_tokens,
+    find_unreadable,
+    learn_reader,
+    token_reader,
+)
 from skaocls.learned import answers, drawing, saving
 from skaocls.learned.effects import OF_SEARCH, OF_TRAINING, without_effect
 from skaocls.learned.labels import class_log_prior, known_classes, read_labels
@@ -55,7 +61,14 @@ from skaocls.tokenizers import PrecomputedTokenizer
 
 N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left"), None]}
 # Fitted attributes that are not of the model, and so are saved beside it
-HISTORY = ("class_log_prior_", "loss_curve_", "validation_scores_", "n_iter_", "best_iter_")
+HISTORY = (
+    "class_log_prior_",
+    "loss_curve_",
+    "validation_scores_",
+    "n_iter_",
+    "best_iter_",
+    "skipped_images_",
+)
 
 
 class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
@@ -137,6 +150,12 @@ default="mean_log_likelihood"
         and transparency laid over white, or by a plain conversion to RGB that ignores both, as the
         published numbers were made (:func:`skaocls.images.to_pixels`). They are read ever after as
         in `fit` or :meth:`from_pretrained`.
+    on_bad_image : {"raise", "skip"}, default="raise"
+        What `fit` and `partial_fit` do with files and PIL images that cannot be read: an error
+        that names all of them at once, or a warning that does so, and training on the others,
+        for which all files are decoded once more. `skipped_images_` are their indices. Predictions
+        have no row to leave out and always raise; :func:`skaocls.images.find_unreadable` tells
+        what to leave out before.
     augmentation : int, "auto" or None, default="auto"
         Views of each image to train on: itself, and small shifts, turns and stretches of it
         (:func:`skaocls.images.augmentation.random_views`), tokenized once. ``"auto"`` is 16, or 4
@@ -270,6 +289,8 @@ default="mean_log_likelihood"
         Names and WordNet ids, if the classes are ImageNet's.
     image_shape_ : tuple of int or None
         Height, width and channels of the images; None for tabular data and tokens.
+    skipped_images_ : list of int
+        Indices in X of the images that the last `fit` or `partial_fit` could not read.
     loss_curve_ : list of float
         Mean training loss of each epoch, in nats per token.
     temperature_ : float
@@ -329,6 +350,7 @@ default="mean_log_likelihood"
         "racing_screen": [Interval(Integral, 1, None, closed="left"), None],
         "image_shape": [tuple, list, None],
         "decoding": [StrOptions({"as_seen", "plain"})],
+        "on_bad_image": [StrOptions({"raise", "skip"})],
         "augmentation": [
             StrOptions({"auto"}),
             Interval(Integral, 1, None, closed="left"),
@@ -379,6 +401,7 @@ default="mean_log_likelihood"
         racing_screen=None,
         image_shape=None,
         decoding="as_seen",
+        on_bad_image="raise",
         augmentation="auto",
         max_iter=120,
         batch_size="auto",
@@ -421,6 +444,7 @@ default="mean_log_likelihood"
         self.racing_screen = racing_screen
         self.image_shape = image_shape
         self.decoding = decoding
+        self.on_bad_image = on_bad_image
         self.augmentation = augmentation
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -1104,8 +1128,29 @@ default="mean_log_likelihood"
             )
         return self._fitted_temperature
 
+    def _readable(self, X, y, sample_weight, decoding):
+        """The data without images that cannot be read, if that is asked for, and their indices."""
+        if self.on_bad_image == "raise" or y is None:
+            return X, y, sample_weight, []
+        X = gathered(X)
+        bad = find_unreadable(X, decoding)
+        if not bad:
+            return X, y, sample_weight, []
+        if np.ndim(sample_weight) == 0:  # None, or one weight for all
+            check_consistent_length(X, y)
+            weights = sample_weight
+        else:
+            check_consistent_length(X, y, sample_weight)
+            weights = np.delete(np.asarray(sample_weight), list(bad))
+        kept = np.delete(np.arange(len(X)), list(bad))
+        if not len(kept):
+            raise ValueError(f"None of the {len(bad)} images can be read: {bad[0]}")
+        self._warn_of([f"{len(bad)} images are left out: {shortened(list(bad.values()))}"])
+        return _safe_indexing(X, kept), np.asarray(y)[kept], weights, list(bad)
+
     def _learn(self, X, y, sample_weight, classes=None):
         """Learn everything anew."""
+        X, y, sample_weight, skipped = self._readable(X, y, sample_weight, self.decoding)
         owner, seed = type(self).__name__, self._seed()
         given, tokenizer, shape = starting_point(
             self.prior, self.tokenizer, self.image_shape, self.filename, self.revision
@@ -1115,47 +1160,53 @@ default="mean_log_likelihood"
             reader = token_reader(owner, batch.shape[-2:])
         else:
             reader, batch = learn_reader(X, owner, shape, decoding=self.decoding)
-        batch, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
+        some, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         classes = known_classes(y, classes)
         self._check_priors(classes)
-        learned = learn(
-            reader,
-            batch,
-            y,
-            weights,
-            classes,
-            self._recipe(),
-            seed,
-            tokenizer=tokenizer,
-            given=given,
-            store=open_store(self.memory),
-            checkpoint_dir=self.checkpoint_dir,
-            seeded=self.random_state is not None,
-        )
-        return self._accept(learned)
+        with all_bad_named(batch, reader.decoding):
+            learned = learn(
+                reader,
+                some,
+                y,
+                weights,
+                classes,
+                self._recipe(),
+                seed,
+                tokenizer=tokenizer,
+                given=given,
+                store=open_store(self.memory),
+                checkpoint_dir=self.checkpoint_dir,
+                seeded=self.random_state is not None,
+            )
+        return self._accept(learned, skipped)
 
     def _extend(self, X, y, sample_weight, grow, classes=None):
         """Train what was learned on further images."""
         model, rng = self.model_, np.random.RandomState(self._seed())
+        decoding = model.reader.decoding
+        X, y, sample_weight, skipped = self._readable(X, y, sample_weight, decoding)
         batch = model.reader.check(X)
         owner = type(self).__name__
-        batch, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
+        some, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         if grow:
             model = model.with_classes(known_classes(y, classes))
         self._check_priors(model.classes)
-        return self._accept(extend(model, batch, y, weights, self._recipe(), rng, grow=grow))
+        with all_bad_named(batch, model.reader.decoding):
+            learned = extend(model, some, y, weights, self._recipe(), rng, grow=grow)
+        return self._accept(learned, skipped)
 
     def _check_priors(self, classes):
         """Refuse wrong class probabilities before training, not after it."""
         class_log_prior(self.priors, np.ones(len(classes)))
 
-    def _accept(self, learned):
+    def _accept(self, learned, skipped):
         """Take over what was learned, tell how it went, and warn where training was too short."""
         model, histories, held_out, checkpoints = learned
         log_prior = class_log_prior(self.priors, model.class_count)
         scores = [score for history in histories for score in history.validation_curve]
         about = {
             "class_log_prior_": log_prior,
+            "skipped_images_": skipped,
             "loss_curve_": [loss for history in histories for loss in history.loss_curve],
             "validation_scores_": scores if self.early_stopping else None,
             "n_iter_": max(history.n_iter for history in histories),

@@ -66,8 +66,9 @@ def find_file(
         A file, a folder, or a hub repository ``owner/name``.
     filename : str, default=None
         File within the folder or repository. May be left out if only one there is a weights file;
-        what training keeps beside it (``optimizer.bin``, ``scheduler.bin`` and the like) does not
-        count. Of weights in shards it is their index, ``*.safetensors.index.json``.
+        hidden files and what training keeps beside it (``optimizer.bin``, ``scheduler.bin`` and the
+        like) do not count. Of weights in shards it is their index,
+        ``*.safetensors.index.json``.
     revision : str, default=None
         Branch, tag or commit of the repository.
     token : str or bool, default=None
@@ -133,7 +134,8 @@ def download(
 def weights_among(names: list[str], suffixes: tuple[str, ...]) -> list[str]:
     """Files of weights, of those in shards the index."""
     endings = (*suffixes, *(suffix + INDEX for suffix in suffixes))
-    found = [n for n in names if n.endswith(endings) and not TRAINING_STATE.match(n)]
+    shown = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
+    found = [n for n in shown if n.endswith(endings) and not TRAINING_STATE.match(n)]
     return [n for n in found if not (SHARD.search(n) and SHARD.sub("", n) + INDEX in found)]
 
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 from joblib.hashing import NumpyHasher
 from PIL import Image
 
-from skaocls.images.inputs import is_items
+from skaocls.images.inputs import is_items, orientation_of
 from skaocls.priors.interface import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.version import __version__
@@ -46,7 +46,7 @@ def content(batch: np.ndarray) -> Any:
         if isinstance(item, (str, os.PathLike)):
             item = digest(Path(item).read_bytes())
         elif isinstance(item, Image.Image):
-            item = item.mode, item.size, dict(item.getexif()), digest(item.tobytes())
+            item = item.mode, item.size, orientation_of(item), digest(item.tobytes())
         parts.append(item)
     return parts
 
