@@ -61,13 +61,14 @@ from skaocls.tokenizers import PrecomputedTokenizer
 
 N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left"), None]}
 # Fitted attributes that are not of the model, and so are saved beside it
-HISTORY = (
+ABOUT = (
     "class_log_prior_",
     "loss_curve_",
     "validation_scores_",
     "n_iter_",
     "best_iter_",
     "skipped_images_",
+    "_fitted_temperature",
 )
 
 
@@ -231,8 +232,11 @@ default="mean_log_likelihood"
         Folder where `fit` keeps what it learned from the same data under the same training
         parameters, and predictions the log-likelihoods of the same tokens under each order; a
         search over `n_orders`, `aggregation`, `temperature`, `priors` or `search` then trains once
-        for each fold. As in scikit-learn's ``Pipeline``, also for ``random_state=None``. Entries
-        are pickles; their total size is kept below 10 GiB, those not used for longest go first.
+        for each fold. As in scikit-learn's ``Pipeline``, also for ``random_state=None``. A
+        prediction that was killed reads again at most one order of 256 images. Entries are written
+        whole or not at all; damaged ones are dropped with a warning and made again, and where
+        nothing can be written a warning says so. Those of `fit` are pickles. Their total size is
+        kept below 10 GiB, those not used for longest go first.
         Without a folder nothing is kept from call to call. Not used where `partial_fit` or
         `warm_start` go on from what was learned, and for the reading of a race.
     checkpoint_dir : str or path, default=None
@@ -1026,8 +1030,8 @@ default="mean_log_likelihood"
                         f"{source!s} holds a model that was saved without a classifier's "
                         "parameters. Load it with skaocls.learned.saving.load."
                     )
-                saved = {name: saving.from_json(value) for name, value in config["params"].items()}
                 model = saving.load(config, source, **at)
+                saved, about = saving.about_from_json(config, source, defaults(), ABOUT)
                 if isinstance(tokenizer, str) and tokenizer == "precomputed":
                     model = reading_tokens(model)
                     params["tokenizer"] = tokenizer
@@ -1035,7 +1039,7 @@ default="mean_log_likelihood"
                 if "decoding" in params:
                     clf._validate_params()
                     model = replace(model, reader=replace(model.reader, decoding=clf.decoding))
-                return clf._put_in_place(model, **saving.history_from_json(config["history"]))
+                return clf._put_in_place(model, **about)
         clf = cls(prior=source, tokenizer=tokenizer, filename=filename, revision=revision, **params)
         clf._validate_params()
         tokenizer = ready_tokenizer(tokenizer)
@@ -1318,8 +1322,7 @@ default="mean_log_likelihood"
         """What is saved beside the model."""
         params = self.get_params(deep=False)
         params |= {"memory": None, "checkpoint_dir": None}  # folders of this machine
-        names = (*HISTORY, "_fitted_temperature")
-        history = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        history = {name: getattr(self, name) for name in ABOUT if hasattr(self, name)}
         return {"params": params, "history": history}
 
     def get_feature_names_out(self, input_features=None):

@@ -12,10 +12,9 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from pickle import UnpicklingError
 from threading import Timer
 from typing import Any, TypeVar
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
@@ -28,7 +27,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -47,6 +46,7 @@ PREFIX = re.compile(r"^((module|model)\.)+")  # of DistributedDataParallel and t
 COMPILED = "_orig_mod."  # of torch.compile, on the whole or on parts
 MAPPED_BYTES = 2**26  # of a file that are in memory beside their copies
 PATIENCE = 3  # seconds before one is told what the hub is asked for
+LARGER = 8  # times the size of a file may be what it unpacks to, as tensors that are one do
 SHOWN = 5  # keys of each kind that an error lists
 
 
@@ -124,6 +124,8 @@ def download(
     if filename is None:
         files = ask_hub(where, "the list of its files", HfApi().list_repo_files, repo, **at)
         filename = the_only(weights_among(files, suffixes), where)
+    if re.search(r"^/|[\\:]|(^|/)\.\.(/|$)", filename):
+        raise OSError(f"{where}: the file name {filename!r} leads out of it, and is refused.")
     path = Path(ask_hub(where, repr(filename), hf_hub_download, repo, filename, **at))
     for shard in shards_of(path):
         name = str(PurePosixPath(filename).parent / shard)
@@ -254,10 +256,15 @@ def map_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             # torch's format before version 1.6 cannot be mapped
             mmap = is_zipfile(path)
+            if mmap:
+                with ZipFile(path) as file:
+                    unpacked = sum(part.file_size for part in file.infolist())
+                if unpacked > LARGER * path.stat().st_size:
+                    raise ValueError(f"it unpacks to {unpacked} bytes")
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (FileNotFoundError, PermissionError):
         raise
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as exc:
+    except Exception as exc:  # damaged files raise all sorts
         if refused := re.search(r"GLOBAL ([\w.]+) was not", str(exc)):
             raise ValueError(objects_in(path, refused[1])) from exc
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
@@ -276,6 +283,11 @@ def map_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict, a mapping of names to tensors, but {found}. It may lie "
             f"under one of {', '.join(WRAPPERS)}."
         )
+    strange = [k for k, v in state.items() if v.layout != torch.strided or v.device.type != "cpu"]
+    claimed = 0 if strange else sum(v.nbytes for v in state.values())
+    if strange or claimed > LARGER * path.stat().st_size:
+        told = f"{strange[0]!r} is no plain tensor" if strange else f"{claimed} bytes of tensors"
+        raise ValueError(f"{path} is refused: it claims more than it holds ({told}).")
     return state
 
 

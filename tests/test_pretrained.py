@@ -804,7 +804,7 @@ def test_failing_save_leaves_the_old_one(folder, fails, monkeypatch):
     elif fails == "replace":
         monkeypatch.setattr(os, "replace", failing_replace)
     else:
-        monkeypatch.setattr(saving, "save_file", failing_save_file)
+        monkeypatch.setattr("skaocls.files.save_file", failing_save_file)
     with pytest.raises((OSError, ValueError), match=r"disk full|JSON"):
         clf.save_pretrained(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

@@ -137,9 +137,7 @@ def image_shape_of(
     arrays: dict[tuple[int, ...], int] = {}
     for i, item in enumerate(X):
         use = partial(header, decoding=decoding, wanted=wanted)
-        (height, width, channels, is_array), is_damaged = read(
-            item, i, lambda x, use=use: (use(x), metadata_is_damaged(x))
-        )
+        (height, width, channels, is_array), is_damaged = read(item, i, both(use))
         if is_damaged:
             damaged.append(f"X[{i}] {name_of(item)!r}")
         first = first or (height, width)
@@ -295,6 +293,11 @@ def orientation_of(image: Image.Image) -> int:
         return int(found) if found in range(1, 9) else 1
     except Exception:
         return 1
+
+
+def both(use: Callable[[Any], T]) -> Callable[[Any], tuple[T, bool]]:
+    """What `use` says of an image, and whether its metadata are damaged."""
+    return lambda image: (use(image), metadata_is_damaged(image))
 
 
 def metadata_is_damaged(image: Any) -> bool:
