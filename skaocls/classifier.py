@@ -18,7 +18,7 @@ from sklearn.base import (
 )
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import accuracy_score
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
@@ -29,8 +29,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attributes import kept_in
 from skaocls.images.advice import gathered
-from skaocls.images.inputs import check_image_shape
-from skaocls.images.reader import as_tokens, learn_reader, token_reader
+from skaocls.images.inputs import check_image_shape, shortened
+from skaocls.images.reader import (
+    all_bad_named,
+    as_tokens,
+    find_unreadable,
+    learn_reader,
+    token_reader,
+)
 from skaocls.learned import answers, drawing, saving
 from skaocls.learned.effects import OF_SEARCH, OF_TRAINING, without_effect
 from skaocls.learned.labels import class_log_prior, known_classes, read_labels
@@ -55,7 +61,15 @@ from skaocls.tokenizers import PrecomputedTokenizer
 
 N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left"), None]}
 # Fitted attributes that are not of the model, and so are saved beside it
-HISTORY = ("class_log_prior_", "loss_curve_", "validation_scores_", "n_iter_", "best_iter_")
+ABOUT = (
+    "class_log_prior_",
+    "loss_curve_",
+    "validation_scores_",
+    "n_iter_",
+    "best_iter_",
+    "skipped_images_",
+    "_fitted_temperature",
+)
 
 
 class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
@@ -150,6 +164,12 @@ default="mean_log_likelihood"
         and transparency laid over white, or by a plain conversion to RGB that ignores both, as the
         published numbers were made (:func:`skaocls.images.to_pixels`). They are read ever after as
         in `fit` or :meth:`from_pretrained`.
+    on_bad_image : {"raise", "skip"}, default="raise"
+        What `fit` and `partial_fit` do with files and PIL images that cannot be read: an error
+        that names all of them at once, or a warning that does so, and training on the others,
+        for which all files are decoded once more. `skipped_images_` are their indices. Predictions
+        have no row to leave out and always raise; :func:`skaocls.images.find_unreadable` tells
+        what to leave out before.
     augmentation : int, "auto" or None, default="auto"
         Views of each image to train on: itself, and small shifts, turns and stretches of it
         (:func:`skaocls.images.augmentation.random_views`), tokenized once. ``"auto"`` is 16, or 4
@@ -228,10 +248,23 @@ default="mean_log_likelihood"
         Folder where `fit` keeps what it learned from the same data under the same training
         parameters, and predictions the log-likelihoods of the same tokens under each order; a
         search over `n_orders`, `aggregation`, `temperature`, `priors` or `search` then trains once
-        for each fold. As in scikit-learn's ``Pipeline``, also for ``random_state=None``. Entries
-        are pickles; their total size is kept below 10 GiB, those not used for longest go first.
+        for each fold. As in scikit-learn's ``Pipeline``, also for ``random_state=None``. A
+        prediction that was killed reads again at most one order of 256 images. Entries are written
+        whole or not at all; damaged ones are dropped with a warning and made again, and where
+        nothing can be written a warning says so. Those of `fit` are pickles. Their total size is
+        kept below 10 GiB, those not used for longest go first.
         Without a folder nothing is kept from call to call. Not used where `partial_fit` or
         `warm_start` go on from what was learned, and for the reading of a race.
+    checkpoint_dir : str or path, default=None
+        Folder in which `fit` writes, while it trains, all that it needs to go on: weights,
+        optimizer, generators and place in the data, the last two good states, as safetensors and
+        JSON. Writing takes at most a twentieth of the time. A `fit` that was killed, or ended by
+        Ctrl-C, and is called again with the same data and parameters goes on from there by itself,
+        on a CPU to the same weights bit for bit; tokenizer and tokens are made again. So it is for
+        ``random_state=None``, whose seed is written, too. Checkpoints of other data or parameters
+        are refused. When `fit` comes to its end, it removes them; to keep what it learned, use
+        `memory` or save it. One `fit` at a time uses a folder. Not used where `partial_fit` or
+        `warm_start` go on from what was learned.
     device : str or torch.device, default="auto"
         ``"auto"`` is CUDA if there is a device, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
@@ -276,6 +309,8 @@ default="mean_log_likelihood"
         Names and WordNet ids, if the classes are ImageNet's.
     image_shape_ : tuple of int or None
         Height, width and channels of the images; None for tabular data and tokens.
+    skipped_images_ : list of int
+        Indices in X of the images that the last `fit` or `partial_fit` could not read.
     loss_curve_ : list of float
         Mean training loss of each epoch, in nats per token.
     temperature_ : float
@@ -335,6 +370,7 @@ default="mean_log_likelihood"
         "racing_screen": [Interval(Integral, 1, None, closed="left"), None],
         "image_shape": [tuple, list, None],
         "decoding": [StrOptions({"as_seen", "plain"})],
+        "on_bad_image": [StrOptions({"raise", "skip"})],
         "augmentation": [
             StrOptions({"auto"}),
             Interval(Integral, 1, None, closed="left"),
@@ -360,6 +396,7 @@ default="mean_log_likelihood"
         "latent_noise": [Interval(Real, 0, 1, closed="both")],
         "warm_start": ["boolean"],
         "memory": [str, os.PathLike, joblib.Memory, None],
+        "checkpoint_dir": [str, os.PathLike, None],
         "priors": ["array-like", None],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "device": [str, torch.device],
@@ -384,6 +421,7 @@ default="mean_log_likelihood"
         racing_screen=None,
         image_shape=None,
         decoding="as_seen",
+        on_bad_image="raise",
         augmentation="auto",
         max_iter="auto",
         batch_size="auto",
@@ -407,6 +445,7 @@ default="mean_log_likelihood"
         priors=None,
         class_weight=None,
         memory=None,
+        checkpoint_dir=None,
         device="auto",
         precision="auto",
         random_state=None,
@@ -425,6 +464,7 @@ default="mean_log_likelihood"
         self.racing_screen = racing_screen
         self.image_shape = image_shape
         self.decoding = decoding
+        self.on_bad_image = on_bad_image
         self.augmentation = augmentation
         self.max_iter = max_iter
         self.batch_size = batch_size
@@ -448,6 +488,7 @@ default="mean_log_likelihood"
         self.priors = priors
         self.class_weight = class_weight
         self.memory = memory
+        self.checkpoint_dir = checkpoint_dir
         self.device = device
         self.precision = precision
         self.random_state = random_state
@@ -477,7 +518,11 @@ default="mean_log_likelihood"
         Raises
         ------
         ValueError
-            If a parameter, X or y is not as described; the message says which and why.
+            If a parameter, X or y is not as described, or `checkpoint_dir` holds another fit; the
+            message says which and why. If training diverges, also at lower learning rates: before,
+            it goes back to the last good weights with a ConvergenceWarning.
+        OSError
+            If `checkpoint_dir` cannot be written to, or another fit is using it.
         """
         self._validate_params()
         self._warn_of(without_effect(OF_SEARCH + OF_TRAINING, self.get_params(False), defaults()))
@@ -1001,8 +1046,8 @@ default="mean_log_likelihood"
                         f"{source!s} holds a model that was saved without a classifier's "
                         "parameters. Load it with skaocls.learned.saving.load."
                     )
-                saved = {name: saving.from_json(value) for name, value in config["params"].items()}
                 model = saving.load(config, source, **at)
+                saved, about = saving.about_from_json(config, source, defaults(), ABOUT)
                 if isinstance(tokenizer, str) and tokenizer == "precomputed":
                     model = reading_tokens(model)
                     params["tokenizer"] = tokenizer
@@ -1010,7 +1055,7 @@ default="mean_log_likelihood"
                 if "decoding" in params:
                     clf._validate_params()
                     model = replace(model, reader=replace(model.reader, decoding=clf.decoding))
-                return clf._put_in_place(model, **saving.history_from_json(config["history"]))
+                return clf._put_in_place(model, **about)
         clf = cls(prior=source, tokenizer=tokenizer, filename=filename, revision=revision, **params)
         clf._validate_params()
         tokenizer = ready_tokenizer(tokenizer)
@@ -1037,8 +1082,8 @@ default="mean_log_likelihood"
     def save_pretrained(self, folder):
         """Write the fitted classifier as JSON and safetensors; see :mod:`skaocls.learned.saving`.
 
-        A prior module given as parameter is stored as its sizes, a RandomState and `memory` as
-        None.
+        A prior module given as parameter is stored as its sizes; a RandomState, `memory` and
+        `checkpoint_dir` as None.
 
         Parameters
         ----------
@@ -1103,8 +1148,29 @@ default="mean_log_likelihood"
             )
         return self._fitted_temperature
 
+    def _readable(self, X, y, sample_weight, decoding):
+        """The data without images that cannot be read, if that is asked for, and their indices."""
+        if self.on_bad_image == "raise" or y is None:
+            return X, y, sample_weight, []
+        X = gathered(X)
+        bad = find_unreadable(X, decoding)
+        if not bad:
+            return X, y, sample_weight, []
+        if np.ndim(sample_weight) == 0:  # None, or one weight for all
+            check_consistent_length(X, y)
+            weights = sample_weight
+        else:
+            check_consistent_length(X, y, sample_weight)
+            weights = np.delete(np.asarray(sample_weight), list(bad))
+        kept = np.delete(np.arange(len(X)), list(bad))
+        if not len(kept):
+            raise ValueError(f"None of the {len(bad)} images can be read: {bad[0]}")
+        self._warn_of([f"{len(bad)} images are left out: {shortened(list(bad.values()))}"])
+        return _safe_indexing(X, kept), np.asarray(y)[kept], weights, list(bad)
+
     def _learn(self, X, y, sample_weight, classes=None):
         """Learn everything anew."""
+        X, y, sample_weight, skipped = self._readable(X, y, sample_weight, self.decoding)
         owner, seed = type(self).__name__, self._seed()
         given, tokenizer, shape = starting_point(
             self.prior, self.tokenizer, self.image_shape, self.filename, self.revision
@@ -1114,46 +1180,53 @@ default="mean_log_likelihood"
             reader = token_reader(owner, batch.shape[-2:])
         else:
             reader, batch = learn_reader(X, owner, shape, decoding=self.decoding)
-        batch, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
+        some, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         classes = known_classes(y, classes)
         self._check_priors(classes)
-        learned = learn(
-            reader,
-            batch,
-            y,
-            weights,
-            classes,
-            self._recipe(),
-            np.random.RandomState(seed),
-            tokenizer=tokenizer,
-            given=given,
-            store=open_store(self.memory),
-            about=None if self.random_state is None else seed,
-        )
-        return self._accept(learned)
+        with all_bad_named(batch, reader.decoding):
+            learned = learn(
+                reader,
+                some,
+                y,
+                weights,
+                classes,
+                self._recipe(),
+                seed,
+                tokenizer=tokenizer,
+                given=given,
+                store=open_store(self.memory),
+                checkpoint_dir=self.checkpoint_dir,
+                seeded=self.random_state is not None,
+            )
+        return self._accept(learned, skipped)
 
     def _extend(self, X, y, sample_weight, grow, classes=None):
         """Train what was learned on further images."""
         model, rng = self.model_, np.random.RandomState(self._seed())
+        decoding = model.reader.decoding
+        X, y, sample_weight, skipped = self._readable(X, y, sample_weight, decoding)
         batch = model.reader.check(X)
         owner = type(self).__name__
-        batch, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
+        some, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         if grow:
             model = model.with_classes(known_classes(y, classes))
         self._check_priors(model.classes)
-        return self._accept(extend(model, batch, y, weights, self._recipe(), rng, grow=grow))
+        with all_bad_named(batch, model.reader.decoding):
+            learned = extend(model, some, y, weights, self._recipe(), rng, grow=grow)
+        return self._accept(learned, skipped)
 
     def _check_priors(self, classes):
         """Refuse wrong class probabilities before training, not after it."""
         class_log_prior(self.priors, np.ones(len(classes)))
 
-    def _accept(self, learned):
+    def _accept(self, learned, skipped):
         """Take over what was learned, tell how it went, and warn where training was too short."""
-        model, histories, held_out = learned
+        model, histories, held_out, checkpoints = learned
         log_prior = class_log_prior(self.priors, model.class_count)
         scores = [score for history in histories for score in history.validation_curve]
         about = {
             "class_log_prior_": log_prior,
+            "skipped_images_": skipped,
             "loss_curve_": [loss for history in histories for loss in history.loss_curve],
             "validation_scores_": scores if self.early_stopping else None,
             "n_iter_": max(history.n_iter for history in histories),
@@ -1181,7 +1254,10 @@ default="mean_log_likelihood"
                 ConvergenceWarning,
                 stacklevel=4,
             )
-        return self._put_in_place(model, **about)
+        self._put_in_place(model, **about)
+        if checkpoints is not None:
+            checkpoints.clear()
+        return self
 
     def _put_in_place(self, model, **about):
         """The one step in which the classifier becomes another one."""
@@ -1262,9 +1338,9 @@ default="mean_log_likelihood"
 
     def _about(self):
         """What is saved beside the model."""
-        params = self.get_params(deep=False) | {"memory": None}  # a folder of this machine
-        names = (*HISTORY, "_fitted_temperature")
-        history = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        params = self.get_params(deep=False)
+        params |= {"memory": None, "checkpoint_dir": None}  # folders of this machine
+        history = {name: getattr(self, name) for name in ABOUT if hasattr(self, name)}
         return {"params": params, "history": history}
 
     def get_feature_names_out(self, input_features=None):

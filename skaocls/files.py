@@ -12,10 +12,9 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from pickle import UnpicklingError
 from threading import Timer
 from typing import Any, TypeVar
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
@@ -28,7 +27,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from skaocls.devices import own_torch_state
@@ -46,6 +46,7 @@ PREFIX = re.compile(r"^((module|model)\.)+")  # of DistributedDataParallel and t
 COMPILED = "_orig_mod."  # of torch.compile, on the whole or on parts
 MAPPED_BYTES = 2**26  # of a file that are in memory beside their copies
 PATIENCE = 3  # seconds before one is told what the hub is asked for
+LARGER = 8  # times the size of a file may be what it unpacks to, as tensors that are one do
 SHOWN = 5  # keys of each kind that an error lists
 
 
@@ -65,8 +66,9 @@ def find_file(
         A file, a folder, or a hub repository ``owner/name``.
     filename : str, default=None
         File within the folder or repository. May be left out if only one there is a weights file;
-        what training keeps beside it (``optimizer.bin``, ``scheduler.bin`` and the like) does not
-        count. Of weights in shards it is their index, ``*.safetensors.index.json``.
+        hidden files and what training keeps beside it (``optimizer.bin``, ``scheduler.bin`` and the
+        like) do not count. Of weights in shards it is their index,
+        ``*.safetensors.index.json``.
     revision : str, default=None
         Branch, tag or commit of the repository.
     token : str or bool, default=None
@@ -122,6 +124,8 @@ def download(
     if filename is None:
         files = ask_hub(where, "the list of its files", HfApi().list_repo_files, repo, **at)
         filename = the_only(weights_among(files, suffixes), where)
+    if re.search(r"^/|[\\:]|(^|/)\.\.(/|$)", filename):
+        raise OSError(f"{where}: the file name {filename!r} leads out of it, and is refused.")
     path = Path(ask_hub(where, repr(filename), hf_hub_download, repo, filename, **at))
     for shard in shards_of(path):
         name = str(PurePosixPath(filename).parent / shard)
@@ -132,7 +136,8 @@ def download(
 def weights_among(names: list[str], suffixes: tuple[str, ...]) -> list[str]:
     """Files of weights, of those in shards the index."""
     endings = (*suffixes, *(suffix + INDEX for suffix in suffixes))
-    found = [n for n in names if n.endswith(endings) and not TRAINING_STATE.match(n)]
+    shown = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
+    found = [n for n in shown if n.endswith(endings) and not TRAINING_STATE.match(n)]
     return [n for n in found if not (SHARD.search(n) and SHARD.sub("", n) + INDEX in found)]
 
 
@@ -251,10 +256,15 @@ def map_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             # torch's format before version 1.6 cannot be mapped
             mmap = is_zipfile(path)
+            if mmap:
+                with ZipFile(path) as file:
+                    unpacked = sum(part.file_size for part in file.infolist())
+                if unpacked > LARGER * path.stat().st_size:
+                    raise ValueError(f"it unpacks to {unpacked} bytes")
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (FileNotFoundError, PermissionError):
         raise
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as exc:
+    except Exception as exc:  # damaged files raise all sorts
         if refused := re.search(r"GLOBAL ([\w.]+) was not", str(exc)):
             raise ValueError(objects_in(path, refused[1])) from exc
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
@@ -273,6 +283,11 @@ def map_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict, a mapping of names to tensors, but {found}. It may lie "
             f"under one of {', '.join(WRAPPERS)}."
         )
+    strange = [k for k, v in state.items() if v.layout != torch.strided or v.device.type != "cpu"]
+    claimed = 0 if strange else sum(v.nbytes for v in state.values())
+    if strange or claimed > LARGER * path.stat().st_size:
+        told = f"{strange[0]!r} is no plain tensor" if strange else f"{claimed} bytes of tensors"
+        raise ValueError(f"{path} is refused: it claims more than it holds ({told}).")
     return state
 
 
@@ -325,6 +340,12 @@ def assign(
     module.load_state_dict(weights, assign=True)
     for parameter in module.parameters():
         parameter.requires_grad_(True)
+
+
+def tensor_writer(tensors: Mapping[str, Any]) -> Callable[[str], None]:
+    """What writes arrays and tensors as safetensors, for :func:`write_all`."""
+    made = {k: torch.as_tensor(v).detach().cpu().contiguous() for k, v in tensors.items()}
+    return lambda path: save_file(made, path, {"format": "pt"})
 
 
 def write_all(folder: Path, writers: Mapping[str, Callable[[str], object]]) -> None:

@@ -27,7 +27,7 @@ class Lines(tqdm):
         super().close()
 
 
-def progress(total: int, what: str, unit: str, verbose: int) -> Any:
+def progress(total: int, what: str, unit: str, verbose: int, initial: int = 0) -> Any:
     """A bar of tqdm, to be used as a context; without `verbose` it shows nothing.
 
     Parameters
@@ -37,13 +37,15 @@ def progress(total: int, what: str, unit: str, verbose: int) -> Any:
     what, unit : str
         What is going on, and what is counted.
     verbose : int
+    initial : int, default=0
+        What is done already.
 
     Returns
     -------
     bar : tqdm
     """
     widget = any(base.__name__ == "tqdm_notebook" for base in bar_of_this_place.__mro__)
-    how = {"total": total, "desc": what, "unit": unit, "disable": not verbose}
+    how = {"total": total, "desc": what, "unit": unit, "disable": not verbose, "initial": initial}
     if widget or sys.stderr.isatty():
         return bar_of_this_place(**how)
     # the last line is written by `close`

@@ -78,3 +78,20 @@ def test_automatic_temperature_is_better_calibrated(digits, tmp_path):
     raw = clf.set_params(temperature=1.0).predict_log_proba(X_test)
     rows = np.arange(len(columns))
     assert -calibrated[rows, columns].mean() <= -raw[rows, columns].mean() + 0.02
+
+
+def test_classes_of_probability_zero_do_not_count():
+    ll = np.log(np.random.RandomState(0).dirichlet([1, 1, 1], size=(50, 2)))
+    labels = np.random.RandomState(1).randint(3, size=50)
+    some = labels != 1
+    with np.errstate(divide="ignore"):
+        log_prior = np.log([0.3, 0.0, 0.7])
+    found = fit_temperature(ll, labels, log_prior, "mean_log_likelihood")
+    expected = fit_temperature(
+        ll[some][..., [0, 2]], labels[some] // 2, log_prior[[0, 2]], "mean_log_likelihood"
+    )
+    assert found == expected
+    with np.errstate(divide="ignore"):
+        sure = np.log([0.0, 1.0, 0.0])
+    assert fit_temperature(ll, labels, sure, "mean_log_likelihood") == 1.0
+    assert fit_temperature(ll[some], labels[some], sure, "mean_posterior") == 1.0

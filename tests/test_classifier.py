@@ -180,6 +180,49 @@ def test_one_class_is_a_trivial_model(digits):
     np.testing.assert_array_equal(clf.predict_proba(X), np.ones((40, 1)))
 
 
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ([0.0, np.nan], "Input y contains NaN"),
+        ([0.5, 1.5], "Unknown label type: continuous"),
+        (np.array([1, "a"], dtype=object), "Unknown label type"),
+        (np.array([None, "a"], dtype=object), "Unknown label type"),
+        (np.array(["2020-01-01", "NaT"], "M8[D]"), "contains NaT"),
+        ([[0, 1], [1, 0]], "1d array"),
+    ],
+)
+def test_labels_that_are_none(digits, wrong, message):
+    y = np.concatenate([np.asarray(wrong)] * 20)
+    with pytest.raises(ValueError, match=message):
+        make().fit(digits[0][:40], y)
+
+
+def test_classes_of_probability_zero(digits):
+    X, y, X_test, _ = digits
+    clf = make(priors=[0.5, 0.0, 0.5], max_iter=2).fit(X, y)
+    for params in (
+        *({"aggregation": name} for name in AGGREGATIONS),
+        {"search": "racing"},
+        {"search": "racing", "racing_screen": 1},
+    ):
+        clf.set_params(**params)
+        proba = clf.predict_proba(X_test)
+        assert (proba[:, 1] == 0).all() and np.isfinite(proba).all()
+        np.testing.assert_allclose(proba.sum(1), 1)
+        assert (clf.predict_log_proba(X_test)[:, 1] == -np.inf).all()
+        assert np.isfinite(clf.score_samples(X_test)).all()
+
+
+def test_what_fit_has_not_seen(digits):
+    X, y, _, _ = digits
+    clf = make(max_iter=2).fit(np.full_like(X, 7), y)  # one code
+    np.testing.assert_allclose(clf.predict_proba(X[:5]).sum(1), 1)
+    clf = make(max_iter=2, tokenizer=PatchTokenizer(n_codes=64)).fit(X[:30], y[:30])
+    assert np.isfinite(clf.predict_log_proba(16 - X)).all()
+    table = make(max_iter=2).fit(np.random.RandomState(0).randn(40, 3), np.arange(40) % 2)
+    assert np.isfinite(table.predict_log_proba([[1e30, -1e30, 0.0]])).all()
+
+
 @pytest.mark.parametrize("copy", ["pickle", "joblib"])
 def test_persistence(fitted, digits, copy, tmp_path):
     if copy == "pickle":

@@ -1,18 +1,25 @@
 """Images in: pixels worked out by hand."""
 
+import io
+import os
 import re
+import struct
 import warnings
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from scipy import sparse
 from sklearn.datasets import load_sample_images
+from sklearn.exceptions import ConvergenceWarning
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer
 from skaocls.images import (
     as_batch,
+    find_unreadable,
     holds_images,
     image_shape_of,
     load_image_folder,
@@ -124,25 +131,27 @@ def test_modes_and_depths(save):
     np.testing.assert_array_equal(load([path])[0, 0, :, 0] * 255, [0, 255, 7])
     bits = Image.fromarray(np.array([[True, False]]))
     np.testing.assert_array_equal(load([save(bits, "b.png")])[0, 0, :, 0], [1, 0])
-    floats = Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32))
-    np.testing.assert_array_equal(load([save(floats, "f.tif")])[0, 0, :, 0] * 255, [0, 51, 255])
 
 
-def test_depths_beyond_8_bits():
-    def values(a, dtype):
-        return to_pixels(Image.fromarray(np.array([a], dtype=dtype)), 1).ravel().tolist()
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+@pytest.mark.parametrize("value", [1, 200, 256, 70000])
+def test_depths_without_a_scale(save, dtype, value):
+    image = Image.fromarray(np.array([[0, value]], dtype=dtype))
+    with pytest.raises(ValueError, match=r"32-bit numbers \(mode '[IF]'\).*pass arrays instead"):
+        to_pixels(image, 1)
+    path = save(image, "deep.tif")
+    with pytest.raises(ValueError, match=r"X\[0\] cannot be read.*deep.tif'.*pass arrays instead"):
+        load([path])
+    assert to_pixels(image, 3, "plain").max() == min(value, 255)
 
-    assert values([5, 200], np.int32) == [5, 200]
-    assert values([257, 65535], np.int32) == [1, 255]
-    assert values([0, 200], np.float32) == [0, 200]
-    for a, dtype in [
-        ([-5, 5], np.int32),
-        ([5, 70000], np.int32),
-        ([0, 300], np.float32),
-        ([0, np.nan], np.float32),
-    ]:
-        with pytest.raises(ValueError, match=r"values of mode '[IF]' must lie in 0"):
-            values(a, dtype)
+
+def test_depths_of_16_bits(save, tmp_path):
+    deep = np.array([[0, 257, 257 * 200, 65535]], dtype=np.uint16)
+    for path in (save(Image.fromarray(deep)), save(Image.fromarray(deep), "deep.tif")):
+        assert (load([path])[0, 0, :, 0] * 255).tolist() == [0, 1, 200, 255]
+    path = tmp_path / "deep.pgm"
+    path.write_bytes(b"P5 4 1 65535\n" + deep.astype(">u2").tobytes())
+    np.testing.assert_allclose(load([path])[0, 0, :, 0] * 255, [0, 1, 200, 255], rtol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
@@ -262,7 +271,7 @@ def test_unreadable_values(save, tmp_path):
     for bad in ("missing.png", str(text), str(tmp_path)):
         with pytest.raises(ValueError, match=r"X\[1\] cannot be read as an image: '.*"):
             image_shape_of([good, bad])
-    for bad in (None, 3.5, b"bytes"):
+    for bad in (None, 3.5):
         with pytest.raises(
             ValueError, match=r"X\[1\] cannot be read as an image: .*expected a path"
         ):
@@ -271,6 +280,181 @@ def test_unreadable_values(save, tmp_path):
     assert shape == image_shape_of([whole])
     with pytest.raises(ValueError, match=r"X\[40\] cannot be read as an image: '.*cut.png'"):
         load_images([str(cut)], shape, start=40)
+
+
+def exif_with(orientation, resolution=None):
+    """A JPEG of 6 x 2 whose metadata say how it is turned, and how many pixels an inch has."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if resolution is not None:
+        exif[0x011A] = 72.0
+    out = io.BytesIO()
+    pixels = np.zeros((2, 6, 3), np.uint8)
+    pixels[:, 3:] = 255
+    Image.fromarray(pixels).save(out, "jpeg", exif=exif, quality=95)
+    content = out.getvalue()
+    if resolution is not None:
+        was = struct.pack(">ii", 72, 1)
+        assert content.count(was) == 1
+        content = content.replace(was, struct.pack(">ii", *resolution))
+        unsigned, signed = (struct.pack(">HH", 0x011A, kind) for kind in (5, 10))
+        content = content.replace(unsigned, signed)
+    return content
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_damaged_metadata_are_ignored(tmp_path, orientation):
+    whole = load([exif_with(orientation)])
+    damaged = exif_with(orientation, (-1, 0))
+    paths = [tmp_path / f"{i}.jpg" for i in range(7)]
+    for path in paths:
+        path.write_bytes(damaged)
+    y = [0, 1, 0, 1, 0, 1, 0]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        clf = AnyOrderARClassifier(max_iter=1, random_state=0, tol=10.0).fit(paths, y)
+    seen = [w for w in seen if w.category is not ConvergenceWarning]
+    assert len(seen) == 1
+    assert re.search(r"of 7 images.*X\[0\] '.*0.jpg', .*\(7 in all\)", str(seen[0].message))
+    np.testing.assert_array_equal(load_images(paths[:1], clf.image_shape_), whole)
+
+
+def test_metadata_of_random_bytes():
+    rng, whole = np.random.RandomState(0), exif_with(6, (72, 1))
+    begin, end = whole.index(b"Exif"), whole.index(b"Exif") + 60
+    decoded = 0
+    for _ in range(200):
+        content = bytearray(whole)
+        for i in rng.randint(begin, end, size=rng.randint(1, 4)):
+            content[i] = rng.randint(256)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                with Image.open(io.BytesIO(content)) as image:
+                    size = np.asarray(image).size
+            except Exception:  # it is no image to Pillow
+                continue
+            assert load([bytes(content)]).size == size
+            decoded += 1
+    assert decoded > 150
+
+
+def test_content_of_files(save):
+    path = save(Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)))
+    content = Path(path).read_bytes()
+    expected = load([path] * 2)
+    opened = io.BytesIO(content)
+    opened.read(10)
+    both = [content] * 2
+    for form in (both, [io.BytesIO(content), opened], [path, content], np.array(both, object)):
+        np.testing.assert_array_equal(load(form), expected)
+    with open(path, "rb") as file:
+        np.testing.assert_array_equal(load([file, path]), expected)
+    with pytest.raises(TypeError, match="opened as text"):
+        load([io.StringIO("text")])
+    clf = AnyOrderARClassifier(max_iter=1, random_state=0, tol=10.0)
+    clf.fit([io.BytesIO(content)] * 3 + [path] * 3, [0, 1, 0, 1, 0, 1])
+    np.testing.assert_array_equal(clf.predict_proba([content]), clf.predict_proba([path]))
+    with pytest.raises(ValueError, match=r"X\[1\] cannot be read as an image: 'bytes'"):
+        clf.predict([content, b"no image"])
+
+
+@pytest.fixture
+def some_bad(save, tmp_path):
+    """Twelve files, seven of which are no images, each for a reason of its own."""
+    good = np.random.RandomState(0).randint(256, size=(12, 8, 8, 3), dtype=np.uint8)
+    paths = [save(Image.fromarray(x), f"{i}.png") for i, x in enumerate(good)]
+    content = Path(paths[0]).read_bytes()
+    bad = {1: b"", 2: content[:60], 4: b"text", 5: content[:-40]}
+    for i, content in bad.items():
+        Path(paths[i]).write_bytes(content)
+    paths[7] = str(tmp_path / "missing.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    paths[8] = tmp_path / "pipe.png"
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    paths[9] = tmp_path / "loop.png"
+    return paths, np.arange(12) % 2, [1, 2, 4, 5, 7, 8, 9]
+
+
+def test_all_bad_images_are_named_at_once(some_bad):
+    X, y, bad = some_bad
+    clf = AnyOrderARClassifier(max_iter=1, image_shape=(8, 8), random_state=0, tol=10.0)
+    assert list(find_unreadable(X)) == bad
+    message = r"(?s)7 of 12 images cannot be read:\nX\[1\].*1.png.*X\[7\].*\n\.\.\.\n.*on_bad_image"
+    with pytest.raises(ValueError, match=message):
+        clf.fit(X, y)
+    cut = [X[0], X[5], X[6], X[5]]  # found when their pixels are read
+    with pytest.raises(ValueError, match=r"(?s)^2 of 4 .*X\[1\].*X\[3\]"):
+        clf.fit(cut, y[:4])
+    good = [x for i, x in enumerate(X) if i not in bad]
+    clf.fit(good, [0, 1, 0, 1, 0])
+    assert clf.skipped_images_ == []
+    with pytest.raises(ValueError, match=r"(?s)^2 of 4 .*X\[1\].*X\[3\]"):
+        clf.predict(cut)
+    with pytest.raises(ValueError, match=r"^X\[1\] cannot be read"):
+        clf.predict(cut[:2])
+
+
+@pytest.mark.parametrize("wrap", [list, pd.Series, lambda X: pd.DataFrame({"file": X})])
+def test_bad_images_are_left_out_when_asked(some_bad, wrap):
+    X, y, bad = some_bad
+    X = [str(x) for x in X]
+    good, weights = np.delete(np.arange(12), bad), np.linspace(1, 2, 12)
+    params = {"max_iter": 1, "image_shape": (8, 8), "random_state": 0, "tol": 10.0}
+    clf = AnyOrderARClassifier(on_bad_image="skip", **params)
+    with pytest.warns(UserWarning, match=r"^7 images are left out: X\[1\].*\(7 in all\)"):
+        clf.fit(wrap(X), y, weights)
+    assert clf.skipped_images_ == bad
+    X_good = wrap([X[i] for i in good])
+    whole = AnyOrderARClassifier(**params).fit(X_good, y[good], weights[good])
+    np.testing.assert_array_equal(clf.predict_proba(X_good), whole.predict_proba(X_good))
+    with pytest.warns(UserWarning, match="1 images are left out"):
+        clf.partial_fit(wrap(X[:2]), y[:2], sample_weight=2.0)
+    assert clf.skipped_images_ == [1]
+    with pytest.raises(ValueError, match=r"None of the 2 images can be read: X\[0\]"):
+        clf.fit(wrap(X[1:3]), y[1:3])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        clf.fit(wrap(X), y[:5])
+
+
+@pytest.mark.parametrize(
+    "X, message",
+    [
+        (np.zeros((4, 0, 8)), r"shape \(4, 0, 8\), which hold no pixels"),
+        (np.zeros((4, 8, 8, 0)), r"hold no pixels"),
+        ([np.zeros((0, 8)), "a.png"], r"hold no pixels"),
+        (np.full((4, 8, 8), "a"), r"dtype <U1, which are no real numbers"),
+        (np.zeros((4, 8, 8), "M8[s]"), r"which are no real numbers"),
+        (np.full((4, 8, 8), 1e25), r"numbers up to 1e\+25, but images may have up to 1e\+15"),
+        (np.full((4, 8, 8), np.nan), r"contains NaN"),
+        (np.full((4, 8, 8), -np.inf), r"contains infinity"),
+        (np.zeros((4, 8, 8), complex), r"dtype complex128, which are no real numbers"),
+        (np.zeros((0, 8, 8)), r"0 sample"),
+        (np.full((4, 8, 8), "a", object), r"could not convert"),
+    ],
+)
+def test_arrays_that_are_no_images(X, message):
+    with pytest.raises(ValueError, match=message):
+        AnyOrderARClassifier(max_iter=1).fit(X, np.arange(len(X)) % 2)
+
+
+def test_arrays_however_they_lie(tmp_path):
+    x = np.random.RandomState(0).randint(256, size=(20, 6, 6), dtype=np.uint8)
+    y = np.arange(20) % 2
+    np.save(tmp_path / "x.npy", x)
+    wide = np.repeat(x, 2, axis=2)[..., ::2]
+    forms = [
+        np.asfortranarray(x),
+        np.load(tmp_path / "x.npy", mmap_mode="r"),
+        np.ascontiguousarray(x[::-1, ::-1])[::-1, ::-1],
+        wide,
+        [*wide],
+    ]
+    params = {"max_iter": 1, "random_state": 0, "augmentation": 2, "tol": 10.0, "n_orders": 2}
+    expected = AnyOrderARClassifier(**params).fit(x, y).predict_proba(x)
+    for form in forms:
+        clf = AnyOrderARClassifier(**params).fit(form, y)
+        np.testing.assert_array_equal(clf.predict_proba(form), expected)
 
 
 def test_decompression_bomb(save, monkeypatch):

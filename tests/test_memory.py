@@ -1,6 +1,9 @@
 """What `memory` keeps: fits and likelihoods, each made once, under keys that never mislead."""
 
+import os
 import pickle
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
@@ -13,7 +16,7 @@ from sklearn.utils import gen_batches
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, PatchTokenizer
 from skaocls.learned import learning, store
-from skaocls.learned.store import digest, open_store
+from skaocls.learned.store import Store, digest
 
 GRID = {"n_orders": [1, 2, 5]}
 
@@ -148,8 +151,8 @@ def test_files_are_told_apart_by_content(digits, counted, tmp_path):
 def test_processes_share(digits, tmp_path):
     X, y, _, _ = digits
     search = GridSearchCV(make(memory=str(tmp_path)), GRID, cv=2, n_jobs=2, refit=False).fit(X, y)
-    entries = list(tmp_path.rglob("output.pkl"))
-    fits = [e for e in entries if isinstance(joblib.load(e), tuple)]
+    entries = [p for p in tmp_path.glob("skaocls-memory/*") if p.is_file()]
+    fits = [e for e in entries if not e.read_bytes().startswith(b"\x93NUMPY")]
     assert len(fits) == 2
     assert len(entries) == 2 + 2 * 5  # orders of two test folds
     plain = GridSearchCV(make(), GRID, cv=2, refit=False).fit(X, y)
@@ -167,12 +170,14 @@ def test_the_size_is_bounded(digits, tmp_path, monkeypatch):
     assert 2**17 < size < 2**20
 
 
-def test_what_is_not_ours_stays(digits, tmp_path):
+def test_what_is_not_ours_stays(digits, tmp_path, monkeypatch):
     mine = tmp_path / "notes.txt"
     mine.write_text("mine")
     other = joblib.Memory(tmp_path, verbose=0)
     assert other.cache(len)([1, 2]) == 2
-    open_store(tmp_path).memory.clear(warn=False)
+    monkeypatch.setattr(store, "KEPT_BYTES", 0)
+    make(memory=tmp_path).fit(*digits[:2])
+    assert not any(p.is_file() for p in (tmp_path / "skaocls-memory").iterdir())
     assert mine.exists() and other.cache(len).check_call_in_cache([1, 2])
 
 
@@ -199,3 +204,100 @@ def test_digests():
     different = [x, x.double(), x + 1, x[:3], x.view(2, 2), x.numpy(), halves(x), None]
     assert len({digest(thing) for thing in different}) == len(different)
     assert digest({"a": x, "b": 1}) == digest({"b": 1, "a": x})
+
+
+# What goes wrong --------------------------------------------------------------------------------
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda p: p.write_bytes(b"")])
+def test_damaged_entries_are_made_again(digits, counted, tmp_path, damage):
+    X, y, X_test, _ = digits
+    clf = make(memory=tmp_path).fit(X, y)
+    expected, before = clf.predict_proba(X_test), dict(counted)
+    entries = sorted(p for p in tmp_path.glob("skaocls-memory/*") if p.is_file())
+    for path in entries:
+        damage(path)
+    with pytest.warns(RuntimeWarning, match=r"of memory is damaged, and is made again") as seen:
+        again = make(memory=tmp_path).fit(X, y).predict_proba(X_test)
+    assert len([w for w in seen if w.category is RuntimeWarning]) == len(entries) == 1 + 4
+    np.testing.assert_array_equal(again, expected)
+    assert counted == {name: 2 * n for name, n in before.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        make(memory=tmp_path).fit(X, y).predict_proba(X_test)
+    assert counted == {name: 2 * n for name, n in before.items()}
+
+
+def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_keeps_what_is_there(digits, counted, tmp_path, monkeypatch):
+    X, y, X_test, _ = digits
+    clf = make(memory=tmp_path).fit(X, y)
+    expected = clf.set_params(n_orders=2).predict_proba(X_test)
+    before = sorted(tmp_path.glob("skaocls-memory/*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        clf.set_params(n_orders=4)
+        with pytest.warns(RuntimeWarning, match="Nothing more is kept.*No space left") as seen:
+            proba = clf.predict_proba(X_test)
+    assert len(seen) == 1
+    assert sorted(tmp_path.glob("skaocls-memory/*")) == before
+    np.testing.assert_array_equal(proba, clf.set_params(memory=None).predict_proba(X_test))
+    counted["pairs"] = 0
+    clf.set_params(n_orders=2, memory=tmp_path)
+    np.testing.assert_array_equal(clf.predict_proba(X_test), expected)
+    assert counted["pairs"] == 0
+
+
+def test_a_folder_that_cannot_be_written_to(digits, tmp_path):
+    X, y, X_test, _ = digits
+    expected = make().fit(X, y).predict_proba(X_test)
+    (tmp_path / "file").touch()
+    with pytest.warns(RuntimeWarning, match=r"Nothing more is kept in memory='.*file'"):
+        clf = make(memory=str(tmp_path / "file")).fit(X, y)
+    with pytest.warns(RuntimeWarning, match="Nothing more is kept"):
+        np.testing.assert_array_equal(clf.predict_proba(X_test), expected)
+
+
+def test_what_killed_processes_have_left_goes(tmp_path):
+    results = Store(tmp_path)
+    results.recall("a", lambda: np.arange(3))
+    left, fresh = (results.folder / name for name in (".left", ".fresh"))
+    for path in (left, fresh):
+        path.write_text("half")
+    os.utime(left, (0, 0))
+    results.reduce()
+    assert fresh.exists() and not left.exists()
+    np.testing.assert_array_equal(Store(tmp_path).recall("a", full), np.arange(3))
+
+
+def test_memory_here_hides_no_package(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(memory=".").fit(*digits[:2])
+    assert [p.name for p in tmp_path.iterdir()] == ["skaocls-memory"]
+
+
+def call_often(folder, seed):
+    rng = np.random.RandomState(seed)
+    for i in rng.randint(20, size=100):
+        if not (Store(folder).recall(str(i), lambda i=i: np.full(500, i)) == i).all():
+            return False
+    return True
+
+
+def test_processes_do_not_disturb_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "KEPT_BYTES", 20_000)  # entries come and go
+    with ThreadPoolExecutor(2) as threads:  # locks are of files, and hold for threads too
+        assert all(threads.map(call_often, [tmp_path] * 2, range(2)))

@@ -235,6 +235,7 @@ def test_golden_prior_from_file(golden, tiny, tmp_path, form):
 def test_folder_of_several(tiny, tmp_path):
     for name in ("a.safetensors", "b.safetensors"):
         save_file(tiny, tmp_path / name)
+    (tmp_path / "._a.safetensors").touch()
     with pytest.raises(OSError, match=r"several: a\.safetensors, b\.safetensors. Pass filename"):
         load_tiny(tmp_path)
     assert load_tiny(tmp_path, "b.safetensors").num_classes == 5
@@ -803,7 +804,7 @@ def test_failing_save_leaves_the_old_one(folder, fails, monkeypatch):
     elif fails == "replace":
         monkeypatch.setattr(os, "replace", failing_replace)
     else:
-        monkeypatch.setattr(saving, "save_file", failing_save_file)
+        monkeypatch.setattr("skaocls.files.save_file", failing_save_file)
     with pytest.raises((OSError, ValueError), match=r"disk full|JSON"):
         clf.save_pretrained(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

@@ -7,12 +7,30 @@ and 1, all others are taken as they are.
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from sklearn.utils import check_array
 
-from skaocls.images.inputs import as_batch, channels_last, is_items, name_of, read
+from skaocls.images.inputs import (
+    as_batch,
+    channels_last,
+    is_items,
+    name_of,
+    orientation_of,
+    read,
+)
 
 FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(bool): 1}
+LARGEST = 1e15  # numbers of images, whose squares are summed in float32
+DEEP = ("PNG", "PPM")  # files of 16 bits, which some versions of Pillow read as 32
+TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def load_images(
@@ -96,8 +114,9 @@ def to_pixels(image: Image.Image, channels: int, decoding: str = "as_seen") -> n
         Grayscale or RGB.
     decoding : {"as_seen", "plain"}, default="as_seen"
         ``"as_seen"``, as a person sees it: EXIF rotation is applied, transparency is laid over
-        white, palettes are expanded, CMYK and the like are converted; 16 bits are scaled to 8,
-        floats in [0, 1] to 0 ... 255. ``"plain"``: what ``image.convert("RGB")`` makes of it and
+        white, palettes are expanded, CMYK and the like are converted; 16 bits are scaled to 8.
+        Images of 32-bit numbers (modes I and F) do not say what is white, and are refused.
+        ``"plain"``: what ``image.convert("RGB")`` makes of it and
         nothing else, as the published numbers were made. EXIF rotation and transparency are
         ignored, and values beyond 255 are cut off.
 
@@ -120,27 +139,23 @@ def decoded(image: Image.Image, decoding: str) -> Image.Image:
     """In mode L or RGB; unless plain, turned as EXIF says and opaque."""
     if decoding == "plain":
         return image.convert("L" if image.mode == "L" else "RGB")
-    image = ImageOps.exif_transpose(image)
+    deep = image.mode == "I" and image.format in DEEP
+    image.load()  # which turns TIFF files
+    if (orientation := orientation_of(image)) in TURNED:
+        image = image.transpose(TURNED[orientation])
+    if deep or image.mode.startswith("I;16"):
+        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     if image.mode == "F" or image.mode.startswith("I"):
-        return to_8_bits(image)
+        raise ValueError(
+            f"it has 32-bit numbers (mode {image.mode!r}), which do not say what is white; pass "
+            "arrays instead, np.asarray(image) divided by what is white in all images, or "
+            "image.convert('L') where that is 255"
+        )
     if image.has_transparency_data:
         image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(paper, image).convert("RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def to_8_bits(image: Image.Image) -> Image.Image:
-    """From modes I;16, I and F; values beyond their range are refused, not clipped."""
-    a = np.asarray(image).astype(np.float64)
-    if image.mode == "F":
-        a = a * 255 if a.min() >= 0 and a.max() <= 1 else a
-    elif image.mode.startswith("I;16") or a.max() > 255:
-        a = a / 257
-    if not (a.min() >= 0 and a.max() <= 255):  # NaN is neither
-        full = "1 or 255" if image.mode == "F" else "65535"
-        raise ValueError(f"values of mode {image.mode!r} must lie in 0 ... {full}")
-    return Image.fromarray(np.rint(a).astype(np.uint8))
 
 
 def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -193,6 +208,11 @@ def halved(image: Image.Image, height: int, width: int) -> Image.Image:
 def to_unit(a: np.ndarray, name: str) -> np.ndarray:
     """Finite float32 numbers; integers of images are divided by their full scale."""
     checked = check_array(a, dtype=np.float32, allow_nd=True, input_name=name)
+    if np.abs(checked).max(initial=0) > LARGEST:
+        raise ValueError(
+            f"{name} has numbers up to {np.abs(checked).max():.3g}, but images may have up to "
+            f"{LARGEST:.0e}. Divide them by what is white."
+        )
     scaled: np.ndarray = checked / np.float32(full_scale(a.dtype))
     return scaled
 

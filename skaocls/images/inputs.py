@@ -1,6 +1,8 @@
 """What counts as images: arrays, tensors, files and PIL images."""
 
+import io
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from numbers import Integral
@@ -13,6 +15,13 @@ from sklearn.utils import check_array
 T = TypeVar("T")
 GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
 COLOURS = (1, 3, 4)  # channels of gray, RGB and RGBA
+NOT_ARRAYS = (str, os.PathLike, bytes, io.IOBase, Image.Image)
+SHOWN = 5  # images that a message names
+ORIENTATION = 0x0112  # EXIF's tag
+
+
+class BadImage(ValueError):
+    """One image that cannot be read: its index and why, in words."""
 
 
 def as_batch(X: Any) -> Any:
@@ -22,13 +31,14 @@ def as_batch(X: Any) -> Any:
     ----------
     X : object
         Arrays and torch tensors (n, height, width[, channels]) or (n, channels, height, width);
-        lists, arrays, Series or one-column data frames of paths; lists of PIL images or arrays.
+        lists, arrays, Series or one-column data frames of paths; lists of PIL images, arrays,
+        or the content of image files, as bytes or in files that are open for reading them.
 
     Returns
     -------
     batch : ndarray or object
-        A numeric array of 3 or 4 dimensions, or a 1-D object array of paths, PIL images and
-        arrays. What holds no images comes back as it is (tensors as arrays). Channels are where
+        A numeric array of 3 or 4 dimensions, or a 1-D object array of paths, bytes, PIL images
+        and arrays. What holds no images comes back as it is (tensors as arrays). Channels are where
         they were: :func:`image_shape_of` finds them.
 
     Examples
@@ -46,7 +56,7 @@ def as_batch(X: Any) -> Any:
     elif isinstance(X, (list, tuple)):
         if any(is_item(x) for x in X):
             alike = {(type(x), getattr(x, "shape", None), getattr(x, "dtype", None)) for x in X}
-            if len(alike) > 1 or isinstance(X[0], (str, os.PathLike, Image.Image)):
+            if len(alike) > 1 or isinstance(X[0], NOT_ARRAYS):
                 return object_array(X)
             return np.stack([as_array(x) for x in X])
         try:
@@ -123,11 +133,13 @@ def image_shape_of(
     if files and wanted and len(wanted) == 3 and wanted[2] not in (1, 3):
         raise ValueError(f"image_shape={wanted}: image files have 1 or 3 channels.")
     first: tuple[int, ...] = ()
-    most = 1
+    most, damaged = 1, []
     arrays: dict[tuple[int, ...], int] = {}
     for i, item in enumerate(X):
         use = partial(header, decoding=decoding, wanted=wanted)
-        height, width, channels, is_array = read(item, i, use)
+        (height, width, channels, is_array), is_damaged = read(item, i, both(use))
+        if is_damaged:
+            damaged.append(f"X[{i}] {name_of(item)!r}")
         first = first or (height, width)
         if wanted is None and (height, width) != first:
             raise ValueError(
@@ -138,6 +150,13 @@ def image_shape_of(
         most = max(most, channels)
         if is_array:
             arrays.setdefault((height, width, channels), i)
+    if damaged:
+        warnings.warn(
+            f"EXIF metadata of {len(damaged)} images cannot be understood, and what is not is "
+            f"ignored: {shortened(damaged)}.",
+            UserWarning,
+            stacklevel=2,
+        )
     shape = (*(wanted or first), most)[:3]
     for seen, i in arrays.items():
         if seen != shape:
@@ -162,8 +181,8 @@ def check_image_shape(image_shape: Any) -> tuple[int, ...] | None:
 
 
 def is_item(x: Any) -> bool:
-    """Whether x stands for one image: a path, a PIL image, an array of 2 or 3 dimensions."""
-    if isinstance(x, (str, os.PathLike, Image.Image)):
+    """Whether x stands for one image: a file, a PIL image, an array of 2 or 3 dimensions."""
+    if isinstance(x, NOT_ARRAYS):
         return True
     return (isinstance(x, np.ndarray) or hasattr(x, "detach")) and x.ndim in (2, 3)
 
@@ -175,8 +194,17 @@ def is_items(X: Any) -> bool:
 def object_array(items: Any) -> np.ndarray:
     out = np.empty(len(items), dtype=object)
     for i, item in enumerate(items):
-        out[i] = item
+        out[i] = content_of(item) if isinstance(item, io.IOBase) else item
     return out
+
+
+def content_of(file: Any) -> bytes:
+    """All bytes of an open file, from its beginning."""
+    file.seek(0)
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise TypeError(f"X has a file that was opened as text: {file!r}. Open it with 'rb'.")
+    return content
 
 
 def as_array(item: Any) -> Any:
@@ -243,12 +271,50 @@ def header(
     # Pillow turns the size of TIFF files itself, since some version; their tags tell
     tags = getattr(image, "tag_v2", {})
     as_stored = (tags.get(256, width), tags.get(257, height)) == (width, height)
-    # PNG's own getexif would decode the whole file
     turned = as_stored and (decoding == "as_seen" or tags)
-    if turned and Image.Image.getexif(image).get(0x0112, 1) in (5, 6, 7, 8):
+    if turned and orientation_of(image) in (5, 6, 7, 8):
         height, width = width, height
     gray = image.mode in GRAY_MODES or image.mode.startswith("I;16")
     return height, width, 1 if gray else 3, False
+
+
+def exif_of(image: Image.Image) -> Any:
+    """EXIF metadata, or None if they cannot be read."""
+    try:
+        return Image.Image.getexif(image)  # PNG's own getexif would decode the whole file
+    except Exception:  # damaged ones raise all sorts
+        return None
+
+
+def orientation_of(image: Image.Image) -> int:
+    """How EXIF says that the image is to be turned, 1 ... 8; 1 if it says nothing."""
+    try:
+        found = (exif_of(image) or {}).get(ORIENTATION, 1)
+        return int(found) if found in range(1, 9) else 1
+    except Exception:
+        return 1
+
+
+def both(use: Callable[[Any], T]) -> Callable[[Any], tuple[T, bool]]:
+    """What `use` says of an image, and whether its metadata are damaged."""
+    return lambda image: (use(image), metadata_is_damaged(image))
+
+
+def metadata_is_damaged(image: Any) -> bool:
+    """Whether an image has EXIF metadata such as could not be written again."""
+    if not getattr(image, "info", {}).get("exif"):
+        return False
+    try:
+        exif_of(image).tobytes()
+    except Exception:
+        return True
+    return False
+
+
+def shortened(names: list[str]) -> str:
+    """The first few of a list, and how many there are."""
+    more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def name_of(item: Any) -> str | bytes:
@@ -259,12 +325,15 @@ def name_of(item: Any) -> str | bytes:
 def read(item: Any, index: int, use: Callable[[Any], T]) -> T:
     """use(image) of what item stands for; a failure names its index and path."""
     try:
-        if isinstance(item, (str, os.PathLike)):
-            with Image.open(item) as image:
+        named = isinstance(item, (str, os.PathLike))
+        if named and os.path.exists(item) and not os.path.isfile(item):  # pipes are waited for
+            raise OSError("it is no file")
+        if isinstance(item, (str, os.PathLike, bytes)):
+            with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
                 return use(image)
         if not is_item(item):
             raise TypeError(f"expected a path, a PIL image or an array, got {type(item).__name__}")
         return use(as_array(item))
     except Exception as exc:  # decoders raise all sorts
         name = name_of(item)
-        raise ValueError(f"X[{index}] cannot be read as an image: {name!r}: {exc}") from exc
+        raise BadImage(f"X[{index}] cannot be read as an image: {name!r}: {exc}") from exc

@@ -1,5 +1,7 @@
 """What `fit` saw of its data, and how the like is read ever after."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from warnings import warn
@@ -11,14 +13,17 @@ from sklearn.utils.validation import _check_feature_names, validate_data
 
 from skaocls.images.advice import gathered
 from skaocls.images.crops import originals
-from skaocls.images.decoding import full_scale, load_images
+from skaocls.images.decoding import decoded, full_scale, load_images
 from skaocls.images.inputs import (
+    SHOWN,
+    BadImage,
     as_array,
     as_batch,
     check_image_shape,
     holds_images,
     image_shape_of,
     is_items,
+    read,
 )
 
 FAR = 8  # spans of the numbers in `fit` that others may lie beyond them
@@ -99,11 +104,13 @@ class Reader:
 
     def images(self, batch: Any, part: Any = slice(None)) -> np.ndarray:
         """Decode batch[part]: float32 (n, height, width, channels)."""
-        return load_images(batch[part], **self.loading(part))
+        with all_bad_named(batch, self.decoding):
+            return load_images(batch[part], **self.loading(part))
 
     def originals(self, batch: Any, part: Any = slice(None)) -> list[np.ndarray]:
         """Decode batch[part] to cut crops from it, see :mod:`skaocls.images.crops`."""
-        return originals(batch[part], **self.loading(part))
+        with all_bad_named(batch, self.decoding):
+            return originals(batch[part], **self.loading(part))
 
     def loading(self, part: Any) -> Any:
         """How to load batch[part]."""
@@ -208,7 +215,8 @@ def learn_reader(
     shape: tuple[int, ...] | None
     if holds_images(batch):
         check_not_empty(batch)
-        shape = image_shape_of(batch, declared, decoding)
+        with all_bad_named(batch, decoding):
+            shape = image_shape_of(batch, declared, decoding)
         table = getattr(X, "ndim", None) == 2 or hasattr(X, "columns")
         seen.n_features_in_ = 1 if table else int(np.prod(shape))
         if hasattr(X, "columns"):
@@ -229,6 +237,55 @@ def learn_reader(
         decoding,
     )
     return reader, batch
+
+
+def find_unreadable(X: Any, decoding: str = "as_seen") -> dict[int, str]:
+    """Images that cannot be read.
+
+    Parameters
+    ----------
+    X : array-like
+        Files, bytes and PIL images, as in :func:`skaocls.images.as_batch`; arrays are passed over.
+    decoding : {"as_seen", "plain"}, default="as_seen"
+        How they are to be read, see :func:`skaocls.images.to_pixels`.
+
+    Returns
+    -------
+    reasons : dict of int to str
+        By index in X.
+
+    Examples
+    --------
+    >>> from skaocls.images import find_unreadable
+    >>> list(find_unreadable(["missing.png"]))
+    [0]
+    """
+    batch = as_batch(gathered(X))
+    reasons = {}
+    for i, item in enumerate(batch if is_items(batch) else []):
+        try:
+            read(item, i, lambda x: None if is_array(x) else decoded(x, decoding))
+        except BadImage as exc:
+            reasons[i] = str(exc)
+    return reasons
+
+
+@contextmanager
+def all_bad_named(batch: Any, decoding: str) -> Iterator[None]:
+    """Where one image cannot be read, look at all, and name them at once."""
+    try:
+        yield
+    except BadImage as exc:
+        reasons = list(find_unreadable(batch, decoding).values())
+        if len(reasons) < 2:
+            raise (BadImage(reasons[0]) if reasons else exc) from exc.__cause__
+        more = "\n..." if len(reasons) > SHOWN else ""
+        raise BadImage(
+            f"{len(reasons)} of {len(batch)} images cannot be read:\n"
+            + "\n".join(reasons[:SHOWN])
+            + f"{more}\nskaocls.images.find_unreadable(X) gives the indices of all; "
+            'on_bad_image="skip" has fit leave them out.'
+        ) from exc.__cause__
 
 
 def token_reader(owner: str, grid: Any) -> Reader:
@@ -293,5 +350,11 @@ def named_estimator(name: str) -> BaseEstimator:
 
 
 def check_not_empty(batch: Any) -> None:
+    """Refuse images of no numbers and of none at all."""
     if not len(batch):
         check_array(batch, allow_nd=True, ensure_all_finite=False)  # says so
+    for a in [x for x in batch if is_array(x)] if is_items(batch) else [batch]:
+        if not a.size:
+            raise ValueError(f"X has images of shape {a.shape}, which hold no pixels.")
+        if a.dtype.kind not in "buifO":
+            raise ValueError(f"X has images of dtype {a.dtype}, which are no real numbers.")

@@ -12,7 +12,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 
-from skaocls.images.inputs import as_array
+from skaocls.images.inputs import as_array, orientation_of
 
 
 def read_labels(
@@ -34,6 +34,8 @@ def read_labels(
         raise ValueError(f"{owner} requires y to be passed, but the target y is None.")
     y = column_or_1d(y, warn=True)
     assert_all_finite(y, input_name="y")
+    if y.dtype.kind in "mM" and np.isnat(y).any():
+        raise ValueError("Input y contains NaT.")
     check_classification_targets(y)
     check_consistent_length(batch, y)
     weights = np.ones(len(y))
@@ -76,8 +78,10 @@ def digest_of(x: Any, label: Any) -> str:
     """Hash of one sample: numbers by value, files by name."""
     if isinstance(x, (str, os.PathLike)):
         data = os.fsencode(x)
+    elif isinstance(x, bytes):
+        data = x
     elif isinstance(x, Image.Image):
-        data = f"{x.mode} {x.size} {sorted(x.getexif().items())}".encode() + x.tobytes()
+        data = f"{x.mode} {x.size} {orientation_of(x)}".encode() + x.tobytes()
     else:
         x = np.ascontiguousarray(as_array(x))
         data = f"{x.dtype} {x.shape}".encode() + x.tobytes()

@@ -19,8 +19,11 @@ from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.progress import say
 from skaocls.scoring.orders import resolve_orders
+from skaocls.training.checkpoints import Checkpoints, checkpoints_in
 from skaocls.training.finetuning import merge_finetuning, prepare_finetuning, set_classes
-from skaocls.training.loop import History, train_prior
+from skaocls.training.loop import train_prior
+from skaocls.training.state import History
+from skaocls.version import __version__
 
 RATE_TIMES_DIM = 0.4
 EPOCHS, EPOCHS_OF_TABLES = 120, 16  # tables have no views, and are soon overfitted
@@ -39,11 +42,16 @@ class HeldOut(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """A model and how it came about: a history of each training, and the data held out."""
+    """A model and how it came about: a history of each training, and the data held out.
+
+    `checkpoints` are those of a training that has come to its end, to be removed when they are
+    needed no more.
+    """
 
     model: FittedModel
     histories: list[History]
     held_out: HeldOut | None
+    checkpoints: Checkpoints | None = None
 
 
 class Interrupted(Exception):
@@ -58,12 +66,13 @@ def learn(
     weights: np.ndarray,
     classes: np.ndarray,
     recipe: Recipe,
-    rng: np.random.RandomState,
+    seed: int,
     *,
     tokenizer: Any = "auto",
     given: Prior | None = None,
     store: Store | None = None,
-    about: Any = None,
+    checkpoint_dir: Any = None,
+    seeded: bool = True,
 ) -> Learned:
     """Learn everything from data.
 
@@ -76,7 +85,7 @@ def learn(
     classes : array of shape (n_classes,)
         All labels, sorted; there may be more than in y.
     recipe : Recipe
-    rng : RandomState
+    seed : int
         Governs everything random.
     tokenizer : "auto" or transformer
         Cloned and fitted, unless frozen.
@@ -84,8 +93,10 @@ def learn(
         A prior to fine-tune; it is changed.
     store : Store, default=None
         Where the outcome is kept, and found if it is there.
-    about : object
-        What else it depends on: the seed of `rng`, say.
+    checkpoint_dir : path, default=None
+        Where training that is cut short finds itself again.
+    seeded : bool, default=True
+        Whether the seed was asked for; else what another seed has led to will do as well.
 
     Returns
     -------
@@ -93,8 +104,32 @@ def learn(
     """
     columns = np.searchsorted(classes, y)
     recipe = replace(recipe, tabular=reader.tabular)
+    depends: dict[str, Any] = {}
+    if store is not None or checkpoint_dir is not None:
+        depends = recipe.of_results() | {
+            "tokenizer": tokenizer,
+            "prior": None if given is None else weights_of(given),
+            "random_state": seed if seeded else None,
+            "X": (content(batch), reader.declared_shape, reader.decoding),
+            "y": columns,
+            "sample_weight": weights,
+            "classes": classes,
+        }
+    opened: list[Checkpoints] = []
 
     def train() -> tuple[dict[str, Any], History, HeldOut | None]:
+        about = {name: digest(value) for name, value in depends.items()}
+        about["version of skaocls"] = __version__
+        with checkpoints_in(checkpoint_dir, about, seed) as checkpoints:
+            if checkpoints is None:
+                return train_by(seed, None)
+            opened.append(checkpoints)
+            return train_by(checkpoints.seed, checkpoints)
+
+    def train_by(
+        seed: int, checkpoints: Checkpoints | None
+    ) -> tuple[dict[str, Any], History, HeldOut | None]:
+        rng = np.random.RandomState(seed)
         device, verbose = resolve_device(recipe.device), recipe.verbose
         say(verbose, f"computing on {device} (device={recipe.device!r})", 2)
         fitted = fit_tokenizer(tokenizer, reader, batch, y, rng, verbose)
@@ -104,7 +139,8 @@ def learn(
         order_seed = rng.randint(2**31 - 1)
         split = split_off(rows, recipe, rng)
         mode = None if given is None else recipe.finetune
-        history = train_one(prior, codes, rows, weights, split, recipe, mode, order_seed, rng)
+        some = codes, rows, weights, split, recipe, mode, order_seed, rng
+        history = train_one(prior, *some, checkpoints)
         # classes that have no images yet are read as no class at all
         class_rows = np.full(len(classes), prior.num_classes)
         class_rows[seen] = np.arange(len(seen))
@@ -126,16 +162,13 @@ def learn(
         if store is None:
             parts, history, held_out = train()
         else:
-            weighing = None if given is None else weights_of(given)
-            how = reader.declared_shape, reader.decoding
-            inputs = content(batch), *how, columns, weights, classes
-            key = digest("fit", recipe.of_results(), tokenizer, weighing, about, *inputs)
-            parts, history, held_out = store.recall(key, train)
+            parts, history, held_out = store.recall(digest("fit", depends), train)
     except Interrupted as exc:
         parts, history, held_out = exc.args
+        opened.clear()  # to go on from where it was
     count = np.bincount(columns, weights, minlength=len(classes))
     model = FittedModel(reader=reader, classes=classes, class_count=count, **parts)
-    return Learned(model, [history], held_out)
+    return Learned(model, [history], held_out, *opened)
 
 
 @own_torch_state(grad=True)
@@ -162,8 +195,10 @@ def extend(
     Parameters
     ----------
     model : FittedModel
-    batch, y, weights, recipe, rng
+    batch, y, weights, recipe
         As in :func:`learn`.
+    rng : RandomState
+        Governs everything random.
     grow : bool
 
     Returns
@@ -276,6 +311,7 @@ def train_one(
     mode: str | None,
     order_seed: int,
     rng: np.random.RandomState,
+    checkpoints: Checkpoints | None = None,
 ) -> History:
     """Train a prior in place; `mode` is what is fine-tuned, None for all at the full rate."""
     (train, rest), rate = split, recipe.learning_rate_init
@@ -322,6 +358,7 @@ def train_one(
         seed=rng.randint(2**31 - 1),
         autocast=resolve_precision(recipe.precision, prior.device),
         checkpointing=recipe.checkpointing,
+        checkpoints=checkpoints,
         verbose=recipe.verbose,
     )
     merge_finetuning(prior)

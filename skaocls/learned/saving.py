@@ -9,20 +9,20 @@ not at all, and replace older ones only when all are written.
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from huggingface_hub import HfApi
-from safetensors.torch import save_file
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 
 from skaocls.devices import own_torch_state
-from skaocls.files import find_file, read_state_dict, write_all
+from skaocls.files import find_file, read_state_dict, tensor_writer, write_all
 from skaocls.images.reader import Reader
+from skaocls.learned.checks import check_config, check_model
 from skaocls.learned.model import FittedModel
 from skaocls.priors.interface import Prior
 from skaocls.priors.loading import own_prior_from_state_dict, shared_trunk_from_state_dict
@@ -36,6 +36,7 @@ from skaocls.tokenizers import (
 from skaocls.version import __version__
 
 FORMAT = 1
+MOST_JSON = 2**26  # bytes of a configuration
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
 ARRAYS = ("sources", "rows", "class_count", "class_names", "wordnet_ids")
 Token = str | bool | None
@@ -49,11 +50,6 @@ TOKENIZERS: dict[str, Any] = {
         QuantileTokenizer,
     )
 }
-
-
-def tensor_writer(tensors: dict[str, Any]) -> Callable[[str], None]:
-    tensors = {k: torch.as_tensor(v).detach().cpu().contiguous() for k, v in tensors.items()}
-    return lambda path: save_file(tensors, path, {"format": "pt"})
 
 
 @own_torch_state()
@@ -108,14 +104,17 @@ def read_config(
     if path.name != CONFIG:  # source is a file of weights
         return None
     try:
+        if path.stat().st_size > MOST_JSON:
+            raise ValueError(f"it is larger than {MOST_JSON} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ValueError(f"{path} is no readable JSON: {exc}.") from exc
     if not isinstance(config, dict) or config.get("library") != "skaocls":
         return None
-    if config["format"] > FORMAT:
+    written = config.get("format")
+    if not isinstance(written, int) or not 1 <= written <= FORMAT:
         raise ValueError(
-            f"{path} was written by skaocls {config['version']} in format {config['format']}; this "
+            f"{path} was written by skaocls {config.get('version')} in format {written!r}; this "
             f"version, {__version__}, reads up to format {FORMAT}. Upgrade skaocls."
         )
     return config
@@ -129,7 +128,35 @@ def load(
     revision: str | None = None,
     token: Token = None,
 ) -> FittedModel:
-    """The model that :func:`save` wrote; `config` is what :func:`read_config` returned."""
+    """The model that :func:`save` wrote; `config` is what :func:`read_config` returned.
+
+    Raises
+    ------
+    OSError
+        If a file is not there.
+    ValueError
+        If one was cut off or changed, so that they are no model.
+    """
+    try:
+        check_config(config)
+        model = restore(config, source, revision=revision, token=token)
+        check_model(model)
+    except OSError:
+        raise
+    except Exception as exc:  # a configuration that was changed leads to all sorts
+        why = exc if isinstance(exc, ValueError) else repr(exc)
+        raise ValueError(f"{source!s} holds no model that can be restored: {why}.") from exc
+    return model
+
+
+def restore(
+    config: dict[str, Any],
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: Token = None,
+) -> FittedModel:
+    """What :func:`load` returns, of a sound configuration."""
     at: dict[str, Any] = {"revision": revision, "token": token}
     classes = config["classes"]
     arrays = {name: config[name] for name in ARRAYS}
@@ -156,8 +183,8 @@ def load_model(
     path = find_file(source, name, **at)
     state = read_state_dict(path)
     shared = "head.classes.weight" in state
-    restore = shared_trunk_from_state_dict if shared else own_prior_from_state_dict
-    prior: Prior = restore(state, **config["prior"], source=str(path))
+    from_state_dict = shared_trunk_from_state_dict if shared else own_prior_from_state_dict
+    prior: Prior = from_state_dict(state, **config["prior"], source=str(path))
     return prior
 
 
@@ -323,10 +350,29 @@ def from_json(value: Any) -> Any:
     return value
 
 
-def history_from_json(history: dict[str, Any]) -> dict[str, Any]:
-    """What happened in `fit`, as it was given to :func:`save`."""
-    log_prior = [-np.inf if v is None else v for v in history["class_log_prior_"]]
-    return history | {"class_log_prior_": np.array(log_prior, dtype=np.float64)}
+def about_from_json(
+    config: dict[str, Any], source: Any, params: Iterable[str], names: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters, and what happened in `fit`, as they were given to :func:`save`.
+
+    Raises
+    ------
+    ValueError
+        If there are others than `params`, or they are damaged.
+    """
+    try:
+        saved = {name: from_json(value) for name, value in config["params"].items()}
+        history = {name: config["history"][name] for name in names if name in config["history"]}
+        log_prior = [-np.inf if v is None else v for v in history["class_log_prior_"]]
+        history["class_log_prior_"] = np.array(log_prior, dtype=np.float64)
+        if history["class_log_prior_"].shape != (len(config["classes"]["values"]),):
+            raise ValueError("class_log_prior_ is not one number for each class")
+        if unknown := sorted(saved.keys() - set(params)):
+            raise ValueError(f"parameters {unknown} are not known; upgrade skaocls")
+    except Exception as exc:
+        why = exc if isinstance(exc, ValueError) else repr(exc)
+        raise ValueError(f"{source!s} holds no classifier that can be restored: {why}.") from exc
+    return saved, history
 
 
 TOKENIZER_LEARNED: dict[str, Callable[[Any], Any]] = {

@@ -1,8 +1,12 @@
 """A folder of results, under keys that say all that they depend on."""
 
+import math
 import os
+import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +15,18 @@ import numpy as np
 import torch
 from filelock import FileLock
 from joblib.hashing import NumpyHasher
+from numpy.lib.format import MAGIC_PREFIX
 from PIL import Image
 
-from skaocls.images.inputs import is_items
+from skaocls.files import write_all
+from skaocls.images.inputs import is_items, orientation_of
 from skaocls.priors.interface import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.version import __version__
 
 KEPT_BYTES = 10 * 2**30  # what was not used for longest goes first
+LEFT_SECONDS = 3600  # after which a file that was not put in place is of no process any more
+HASH_BYTES = 16
 
 
 class Hasher(NumpyHasher):
@@ -46,7 +54,7 @@ def content(batch: np.ndarray) -> Any:
         if isinstance(item, (str, os.PathLike)):
             item = digest(Path(item).read_bytes())
         elif isinstance(item, Image.Image):
-            item = item.mode, item.size, dict(item.getexif()), digest(item.tobytes())
+            item = item.mode, item.size, orientation_of(item), digest(item.tobytes())
         parts.append(item)
     return parts
 
@@ -59,8 +67,10 @@ def weights_of(prior: Prior) -> tuple[Any, ...]:
 class Store:
     """A folder of results, shared by processes.
 
-    Entries are pickles written by joblib, as those of a scikit-learn pipeline's `memory`: keep
-    them where only you can write.
+    An entry is a file, written whole or not at all, which ends with a hash of what is before it:
+    what was damaged is dropped with a warning, and made again. Arrays are NumPy's files, all else
+    is pickled by joblib, as by a scikit-learn pipeline's `memory`: keep the folder where only you
+    can write. Where it cannot be written to, a warning says so and what is there is used.
 
     Parameters
     ----------
@@ -70,26 +80,95 @@ class Store:
 
     def __init__(self, memory: Any):
         location = memory.location if isinstance(memory, joblib.Memory) else os.fspath(memory)
-        self.folder = Path(location) / "skaocls"
-        self.memory = joblib.Memory(self.folder, verbose=0)
-        self.cached = self.memory.cache(call, ignore=["function"])
+        self.folder = Path(location) / "skaocls-memory"  # no name of a package
+        self.writable, self.unchecked = True, math.inf
 
-    def recall(self, key: str, function: Callable[..., Any]) -> Any:
+    def recall(self, key: str, function: Callable[[], Any]) -> Any:
         """function(), run once for each key and version of this library."""
-        with self.lock(key):
-            known = self.cached.check_call_in_cache(__version__, key, function)
-            result = self.cached(__version__, key, function)
-        if not known:
-            self.memory.reduce_size(bytes_limit=KEPT_BYTES)
+        path = self.folder / digest(__version__, key)
+        with self.lock(path.name):
+            if (known := self.read(path)) is not None:
+                return known[0]
+            result = function()
+            if self.writable:
+                self.write(path, result)
         return result
+
+    def read(self, path: Path) -> tuple[Any] | None:
+        """What is kept there, if it is whole."""
+        try:
+            with open(path, "rb") as file:
+                end = os.fstat(file.fileno()).st_size - HASH_BYTES
+                if end < 0 or hash_of(file, end) != file.read():
+                    raise ValueError("its content has changed since it was written")
+                file.seek(0)
+                is_array = file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
+                file.seek(0)
+                kept = np.load(file, allow_pickle=False) if is_array else joblib.load(file)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except Exception as exc:  # pickles of another version of a library raise all sorts
+            message = f"The entry {path} of memory is damaged, and is made again: {exc}."
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+            return None
+        with suppress(OSError):
+            os.utime(path)  # it was used
+        return (kept,)
+
+    def write(self, path: Path, result: Any) -> None:
+        def write(temporary: str) -> None:
+            with open(temporary, "rb+") as file:
+                if isinstance(result, np.ndarray):
+                    np.save(file, result, allow_pickle=False)
+                else:
+                    joblib.dump(result, file)
+                end = file.tell()
+                file.seek(0)
+                file.write(hash_of(file, end))
+
+        try:
+            write_all(self.folder, {path.name: write})
+            self.unchecked += path.stat().st_size
+            if self.unchecked > KEPT_BYTES / 16:
+                self.reduce()
+        except OSError as exc:
+            self.writable = False
+            message = f"Nothing more is kept in memory={str(self.folder.parent)!r}: {exc}."
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+    def reduce(self) -> None:
+        """Remove what was not used for longest, and what processes that were killed have left."""
+        self.unchecked, size = 0, 0
+        entries = [(p, p.stat()) for p in self.folder.iterdir() if p.is_file()]
+        for path, about in sorted(entries, key=lambda entry: -entry[1].st_mtime):
+            size += about.st_size
+            left = path.name.startswith(".") and time.time() - about.st_mtime > LEFT_SECONDS
+            if left or size > KEPT_BYTES:
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Of processes that want the same result one computes it."""
         locks = self.folder / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / key[:2]):  # a few files serve all keys
+        lock = FileLock(locks / key[:2])  # a few files serve all keys
+        try:
+            locks.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError:  # `write` tells
             yield
+            return
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def hash_of(file: Any, end: int) -> bytes:
+    """Of the first bytes of a file; it is then read up to there."""
+    found = blake2b(digest_size=HASH_BYTES)
+    while part := file.read(min(2**20, end - file.tell())):
+        found.update(part)
+    return found.digest()
 
 
 def open_store(memory: Any) -> Store | None:
@@ -97,10 +176,6 @@ def open_store(memory: Any) -> Store | None:
     if memory is None or (isinstance(memory, joblib.Memory) and memory.location is None):
         return None
     return Store(memory)
-
-
-def call(version: str, key: str, function: Callable[[], Any]) -> Any:
-    return function()
 
 
 def recall_log_likelihoods(

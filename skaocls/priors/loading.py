@@ -63,6 +63,8 @@ def prior_from_state_dict(
         table = state[CLASS_TABLE]
         hidden = len(state["layers.0.feed_forward.w1.weight"])
         n_layer = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("layers."))
+        if n_layer > len(state):
+            raise ValueError(f"most of {n_layer} layers")
     except (KeyError, ValueError, IndexError) as exc:
         raise ValueError(
             f"{source} holds no RandAR prior: {exc} is missing among keys such as "
@@ -73,12 +75,15 @@ def prior_from_state_dict(
         state = {**state, CLASS_TABLE: torch.cat([table, table.float().mean(0, keepdim=True)])}
     rows, cols = grid or PUBLISHED_GRID
     n_head = n_head or max(1, dim // PUBLISHED_HEAD_DIM)
-    with torch.device("meta"):
-        prior = AnyOrderPrior(
-            vocab_size, (rows, cols), num_classes, dim, n_layer, n_head, multiple_of=hidden
-        )
-    prior.rope = rope_table(prior.grid, dim // n_head)
+    try:
+        with torch.device("meta"):  # nothing is allocated before all shapes agree
+            prior = AnyOrderPrior(
+                vocab_size, (rows, cols), num_classes, dim, n_layer, n_head, multiple_of=hidden
+            )
+    except RuntimeError as exc:  # numbers beyond 64 bits
+        raise ValueError(f"{source} has absurd sizes: {exc}") from exc
     assign(prior, state, source=source)
+    prior.rope = rope_table(prior.grid, dim // n_head)
     return prior.eval()
 
 

@@ -30,7 +30,8 @@ def fit_temperature(
     labels : int array of shape (n_images,)
         Their classes.
     class_log_prior : array of shape (n_classes,)
-        log p(class), which is not divided.
+        log p(class), which is not divided. Classes of probability 0 are left out, with their
+        images.
     aggregation : str
         See :func:`skaocls.scoring.aggregation.joint_log_proba`.
     sample_weight : array of shape (n_images,), default=None
@@ -63,9 +64,14 @@ def fit_temperature(
     >>> round(100 ** (1 / t), 2)
     2.0
     """
-    if log_likelihood.shape[2] == 1:
-        return 1.0
     weights = np.ones(len(labels)) if sample_weight is None else np.asarray(sample_weight)
+    possible = np.isfinite(class_log_prior)  # of others no temperature makes anything
+    kept = possible[labels]
+    log_likelihood, weights = log_likelihood[kept][:, :, possible], weights[kept]
+    labels = (np.cumsum(possible) - 1)[labels][kept]
+    class_log_prior = class_log_prior[possible]
+    if not len(labels) or len(class_log_prior) == 1:
+        return 1.0
     n, rows = weights.sum(), np.arange(len(labels))
 
     def loss(log_temperature: float) -> Any:

@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +15,8 @@ from skaocls.priors.interface import Prior
 from skaocls.progress import progress
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
+from skaocls.training.checkpoints import Checkpoints
+from skaocls.training.state import LOWERED, History, TrainingState, are_finite, copies
 
 BETAS = (0.9, 0.95)
 CLIP_NORM = 1.0
@@ -24,35 +25,6 @@ FINAL_RATE = 0.05  # share of the peak learning rate
 VALIDATION_ORDERS = 4
 AVERAGING = 0.99  # decay of the running mean of the weights, which is what is kept
 ESTIMATE_ROWS = 1024  # (image, class) pairs for the accuracy shown while training
-
-
-@dataclass
-class History:
-    """What happened while training.
-
-    Attributes
-    ----------
-    loss_curve : list of float
-        Mean training loss of each epoch, in nats per token.
-    validation_curve : list of float
-        Mean held-out log-likelihood after each epoch, in nats per token; empty without
-        validation data.
-    n_iter : int
-        Epochs run.
-    best_iter : int
-        Epoch, from 1, whose weights were kept.
-    converged : bool
-        Whether the curve was flat at the end.
-    interrupted : bool
-        Whether Ctrl-C ended it.
-    """
-
-    loss_curve: list[float] = field(default_factory=list)
-    validation_curve: list[float] = field(default_factory=list)
-    n_iter: int = 0
-    best_iter: int = 0
-    converged: bool = False
-    interrupted: bool = False
 
 
 @own_torch_state(grad=True)
@@ -75,6 +47,7 @@ def train_prior(
     seed: int = 0,
     autocast: torch.dtype | None = None,
     checkpointing: bool = False,
+    checkpoints: Checkpoints | None = None,
     verbose: int = 0,
 ) -> History:
     """Fit the prior, in place, to codes and labels.
@@ -83,7 +56,9 @@ def train_prior(
     by the null class. AdamW (weight decay on matrices only), linear warm-up, cosine decay to 5 %
     of the peak rate, gradients clipped to norm 1: the recipe of the published checkpoints. What is
     kept is a running mean of the weights over about the last hundred steps. Ctrl-C ends training
-    with a warning and keeps them so far, or before the end of the first epoch raises.
+    with a warning and keeps them so far, or before the end of the first epoch raises. An epoch
+    after which loss or weights are no finite numbers begins again at a tenth of the rate, with a
+    warning and at most three times.
 
     Parameters
     ----------
@@ -124,12 +99,20 @@ def train_prior(
         Type of the matrix products.
     checkpointing : bool, default=False
         Compute activations again in the backward pass instead of keeping them.
+    checkpoints : Checkpoints, default=None
+        Where the state is written now and then, and from where training goes on if it is there,
+        on a CPU to the same weights bit for bit.
     verbose : int, default=0
         1 shows epochs, steps, loss, an estimate of the accuracy, and the time left.
 
     Returns
     -------
     history : History
+
+    Raises
+    ------
+    ValueError
+        If training diverges at lower rates, too.
 
     References
     ----------
@@ -160,26 +143,26 @@ def train_prior(
     # in which orders the prior is judged while it is trained
     judged = draw_orders(VALIDATION_ORDERS, n_tokens, seed) if orders is None else orders
     judged = judged[:VALIDATION_ORDERS]
-    history = History()
-    trained: list[Tensor] = [p for p in prior.parameters() if p.requires_grad]
-    own = [p.data for p in trained]
-    mean = [p.detach().clone() for p in trained]
-    best, best_weights = -math.inf, None
     prior.transformer.checkpointing = checkpointing
-    bar = progress(max_iter * steps, "training", "step", verbose)
-    random = torch.Generator().manual_seed(seed)
-    dropping = random if device.type == "cpu" else torch.Generator(device).manual_seed(seed)
+    state = TrainingState(prior, optimizer, seed)
+    if checkpoints is not None:
+        checkpoints.resume(state)
+    history, random = state.history, state.random
+    done = history.n_iter * steps + state.step
+    bar = progress(max_iter * steps, "training", "step", verbose, initial=done)
     with bar, interruptible(history):
-        for epoch in range(max_iter):
+        while history.n_iter < max_iter:
+            epoch = history.n_iter
             bar.set_description(f"epoch {epoch + 1}/{max_iter}", refresh=False)
             prior.train()
-            losses = torch.zeros((), dtype=torch.float32, device=device)
-            shuffled = torch.randperm(n, generator=random)
-            for step in range(steps):
+            if state.step == 0:
+                state.losses.zero_()
+                state.shuffled = torch.randperm(n, generator=random)
+            for step in range(state.step, steps):
                 rate = learning_rate * schedule(epoch * steps + step, max_iter * steps)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
-                i = shuffled[step * batch_size : (step + 1) * batch_size]
+                    group["lr"] = rate * LOWERED**state.lowered
+                i = state.shuffled[step * batch_size : (step + 1) * batch_size]
                 view = torch.randint(n_views, i.shape, generator=random)
                 batch = all_codes[i, view].long()
                 null = uniform(len(i), generator=random) < class_dropout
@@ -200,44 +183,53 @@ def train_prior(
                             order[few],
                             label[few],
                             None if weight is None else weight[few],
-                            dropping,
+                            state.dropping,
                         )
                     loss = loss * ((few.stop - few.start) / len(i))
                     loss.backward()
-                    losses += loss.detach()
+                    state.losses += loss.detach()
                 torch.nn.utils.clip_grad_norm_(prior.parameters(), CLIP_NORM)
                 optimizer.step()
                 with torch.no_grad():  # at first over all steps, then over about the last hundred
                     done = epoch * steps + step
-                    torch._foreach_lerp_(mean, trained, 1 - min(AVERAGING, done / (done + 10)))
+                    share = 1 - min(AVERAGING, done / (done + 10))
+                    torch._foreach_lerp_(state.mean, state.trained, share)
                 bar.update()
-            history.loss_curve.append(losses.item() / steps)
+                state.step = step + 1
+                if checkpoints is not None:
+                    checkpoints.keep(state)
+            if not state.is_finite():
+                state.go_back()
+                bar.update(-steps)
+                continue
+            state.good, state.step = copies(state.own), 0
+            history.loss_curve.append(state.losses.item() / steps)
             history.n_iter = epoch + 1
             if validation is not None or verbose:
-                use(trained, mean)
+                use(state.trained, state.mean)
             if validation is not None:
-                history.validation_curve.append(held_out(prior, *validation, judged, autocast))
-                if history.validation_curve[-1] > best:
-                    best, history.best_iter = history.validation_curve[-1], epoch + 1
-                    best_weights = [p.detach().clone() for p in trained]
+                score = held_out(prior, *validation, judged, autocast)
+                if score > max(history.validation_curve, default=-math.inf):
+                    history.best_iter, state.best = epoch + 1, copies(state.mean)
+                history.validation_curve.append(score)
             if verbose:
+                i = state.shuffled[(steps - 1) * batch_size : steps * batch_size]
                 known = validation or (all_codes[i, 0].numpy(), all_labels[i].numpy())
                 shown = how_it_goes(prior, history, *known[:2], judged[:1], autocast)
                 bar.set_postfix(shown, refresh=False)
             if validation is not None or verbose:
-                use(trained, own)
+                use(state.trained, state.own)
             if validation is not None and is_flat(history.validation_curve, n_iter_no_change, tol):
                 history.converged = True
                 break
-    if best_weights is None:
+    if state.best is None:
         history.best_iter = history.n_iter
         window = min(n_iter_no_change, max(1, history.n_iter // 4))
         history.converged = is_flat([-x for x in history.loss_curve], window, tol * window)
-    else:
-        mean = best_weights
-    use(trained, own)
-    with torch.no_grad():
-        torch._foreach_copy_(own, mean)
+    use(state.trained, state.own)
+    kept = state.mean if state.best is None else state.best
+    with torch.no_grad():  # what Ctrl-C cuts short may be about to go back
+        torch._foreach_copy_(state.own, kept if are_finite(kept) else state.good)
     prior.transformer.checkpointing = False
     prior.eval()
     return history

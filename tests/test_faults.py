@@ -1,0 +1,192 @@
+"""Files that were damaged or made to harm: an answer, or an error in words."""
+
+import json
+import resource
+import socket
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conftest import small_classifier
+from skaocls import AnyOrderARClassifier
+from skaocls.files import find_file, read_state_dict
+from skaocls.priors.loading import load_prior
+
+SIZES = {"dim": 32, "n_layer": 1, "n_head": 2, "multiple_of": 32}
+
+
+@pytest.fixture(scope="module")
+def small(digits):
+    X, y, _, _ = digits
+    params = {"max_iter": 1, "augmentation": None, "prior": SIZES}
+    return small_classifier(AnyOrderARClassifier, **params).fit(X[:60], y[:60])
+
+
+@pytest.fixture
+def folder(small, tmp_path):
+    small.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def little_memory():
+    """At most 4 GiB more than now."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 2**32, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def safetensors_of(header, body=b"", length=None):
+    text = json.dumps(header).encode() if isinstance(header, dict) else header
+    return struct.pack("<Q", len(text) if length is None else length) + text + body
+
+
+def tensor(shape, end, begin=0, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+HOSTILE = {
+    "a terabyte": safetensors_of({"a": tensor([2**38], 2**40)}),
+    "a terabyte in 8 bytes": safetensors_of({"a": tensor([2**38], 8)}, b"0" * 8),
+    "overflow": safetensors_of({"a": tensor([2**62, 4], 0)}),
+    "header": safetensors_of({}, length=2**60),
+    "negative": safetensors_of({"a": tensor([-1], 4)}, b"0000"),
+    "overlap": safetensors_of({"a": tensor([1], 4), "b": tensor([1], 4)}, b"0000"),
+    "nested": safetensors_of(b"[" * 100_000),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_safetensors_that_claim_more_than_they_hold(tmp_path, little_memory, name):
+    (tmp_path / "model.safetensors").write_bytes(HOSTILE[name])
+    with pytest.raises(ValueError, match="is no readable file of weights"):
+        read_state_dict(tmp_path / "model.safetensors")
+
+
+def test_torch_files_that_claim_more_than_they_hold(tmp_path, little_memory):
+    path = tmp_path / "model.pt"
+    torch.save({"a": torch.zeros(1).expand(2**38)}, path)
+    assert path.stat().st_size < 5000
+    with pytest.raises(ValueError, match=r"claims more than it holds \(1099511627776 bytes"):
+        read_state_dict(path)
+    torch.save({"a": torch.eye(3).to_sparse()}, path)
+    with pytest.raises(ValueError, match="'a' is no plain tensor"):
+        read_state_dict(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("model/data.pkl", b"0" * 2**24)
+    with pytest.raises(ValueError, match="unpacks to 16777216 bytes"):
+        read_state_dict(path)
+    tied = torch.zeros(100)
+    torch.save({"a": tied, "b": tied[:50], "c": tied.view(10, 10).T}, path)
+    assert {k: v.shape for k, v in read_state_dict(path).items()}["c"] == (10, 10)
+
+
+def test_priors_of_absurd_shapes(tmp_path, little_memory):
+    from skaocls import AnyOrderPrior
+
+    state = AnyOrderPrior(8, (2, 2), 3, dim=32, n_layer=1, n_head=2).state_dict()
+    path = tmp_path / "prior.safetensors"
+    layer = {k.replace("layers.0", "layers.99999999"): v for k, v in state.items()}
+    empty = {"tok_embeddings.weight": torch.zeros(8, 0).reshape(0, 10**9)}
+    for changed, sizes in [
+        (layer, {}),
+        (state | empty, {}),
+        (state | {"layers.0.feed_forward.w1.weight": torch.zeros(10**6, 0)}, {}),
+        (state | {"tok_embeddings.weight": torch.zeros(0, 2**60)}, {}),
+        (state, {"n_head": 3}),
+    ]:
+        save_file(changed, path)
+        with pytest.raises(ValueError, match=r"prior.safetensors|must be a multiple"):
+            load_prior(path, num_classes=3, **{"grid": (2, 2), "n_head": 2, **sizes})
+
+
+CHANGES = [
+    ("prior", "grid", [10**5, 10**5]),
+    ("prior", "grid", [-4, -4]),
+    ("prior", "grid", [2, 2]),
+    ("prior", "grid", "ab"),
+    ("prior", "n_head", 0),
+    ("prior", "n_head", 10**12),
+    ("prior", None),
+    ("added_priors", -1),
+    ("rows", [10**9, 0, 1]),
+    ("rows", [0]),
+    ("sources", [5, 0, 0]),
+    ("order_seed", "a"),
+    ("reader", "image_shape", [10**6, 10**6, 3]),
+    ("reader", "other", 1),
+    ("classes", "dtype", "<U1000000000"),
+    ("classes", "values", [[]]),
+    ("tokenizer", "type", "os.system"),
+    ("tokenizer", "attributes", "grid_", [10**6, 10**6]),
+    ("tokenizer", "attributes", "patch_size_", [10**6, 10**6]),
+    ("tokenizer", "attributes", "n_codes_", 10**12),
+    ("params", "n_orders", 10**12),
+    ("params", "unknown", 1),
+    ("params", []),
+    ("history", None),
+    ("history", "class_log_prior_", [0.0]),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_configurations_that_were_changed(folder, little_memory, change):
+    *keys, last, value = change
+    config = json.loads((folder / "config.json").read_text())
+    place = config
+    for key in keys:
+        place = place[key]
+    place[last] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"saved holds no (model|classifier) that can be restored"):
+        AnyOrderARClassifier.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("written", [99, 0, "x", None])
+def test_unknown_formats_are_named(folder, written):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"format": written}))
+    with pytest.raises(ValueError, match=f"in format {written!r}; this version.*up to format 1"):
+        AnyOrderARClassifier.from_pretrained(folder)
+
+
+def test_a_configuration_sets_no_other_attributes(folder, digits):
+    config = json.loads((folder / "config.json").read_text())
+    config["history"]["predict"] = config["history"]["model_"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+    assert AnyOrderARClassifier.from_pretrained(folder).predict(digits[0][:2]).shape == (2,)
+
+
+def test_a_configuration_without_end(folder):
+    (folder / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"config.json is no readable JSON"):
+        AnyOrderARClassifier.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../secret.pt", "/etc/secret.pt", "a\\..\\b.pt", "a/../../b.pt"]
+)
+def test_names_that_lead_out_of_a_repository(name):
+    with pytest.raises(OSError, match="leads out of it, and is refused"):
+        find_file("owner/name", name)
+
+
+def test_nothing_asks_the_network(digits, folder, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    X, y, X_test, _ = digits
+    clf = AnyOrderARClassifier.from_pretrained(folder, max_iter=1, memory=tmp_path / "memory")
+    clf.fit(X[:60], y[:60]).predict(X_test[:5])
+    clf.set_params(prior=str(folder)).fit(X[:60], y[:60]).predict(X_test[:5])
+    assert np.isfinite(clf.score_samples(X_test[:5])).all()
