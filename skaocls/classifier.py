@@ -84,15 +84,16 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
 
     Parameters by what they are for:
 
-    - the model: `prior`, `tokenizer`, `image_shape`, `filename`, `revision`;
+    - images and model: `image_shape`, `decoding`, `on_bad_image`, `tokenizer`, `prior`, `filename`,
+      `revision`;
     - orders and the answer, which may be changed after `fit`: `n_orders`, `order`, `aggregation`,
       `temperature`, `search`, `racing_error`, `racing_screen`, `crop`, `latent_noise`; before it
       `priors`;
     - training: `max_iter`, `batch_size`, `learning_rate_init`, `augmentation`, `weight_decay`,
       `class_dropout`, `class_weight`, `early_stopping`, `validation_fraction`, `n_iter_no_change`,
       `tol`, `warm_start`;
-    - fine-tuning: `finetune`, `lora_rank`, `lora_alpha`, `new_classes`;
-    - resources: `memory`, `micro_batch_size`, `checkpointing`, `device`, `precision`,
+    - fine-tuning: `finetune`, `lora_rank`, `lora_alpha`, `finetune_dropout`, `new_classes`;
+    - resources: `checkpoint_dir`, `memory`, `micro_batch_size`, `checkpointing`, `device`, `precision`,
       `random_state`, `verbose`.
 
     Parameters

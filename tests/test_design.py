@@ -1,7 +1,10 @@
 """The rooms of the package, and the one way in which they know each other (docs/design.md)."""
 
 import ast
+import re
 from pathlib import Path
+
+from skaocls import AnyOrderARClassifier
 
 PACKAGE = Path(__file__).parents[1] / "skaocls"
 
@@ -65,3 +68,11 @@ def test_nothing_below_the_estimator_takes_it():
             if isinstance(node, ast.FunctionDef):
                 names = {a.arg for a in node.args.args + node.args.kwonlyargs}
                 assert not names & {"clf", "classifier", "estimator"}, f"{path}: {node.name}"
+
+
+def test_the_classifiers_parameters_are_all_grouped():
+    groups = AnyOrderARClassifier.__doc__.split("what they are for:")[1].split("    Parameters\n")[
+        0
+    ]
+    named = re.findall(r"`(\w+)`", groups.replace("`fit`", ""))
+    assert sorted(named) == sorted(AnyOrderARClassifier().get_params(deep=False))
