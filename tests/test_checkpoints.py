@@ -141,7 +141,8 @@ def test_damaged_checkpoints_are_not_used(digits, tmp_path, killed_at, suffix, d
     X, y, _, _ = digits
     whole, clf = make().fit(X, y), make(checkpoint_dir=tmp_path)
     killed_at(clf, X, y, 4)
-    (tmp_path / ".checkpoint-5.json.left").write_text("of a process that was killed")
+    for name in (".checkpoint-5.json.left", "checkpoint-99.safetensors"):
+        (tmp_path / name).write_text("of a process that was killed")
     damage(tmp_path / f"checkpoint-4.{suffix}")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")

@@ -1,21 +1,32 @@
 """Files that were damaged or made to harm: an answer, or an error in words."""
 
 import json
+import os
+import re
 import resource
 import socket
 import struct
+import subprocess
+import sys
+import warnings
 import zipfile
+from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
 from skaocls.files import find_file, read_state_dict
 from skaocls.priors.loading import load_prior
+from skaocls.scoring.aggregation import AGGREGATIONS
 
+FAULTS = Path(__file__).parents[1] / "benchmarks" / "faults.py"
 SIZES = {"dim": 32, "n_layer": 1, "n_head": 2, "multiple_of": 32}
 
 
@@ -190,3 +201,72 @@ def test_nothing_asks_the_network(digits, folder, tmp_path, monkeypatch):
     clf.fit(X[:60], y[:60]).predict(X_test[:5])
     clf.set_params(prior=str(folder)).fit(X[:60], y[:60]).predict(X_test[:5])
     assert np.isfinite(clf.score_samples(X_test[:5])).all()
+
+
+# Kills, and random damage -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_killed_calls_go_on(tmp_path):
+    """Three fits and three predictions; the longer run is in benchmarks/results/faults.md."""
+    out = tmp_path / "faults.md"
+    sizes = ["--kills", "3", "--digits", "90", "--images", "150", "--models", "30", "--out", out]
+    call = [sys.executable, FAULTS, *sizes]
+    environment = os.environ | {"PYTHONPATH": str(FAULTS.parents[1]), "OMP_NUM_THREADS": "1"}
+    subprocess.run(call, check=True, env=environment, capture_output=True)
+    counted = {}
+    for line in out.read_text().splitlines()[6:]:
+        _, what, told, _ = line.split("|")
+        counted[what.split()[1]] = {k: int(n) for k, n in re.findall(r"([\w ]+): (\d+)", told)}
+    for kind in ("fits", "predictions"):
+        counts = {name.strip(): n for name, n in counted[kind].items()}
+        assert counts["killed"] == counts["equal"] == 3 and counts["damaged files"] == 0
+    assert counts["most parts read twice"] <= 1
+    for kind, n in (("image", 150), ("model", 30)):
+        counts = {name.strip(): n for name, n in counted[kind].items()}
+        assert counts.pop("answers", 0) + counts.pop("errors in words") == n
+        bad = ("crashes", "hangs", "other errors", "longer than 5 s", "above 2 GiB")
+        assert not any(counts.get(name) for name in bad)
+
+
+DTYPES = st.sampled_from(["u1", ">u2", "i8", "f2", "f4", "f8", "?", "O"])
+
+
+@settings(max_examples=25, deadline=None)
+@hypothesis.given(data=st.data())
+def test_any_images_are_answered_or_refused(data):
+    """Whatever shape, type and labels: probabilities, the same in any batch, or a ValueError."""
+    n = data.draw(st.integers(0, 12), "images")
+    shape = data.draw(st.lists(st.integers(0, 7), min_size=0, max_size=4), "shape")
+    dtype = data.draw(DTYPES, "dtype")
+    values = np.random.RandomState(0).randint(9, size=(n, *shape)).astype(dtype)
+    if n and values.size and values.dtype.kind == "f":
+        values.flat[0] = data.draw(st.sampled_from([0.0, -1.0, np.nan, np.inf, 1e4]), "first")
+    X = data.draw(st.sampled_from([lambda x: x, list, np.asfortranarray, torch_if_possible]))(
+        values
+    )
+    y = data.draw(st.lists(st.sampled_from([0, 1, 2]), min_size=n, max_size=n), "labels")
+    params = {
+        "search": data.draw(st.sampled_from(["exhaustive", "racing"]), "search"),
+        "aggregation": data.draw(st.sampled_from(AGGREGATIONS), "aggregation"),
+        "order": data.draw(st.sampled_from(["random", "antithetic", "raster"]), "order"),
+        "augmentation": data.draw(st.sampled_from([None, 2]), "augmentation"),
+        "n_orders": 2,
+    }
+    clf = small_classifier(AnyOrderARClassifier, max_iter=1, prior=SIZES).set_params(**params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            clf.fit(X, y)
+        except (ValueError, TypeError) as exc:
+            assert str(exc)  # noqa: PT017
+            return
+        proba = clf.predict_proba(X)
+    assert proba.shape == (n, len(set(y)))
+    np.testing.assert_allclose(proba.sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(clf.predict_proba(X[:1]), proba[:1], atol=1e-6)
+
+
+def torch_if_possible(values):
+    possible = values.dtype.isnative and values.dtype.kind in "uif" and values.dtype != np.uint16
+    return torch.from_numpy(values) if possible else values

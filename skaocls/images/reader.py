@@ -318,9 +318,9 @@ def as_tokens(X: Any, grid: Any = None) -> np.ndarray:
             f"X holds no tokens: integers are expected, but it has dtype {codes.dtype}. To read "
             'images, do not pass tokenizer="precomputed".'
         )
-    check_not_empty(codes)
-    if not codes.size:
+    if len(codes) and not codes.size:
         raise ValueError(f"X holds no tokens: it has shape {codes.shape}.")
+    check_not_empty(codes)
     return codes
 
 

@@ -68,6 +68,8 @@ def check_model(model: FittedModel) -> None:
     check_sizes("order_seed", [model.order_seed + 1], 1, 2**32)
     tokenizer = model.tokenizer
     for prior in model.priors:
+        if not all(bool(weight.isfinite().all()) for weight in prior.state_dict().values()):
+            raise ValueError("its weights are no finite numbers")
         have, want = (prior.vocab_size, prior.grid), (tokenizer.n_codes_, tuple(tokenizer.grid_))
         if have != want:
             raise ValueError(f"the prior reads tokens {have}, the tokenizer writes {want}")

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -199,9 +200,7 @@ def recall_log_likelihoods(
         parts.append(
             store.recall(
                 key,
-                lambda tokens=tokens, order=order: log_likelihoods(
-                    prior, tokens, order[None], labels, dtype=dtype
-                ),
+                partial(log_likelihoods, prior, tokens, order[None], labels, dtype=dtype),
             )
         )
     return np.concatenate(parts, axis=1)

@@ -55,7 +55,9 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], about: dict[str, str], seed: int):
         self.folder, self.about, self.seed = Path(folder), about, seed
         self.due, self.n = 0.0, 0
-        for left in self.folder.glob(".checkpoint-*"):  # of a process that was killed
+        halves = self.folder.glob("checkpoint-*.safetensors")
+        alone = [half for half in halves if not half.with_suffix(".json").exists()]
+        for left in [*alone, *self.folder.glob(".checkpoint-*")]:  # of a process that was killed
             left.unlink()
         self.found = self.newest()
         if self.found is not None:
