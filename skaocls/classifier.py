@@ -93,8 +93,8 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
       `class_dropout`, `class_weight`, `early_stopping`, `validation_fraction`, `n_iter_no_change`,
       `tol`, `warm_start`;
     - fine-tuning: `finetune`, `lora_rank`, `lora_alpha`, `finetune_dropout`, `new_classes`;
-    - resources: `checkpoint_dir`, `memory`, `micro_batch_size`, `checkpointing`, `device`, `precision`,
-      `random_state`, `verbose`.
+    - resources: `checkpoint_dir`, `memory`, `micro_batch_size`, `checkpointing`, `device`,
+      `precision`, `random_state`, `verbose`.
 
     Parameters
     ----------
