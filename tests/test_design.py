@@ -1,7 +1,11 @@
 """The rooms of the package, and the one way in which they know each other (docs/design.md)."""
 
 import ast
+import re
 from pathlib import Path
+
+import skaocls
+from skaocls import displays
 
 PACKAGE = Path(__file__).parents[1] / "skaocls"
 
@@ -65,3 +69,10 @@ def test_nothing_below_the_estimator_takes_it():
             if isinstance(node, ast.FunctionDef):
                 names = {a.arg for a in node.args.args + node.args.kwonlyargs}
                 assert not names & {"clf", "classifier", "estimator"}, f"{path}: {node.name}"
+
+
+def test_the_api_reference_lists_what_is_public():
+    text = (PACKAGE.parent / "docs" / "api.rst").read_text(encoding="utf-8")
+    public = {*skaocls.__all__} - {"__version__"} | {f"displays.{n}" for n in displays.__all__}
+    public |= {"selection.smallest_n_orders", "scoring.evidence.Evidence"}
+    assert set(re.findall(r"^   ([\w.]+)$", text, re.MULTILINE)) == public
