@@ -14,6 +14,7 @@ extensions = [
     "myst_parser",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx_gallery.gen_gallery",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build"]
@@ -53,6 +54,16 @@ intersphinx_timeout = 5
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+
+# training takes minutes: `sphinx-build -D plot_gallery=1` runs the examples, else they are shown
+plot_gallery = "False"
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "auto_examples",
+    "show_memory": False,
+    "show_signature": False,
+    "write_computation_times": False,
+}
 
 html_theme = "pydata_sphinx_theme"
 html_title = "skaocls"
