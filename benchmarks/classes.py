@@ -153,8 +153,8 @@ def main():
         "# What classes cost",
         "",
         f"`python benchmarks/classes.py{' --large' * args.large}`; {results['machine']}. Made-up "
-        f"weights; images of 16 tokens, {N_ORDERS} orders, priors of two layers of 64. Cost over "
-        "that of one class with the same prior, every class read to the end.",
+        f"weights; images of 16 tokens, {N_ORDERS} orders, priors of two layers of 64. Costs are "
+        "multiples of what one class costs with the same prior; every class is read to the end.",
         "",
         *ratio_table(results["small"]),
     ]

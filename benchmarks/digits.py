@@ -48,7 +48,8 @@ def processor():
 
 
 def machine():
-    return f"{processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def run(seed, params):

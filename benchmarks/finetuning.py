@@ -189,8 +189,9 @@ def main():
         f"# Fine-tuning on {title}\n\n"
         f"`python benchmarks/finetuning.py{option}`; {about['machine']}, skaocls "
         f"{skaocls.__version__}.\n\n"
-        f"{how}, at 8 orders. What is fine-tuned was trained on {first}, with the published "
-        "architecture. Readings: of an image by the transformer, in each order.\n\n"
+        f"{how}, at 8 orders. The model that is fine-tuned was trained on {first} and has the "
+        "published architecture. Readings: how often the transformer reads an image in each "
+        "order.\n\n"
         f"{table(rows)}\n"
     )
     args.output.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def main():
         "",
         f"`{command}`; {results['machine']}. {args.classes} made-up characters, {args.per_class} "
         f"training images each, {args.epochs} epochs, {len(X)} test images, 36 tokens, 20 orders. "
-        "Readings: of an image by the transformer, in all orders and for all classes.",
+        "Readings: how often the transformer reads an image, over all orders and classes.",
         "",
         "| prior | search | accuracy | with 1 order | readings | ms an image | MFLOP an image "
         "| training, s |",

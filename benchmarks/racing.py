@@ -214,7 +214,7 @@ def write(results):
         "",
         *table(digits["race"], digits["n_images"], digits["exhaustive_s_per_image"]),
         "",
-        "The first of the characters only, `racing_error=0.001`, 100 images or fewer:",
+        "With only the first so many of the characters, `racing_error=0.001`, at most 100 images:",
         "",
         "| classes | token evaluations an image, exhaustive | racing | s an image, racing |",
         "|---|---|---|---|",

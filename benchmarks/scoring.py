@@ -253,13 +253,13 @@ def main():
         "",
         *cross_entropy(device),
         "",
-        "A sequence is one image in one order under one class. The share is that of the published "
-        "procedure's operations: work that is left out counts as done.",
+        "A sequence is one image in one order under one class. The share counts the "
+        "operations of the published procedure, so work that a procedure avoids counts as done.",
     ]
     if not cuda:
         lines += [
             "",
-            "Peak memory above the weights and the imports, RandAR-L, a process for each:",
+            "Peak memory above the weights and the imports, RandAR-L, one process for each row:",
             "",
             "| procedure | precision | images | classes | GiB |",
             "|---|---|---|---|---|",

@@ -76,8 +76,8 @@ def main():
         "# A first-order screen",
         "",
         f"`python benchmarks/screening.py`; {machine()}. A classifier of {args.classes} "
-        f"made-up characters, {len(codes)} test images: share of images whose exhaustive winner "
-        "(20 orders) is among the first k.",
+        f"made-up characters, {len(codes)} test images: share of images whose class by exhaustive "
+        "search in 20 orders is among the k classes that the ranking puts first.",
         "",
         f"| ranking | cost, token evaluations | {' | '.join(f'k = {k}' for k in KEPT)} |",
         f"|---|---|{'---|' * len(KEPT)}",
@@ -104,7 +104,7 @@ def main():
         report(f"the first {m} token{'s' * (m > 1)} of one order", m * prior.num_classes, scores)
     lines += [
         "",
-        f"As round zero of a race, {N_ANCHORS} cluster centres, 1 order:",
+        f"Before a race, {N_ANCHORS} cluster centres, 1 order:",
         "",
         "| `racing_screen` | token evaluations an image | same class as exhaustive | s an image |",
         "|---|---|---|---|",

@@ -1,15 +1,14 @@
-"""How sure to be: a temperature found on held-out digits.
+"""
+Calibrated probabilities: a temperature from held-out digits
+============================================================
 
 The tokens of an image say much the same several times, so that their summed log-likelihoods claim
 more than they know. Reliability of the class probabilities before and after, under noise
 that makes the task hard.
 """
 
-import argparse
-from pathlib import Path
-
+import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
@@ -28,47 +27,42 @@ def reliability(proba, y):
     return np.array([(confidence[b].mean(), right[b].mean(), b.sum()) for b in bins]).T
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the picture")
-    args = parser.parse_args(argv)
+# %%
+# Digits under so much noise that they are no easy task any more. `temperature="auto"` holds out a
+# fifth of the training data.
+X, y = load_digits().images, load_digits().target
+X = X + np.random.RandomState(0).normal(0, 4, size=X.shape)  # of 16: not an easy task any more
+X, X_test, y, y_test = train_test_split(X, y, test_size=0.4, stratify=y, random_state=0)
+clf = AnyOrderARClassifier(
+    temperature="auto",
+    validation_fraction=0.2,
+    augmentation=4,
+    max_iter=90,
+    random_state=0,
+).fit(X, y)
 
-    X, y = load_digits().images, load_digits().target
-    X = X + np.random.RandomState(0).normal(0, 4, size=X.shape)  # of 16: not an easy task any more
-    X, X_test, y, y_test = train_test_split(X, y, test_size=0.4, stratify=y, random_state=0)
-    clf = AnyOrderARClassifier(
-        temperature="auto",
-        validation_fraction=0.2,
-        augmentation=4,
-        max_iter=90,
-        random_state=0,
-    ).fit(X, y)
-
-    found = clf.temperature_
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, temperature in zip(axes, (1.0, found)):
-        proba = clf.set_params(temperature=temperature).predict_proba(X_test)
-        ece = 100 * expected_calibration_error(proba, y_test)
-        nll, accuracy = log_loss(y_test, proba), np.mean(proba.argmax(1) == y_test)
-        print(
-            f"temperature {temperature:.2f}: accuracy {accuracy:.4f}, calibration error "
-            f"{ece:.2f} %, log-loss {nll:.4f}"
-        )
-        confidence, right, size = reliability(proba, y_test)
-        ax.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-        ax.scatter(confidence, right, s=20 + 400 * size / len(y_test), color="#0072B2", zorder=3)
-        ax.plot(confidence, right, color="#0072B2")
-        ax.set(xlabel="class probability claimed", xlim=(0, 1.04), ylim=(0, 1.04))
-        ax.set_title(
-            f"temperature {temperature:.2f}: off by {ece:.1f} % (ECE), log-loss {nll:.2f}",
-            fontsize=10,
-        )
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("share of right answers")
-    args.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output / "calibration.png", dpi=150)
-
-
-if __name__ == "__main__":
-    main()
+# %%
+# Reliability before and after: the size of a point is the number of images in its bin.
+found = clf.temperature_
+figure = plt.figure(figsize=(9, 4.5), layout="constrained")
+axes = figure.subplots(1, 2, sharey=True)
+for ax, temperature in zip(axes, (1.0, found)):
+    proba = clf.set_params(temperature=temperature).predict_proba(X_test)
+    ece = 100 * expected_calibration_error(proba, y_test)
+    nll, accuracy = log_loss(y_test, proba), np.mean(proba.argmax(1) == y_test)
+    print(
+        f"temperature {temperature:.2f}: accuracy {accuracy:.4f}, calibration error "
+        f"{ece:.2f} %, log-loss {nll:.4f}"
+    )
+    confidence, right, size = reliability(proba, y_test)
+    ax.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
+    ax.scatter(confidence, right, s=20 + 400 * size / len(y_test), color="#0072B2", zorder=3)
+    ax.plot(confidence, right, color="#0072B2")
+    ax.set(xlabel="class probability claimed", xlim=(0, 1.04), ylim=(0, 1.04))
+    ax.set_title(
+        f"temperature {temperature:.2f}: off by {ece:.1f} % (ECE), log-loss {nll:.2f}",
+        fontsize=10,
+    )
+    ax.grid(alpha=0.3)
+axes[0].set_ylabel("share of right answers")
+plt.show()

@@ -1,4 +1,6 @@
-"""Which parts of a digit speak for which class?
+"""
+Explanations: which parts of a digit speak for which class
+==========================================================
 
 The classifier's log-likelihood is a sum over tokens, so each token says how much it speaks for a
 class, in nats. The first picture shows that for three test digits and their most probable classes:
@@ -8,9 +10,6 @@ the best class of four confusing digits against the second best: blue is what de
 what nearly decided for the other.
 """
 
-import argparse
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
@@ -19,36 +18,32 @@ from sklearn.model_selection import train_test_split
 from skaocls import AnyOrderARClassifier
 from skaocls.displays import EvidenceDisplay
 
+# %%
+# Train with the default settings.
+X, y = load_digits().images, load_digits().target
+X, X_test, y, _ = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
+clf = AnyOrderARClassifier(random_state=0).fit(X, y)
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the pictures")
-    args = parser.parse_args(argv)
-    args.output.mkdir(parents=True, exist_ok=True)
+# %%
+# Digits of which the classifier is sure, and those that confuse it most.
+second, best = np.sort(clf.predict_proba(X_test), axis=1)[:, -2:].T
+by_margin = np.argsort(best - second)
+typical = X_test[by_margin[[-1, len(by_margin) // 2]]]
+confusing = X_test[by_margin[:4]]
 
-    X, y = load_digits().images, load_digits().target
-    X, X_test, y, _ = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
-    clf = AnyOrderARClassifier(random_state=0).fit(X, y)
+# %%
+# Evidence for the most probable classes, against no class at all.
+images = np.concatenate([typical, confusing[:1]])
+display = EvidenceDisplay.from_estimator(clf, images)
 
-    second, best = np.sort(clf.predict_proba(X_test), axis=1)[:, -2:].T
-    by_margin = np.argsort(best - second)
-    typical = X_test[by_margin[[-1, len(by_margin) // 2]]]
-    confusing = X_test[by_margin[:4]]
-
-    images = np.concatenate([typical, confusing[:1]])
-    display = EvidenceDisplay.from_estimator(clf, images)
-    display.figure_.savefig(args.output / "evidence.png", dpi=150)
-
-    _, axes = plt.subplots(2, 4, figsize=(9, 4.8), layout="constrained")
-    display = EvidenceDisplay.from_estimator(
-        clf,
-        confusing,
-        n_classes=1,
-        rival="runner-up",
-        ax=axes.T,  # images above their maps
-    )
-    display.figure_.savefig(args.output / "evidence_rivals.png", dpi=150)
-
-
-if __name__ == "__main__":
-    main()
+# %%
+# Evidence of the best class against the second best, for the confusing digits.
+_, axes = plt.subplots(2, 4, figsize=(9, 4.8), layout="constrained")
+display = EvidenceDisplay.from_estimator(
+    clf,
+    confusing,
+    n_classes=1,
+    rival="runner-up",
+    ax=axes.T,  # images above their maps
+)
+plt.show()

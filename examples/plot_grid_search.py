@@ -1,16 +1,16 @@
-"""A grid search that trains once for each fold.
+"""
+A grid search that trains once for each fold
+============================================
 
 Nothing in this grid changes what is learned, only how it is read. With `memory`, 24 settings in
 3 folds take 3 fits and the one on all data, and the log-likelihoods of an order are computed once.
 """
 
-import argparse
 import tempfile
 import time
-from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV, train_test_split
 
@@ -20,39 +20,32 @@ from skaocls.scoring.aggregation import AGGREGATIONS
 N_ORDERS = [1, 2, 3, 5, 8, 12, 16, 20]
 COLOURS = ["#0072B2", "#D55E00", "#009E73"]
 
+# %%
+# 24 settings, 3 folds and the final fit: four trainings.
+X, y = load_digits().images, load_digits().target
+X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
+with tempfile.TemporaryDirectory() as folder:
+    clf = AnyOrderARClassifier(max_iter=30, memory=folder, random_state=0)
+    grid = {"n_orders": N_ORDERS, "aggregation": list(AGGREGATIONS)}
+    start = time.perf_counter()
+    search = GridSearchCV(clf, grid, cv=3).fit(X, y)
+    seconds = time.perf_counter() - start
+print(f"{len(search.cv_results_['params'])} settings in {seconds:.0f} s")
+print(f"best {search.best_params_}, test accuracy {search.score(X_test, y_test):.4f}")
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the picture")
-    args = parser.parse_args(argv)
-
-    X, y = load_digits().images, load_digits().target
-    X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
-    with tempfile.TemporaryDirectory() as folder:
-        clf = AnyOrderARClassifier(max_iter=30, memory=folder, random_state=0)
-        grid = {"n_orders": N_ORDERS, "aggregation": list(AGGREGATIONS)}
-        start = time.perf_counter()
-        search = GridSearchCV(clf, grid, cv=3).fit(X, y)
-        seconds = time.perf_counter() - start
-    print(f"{len(search.cv_results_['params'])} settings in {seconds:.0f} s")
-    print(f"best {search.best_params_}, test accuracy {search.score(X_test, y_test):.4f}")
-
-    results = search.cv_results_
-    how = results["param_aggregation"]
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    ax = figure.add_subplot()
-    for name, colour in zip(AGGREGATIONS, COLOURS):
-        mean = results["mean_test_score"][how == name]
-        error = results["std_test_score"][how == name] / np.sqrt(search.n_splits_)
-        ax.plot(N_ORDERS, mean, "o-", color=colour, label=name)
-        ax.fill_between(N_ORDERS, mean - error, mean + error, color=colour, alpha=0.15)
-    ax.set(xlabel="orders averaged over", ylabel="accuracy in cross-validation", xticks=N_ORDERS)
-    ax.set_title(f"{len(how)} settings, 3 folds, 4 fits: {seconds:.0f} s")
-    ax.grid(alpha=0.3)
-    ax.legend(loc="lower right")
-    args.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output / "grid_search.png", dpi=150)
-
-
-if __name__ == "__main__":
-    main()
+# %%
+# Accuracy against the number of orders, for each aggregation.
+results = search.cv_results_
+how = results["param_aggregation"]
+figure = plt.figure(figsize=(7, 4.5), layout="constrained")
+ax = figure.add_subplot()
+for name, colour in zip(AGGREGATIONS, COLOURS):
+    mean = results["mean_test_score"][how == name]
+    error = results["std_test_score"][how == name] / np.sqrt(search.n_splits_)
+    ax.plot(N_ORDERS, mean, "o-", color=colour, label=name)
+    ax.fill_between(N_ORDERS, mean - error, mean + error, color=colour, alpha=0.15)
+ax.set(xlabel="orders averaged over", ylabel="accuracy in cross-validation", xticks=N_ORDERS)
+ax.set_title(f"{len(how)} settings, 3 folds, 4 fits: {seconds:.0f} s")
+ax.grid(alpha=0.3)
+ax.legend(loc="lower right")
+plt.show()

@@ -1,14 +1,13 @@
-"""Two classes at a time: learning the digits without seeing earlier ones again.
+"""
+Incremental learning: two classes at a time
+===========================================
 
 `partial_fit` gives new classes a prior of their own, so no other class moves. SGDClassifier and a
 multilayer perceptron, shown the same images in the same sequence, forget.
 """
 
-import argparse
-from pathlib import Path
-
+import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.linear_model import SGDClassifier
 from sklearn.model_selection import train_test_split
@@ -19,48 +18,42 @@ from skaocls import AnyOrderARClassifier
 EPOCHS = 60
 COLOURS = ["#0072B2", "#D55E00", "#009E73"]
 
+# %%
+# The digits come two classes at a time. The other models are told beforehand that there will be ten
+# classes, as their `partial_fit` asks.
+X, y = load_digits().images / 16, load_digits().target
+X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
+contestants = {
+    "AnyOrderARClassifier": AnyOrderARClassifier(random_state=0),
+    "SGDClassifier": SGDClassifier(random_state=0),
+    "MLPClassifier": MLPClassifier(random_state=0),
+}
+curves = {name: [] for name in contestants}
+seen_so_far = range(2, 11, 2)
+for n_seen in seen_so_far:
+    now = np.isin(y, [n_seen - 2, n_seen - 1])
+    test = y_test < n_seen
+    for name, model in contestants.items():
+        if name == "AnyOrderARClassifier":
+            model.partial_fit(X[now], y[now])
+            accuracy = model.score(X_test[test], y_test[test])
+        else:
+            flat = X[now].reshape(now.sum(), -1)
+            for _ in range(EPOCHS):
+                model.partial_fit(flat, y[now], classes=np.arange(10))
+            accuracy = model.score(X_test[test].reshape(test.sum(), -1), y_test[test])
+        curves[name].append(accuracy)
+    print(f"{n_seen:2d} classes: " + ", ".join(f"{k} {v[-1]:.4f}" for k, v in curves.items()))
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the picture")
-    args = parser.parse_args(argv)
-
-    X, y = load_digits().images / 16, load_digits().target
-    X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
-    contestants = {
-        "AnyOrderARClassifier": AnyOrderARClassifier(random_state=0),
-        "SGDClassifier": SGDClassifier(random_state=0),
-        "MLPClassifier": MLPClassifier(random_state=0),
-    }
-    curves = {name: [] for name in contestants}
-    seen_so_far = range(2, 11, 2)
-    for n_seen in seen_so_far:
-        now = np.isin(y, [n_seen - 2, n_seen - 1])
-        test = y_test < n_seen
-        for name, model in contestants.items():
-            if name == "AnyOrderARClassifier":
-                model.partial_fit(X[now], y[now])
-                accuracy = model.score(X_test[test], y_test[test])
-            else:
-                flat = X[now].reshape(now.sum(), -1)
-                for _ in range(EPOCHS):
-                    model.partial_fit(flat, y[now], classes=np.arange(10))
-                accuracy = model.score(X_test[test].reshape(test.sum(), -1), y_test[test])
-            curves[name].append(accuracy)
-        print(f"{n_seen:2d} classes: " + ", ".join(f"{k} {v[-1]:.4f}" for k, v in curves.items()))
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    ax = figure.add_subplot()
-    for (name, curve), colour in zip(curves.items(), COLOURS):
-        ax.plot(seen_so_far, curve, "o-", color=colour, label=name)
-    ax.set(xlabel="classes seen so far", ylabel="test accuracy on them", ylim=(0, 1.03))
-    ax.set_xticks(list(seen_so_far))
-    ax.set_title("Digits, two classes at a time, none seen twice")
-    ax.grid(alpha=0.3)
-    ax.legend()
-    args.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output / "incremental.png", dpi=150)
-
-
-if __name__ == "__main__":
-    main()
+# %%
+# Accuracy on all classes seen so far.
+figure = plt.figure(figsize=(7, 4.5), layout="constrained")
+ax = figure.add_subplot()
+for (name, curve), colour in zip(curves.items(), COLOURS):
+    ax.plot(seen_so_far, curve, "o-", color=colour, label=name)
+ax.set(xlabel="classes seen so far", ylabel="test accuracy on them", ylim=(0, 1.03))
+ax.set_xticks(list(seen_so_far))
+ax.set_title("Digits, two classes at a time, none seen twice")
+ax.grid(alpha=0.3)
+ax.legend()
+plt.show()

@@ -1,15 +1,14 @@
-"""Fill in missing parts of digits.
+"""
+Inpainting: missing parts of digits
+===================================
 
 A model that reads tokens in any order can read what is there first and draw the rest. Digits that
 the classifier has not seen lose a half; it is told nothing of their class and fills them in several
 times.
 """
 
-import argparse
-from pathlib import Path
-
+import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
@@ -17,31 +16,6 @@ from sklearn.svm import SVC
 from skaocls import AnyOrderARClassifier
 
 N_TIMES = 5
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the picture")
-    args = parser.parse_args(argv)
-
-    data = load_digits()
-    X, X_test, y, y_test = train_test_split(
-        data.images, data.target, test_size=100, stratify=data.target, random_state=0
-    )
-    clf = AnyOrderARClassifier(random_state=0).fit(X, y)
-    masks = missing_halves(len(X_test))
-    filled = [clf.inpaint(X_test, masks, random_state=seed) for seed in range(N_TIMES)]
-
-    svc = SVC().fit(data.data, data.target)
-    blank = np.where(masks, 0, X_test)
-    for name, images in [("half blank", [blank]), ("filled in", filled)]:
-        share = np.mean([svc.score(a.reshape(len(a), -1), y_test) for a in images])
-        print(f"recognised by a support vector machine, {name}: {share:.0%}")
-
-    args.output.mkdir(parents=True, exist_ok=True)
-    one_of_each = [np.flatnonzero(y_test == digit)[0] for digit in clf.classes_]
-    figure = comparison(X_test, masks, filled, one_of_each)
-    figure.savefig(args.output / "inpainting.png")
 
 
 def missing_halves(n):
@@ -57,7 +31,7 @@ def comparison(X, masks, filled, chosen):
     """A column for each chosen image: itself, what is left of it, and how it was filled in."""
     n_rows = 2 + len(filled)
     size = (len(chosen) * 0.75 + 0.8, n_rows * 0.75)
-    figure = Figure(figsize=size, dpi=200, layout="constrained")
+    figure = plt.figure(figsize=size, dpi=200, layout="constrained")
     axes = figure.subplots(n_rows, len(chosen))
     for column, i in zip(axes.T, chosen, strict=True):
         left = np.ma.masked_where(masks[i], X[i])
@@ -73,5 +47,26 @@ def comparison(X, masks, filled, chosen):
     return figure
 
 
-if __name__ == "__main__":
-    main()
+# %%
+# Train on most digits, and take a half away from the others.
+data = load_digits()
+X, X_test, y, y_test = train_test_split(
+    data.images, data.target, test_size=100, stratify=data.target, random_state=0
+)
+clf = AnyOrderARClassifier(random_state=0).fit(X, y)
+masks = missing_halves(len(X_test))
+filled = [clf.inpaint(X_test, masks, random_state=seed) for seed in range(N_TIMES)]
+
+# %%
+# How many a support vector machine recognises, with the missing half blank and filled in.
+svc = SVC().fit(data.data, data.target)
+blank = np.where(masks, 0, X_test)
+for name, images in [("half blank", [blank]), ("filled in", filled)]:
+    share = np.mean([svc.score(a.reshape(len(a), -1), y_test) for a in images])
+    print(f"recognised by a support vector machine, {name}: {share:.0%}")
+
+# %%
+# One digit of each class: itself, what is left of it, and five ways to fill it in.
+one_of_each = [np.flatnonzero(y_test == digit)[0] for digit in clf.classes_]
+figure = comparison(X_test, masks, filled, one_of_each)
+plt.show()

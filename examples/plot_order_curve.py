@@ -1,13 +1,13 @@
-"""How many orders are enough?
+"""
+How many orders are enough
+==========================
 
 One order is a poor classifier, twenty are a good one. The curve shows the test accuracy on
 scikit-learn's digits against the number of orders, and above it what they cost. The vertical line
 is the number that a validation set finds enough: accuracy within one standard error of the best.
 """
 
-import argparse
-from pathlib import Path
-
+import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
@@ -20,46 +20,40 @@ from skaocls import AnyOrderARClassifier
 from skaocls.displays import OrderCurveDisplay
 from skaocls.selection import smallest_n_orders
 
+# %%
+# Training, validation and test images.
+X, y = load_digits().images, load_digits().target
+X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
+X, X_val, y, y_val = train_test_split(X, y, test_size=0.2, stratify=y, random_state=0)
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the picture")
-    args = parser.parse_args(argv)
+# %%
+# The number of orders that the validation images find enough.
+clf = AnyOrderARClassifier(random_state=0).fit(X, y)
+enough = smallest_n_orders(clf, X_val, y_val)
 
-    X, y = load_digits().images, load_digits().target
-    X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
-    X, X_val, y, y_val = train_test_split(X, y, test_size=0.2, stratify=y, random_state=0)
+# %%
+# Classifiers to compare with.
+baselines = {
+    "LogisticRegression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)),
+    "MLPClassifier": make_pipeline(StandardScaler(), MLPClassifier(max_iter=1000, random_state=0)),
+    "SVC": SVC(),
+}
+for model in baselines.values():
+    model.fit(X.reshape(len(X), -1), y)
 
-    clf = AnyOrderARClassifier(random_state=0).fit(X, y)
-    enough = smallest_n_orders(clf, X_val, y_val)
-
-    baselines = {
-        "LogisticRegression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)),
-        "MLPClassifier": make_pipeline(
-            StandardScaler(), MLPClassifier(max_iter=1000, random_state=0)
-        ),
-        "SVC": SVC(),
-    }
-    for model in baselines.values():
-        model.fit(X.reshape(len(X), -1), y)
-
-    display = OrderCurveDisplay.from_estimator(clf, X_test, y_test, baselines=baselines)
-    display.ax_.axvline(enough, color="0.5", linewidth=1, zorder=1)
-    display.ax_.annotate(
-        f"{enough} orders are enough",
-        (enough, 0.5),
-        xycoords=("data", "axes fraction"),
-        xytext=(6, 0),
-        textcoords="offset points",
-        color="0.3",
-    )
-    print(f"{enough} of {clf.n_orders} orders are enough on validation data; test accuracy:")
-    for k in (1, enough, clf.n_orders):
-        print(f"  orders: {k:2d}  {display.scores[k - 1]:.4f}")
-
-    args.output.mkdir(parents=True, exist_ok=True)
-    display.figure_.savefig(args.output / "order_curve.png", dpi=150)
-
-
-if __name__ == "__main__":
-    main()
+# %%
+# Accuracy on test images against the number of orders.
+display = OrderCurveDisplay.from_estimator(clf, X_test, y_test, baselines=baselines)
+display.ax_.axvline(enough, color="0.5", linewidth=1, zorder=1)
+display.ax_.annotate(
+    f"{enough} orders are enough",
+    (enough, 0.5),
+    xycoords=("data", "axes fraction"),
+    xytext=(6, 0),
+    textcoords="offset points",
+    color="0.3",
+)
+print(f"{enough} of {clf.n_orders} orders are enough on validation data; test accuracy:")
+for k in (1, enough, clf.n_orders):
+    print(f"  orders: {k:2d}  {display.scores[k - 1]:.4f}")
+plt.show()

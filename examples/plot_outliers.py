@@ -1,16 +1,16 @@
-"""What is no digit: the likelihood of an image, whatever its class.
+"""
+Outlier detection by likelihood
+===============================
 
 `score_samples` is low for images that are unlike those of `fit`. Test digits against noise,
 shuffled digits, inverted digits and letters, compared with an isolation forest and with how sure a
 multilayer perceptron is: area under the ROC curve of telling digits from the rest.
 """
 
-import argparse
 import string
-from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 from sklearn.ensemble import IsolationForest
@@ -37,61 +37,58 @@ def letters(n, rng):
     return np.array(images).round()
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the picture")
-    args = parser.parse_args(argv)
+# %%
+# Train on digits, beside an isolation forest and a multilayer perceptron.
+X, y = load_digits().images, load_digits().target
+X, X_test, y, _ = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
+flat = X.reshape(len(X), -1)
+clf = AnyOrderARClassifier(n_orders=8, random_state=0).fit(X, y)
+forest = IsolationForest(random_state=0).fit(flat)
+perceptron = MLPClassifier(max_iter=1000, random_state=0).fit(flat, y)
+scores = {
+    "AnyOrderARClassifier.score_samples": clf.score_samples,
+    "IsolationForest": lambda images: forest.score_samples(images.reshape(len(images), -1)),
+    "MLPClassifier, highest probability": lambda images: perceptron.predict_proba(
+        images.reshape(len(images), -1)
+    ).max(1),
+}
 
-    X, y = load_digits().images, load_digits().target
-    X, X_test, y, _ = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
-    flat = X.reshape(len(X), -1)
-    clf = AnyOrderARClassifier(n_orders=8, random_state=0).fit(X, y)
-    forest = IsolationForest(random_state=0).fit(flat)
-    perceptron = MLPClassifier(max_iter=1000, random_state=0).fit(flat, y)
-    scores = {
-        "AnyOrderARClassifier.score_samples": clf.score_samples,
-        "IsolationForest": lambda images: forest.score_samples(images.reshape(len(images), -1)),
-        "MLPClassifier, highest probability": lambda images: perceptron.predict_proba(
-            images.reshape(len(images), -1)
-        ).max(1),
-    }
-    rng = np.random.RandomState(0)
-    pixels = X_test.reshape(len(X_test), -1)
-    strangers = {
-        "noise": rng.randint(0, 17, size=X_test.shape).astype(float),
-        "shuffled pixels": np.array([rng.permutation(p) for p in pixels]).reshape(X_test.shape),
-        "inverted": 16 - X_test,
-        "letters": letters(len(X_test), rng),
-    }
-    found = {name: [] for name in scores}
-    own = {name: score(X_test) for name, score in scores.items()}
-    for kind, images in strangers.items():
-        truth = np.r_[np.ones(len(X_test)), np.zeros(len(images))]
-        for name, score in scores.items():
-            found[name].append(roc_auc_score(truth, np.r_[own[name], score(images)]))
-        print(f"{kind:16s} " + ", ".join(f"{name} {auc[-1]:.3f}" for name, auc in found.items()))
+# %%
+# What is no digit, and how well each score tells it from test digits.
+rng = np.random.RandomState(0)
+pixels = X_test.reshape(len(X_test), -1)
+strangers = {
+    "noise": rng.randint(0, 17, size=X_test.shape).astype(float),
+    "shuffled pixels": np.array([rng.permutation(p) for p in pixels]).reshape(X_test.shape),
+    "inverted": 16 - X_test,
+    "letters": letters(len(X_test), rng),
+}
+found = {name: [] for name in scores}
+own = {name: score(X_test) for name, score in scores.items()}
+for kind, images in strangers.items():
+    truth = np.r_[np.ones(len(X_test)), np.zeros(len(images))]
+    for name, score in scores.items():
+        found[name].append(roc_auc_score(truth, np.r_[own[name], score(images)]))
+    print(f"{kind:16s} " + ", ".join(f"{name} {auc[-1]:.3f}" for name, auc in found.items()))
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 2.6])
-    shown = {"digits": X_test, **strangers}
-    for i, (ax, (kind, images)) in enumerate(zip(top.subplots(1, len(shown)), shown.items())):
-        strip = np.hstack([np.pad(image, 1) for image in images[:4]])
-        ax.imshow(strip, cmap="gray_r", vmin=0, vmax=16)
-        ax.set_title(kind, fontsize=10, fontweight="normal" if i else "bold")
-        ax.set_axis_off()
-    ax = bottom.subplots()
-    for i, ((name, aucs), colour) in enumerate(zip(found.items(), COLOURS)):
-        at = np.arange(len(aucs)) + 0.27 * (i - 1)
-        bars = ax.bar(at, aucs, width=0.25, color=colour, label=name)
-        ax.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
-    ax.set_xticks(range(len(strangers)), list(strangers))
-    ax.set(ylabel="AUROC against test digits", ylim=(0, 1.12))
-    ax.axhline(0.5, color="0.5", linestyle=":", linewidth=1)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
-    args.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output / "outliers.png", dpi=150)
-
-
-if __name__ == "__main__":
-    main()
+# %%
+# Four images of each kind, and the areas under the ROC curves.
+figure = plt.figure(figsize=(9, 5), layout="constrained")
+top, bottom = figure.subfigures(2, 1, height_ratios=[1, 2.6])
+shown = {"digits": X_test, **strangers}
+for i, (ax, (kind, images)) in enumerate(zip(top.subplots(1, len(shown)), shown.items())):
+    strip = np.hstack([np.pad(image, 1) for image in images[:4]])
+    ax.imshow(strip, cmap="gray_r", vmin=0, vmax=16)
+    ax.set_title(kind, fontsize=10, fontweight="normal" if i else "bold")
+    ax.set_axis_off()
+ax = bottom.subplots()
+for i, ((name, aucs), colour) in enumerate(zip(found.items(), COLOURS)):
+    at = np.arange(len(aucs)) + 0.27 * (i - 1)
+    bars = ax.bar(at, aucs, width=0.25, color=colour, label=name)
+    ax.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
+ax.set_xticks(range(len(strangers)), list(strangers))
+ax.set(ylabel="AUROC against test digits", ylim=(0, 1.12))
+ax.axhline(0.5, color="0.5", linestyle=":", linewidth=1)
+ax.spines[["top", "right"]].set_visible(False)
+ax.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
+plt.show()

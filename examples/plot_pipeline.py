@@ -1,17 +1,18 @@
-"""Images beside numbers, in one pipeline.
+"""
+Images beside numbers in one pipeline
+=====================================
 
 A table holds the path of an image and two measurements. `AnyOrderARClassifier` turns the path into
 the log-likelihoods of the classes, and a logistic regression weighs them with the measurements:
 here the digits come badly smudged, and a clerk has noted whether each is even, with mistakes.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_digits
@@ -36,55 +37,47 @@ def make_table(folder):
     return pd.DataFrame({"path": paths, "even": even.astype(float), "ink": X.sum(1)}), y
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the picture")
-    args = parser.parse_args(argv)
+# %%
+# The table holds paths, so the image files have to stay until all is done.
+with tempfile.TemporaryDirectory() as folder:
+    table, y = make_table(Path(folder))
+    X, X_test, y, y_test = train_test_split(table, y, test_size=0.25, stratify=y)
+    reader = AnyOrderARClassifier(n_orders=8, max_iter=20, augmentation=4, random_state=0)
+    image = ColumnTransformer([("image", reader, ["path"])])
+    numbers = ColumnTransformer([("numbers", StandardScaler(), ["even", "ink"])])
 
-    with tempfile.TemporaryDirectory() as folder:
-        table, y = make_table(Path(folder))
-        X, X_test, y, y_test = train_test_split(table, y, test_size=0.25, stratify=y)
-        reader = AnyOrderARClassifier(n_orders=8, max_iter=20, augmentation=4, random_state=0)
-        image = ColumnTransformer([("image", reader, ["path"])])
-        numbers = ColumnTransformer([("numbers", StandardScaler(), ["even", "ink"])])
+    def weigh():
+        return LogisticRegression(max_iter=2000)
 
-        def weigh():
-            return LogisticRegression(max_iter=2000)
+    models = {
+        "numbers alone": make_pipeline(numbers, weigh()),
+        "image alone": make_pipeline(image, StandardScaler(), weigh()),
+        # the likelihoods that are weighed are of images that were not trained on
+        "image and numbers": StackingClassifier(
+            [
+                ("image", make_pipeline(ColumnTransformer([("path", "passthrough", ["path"])]),
+                                        reader)),
+                ("numbers", make_pipeline(numbers, weigh())),
+            ],
+            final_estimator=weigh(),
+            cv=3,
+        ),
+    }  # fmt: skip
+    scores = {}
+    for name, model in models.items():
+        scores[name] = model.fit(X, y).score(X_test, y_test)
+        print(f"{name:18s} test accuracy {scores[name]:.4f}")
 
-        models = {
-            "numbers alone": make_pipeline(numbers, weigh()),
-            "image alone": make_pipeline(image, StandardScaler(), weigh()),
-            # the likelihoods that are weighed are of images that were not trained on
-            "image and numbers": StackingClassifier(
-                [
-                    ("image", make_pipeline(ColumnTransformer([("path", "passthrough", ["path"])]),
-                                            reader)),
-                    ("numbers", make_pipeline(numbers, weigh())),
-                ],
-                final_estimator=weigh(),
-                cv=3,
-            ),
-        }  # fmt: skip
-        scores = {}
-        for name, model in models.items():
-            scores[name] = model.fit(X, y).score(X_test, y_test)
-            print(f"{name:18s} test accuracy {scores[name]:.4f}")
-
-        figure = Figure(figsize=(7, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[1, 1.6])
-        sheet = [np.asarray(Image.open(path)) for path in X_test["path"][:16]]
-        rows = [np.hstack([np.pad(i, 1) for i in sheet[k : k + 4]]) for k in range(0, 16, 4)]
-        left.imshow(np.vstack(rows), cmap="gray_r")
-        left.set_title("smudged digits", fontsize=10)
-        left.set_axis_off()
-        bars = right.barh(list(scores), list(scores.values()), color="#0072B2")
-        right.bar_label(bars, fmt="%.3f", padding=3)
-        right.set(xlabel="test accuracy", xlim=(0, 1.12))
-        right.invert_yaxis()
-        right.spines[["top", "right"]].set_visible(False)
-    args.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output / "pipeline.png", dpi=150)
-
-
-if __name__ == "__main__":
-    main()
+    figure = plt.figure(figsize=(7, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1, 1.6])
+    sheet = [np.asarray(Image.open(path)) for path in X_test["path"][:16]]
+    rows = [np.hstack([np.pad(i, 1) for i in sheet[k : k + 4]]) for k in range(0, 16, 4)]
+    left.imshow(np.vstack(rows), cmap="gray_r")
+    left.set_title("smudged digits", fontsize=10)
+    left.set_axis_off()
+    bars = right.barh(list(scores), list(scores.values()), color="#0072B2")
+    right.bar_label(bars, fmt="%.3f", padding=3)
+    right.set(xlabel="test accuracy", xlim=(0, 1.12))
+    right.invert_yaxis()
+    right.spines[["top", "right"]].set_visible(False)
+plt.show()

@@ -1,4 +1,6 @@
-"""Draw digits from a classifier.
+"""
+Drawing digits from a classifier
+================================
 
 A generative classifier knows what each class looks like. Fitted to scikit-learn's digits, it draws
 a sheet of them, one row for each class; a support vector machine that was trained on real digits
@@ -7,9 +9,7 @@ too, and so it draws them: the machine knows such views of real digits little be
 `top_p` make draws more typical of their class.
 """
 
-import argparse
-from pathlib import Path
-
+import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
@@ -19,25 +19,21 @@ from skaocls.displays import ReconstructionDisplay
 
 N_EACH = 12
 
+# %%
+# Train with the default settings.
+data = load_digits()
+clf = AnyOrderARClassifier(random_state=0).fit(data.images, data.target)
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the picture")
-    args = parser.parse_args(argv)
+# %%
+# Draw twelve of each class, plainly and then with guidance.
+y = np.repeat(clf.classes_, N_EACH)
+svc = SVC().fit(data.data, data.target)
+for how in ({}, {"guidance": 2.0, "top_p": 0.9}):
+    images = clf.sample(len(y), y, **how, random_state=0)
+    share = svc.score(images.reshape(len(y), -1), y)
+    print(f"recognised with {how or 'defaults'}: {share:.0%} of {len(y)} digits")
 
-    data = load_digits()
-    clf = AnyOrderARClassifier(random_state=0).fit(data.images, data.target)
-    y = np.repeat(clf.classes_, N_EACH)
-    svc = SVC().fit(data.data, data.target)
-    for how in ({}, {"guidance": 2.0, "top_p": 0.9}):
-        images = clf.sample(len(y), y, **how, random_state=0)
-        share = svc.score(images.reshape(len(y), -1), y)
-        print(f"recognised with {how or 'defaults'}: {share:.0%} of {len(y)} digits")
-
-    args.output.mkdir(parents=True, exist_ok=True)
-    display = ReconstructionDisplay(images, labels=y).plot()
-    display.figure_.savefig(args.output / "samples.png", dpi=150)
-
-
-if __name__ == "__main__":
-    main()
+# %%
+# The digits drawn with guidance.
+display = ReconstructionDisplay(images, labels=y).plot()
+plt.show()

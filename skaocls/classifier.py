@@ -543,16 +543,21 @@ default="mean_log_likelihood"
 
         Parameters
         ----------
-        X, y, sample_weight
+        X : array-like
+            As in `fit`.
+        y : array-like of shape (n_samples,)
             As in `fit`.
         classes : array-like of shape (n_classes,), default=None
             All classes that are known to come. Unlike in other estimators they need not be given,
             and more may come later. A class without images yet has probability 0, unless `priors`
             says otherwise.
+        sample_weight : array-like of shape (n_samples,), default=None
+            As in `fit`.
 
         Returns
         -------
         self : AnyOrderARClassifier
+            The classifier, trained further.
 
         Raises
         ------
@@ -661,6 +666,7 @@ default="mean_log_likelihood"
         Returns
         -------
         y : ndarray of shape (n_samples,)
+            Labels from `classes_`.
         """
         joint = self.predict_joint_log_proba(X)
         return self.classes_[joint.argmax(axis=1)]
@@ -692,6 +698,7 @@ default="mean_log_likelihood"
         Yields
         ------
         y : ndarray of shape (n_samples,)
+            Labels from `classes_`.
         """
         for joint in self._staged_joint_log_proba(X):
             yield self.classes_[joint.argmax(axis=1)]
@@ -706,10 +713,12 @@ default="mean_log_likelihood"
         y : array-like of shape (n_samples,)
             True labels.
         sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples in the accuracy.
 
         Yields
         ------
         score : float
+            Accuracy, from 0 to 1.
         """
         for predicted in self.staged_predict(X):
             yield accuracy_score(y, predicted, sample_weight=sample_weight)
@@ -825,8 +834,9 @@ default="mean_log_likelihood"
         top_p : float, default=None
             Draw each token among the fewest most likely ones whose probabilities reach this sum.
         guidance : float, default=1.0
-            Above 1, images are more typical of their class; see
-            :func:`skaocls.scoring.sampling.generate`.
+            Logits are those without a class plus `guidance` times what the class adds: above 1,
+            images are more typical of their class, at 0 of none; other than 1 takes twice the
+            work. See :func:`skaocls.scoring.sampling.generate`.
         random_state : int, RandomState instance or None, default=None
             Governs classes, orders and tokens. Pass an int for the same images each time.
 
@@ -907,7 +917,15 @@ default="mean_log_likelihood"
         y : label or array-like of shape (n_samples,), default=None
             Class of all images or of each. None takes for each image the most probable class given
             its known tokens.
-        n_steps, temperature, top_k, top_p, guidance :
+        n_steps : int, default=None
+            As in :meth:`sample`, of the masked tokens.
+        temperature : float, default=1.0
+            As in :meth:`sample`.
+        top_k : int, default=None
+            As in :meth:`sample`.
+        top_p : float, default=None
+            As in :meth:`sample`.
+        guidance : float, default=1.0
             As in :meth:`sample`.
         random_state : int, RandomState instance or None, default=None
             Governs orders and tokens.
@@ -1113,7 +1131,8 @@ default="mean_log_likelihood"
             Of a repository that is made.
         token : str or bool, default=None
             As in ``huggingface_hub``.
-        commit_message : str
+        commit_message : str, default="Add classifier"
+            Of the commit on the hub.
 
         Returns
         -------
@@ -1367,10 +1386,12 @@ default="mean_log_likelihood"
         Parameters
         ----------
         **params : dict
+            Names and values.
 
         Returns
         -------
         self : AnyOrderARClassifier
+            This classifier.
         """
         for name in params:
             whose, nested, _ = name.partition("__")

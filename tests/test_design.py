@@ -4,7 +4,8 @@ import ast
 import re
 from pathlib import Path
 
-from skaocls import AnyOrderARClassifier
+import skaocls
+from skaocls import AnyOrderARClassifier, displays
 
 PACKAGE = Path(__file__).parents[1] / "skaocls"
 
@@ -71,8 +72,14 @@ def test_nothing_below_the_estimator_takes_it():
 
 
 def test_the_classifiers_parameters_are_all_grouped():
-    groups = AnyOrderARClassifier.__doc__.split("what they are for:")[1].split("    Parameters\n")[
-        0
-    ]
+    _, _, text = AnyOrderARClassifier.__doc__.partition("Parameters by what they are for:")
+    groups, _, _ = text.partition("Parameters\n")
     named = re.findall(r"`(\w+)`", groups.replace("`fit`", ""))
     assert sorted(named) == sorted(AnyOrderARClassifier().get_params(deep=False))
+
+
+def test_the_api_reference_lists_what_is_public():
+    text = (PACKAGE.parent / "docs" / "api.rst").read_text(encoding="utf-8")
+    public = {*skaocls.__all__} - {"__version__"} | {f"displays.{n}" for n in displays.__all__}
+    public |= {"selection.smallest_n_orders", "scoring.evidence.Evidence"}
+    assert set(re.findall(r"^   ([\w.]+)$", text, re.MULTILINE)) == public

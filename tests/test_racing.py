@@ -204,6 +204,7 @@ def test_bad_parameters(digits):
     clf.set_params(racing_error=1e-3)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("error", [NEVER, OFTEN])
 def test_cuda_equals_cpu(error):

@@ -222,6 +222,7 @@ def test_unknown_aggregation():
         joint_log_proba(np.zeros((1, 1, 1)), np.zeros(1), "median")
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_equals_cpu():
     prior = make_prior(5, (3, 4), 3)

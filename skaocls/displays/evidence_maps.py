@@ -17,6 +17,7 @@ class EvidenceDisplay:
     Parameters
     ----------
     images : array-like of shape (n_images, height, width[, channels])
+        Gray or RGB.
     evidence_maps : array-like of shape (n_images, n_classes, height, width)
         In nats, of a few classes for each image.
     labels : array-like of shape (n_images, n_classes)
@@ -147,6 +148,7 @@ class EvidenceDisplay:
         Parameters
         ----------
         images : array-like of shape (n_images, height, width[, channels])
+            Gray or RGB.
         evidence_maps : array-like of shape (n_images, n_classes, height, width)
             ``clf.explain(X, y).maps`` of a few classes.
         labels : array-like of shape (n_images, n_classes)
@@ -194,6 +196,7 @@ class EvidenceDisplay:
         Returns
         -------
         self : EvidenceDisplay
+            With its `axes_`, `figure_` and artists.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         images, maps, labels = (

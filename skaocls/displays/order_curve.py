@@ -203,6 +203,7 @@ class OrderCurveDisplay:
         Returns
         -------
         self : OrderCurveDisplay
+            With its `ax_`, `figure_` and artists.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         import matplotlib.pyplot as plt

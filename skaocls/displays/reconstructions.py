@@ -22,6 +22,7 @@ class ReconstructionDisplay:
     Parameters
     ----------
     images : array-like of shape (n_images, height, width[, channels])
+        Gray or RGB.
     codes : int array-like of shape (n_images, rows, cols), default=None
         Their tokens.
     decoded : array-like of shape (n_images, height, width[, channels]), default=None
@@ -102,6 +103,7 @@ class ReconstructionDisplay:
         Parameters
         ----------
         images : array-like of shape (n_images, height, width[, channels])
+            Gray or RGB.
         codes : int array-like of shape (n_images, rows, cols)
             ``tokenizer.transform(images)``.
         decoded : array-like of shape (n_images, height, width[, channels])
@@ -183,6 +185,7 @@ class ReconstructionDisplay:
         Returns
         -------
         self : ReconstructionDisplay
+            With its `axes_`, `figure_` and artists.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         images = np.asarray(self.images)

@@ -35,7 +35,8 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
 
     Parameters
     ----------
-    root : path
+    root : str or path
+        The folder that holds the subfolders.
 
     Returns
     -------

@@ -146,7 +146,9 @@ class SharedTrunkPrior(Prior):
         Arrangement of the tokens of one image.
     num_classes : int
         Number of classes. Label `num_classes` is the null class (unconditional).
-    dim, n_layer, n_head, multiple_of, dropout
+    dim, n_layer, n_head, multiple_of : int, default=128, 3, 4, 256
+        Sizes of the trunk, as in :class:`AnyOrderPrior`.
+    dropout : float, default=0.0
         Of the trunk, as in :class:`AnyOrderPrior`.
     width : int, default=128
         Numbers by which a class scales, and by which it shifts, features of the trunk.
@@ -239,6 +241,24 @@ class SharedTrunkPrior(Prior):
     def log_prob(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
+        """Log-probability of each token.
+
+        Parameters
+        ----------
+        codes : int tensor of shape (items, n_tokens)
+            Tokens in raster order.
+        orders : int tensor of shape (items, n_tokens) or (1, n_tokens)
+            Place (raster index) visited at each step.
+        labels : int tensor of shape (items,)
+            Class of each item; `num_classes` is the null class.
+        generator : torch.Generator, default=None
+            Of dropout while training; None is torch's global one.
+
+        Returns
+        -------
+        log_prob : float32 tensor of shape (items, n_tokens)
+            In the order of reading.
+        """
         orders = orders.expand_as(codes)
         hidden = self.hidden(codes, orders, generator)
         z = self.head.tilt(hidden, labels[:, None])
@@ -251,7 +271,24 @@ class SharedTrunkPrior(Prior):
     def forward(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        """Log-probabilities of every step, as :meth:`AnyOrderPrior.forward` gives logits."""
+        """Log-probabilities of all codes at every step.
+
+        Parameters
+        ----------
+        codes : int tensor of shape (items, n_tokens)
+            Tokens in raster order.
+        orders : int tensor of shape (items, n_tokens) or (1, n_tokens)
+            Place (raster index) visited at each step.
+        labels : int tensor of shape (items,)
+            Class of each item; `num_classes` is the null class.
+        generator : torch.Generator, default=None
+            Of dropout while training; None is torch's global one.
+
+        Returns
+        -------
+        logits : float32 tensor of shape (items, n_tokens, vocab_size)
+            Normalized. Entry ``[i, s]`` predicts the token at place ``orders[i, s]``.
+        """
         orders = orders.expand_as(codes)
         return self.predict(self.hidden(codes, orders, generator), labels)
 

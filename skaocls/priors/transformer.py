@@ -341,6 +341,24 @@ class AnyOrderPrior(Prior):
     def log_prob(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
+        """Log-probability of each token.
+
+        Parameters
+        ----------
+        codes : int tensor of shape (items, n_tokens)
+            Tokens in raster order.
+        orders : int tensor of shape (items, n_tokens) or (1, n_tokens)
+            Place (raster index) visited at each step.
+        labels : int tensor of shape (items,)
+            Class of each item; `num_classes` is the null class.
+        generator : torch.Generator, default=None
+            Of dropout while training; None is torch's global one.
+
+        Returns
+        -------
+        log_prob : float32 tensor of shape (items, n_tokens)
+            In the order of reading.
+        """
         logits = self(codes, orders, labels, generator).flatten(0, 1)
         targets = codes.gather(1, orders.expand_as(codes)).flatten()
         return -F.cross_entropy(logits, targets, reduction="none").view(codes.shape)

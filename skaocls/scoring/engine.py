@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 from skaocls.priors.transformer import NORM_EPS, AnyOrderPrior, rotate
 
@@ -297,6 +296,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, steps: range) -> Tensor:
     On the CPU a few queries at a time, so that less is computed only to be masked.
     """
     if q.is_cuda and steps.step == 1:
+        # here, because it takes torch's compiler along, half as long to import as torch itself
+        from torch.nn.attention.bias import causal_lower_right
+
         causal = causal_lower_right(q.shape[2], k.shape[2])
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal)
         return y.transpose(1, 2).flatten(2)

@@ -127,6 +127,7 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         Returns
         -------
         self : PatchTokenizer
+            The fitted tokenizer.
         """
         self._validate_params()
         rng = check_random_state(self.random_state)
@@ -195,6 +196,7 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         Returns
         -------
         codes : int64 array of shape (n, rows, cols)
+            Tokens, from 0 to ``n_codes_ - 1``.
         """
         check_is_fitted(self)
         X = self.reader_.check(X)
@@ -216,6 +218,7 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         codes : int array-like of shape (n, rows, cols)
+            Tokens, as `transform` gives them.
 
         Returns
         -------

@@ -62,6 +62,7 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
         Returns
         -------
         self : PrecomputedTokenizer
+            The fitted tokenizer.
         """
         self._validate_params()
         n_codes: Any = self.n_codes
@@ -81,10 +82,12 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : int array-like of shape (n, rows, cols) or (n, n_crops, rows, cols)
+            Tokens.
 
         Returns
         -------
         codes : int64 array of the same shape
+            The same tokens.
 
         Raises
         ------
@@ -102,10 +105,12 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         codes : int array-like of shape (n, rows, cols)
+            Tokens.
 
         Returns
         -------
         codes : int64 array of shape (n, rows, cols)
+            The same tokens.
         """
         check_is_fitted(self)
         return check_codes(codes, self.grid_, self.n_codes_)

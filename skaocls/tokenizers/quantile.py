@@ -72,6 +72,7 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         Returns
         -------
         self : QuantileTokenizer
+            The fitted tokenizer.
         """
         self._validate_params()
         seen = named_estimator(type(self).__name__)  # until all is well, this one stays as it was
@@ -105,6 +106,7 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         Returns
         -------
         codes : int64 array of shape (n_samples, 1, n_features)
+            The bin of each feature, counted from 0.
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
@@ -121,6 +123,7 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         Returns
         -------
         X : float64 array of shape (n_samples, n_features)
+            Tabular data.
         """
         check_is_fitted(self)
         codes = check_codes(codes, self.grid_, self.n_codes_)[:, 0]

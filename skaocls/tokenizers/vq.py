@@ -111,6 +111,7 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         Returns
         -------
         self : object
+            The tokenizer, with its weights.
 
         Raises
         ------
@@ -165,6 +166,7 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         Returns
         -------
         codes : int64 array of shape (n, rows, cols)
+            Tokens, from 0 to ``n_codes_ - 1``.
         """
         check_is_fitted(self)
         X = self.reader_.check(X)
@@ -185,6 +187,7 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         codes : int array-like of shape (n, rows, cols)
+            Tokens, as `transform` gives them.
 
         Returns
         -------
