@@ -80,9 +80,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=50, help="of the digits")
     parser.add_argument("--classes", type=int, default=300, help="of the characters")
-    parser.add_argument("--per-class", type=int, default=40)
+    parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--test-per-class", type=int, default=2)
-    parser.add_argument("--character-epochs", type=int, default=20)
+    parser.add_argument("--character-epochs", type=int, default=15)
     args = parser.parse_args()
     rows = []
     for task in tasks(args):
