@@ -41,7 +41,7 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
     n_codes : int or "auto", default="auto"
         Size of the codebook, at most the number of distinct patches. ``"auto"`` is a power of two
         from 16 to 1024. If `fit` is given labels, naive Bayes classifies images by the tokens of
-        each size, in cross-validation, and twice the size that it does best with is taken. Without
+        each size, in cross-validation, and four times the size that suits it best is taken. Without
         labels, or if it tells nothing apart, it is the size that leaves at least 64 training
         patches to each code. `n_codes_` says what it became.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
