@@ -11,9 +11,8 @@ from sklearn.utils.multiclass import type_of_target
 
 SIZES = tuple(2**n for n in range(4, 11))
 PATCHES_EACH = 64  # training patches to each code, where there are no labels
-MORE = (
-    2  # times the codes that naive Bayes does best with; a prior learns across places and classes
-)
+# Times the codes that naive Bayes does best with: a prior also learns across places and classes
+MORE = 4
 NOTHING = 0.95  # of the loss of a guess: naive Bayes tells nothing apart, and so chooses nothing
 PATIENCE = 2  # larger sizes in a row that are worse, after which no more are tried
 IMAGES, FOLDS = 4096, 3  # of the images with which sizes are compared
