@@ -11,10 +11,11 @@ from sklearn.utils.multiclass import type_of_target
 
 SIZES = tuple(2**n for n in range(4, 11))
 PATCHES_EACH = 64  # training patches to each code, where there are no labels
-# Times the codes that naive Bayes does best with: a prior also learns across places and classes
-MORE = 4
+# Times the least loss, up to which more codes are better: a prior also learns across places and
+# classes, and makes more of them
+WORSE = 1.5
 NOTHING = 0.95  # of the loss of a guess: naive Bayes tells nothing apart, and so chooses nothing
-PATIENCE = 2  # larger sizes in a row that are worse, after which no more are tried
+PATIENCE = 2  # sizes in a row that are worse, after which larger ones are not tried
 IMAGES, FOLDS = 4096, 3  # of the images with which sizes are compared
 FEWEST = 4  # images of a class, on average, that make a comparison
 SMOOTHING = 2.0  # how many tokens of a place what is known of all places weighs
@@ -112,14 +113,12 @@ def best_codebook(
             break
         codes = pairwise_distances_argmin(few, codebook).reshape(len(some), -1)
         tried.append((held_out_loss(codes, labels, len(codebook), folds), codebook))
-        losses = [loss for loss, _ in tried]
-        best = int(np.argmin(losses))
-        if len(tried) > best + PATIENCE:
+        least = min(loss for loss, _ in tried)
+        if all(loss > WORSE * least for loss, _ in tried[-PATIENCE:]):
             break
-    if losses[best] > NOTHING * np.log(labels.max() + 1):
+    if least > NOTHING * np.log(labels.max() + 1):
         return learn_codebook(patches, by_count, rng)
-    wanted = MORE * len(tried[best][1])
-    return [codebook for _, codebook in tried if len(codebook) <= wanted][-1]
+    return [codebook for loss, codebook in tried if loss <= WORSE * least][-1]
 
 
 def class_labels(y: Any, n_samples: int, chosen: np.ndarray) -> np.ndarray | None:

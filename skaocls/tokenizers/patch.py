@@ -41,9 +41,9 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
     n_codes : int or "auto", default="auto"
         Size of the codebook, at most the number of distinct patches. ``"auto"`` is a power of two
         from 16 to 1024. If `fit` is given labels, naive Bayes classifies images by the tokens of
-        each size, in cross-validation, and four times the size that suits it best is taken. Without
-        labels, or if it tells nothing apart, it is the size that leaves at least 64 training
-        patches to each code. `n_codes_` says what it became.
+        each size, in cross-validation, and the largest size is taken whose loss is at most half
+        above the least. Without labels, or if it tells nothing apart, it is the size that leaves at
+        least 64 training patches to each code. `n_codes_` says what it became.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         Shape of the images if X holds flat rows; size to which image files are resized; says where
         the channels of arrays are if they may be first or last. Without it, rows of a 2-D X are
