@@ -30,10 +30,14 @@ CONTESTANTS = {
     "from scratch": {},
     "from scratch, larger, five times the steps": {},
     "full": {"finetune": "full"},
-    "full, from the null class": {"finetune": "full", "new_classes": "null"},
-    "full, dropout": {"finetune": "full", "finetune_dropout": 0.1},
+    "full, no dropout": {"finetune": "full", "finetune_dropout": 0.0},
+    "full, no dropout, from the null class": {
+        "finetune": "full",
+        "finetune_dropout": 0.0,
+        "new_classes": "null",
+    },
     "lora": {"finetune": "lora"},
-    "lora, dropout": {"finetune": "lora", "finetune_dropout": 0.1},
+    "lora, no dropout": {"finetune": "lora", "finetune_dropout": 0.0},
     "class_embedding": {"finetune": "class_embedding"},
     "class_embedding, from the null class": {
         "finetune": "class_embedding",

@@ -202,9 +202,10 @@ default="mean_log_likelihood"
         Rank of the updates of ``finetune="lora"``.
     lora_alpha : float, default=16.0
         They are multiplied by ``lora_alpha / lora_rank``.
-    finetune_dropout : float, default=0.0
+    finetune_dropout : float or "auto", default="auto"
         Share of the image tokens' embeddings, and of what attention and feed-forward layers add,
-        that is dropped while fine-tuning given weights; the published recipe has 0.1.
+        that is dropped while fine-tuning given weights. ``"auto"`` is that of the published recipe,
+        0.1, where the transformer itself is trained (``"full"``, ``"lora"``), else 0.
     new_classes : {"nearest", "null"}, default="nearest"
         Where the class vectors start if a given or loaded prior has not as many classes as y, or
         was loaded by name: at the mean of the three old classes under which a few images of the
@@ -385,7 +386,7 @@ default="mean_log_likelihood"
         "finetune": [StrOptions(set(FINETUNE_RATE))],
         "lora_rank": [Interval(Integral, 1, None, closed="left")],
         "lora_alpha": [Interval(Real, 0, None, closed="neither")],
-        "finetune_dropout": [Interval(Real, 0, 1, closed="left")],
+        "finetune_dropout": [Interval(Real, 0, 1, closed="left"), StrOptions({"auto"})],
         "new_classes": [StrOptions({"nearest", "null"})],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "class_dropout": [Interval(Real, 0, 1, closed="left")],
@@ -432,7 +433,7 @@ default="mean_log_likelihood"
         finetune="full",
         lora_rank=8,
         lora_alpha=16.0,
-        finetune_dropout=0.0,
+        finetune_dropout="auto",
         new_classes="nearest",
         weight_decay=0.05,
         class_dropout=0.1,

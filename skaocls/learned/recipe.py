@@ -32,7 +32,7 @@ class Recipe:
     finetune: str
     lora_rank: int
     lora_alpha: float
-    finetune_dropout: float
+    finetune_dropout: float | str
     new_classes: str
     weight_decay: float
     class_dropout: float

@@ -33,6 +33,7 @@ ARCHITECTURES: dict[str, type[Prior]] = {
 }
 
 
+PUBLISHED_DROPOUT = 0.1
 SMALL_TABLE = 1000  # has fewer rows
 POSITIVE = [Interval(Integral, 1, None, closed="left")]
 SIZES: dict[str, Any] = {
@@ -135,7 +136,10 @@ def starting_prior(
 
 def prepare(prior: Prior, recipe: Recipe, seed: int) -> None:
     """Choose what fine-tuning changes, and drops."""
-    prior.transformer.set_dropout(recipe.finetune_dropout)
+    dropout = recipe.finetune_dropout
+    if isinstance(dropout, str):
+        dropout = PUBLISHED_DROPOUT if recipe.finetune in ("full", "lora") else 0.0
+    prior.transformer.set_dropout(dropout)
     random = torch.Generator().manual_seed(seed)
     sizes: dict[str, Any] = {"rank": recipe.lora_rank, "alpha": recipe.lora_alpha}
     prepare_finetuning(prior, recipe.finetune, **sizes, generator=random)
