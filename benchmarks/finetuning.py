@@ -164,10 +164,10 @@ def main():
     parser.add_argument("--characters", action="store_true", help="these instead of digits")
     parser.add_argument("--old", type=int, default=200, help="characters learned first")
     parser.add_argument("--new", type=int, default=100)
-    parser.add_argument("--per-class", type=int, default=40)
+    parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--character-epochs", type=int, default=15)
-    parser.add_argument("--character-steps", type=int, default=300)
-    parser.add_argument("--character-shots", type=int, nargs="+", default=[10, 40])
+    parser.add_argument("--character-steps", type=int, default=200)
+    parser.add_argument("--character-shots", type=int, nargs="+", default=[5, 20])
     parser.add_argument("--output", type=Path, default=HERE / "results")
     args = parser.parse_args()
     rows = []

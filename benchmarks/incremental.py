@@ -98,8 +98,8 @@ def main():
         f"`python benchmarks/incremental.py`; {results['machine']}. Digits two at a time, "
         f"{args.epochs} epochs each; {args.classes} characters in steps of "
         f"{max(1, args.classes // 30)}, {args.per_class} training images each, "
-        f"{args.character_epochs} epochs; 8 orders, no dropout. Readings: how often the transformer reads "
-        "an image in each order.",
+        f"{args.character_epochs} epochs; 8 orders, no dropout. Readings: how often the "
+        "transformer reads an image in each order.",
         "",
         "| data | way | accuracy | of the first step's classes | of later ones | numbers kept "
         "| readings | training, s |",
