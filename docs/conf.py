@@ -42,7 +42,8 @@ numpydoc_validation_exclude = {
     r"^skaocls\.scoring\.(?!evidence\.Evidence)",
 }
 # scikit-learn's docstrings refer to labels of its own pages
-suppress_warnings = ["ref.ref"]
+# a folder with a space above the repository breaks no link within the site
+suppress_warnings = ["ref.ref", "sphinx_gallery.space_in_filename"]
 
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3", None),
