@@ -107,7 +107,7 @@ def finetuned(name, params, X, y, X_test, y_test, seed, batch, steps, folder, **
 def run_characters(args, folder):
     """A prior of the published architecture learns some characters; then others are learned."""
     X, y = characters(args.old + args.new, args.per_class, TRAIN_SEED)
-    X_test, y_test = characters(args.old + args.new, 5, TEST_SEED)
+    X_test, y_test = characters(args.old + args.new, 3, TEST_SEED)
     old, new, test = y < args.old, y >= args.old, y_test >= args.old
     settings = {"augmentation": None, "tokenizer": PatchTokenizer(patch_size=6, n_codes=512)}
     sizes = {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
@@ -124,9 +124,10 @@ def run_characters(args, folder):
         few = np.flatnonzero(new).reshape(args.new, -1)[:, :shots].ravel()
         some = X[few], y[few], X_test[test], y_test[test]
         for name, params in CONTESTANTS.items():
-            if "five" in name:
+            if "five" in name or "null" in name or "no dropout" in name:
                 continue
             own = {"augmentation": None} | ({} if params else settings | {"prior": sizes})
+            own["search"] = "racing"  # a hundred classes, each of which reads the image anew
             batch = min(64, len(few))
             row = finetuned(name, params, *some, 0, batch, args.character_steps, folder, **own)
             rows.append({"seed": 0, "shots": shots, "task": "characters"} | row)
@@ -167,7 +168,7 @@ def main():
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--character-epochs", type=int, default=15)
     parser.add_argument("--character-steps", type=int, default=200)
-    parser.add_argument("--character-shots", type=int, nargs="+", default=[5, 20])
+    parser.add_argument("--character-shots", type=int, nargs="+", default=[20])
     parser.add_argument("--output", type=Path, default=HERE / "results")
     args = parser.parse_args()
     rows = []
