@@ -185,7 +185,7 @@ def write(rows, args):
         "",
         f"`python benchmarks/contrastive.py`; {results['machine']}. Digits, and {args.classes} "
         f"characters with {args.per_class} training images each; {args.seconds:.0f} seconds more "
-        f"after `fit`. Mean and standard deviation over {args.seeds} seeds; 20 orders.",
+        f"after `fit`; {args.seeds} seed{'s' * (args.seeds > 1)}, 20 orders.",
         "",
         "| data | prior | trained on by | accuracy | with 1 order | NLL | steps |",
         "|---" * 7 + "|",
@@ -196,7 +196,8 @@ def write(rows, args):
         if way == "contrast":
             way += f", beta {mine[0]['beta']:g}, weight {mine[0]['weight']:g}"
         cells = [
-            f"{np.mean([r[k] for r in mine]):.4f} ± {np.std([r[k] for r in mine]):.4f}"
+            f"{np.mean([r[k] for r in mine]):.4f}"
+            + (f" ± {np.std([r[k] for r in mine]):.4f}" if len(mine) > 1 else "")
             for k in ("accuracy", "one_order", "nll")
         ]
         steps = f"{np.mean([r['steps'] for r in mine]):.0f}"

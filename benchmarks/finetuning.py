@@ -182,7 +182,7 @@ def main():
     if args.characters:
         name, title, option = "finetuning_characters", "many characters", " --characters"
         how = f"Test accuracy after about {args.character_steps} steps each"
-        first = f"{args.old} characters; the {args.new} that are learned are others"
+        first = f"{args.old} characters, not on the {args.new} that are learned here,"
     else:
         name, title, option = "finetuning", "few digits", ""
         how = (
