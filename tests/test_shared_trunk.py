@@ -220,7 +220,7 @@ def test_predictions_equal_brute_force(clf, digits):
 def test_it_learns_and_is_kept(clf, digits, tmp_path):
     _, _, X, y = digits
     assert isinstance(clf.prior_, SharedTrunkPrior)
-    assert clf.score(X, y) >= 0.95
+    assert clf.score(X, y) >= 0.9
     clf.save_pretrained(tmp_path)
     restored = AnyOrderARClassifier.from_pretrained(tmp_path)
     for same in (restored, pickle.loads(pickle.dumps(clf)), copy.deepcopy(clf)):
