@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from digits import machine
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -380,7 +381,7 @@ def main():
                 print(lines[-1], flush=True)
     about = (
         f"`python benchmarks/faults.py --kills {options.kills} --images {options.images} --models "
-        f"{options.models} --digits {options.digits} --seed {options.seed}`; one thread of a CPU, "
+        f"{options.models} --digits {options.digits} --seed {options.seed}`; {machine()}, "
         f"{time.monotonic() - begin:.0f} s. Errors in words are ValueError and OSError; a part is "
         "one order of up to 256 images."
     )

@@ -110,15 +110,19 @@ class ClassHead(nn.Module):
         scale, shift = self.vectors(labels)
         return cast(Tensor, self.project(F.silu(u * scale + shift) * v))
 
+    def tilted(self, base: Tensor, z: Tensor) -> Tensor:
+        """Logits of the codes within their groups, like `base`."""
+        tilts = F.linear(z, self.tokens.flatten(0, 1)).float()
+        return base + tilts.view(*tilts.shape[:-1], self.n_groups, self.group_size)
+
     def log_prob(self, base: Tensor, z: Tensor, codes: Tensor) -> Tensor:
         """Log-probability (...) of codes, from :meth:`base` and tilts z (..., rank)."""
         slot = self.slots[codes]
         group, member = slot // self.group_size, slot % self.group_size
         among = base.logsumexp(-1) + self.groups(z).float()
         own = group[..., None, None].expand(*group.shape, 1, self.group_size)
-        # tilts of all codes: copying those of each target's group would take longer
-        tilts = F.linear(z, self.tokens.flatten(0, 1)).view(base.shape).float()
-        within = (base + tilts).gather(-2, own).squeeze(-2)
+        # of all codes: copying those of each target's group would take longer
+        within = self.tilted(base, z).gather(-2, own).squeeze(-2)
         of_group = among.log_softmax(-1).gather(-1, group[..., None])
         in_group = within.log_softmax(-1).gather(-1, member[..., None])
         log_prob: Tensor = (of_group + in_group).squeeze(-1)
@@ -127,8 +131,7 @@ class ClassHead(nn.Module):
     def log_softmax(self, base: Tensor, z: Tensor) -> Tensor:
         """Log-probabilities (..., vocab_size) of all codes."""
         of_group = (base.logsumexp(-1) + self.groups(z).float()).log_softmax(-1)
-        tilts = torch.einsum("...r,gsr->...gs", z, self.tokens).float()
-        by_place: Tensor = of_group[..., None] + (base + tilts).log_softmax(-1)
+        by_place: Tensor = of_group[..., None] + self.tilted(base, z).log_softmax(-1)
         return by_place.flatten(-2)[..., self.slots]
 
 
