@@ -16,7 +16,7 @@ from sklearn.svm import SVC
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from skaocls import AnyOrderARClassifier, load_image_folder
-from skaocls.displays import OrderCurveDisplay, ReconstructionDisplay
+from skaocls.displays import OrderCurveDisplay, ReconstructionDisplay, write_report
 from skaocls.images import image_shape_of, load_images
 
 
@@ -74,6 +74,7 @@ def main(argv=None):
     print("\nFitting AnyOrderARClassifier: tokens, then a transformer that reads them in any order")
     clf = AnyOrderARClassifier(**params)
     seconds = timed_fit(clf, X_train, y_train)
+    times = {"Fit": f"{seconds:.0f} s for {len(X_train)} samples"}
     rows, cols = clf.tokenizer_.grid_
     print(f"  {seconds:.0f} s; an image is {rows} x {cols} tokens of {clf.tokenizer_.n_codes_}")
     staged = list(clf.staged_predict(X_test))
@@ -109,7 +110,15 @@ def main(argv=None):
     sheet = [np.flatnonzero(y_test == c)[0] for c in clf.classes_[:16]]
     tokens = ReconstructionDisplay.from_estimator(clf, X_test[sheet])
     tokens.figure_.savefig(args.output / "reconstructions.png", dpi=150)
-    print(f"\nPictures: {args.output / 'orders.png'}, {args.output / 'reconstructions.png'}")
+    start = time.perf_counter()
+    clf.predict(X_test)
+    each = (time.perf_counter() - start) / len(X_test)
+    times["Predict"] = f"{1000 * each:.2g} ms for each of {len(X_test)} samples"
+    about = f"{len(X_train)} training and {len(X_test)} test images, {n_classes} classes"
+    how = {"subtitle": about, "baselines": lines, "times": times}
+    report = write_report(clf, X_test, y_test, args.output / "report.html", title=name, **how)
+    print(f"\nReport: {report}")
+    print(f"Pictures: {args.output / 'orders.png'}, {args.output / 'reconstructions.png'}")
 
 
 if __name__ == "__main__":

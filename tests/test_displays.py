@@ -1,16 +1,27 @@
 """Displays: what is drawn equals what is computed elsewhere."""
 
+import base64
+import io
 import subprocess
 import sys
+from html.parser import HTMLParser
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.base import BaseEstimator, clone
+from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 
-from skaocls.displays import EvidenceDisplay, OrderCurveDisplay, ReconstructionDisplay
+from skaocls import AnyOrderARClassifier
+from skaocls.displays import (
+    EvidenceDisplay,
+    OrderCurveDisplay,
+    ReconstructionDisplay,
+    write_report,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -277,3 +288,46 @@ def test_without_matplotlib(fitted, digits, monkeypatch):
     ):
         with pytest.raises(ImportError, match=r"Display.* requires matplotlib"):
             draw()
+
+
+class Outline(HTMLParser):
+    """Headings, texts of table rows, and what a page would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.loads, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loads += [v for k, v in attrs if k in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data):
+        self.text.append(data.strip())
+
+
+def test_report_tells_what_the_classifier_does_and_loads_nothing(fitted, digits, tmp_path):
+    _, _, X, y = digits
+    y = y.copy()
+    y[:3] = (y[:3] + 1) % 3  # three mistakes for sure
+    told = {"baselines": {"<b>SVC</b>": 0.25}, "times": {"Fit": "7 s"}, "title": "A & <i>B</i>"}
+    path = write_report(fitted, X, y, tmp_path / "new" / "report.html", **told)
+    page = Outline()
+    page.feed(path.read_text(encoding="utf-8"))
+    assert page.loads and all(what.startswith("data:image/png;base64,") for what in page.loads)
+    assert not {"b", "i", "script", "link", "iframe"} & set(page.tags)  # names are text
+    for link in page.loads:
+        with Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5
+    accuracy = np.mean(fitted.predict(X) == y)
+    for text in (f"{accuracy:.1%}", "25.0%", "A & <i>B</i>", "Surest mistakes", "Samples", "7 s"):
+        assert text in page.text
+    assert len(page.loads) == 5
+
+
+def test_report_of_a_table_has_no_pictures_of_images(tmp_path):
+    X, y = load_iris(return_X_y=True)
+    clf = AnyOrderARClassifier(n_orders=3, random_state=0).fit(X[::2], y[::2])
+    page = Outline()
+    page.feed(write_report(clf, X[1::2], y[1::2], tmp_path / "r.html").read_text("utf-8"))
+    assert len(page.loads) == 3
+    assert "Samples" not in page.text

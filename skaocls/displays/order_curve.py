@@ -93,7 +93,7 @@ class OrderCurveDisplay:
         Returns
         -------
         display : OrderCurveDisplay
-            Costs are drawn with ``search="exhaustive"`` only: racing's depend on the image.
+            Costs are drawn unless ``search="racing"``, whose costs depend on the image.
 
         Examples
         --------
@@ -123,7 +123,7 @@ class OrderCurveDisplay:
             y,
             list(clf.staged_predict(X)),
             baselines=scores,
-            evaluations_per_order=evaluations if clf.search == "exhaustive" else None,
+            evaluations_per_order=None if clf.search == "racing" else evaluations,
             ax=ax,
             name=type(clf).__name__ if name is None else name,
             **kwargs,
