@@ -141,13 +141,16 @@ default="mean_log_likelihood"
         less sure. ``"auto"`` holds out `validation_fraction` of the data in `fit` and takes the
         temperature under which their labels are most probable
         (:func:`skaocls.scoring.calibration.fit_temperature`). A number may be changed after `fit`.
-    search : {"exhaustive", "racing"}, default="exhaustive"
+    search : {"auto", "exhaustive", "racing"}, default="auto"
         ``"exhaustive"`` scores every class in every order. ``"racing"`` drops classes that have
         fallen too far behind, and reads no further order of an image that is decided
         (:mod:`skaocls.scoring.racing`): a small share of the work, with a shared trunk because few
         orders are read, with the published architecture because few classes are read far. The
-        posterior of a class that was dropped is what it was at its exit. May be changed after
-        `fit`.
+        posterior of a class that was dropped is what it was at its exit. ``"auto"`` races where
+        that was measured to give the classes of exhaustive search (``benchmarks/tasks``): in
+        `predict`, `predict_proba` and their like, with a shared trunk, `aggregation` at its default
+        and no `memory`. Staged answers, `transform`, `score_samples` and `explain` read every
+        order. May be changed after `fit`.
     racing_error : float, default=1e-3
         Allowed probability that racing drops the class that exhaustive search ranks first. May be
         changed after `fit`.
@@ -177,11 +180,14 @@ default="mean_log_likelihood"
         with the published tokenizers, which take seconds for an image on a CPU. None, and tabular
         data: the data as it is.
     max_iter : int or "auto", default="auto"
-        Epochs. ``"auto"`` is 120 for images and 16 for tables, or as many as make 100 steps if they
-        have fewer than 1000 rows: with more, most small tables are overfitted.
+        Epochs. ``"auto"`` is 120 for images, or as many as a budget of operations pays for, 10 at
+        least: about a minute on two cores for up to 1000 images, eight minutes for 10,000, and
+        no faster growing than their number (:mod:`skaocls.learned.lengths`). A given prior is
+        trained for 120. Of tables it is 16, or as many as make 100 steps if they have fewer than
+        1000 rows: with more, most small tables are overfitted.
     batch_size : int or "auto", default="auto"
-        Images per training step. ``"auto"`` is an eighth of them, of a table a 32nd of its rows,
-        between 16 and 64.
+        Images per training step. ``"auto"`` is as many as have 1024 tokens, at most an eighth of
+        the images, of a table a 32nd of its rows; between 16 and 64.
     learning_rate_init : float or "auto", default="auto"
         Peak learning rate; it warms up over 5 % of the steps, then falls to a 20th by a cosine.
         ``"auto"`` is ``0.4 / dim`` for a new prior, which is the published 4e-4 at the published
@@ -367,7 +373,7 @@ default="mean_log_likelihood"
         "order": [StrOptions({*DRAWN, "raster"}), "array-like"],
         "aggregation": [StrOptions(set(AGGREGATIONS))],
         "temperature": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "search": [StrOptions({"exhaustive", "racing"})],
+        "search": [StrOptions({"auto", "exhaustive", "racing"})],
         "racing_error": [Interval(Real, 0, 0.5, closed="neither")],
         "racing_screen": [Interval(Integral, 1, None, closed="left"), None],
         "image_shape": [tuple, list, None],
@@ -418,7 +424,7 @@ default="mean_log_likelihood"
         order="random",
         aggregation="mean_log_likelihood",
         temperature=1.0,
-        search="exhaustive",
+        search="auto",
         racing_error=1e-3,
         racing_screen=None,
         image_shape=None,
@@ -617,7 +623,7 @@ default="mean_log_likelihood"
             that the transformer read, over all classes and orders;
             ``"exhaustive_evaluations"``: int, what ``search="exhaustive"`` takes for one sample.
         """
-        races = list(self._races(X))
+        races = list(self._races(X, self._searches()))
         joint = np.concatenate([self._joint_log_proba(race.log_likelihood) for race in races])
         if not return_stats:
             return joint
@@ -683,7 +689,8 @@ default="mean_log_likelihood"
         Yields
         ------
         proba : float64 ndarray of shape (n_samples, n_classes)
-            With ``search="exhaustive"`` exactly those of a classifier with so many orders.
+            Exactly those of a classifier with so many orders and ``search="exhaustive"``, unless
+            `search` is ``"racing"``.
         """
         for joint in self._staged_joint_log_proba(X):
             yield np.exp(torch.from_numpy(joint).log_softmax(1).numpy())
@@ -1317,12 +1324,19 @@ default="mean_log_likelihood"
         names = ("crop", "latent_noise", "device", "precision")
         return {name: getattr(self, name) for name in names}
 
-    def _races(self, X):
+    def _searches(self):
+        """How to search where the answer is the class."""
+        one = len(self._fitted().priors) == 1 and self.model_.readings == 1
+        if self.search == "auto" and one and self.memory is None:
+            return "racing" if self.aggregation == defaults()["aggregation"] else "exhaustive"
+        return self.search
+
+    def _races(self, X, search=None):
         """Yield log-likelihoods and what they took, a few images at a time."""
         model, racing = self._fitted(), None
         self._validate_params()
         self._warn_of(without_effect(OF_SEARCH, self.get_params(False), defaults()))
-        if self.search == "racing":
+        if (search or self.search) == "racing":
             # what the class priors weigh beside likelihoods
             weigh = {"class_log_prior": self.temperature_ * self.class_log_prior_}
             racing = {**weigh, "error": self.racing_error, "screen": self.racing_screen}

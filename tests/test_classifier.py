@@ -512,7 +512,12 @@ def said(call, *args, **kwargs):
         ({"new_classes": "null"}, "new_classes='null' has no effect"),
         ({"lora_rank": 2}, 'lora_rank=2 has no effect.*finetune="lora"'),
         ({"revision": "v1"}, "revision='v1' has no effect.*names weights"),
-        ({"racing_error": 0.1}, 'racing_error=0.1 has no effect: it needs search="racing"'),
+        (
+            {"racing_error": 0.1, "search": "exhaustive"},
+            'racing_error=0.1 has no effect: it needs search="racing" or "auto"',
+        ),
+        ({"racing_error": 0.1}, None),
+        ({"racing_screen": 2}, 'racing_screen=2 has no effect: it needs search="racing"'),
         ({"validation_fraction": 0.2}, "validation_fraction=0.2 has no effect.*early_stopping"),
         ({"search": "racing", "racing_error": 0.1}, None),
         ({"early_stopping": True, "validation_fraction": 0.2}, None),

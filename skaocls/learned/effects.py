@@ -32,13 +32,14 @@ def without_effect(
         The classifier's; a parameter at its default is not meant.
     """
     racing = params["search"] == "racing", 'search="racing"'
+    raced = params["search"] != "exhaustive", 'search="racing" or "auto"'
     given = not is_new(params["prior"])
     tuned = given, "a given prior, or partial_fit with new classes: a new prior is trained in full"
     lora = given and params["finetune"] == "lora", 'a given prior and finetune="lora"'
     named = given and not isinstance(params["prior"], Prior), "a prior that names weights"
     holds_out = params["early_stopping"] or params["temperature"] == "auto"
     needs = {
-        "racing_error": racing,
+        "racing_error": raced,
         "racing_screen": racing,
         "filename": named,
         "revision": named,

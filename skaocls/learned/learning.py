@@ -11,9 +11,10 @@ from sklearn.model_selection import train_test_split
 from skaocls.devices import own_torch_state, resolve_device, resolve_precision
 from skaocls.images.reader import Reader
 from skaocls.learned.encoding import fit_tokenizer, training_tokens
+from skaocls.learned.lengths import EPOCHS, batch_of, epochs_of
 from skaocls.learned.model import FittedModel
 from skaocls.learned.recipe import Recipe
-from skaocls.learned.starting import SMALL_TABLE, prepare, starting_prior
+from skaocls.learned.starting import prepare, starting_prior
 from skaocls.learned.store import Store, content, digest, weights_of
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
@@ -26,10 +27,6 @@ from skaocls.training.state import History
 from skaocls.version import __version__
 
 RATE_TIMES_DIM = 0.4
-EPOCHS, EPOCHS_OF_TABLES = 120, 16  # tables have no views, and are soon overfitted
-STEPS_OF_SMALL_TABLES = 100
-SHARE, SHARE_OF_TABLES = 8, 32  # a batch is so small a share of the samples, within
-BATCH = 16, 64
 FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
 
 
@@ -320,13 +317,12 @@ def train_one(
         rate = share * RATE_TIMES_DIM / prior.dim
     batch_size = recipe.batch_size
     if isinstance(batch_size, str):
-        share = SHARE_OF_TABLES if recipe.tabular else SHARE
-        batch_size = int(np.clip(len(train) // share, *BATCH))
+        batch_size = batch_of(len(train), prior.n_tokens, recipe.tabular)
     max_iter = recipe.max_iter
     if isinstance(max_iter, str):
-        max_iter = EPOCHS_OF_TABLES if recipe.tabular else EPOCHS
-        if recipe.tabular and len(train) < SMALL_TABLE:
-            max_iter = math.ceil(STEPS_OF_SMALL_TABLES / max(1, len(train) // batch_size))
+        max_iter = EPOCHS  # of a given prior, which may be of any size and on any device
+        if mode is None or recipe.tabular:
+            max_iter = epochs_of(len(train), batch_size, prior, recipe.tabular)
     validation = None
     if recipe.early_stopping and rest is not None:
         validation = codes[rest, 0], rows[rest], weights[rest]

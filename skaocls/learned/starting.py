@@ -10,6 +10,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 
 from skaocls.devices import own_torch_state, resolve_device
+from skaocls.learned.lengths import SMALL_TABLE
 from skaocls.learned.published import (
     check_agreement,
     grid_for,
@@ -34,7 +35,6 @@ ARCHITECTURES: dict[str, type[Prior]] = {
 
 
 PUBLISHED_DROPOUT = 0.1
-SMALL_TABLE = 1000  # has fewer rows
 POSITIVE = [Interval(Integral, 1, None, closed="left")]
 SIZES: dict[str, Any] = {
     "dim": POSITIVE,
