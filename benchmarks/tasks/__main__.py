@@ -19,7 +19,9 @@ from pathlib import Path
 import joblib
 import numpy as np
 import torch
-from sources import IMAGES, TABLES, task  # puts the other benchmarks on the path
+
+HERE = Path(__file__).parent
+sys.path += [str(HERE.parent), str(HERE.parent / "claims")]  # the other benchmarks
 
 from digits import processor
 from networks import NetworkClassifier
@@ -33,12 +35,12 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from sources import IMAGES, TABLES, task
 
 from skaocls import AnyOrderARClassifier
 from skaocls.files import write_all
 from skaocls.scoring.calibration import expected_calibration_error
 
-HERE = Path(__file__).parent
 OURS = "AnyOrderARClassifier()"
 SMALL = 16  # pixels of a side, up to which the ResNet sees every one of them
 FLAT = {

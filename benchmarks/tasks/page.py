@@ -42,7 +42,7 @@ def cell(rows, name):
     _, scale, places = COLUMNS[name]
     values = [row[name] * scale for row in rows if name in row]
     if not values:
-        return "–"
+        return "-"
     spread = f" ± {np.std(values, ddof=1):.{places}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{places}f}" + (spread if name == "accuracy" else "")
 
