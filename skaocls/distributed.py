@@ -146,25 +146,22 @@ def together(what: str, after: str = "") -> Iterator[None]:
         yield
         return
     where = f"{what} was ended in process {rank()} of {size()}"
-    try:
-        with (
-            warnings.catch_warnings(),
-            told_of_end(f"{where}, as was asked of it (SIGTERM)", after),
-        ):
-            if not is_main():
-                warnings.simplefilter("ignore")
+    with told_of_end(where, after), warnings.catch_warnings():
+        if not is_main():
+            warnings.simplefilter("ignore")
+        try:
             yield
-    except RuntimeError as exc:
-        if not is_about_others(exc):
-            raise
-        _talk["broken"] = True
-        reason = str(exc).strip().splitlines()[0].split(". ")[0]
-        raise RuntimeError(
-            f"{where}, because another process has died, has raised an error of its own, which "
-            f"stands in its output, or did not call {what} ({reason}). {after}"
-            "All processes that torchrun starts must make the same calls; within "
-            "skaocls.distributed.alone() one computes alone."
-        ) from exc
+        except RuntimeError as exc:
+            if not is_about_others(exc):
+                raise
+            _talk["broken"] = True
+            reason = str(exc).strip().splitlines()[0].split(". ")[0]
+            raise RuntimeError(
+                f"{where}, because another process has died, has raised an error of its own, "
+                f"which stands in its output, or did not call {what} ({reason}). {after}"
+                "All processes that torchrun starts must make the same calls; within "
+                "skaocls.distributed.alone() one computes alone."
+            ) from exc
 
 
 @contextmanager
@@ -177,13 +174,14 @@ def told_of_end(where: str, after: str) -> Iterator[None]:
 
     def end(*_: Any) -> None:
         _talk["broken"] = True
-        sys.exit(f"{where}: torchrun ends all processes when one of them has died. {after}")
+        sys.exit(f"{where} by SIGTERM: torchrun ends all when one of them has died. {after}")
 
     signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if "broken" not in _talk:  # else the process is about to end, and shall say why
+            signal.signal(signal.SIGTERM, before)
 
 
 def is_about_others(exc: RuntimeError) -> bool:

@@ -7,6 +7,7 @@ gradients, optimizer and running mean are cut into as many pieces as there are p
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -82,12 +83,14 @@ class Parallel:
             shard(self.loss, self.device, autocast)
         elif size() > 1:
             group = talk() if self.device.type == "cpu" else None
-            self.loss = DistributedDataParallel(
-                self.loss,
-                process_group=group,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of a name that older torch needs
+                self.loss = DistributedDataParallel(
+                    self.loss,
+                    process_group=group,
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                )
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
         """In which gradients are computed and, if they are the step's last, summed."""
