@@ -199,7 +199,7 @@ default="mean_log_likelihood"
         How the processes that ``torchrun`` starts share the training. In ``"ddp"`` each holds all
         weights and takes its share of every batch. In ``"fsdp"`` each also holds only its piece of
         the weights, gradients, optimizer and running mean while training, for priors whose
-        training does not fit into one device: about seven times the weights shared out, for
+        training does not fit into one device: six times the weights are shared out, for
         more that is sent. The result is the same. Started without ``torchrun`` it does nothing.
     finetune : {"full", "lora", "class_embedding", "head"}, default="full"
         What training changes if `prior` is given or loaded: all weights; low-rank updates of the
@@ -538,7 +538,7 @@ default="mean_log_likelihood"
             If `checkpoint_dir` cannot be written to, or another fit is using it.
         """
         self._validate_params()
-        with together("fit", self._if_others_die()):
+        with together("fit", self._if_others_die(self.warm_start)):
             unused = without_effect(OF_SEARCH + OF_TRAINING, self.get_params(False), defaults())
             self._warn_of(unused)
             if self.warm_start and hasattr(self, "model_"):
@@ -606,7 +606,7 @@ default="mean_log_likelihood"
                 'class_weight="balanced" is not supported for partial_fit: it needs the counts of '
                 "all classes at once. Pass a dict of weights, or sample_weight."
             )
-        with together("partial_fit", self._if_others_die()):
+        with together("partial_fit", self._if_others_die(True)):
             if hasattr(self, "model_"):
                 return self._extend(X, y, sample_weight, grow=True, classes=classes)
             return self._learn(X, y, sample_weight, classes)
@@ -1305,8 +1305,10 @@ default="mean_log_likelihood"
             return int(self.random_state)
         return same(check_random_state(self.random_state).randint(2**31 - 1))
 
-    def _if_others_die(self):
-        """What to do where another process has died in training."""
+    def _if_others_die(self, goes_on):
+        """What to do where another process has died in training, which perhaps goes on from one."""
+        if goes_on and hasattr(self, "model_"):
+            return "The classifier is what it was before the call. "
         if self.checkpoint_dir is None:
             return "What it had learned is lost; with checkpoint_dir the next start goes on. "
         return (

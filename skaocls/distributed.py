@@ -56,6 +56,7 @@ def size() -> int:
     Returns
     -------
     size : int
+        1 also where nothing was set up.
 
     Examples
     --------
@@ -97,12 +98,24 @@ def leave() -> None:
 
 
 def rank() -> int:
-    """Which of the processes this is, from 0."""
+    """Which of the processes this is.
+
+    Returns
+    -------
+    rank : int
+        From 0; of one alone 0.
+    """
     return dist.get_rank() if size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Whether this process is the one that writes and prints.
+
+    Returns
+    -------
+    is_main : bool
+        True in one of them, and in one alone.
+    """
     return rank() == 0
 
 
@@ -111,6 +124,11 @@ def alone() -> Iterator[None]:
     """What is within is computed by this process alone, whoever else there is.
 
     Without it, a prediction that only one process asks for waits for the others.
+
+    Yields
+    ------
+    None
+        For ``with``.
 
     Examples
     --------
