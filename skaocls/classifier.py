@@ -28,6 +28,7 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attributes import kept_in
+from skaocls.distributed import same, together
 from skaocls.images.advice import gathered
 from skaocls.images.inputs import check_image_shape, shortened
 from skaocls.images.reader import (
@@ -52,6 +53,7 @@ from skaocls.learned.published import (
 from skaocls.learned.recipe import Recipe
 from skaocls.learned.starting import new_prior, starting_point
 from skaocls.learned.store import open_store
+from skaocls.learned.together import races_together
 from skaocls.priors.interface import Prior
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 from skaocls.scoring.calibration import fit_temperature
@@ -93,8 +95,8 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
       `class_dropout`, `class_weight`, `early_stopping`, `validation_fraction`, `n_iter_no_change`,
       `tol`, `warm_start`;
     - fine-tuning: `finetune`, `lora_rank`, `lora_alpha`, `finetune_dropout`, `new_classes`;
-    - resources: `checkpoint_dir`, `memory`, `micro_batch_size`, `checkpointing`, `device`,
-      `precision`, `random_state`, `verbose`.
+    - resources: `checkpoint_dir`, `memory`, `micro_batch_size`, `checkpointing`, `parallel`,
+      `device`, `precision`, `random_state`, `verbose`.
 
     Parameters
     ----------
@@ -199,6 +201,12 @@ default="mean_log_likelihood"
     checkpointing : bool, default=False
         Compute activations again in the backward pass instead of keeping them: less memory for
         about a third more time.
+    parallel : {"ddp", "fsdp"}, default="ddp"
+        How the processes that ``torchrun`` starts share the training. In ``"ddp"`` each holds all
+        weights and takes its share of every batch. In ``"fsdp"`` each also holds only its piece of
+        the weights, gradients, optimizer and running mean while training, for priors whose
+        training does not fit into one device: six times the weights are shared out, for
+        more that is sent. The result is the same. Started without ``torchrun`` it does nothing.
     finetune : {"full", "lora", "class_embedding", "head"}, default="full"
         What training changes if `prior` is given or loaded: all weights; low-rank updates of the
         attention and feed-forward matrices (merged afterwards) and class vectors; class vectors
@@ -389,6 +397,7 @@ default="mean_log_likelihood"
         "learning_rate_init": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "micro_batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "checkpointing": ["boolean"],
+        "parallel": [StrOptions({"ddp", "fsdp"})],
         "finetune": [StrOptions(set(FINETUNE_RATE))],
         "lora_rank": [Interval(Integral, 1, None, closed="left")],
         "lora_alpha": [Interval(Real, 0, None, closed="neither")],
@@ -436,6 +445,7 @@ default="mean_log_likelihood"
         learning_rate_init="auto",
         micro_batch_size=None,
         checkpointing=False,
+        parallel="ddp",
         finetune="full",
         lora_rank=8,
         lora_alpha=16.0,
@@ -479,6 +489,7 @@ default="mean_log_likelihood"
         self.learning_rate_init = learning_rate_init
         self.micro_batch_size = micro_batch_size
         self.checkpointing = checkpointing
+        self.parallel = parallel
         self.finetune = finetune
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
@@ -533,10 +544,12 @@ default="mean_log_likelihood"
             If `checkpoint_dir` cannot be written to, or another fit is using it.
         """
         self._validate_params()
-        self._warn_of(without_effect(OF_SEARCH + OF_TRAINING, self.get_params(False), defaults()))
-        if self.warm_start and hasattr(self, "model_"):
-            return self._extend(X, y, sample_weight, grow=False)
-        return self._learn(X, y, sample_weight)
+        with together("fit", self._if_others_die(self.warm_start)):
+            unused = without_effect(OF_SEARCH + OF_TRAINING, self.get_params(False), defaults())
+            self._warn_of(unused)
+            if self.warm_start and hasattr(self, "model_"):
+                return self._extend(X, y, sample_weight, grow=False)
+            return self._learn(X, y, sample_weight)
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
         """Train on further images, of known classes or of new ones.
@@ -599,9 +612,10 @@ default="mean_log_likelihood"
                 'class_weight="balanced" is not supported for partial_fit: it needs the counts of '
                 "all classes at once. Pass a dict of weights, or sample_weight."
             )
-        if hasattr(self, "model_"):
-            return self._extend(X, y, sample_weight, grow=True, classes=classes)
-        return self._learn(X, y, sample_weight, classes)
+        with together("partial_fit", self._if_others_die(True)):
+            if hasattr(self, "model_"):
+                return self._extend(X, y, sample_weight, grow=True, classes=classes)
+            return self._learn(X, y, sample_weight, classes)
 
     def predict_joint_log_proba(self, X, return_stats=False):
         """Log of the joint probability of image and class, orders marginalized.
@@ -1270,8 +1284,8 @@ default="mean_log_likelihood"
                 precision=self.precision,
                 store=open_store(self.memory),
             )
-            about["_fitted_temperature"] = fit_temperature(
-                ll, columns, log_prior, self.aggregation, weights
+            about["_fitted_temperature"] = same(
+                fit_temperature(ll, columns, log_prior, self.aggregation, weights)
             )
         # the length of training on a table is chosen so that it is not overfitted
         of_our_own = isinstance(self.max_iter, str) and model.reader.tabular
@@ -1296,7 +1310,18 @@ default="mean_log_likelihood"
         """An int that stands for `random_state`, of which it takes one number."""
         if isinstance(self.random_state, Integral):
             return int(self.random_state)
-        return check_random_state(self.random_state).randint(2**31 - 1)
+        return same(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _if_others_die(self, goes_on):
+        """What to do where another process has died in training, which perhaps goes on from one."""
+        if goes_on and hasattr(self, "model_"):
+            return "The classifier is what it was before the call. "
+        if self.checkpoint_dir is None:
+            return "What it had learned is lost; with checkpoint_dir the next start goes on. "
+        return (
+            "Start the same command again: fit goes on from the last checkpoint in "
+            f"checkpoint_dir={os.fspath(self.checkpoint_dir)!r}. "
+        )
 
     def _recipe(self):
         params = {f.name: getattr(self, f.name) for f in fields(Recipe) if hasattr(self, f.name)}
@@ -1333,16 +1358,17 @@ default="mean_log_likelihood"
 
     def _races(self, X, search=None):
         """Yield log-likelihoods and what they took, a few images at a time."""
-        model, racing = self._fitted(), None
-        self._validate_params()
-        self._warn_of(without_effect(OF_SEARCH, self.get_params(False), defaults()))
+        with together("A prediction"):
+            model, racing = self._fitted(), None
+            self._validate_params()
+            self._warn_of(without_effect(OF_SEARCH, self.get_params(False), defaults()))
         if (search or self.search) == "racing":
             # what the class priors weigh beside likelihoods
             weigh = {"class_log_prior": self.temperature_ * self.class_log_prior_}
             racing = {**weigh, "error": self.racing_error, "screen": self.racing_screen}
         batch, store = model.reader.check(X), open_store(self.memory)
         how = self._reading() | {"racing": racing, "store": store, "verbose": self.verbose}
-        return answers.races(model, batch, self.orders_, **how)
+        return races_together(model, batch, self.orders_, **how)
 
     def _log_likelihoods(self, X):
         """Yield log p(tokens | class, order), (n, n_orders, n_classes), a few images at a time."""

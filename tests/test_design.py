@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "skaocls"
 # From the ground up; a module may import its own room and those below it. `displays` and
 # `selection` take a classifier, and know none.
 FLOORS = [
-    {"version", "attributes", "devices", "progress"},
+    {"version", "attributes", "devices", "distributed", "progress"},
     {"files", "images"},
     {"tokenizers", "priors"},
     {"scoring"},
@@ -82,4 +82,5 @@ def test_the_api_reference_lists_what_is_public():
     text = (PACKAGE.parent / "docs" / "api.rst").read_text(encoding="utf-8")
     public = {*skaocls.__all__} - {"__version__"} | {f"displays.{n}" for n in displays.__all__}
     public |= {"selection.smallest_n_orders", "scoring.evidence.Evidence"}
+    public |= {f"distributed.{n}" for n in ("alone", "is_main", "rank", "size")}
     assert set(re.findall(r"^   ([\w.]+)$", text, re.MULTILINE)) == public

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 HERE = Path(__file__).parent
-sys.path += [str(HERE.parent), str(HERE.parent / "claims")]  # the other benchmarks
+sys.path.append(str(HERE.parent))  # the other benchmarks
+sys.path.append(str(HERE.parent / "claims"))
 
 from digits import processor
 from networks import NetworkClassifier

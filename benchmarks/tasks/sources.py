@@ -19,10 +19,11 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wi
 from sklearn.model_selection import train_test_split
 
 HERE = Path(__file__).parent
-sys.path += [str(HERE.parent), str(HERE.parent / "claims")]  # the other benchmarks
+sys.path.append(str(HERE.parent))  # the other benchmarks
+sys.path.append(str(HERE.parent / "claims"))
 
-from contestants import load  # noqa: E402
-from strokes import characters  # noqa: E402
+from contestants import load
+from strokes import characters
 
 IMAGES = ("digits", "glyphs", "textures", "characters", "animals")
 TABLES = ("iris", "wine", "breast cancer", "digits as a table")

@@ -9,13 +9,14 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from skaocls.devices import own_torch_state, resolve_device, resolve_precision
+from skaocls.distributed import check_same, is_main, size
 from skaocls.images.reader import Reader
-from skaocls.learned.encoding import fit_tokenizer, training_tokens
 from skaocls.learned.lengths import EPOCHS, batch_of, epochs_of
 from skaocls.learned.model import FittedModel
 from skaocls.learned.recipe import Recipe
 from skaocls.learned.starting import prepare, starting_prior
 from skaocls.learned.store import Store, content, digest, weights_of
+from skaocls.learned.together import fit_together, recall_together, tokens_together
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.progress import say
@@ -100,7 +101,7 @@ def learn(
     learned : Learned
     """
     columns = np.searchsorted(classes, y)
-    recipe = replace(recipe, tabular=reader.tabular)
+    recipe = prepared(recipe, reader, y, weights)
     depends: dict[str, Any] = {}
     if store is not None or checkpoint_dir is not None:
         depends = recipe.of_results() | {
@@ -129,8 +130,8 @@ def learn(
         rng = np.random.RandomState(seed)
         device, verbose = resolve_device(recipe.device), recipe.verbose
         say(verbose, f"computing on {device} (device={recipe.device!r})", 2)
-        fitted = fit_tokenizer(tokenizer, reader, batch, y, rng, verbose)
-        codes = training_tokens(fitted, reader, batch, recipe.augmentation, rng, verbose)
+        fitted = fit_together(tokenizer, reader, batch, y, rng, verbose)
+        codes = tokens_together(fitted, reader, batch, recipe.augmentation, rng, verbose)
         seen, rows = np.unique(columns, return_inverse=True)
         prior = starting_prior(given, fitted, codes, rows, len(seen), recipe, rng)
         order_seed = rng.randint(2**31 - 1)
@@ -159,7 +160,7 @@ def learn(
         if store is None:
             parts, history, held_out = train()
         else:
-            parts, history, held_out = store.recall(digest("fit", depends), train)
+            parts, history, held_out = recall_together(store, digest("fit", depends), train)
     except Interrupted as exc:
         parts, history, held_out = exc.args
         opened.clear()  # to go on from where it was
@@ -208,11 +209,11 @@ def extend(
             f"call to fit. Previously got {model.classes}, `y` has {np.unique(y)}."
         )
     device = resolve_device(recipe.device)
-    recipe = replace(recipe, tabular=model.reader.tabular)
+    recipe = prepared(recipe, model.reader, y, weights)
     columns = np.searchsorted(model.classes, y)
     count = np.bincount(columns, weights, minlength=len(model.classes))
     views = recipe.augmentation, rng, recipe.verbose
-    codes = training_tokens(model.tokenizer, model.reader, batch, *views)
+    codes = tokens_together(model.tokenizer, model.reader, batch, *views)
     priors, rows, sources = list(model.priors), model.rows.copy(), model.sources.copy()
     new = (sources == 0) & (rows == priors[0].num_classes)
     histories: list[History] = []
@@ -265,6 +266,15 @@ def extend(
     )
     rest = np.array(held_out, dtype=int)
     return Learned(grown, histories, HeldOut(codes[rest, 0], columns[rest], weights[rest]))
+
+
+def prepared(recipe: Recipe, reader: Reader, y: np.ndarray, weights: np.ndarray) -> Recipe:
+    """The recipe for these data; of several processes all must be given the same, and one talks."""
+    if size() > 1:
+        params = {"parallel": recipe.parallel, **recipe.of_results()}
+        data = {"y": digest(y), "sample_weight": digest(weights)}
+        check_same({**data, **{name: digest(value) for name, value in params.items()}})
+    return replace(recipe, tabular=reader.tabular, verbose=recipe.verbose if is_main() else 0)
 
 
 def chosen(value: Any, why: str) -> str:
@@ -355,6 +365,7 @@ def train_one(
         autocast=resolve_precision(recipe.precision, prior.device),
         checkpointing=recipe.checkpointing,
         checkpoints=checkpoints,
+        parallel=recipe.parallel,
         verbose=recipe.verbose,
     )
     merge_finetuning(prior)

@@ -29,6 +29,7 @@ class Recipe:
     learning_rate_init: float | str
     micro_batch_size: int | None
     checkpointing: bool
+    parallel: str
     finetune: str
     lora_rank: int
     lora_alpha: float
@@ -53,7 +54,7 @@ class Recipe:
     def of_results(self) -> dict[str, Any]:
         """All that what is learned depends on, to be hashed."""
         about = dict(vars(self)) | {"device": resolve_device(self.device).type}
-        del about["verbose"]
+        del about["verbose"], about["parallel"]
         if isinstance(self.order, str):
             del about["n_orders"]
         return about | ({"order": "random"} if self.any_order else {})

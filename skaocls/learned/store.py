@@ -86,7 +86,7 @@ class Store:
 
     def recall(self, key: str, function: Callable[[], Any]) -> Any:
         """function(), run once for each key and version of this library."""
-        path = self.folder / digest(__version__, key)
+        path = self.path(key)
         with self.lock(path.name):
             if (known := self.read(path)) is not None:
                 return known[0]
@@ -94,6 +94,10 @@ class Store:
             if self.writable:
                 self.write(path, result)
         return result
+
+    def path(self, key: str) -> Path:
+        """Where the result of that key is kept."""
+        return self.folder / digest(__version__, key)
 
     def read(self, path: Path) -> tuple[Any] | None:
         """What is kept there, if it is whole."""

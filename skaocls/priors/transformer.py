@@ -130,6 +130,12 @@ class Block(nn.Module):
         out: Tensor = x + self.feed_forward(self.ffn_norm(x), generator)
         return out
 
+    def read_class(self, x: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """What attention sees of the class token x (..., dim), and the token after this block."""
+        v = self.attention.class_value(self.attention_norm(x))
+        x = x + self.attention.dropout(self.attention.wo(v), generator)
+        return v, x + self.feed_forward(self.ffn_norm(x), generator)
+
 
 class AnyOrderPrior(Prior):
     """Class-conditional any-order autoregressive transformer over a grid of tokens.
@@ -281,10 +287,8 @@ class AnyOrderPrior(Prior):
         x = F.embedding(labels, self.class_table)
         values = []
         for block in self.blocks:
-            v = block.attention.class_value(block.attention_norm(x))
+            v, x = block.read_class(x, generator)
             values.append(v)
-            x = x + block.attention.dropout(block.attention.wo(v), generator)
-            x = x + block.feed_forward(block.ffn_norm(x), generator)
         return values
 
     def interleave(

@@ -2,7 +2,7 @@
 
 A checkpoint is ``checkpoint-<n>.safetensors`` with all tensors and ``checkpoint-<n>.json`` with the
 rest and a hash of the former, written last: one without the other, or of another hash, is none.
-The last good two are kept.
+The last good two are kept. Of several processes the main one alone reads and writes.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
+from skaocls.distributed import decided, from_main, is_main
 from skaocls.files import read_state_dict, tensor_writer, write_all
 from skaocls.training.state import TrainingState
 
@@ -55,13 +56,17 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], about: dict[str, str], seed: int):
         self.folder, self.about, self.seed = Path(folder), about, seed
         self.due, self.n = 0.0, 0
+        self.found: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self.seed = from_main(self.look)
+
+    def look(self) -> int:
+        """Find the last whole checkpoint, and tell its seed or else the given one."""
         halves = self.folder.glob("checkpoint-*.safetensors")
         alone = [half for half in halves if not half.with_suffix(".json").exists()]
         for left in [*alone, *self.folder.glob(".checkpoint-*")]:  # of a process that was killed
             left.unlink()
         self.found = self.newest()
-        if self.found is not None:
-            self.seed = self.found[1]["seed"]
+        return self.seed if self.found is None else int(self.found[1]["seed"])
 
     def numbers(self) -> list[int]:
         """Of all checkpoints, the newest first."""
@@ -118,17 +123,20 @@ class Checkpoints:
 
     def resume(self, state: TrainingState) -> None:
         """Set the state to the one that was found, if any."""
-        if self.found is not None:
-            state.restore(*self.found)
+        if decided(self.found is not None):
+            state.restore(*(self.found or ({}, {})))
             self.found = None
 
     def keep(self, state: TrainingState) -> None:
         """Write a checkpoint if it is time and the state is a good one; say so if that fails."""
-        if time.monotonic() < self.due or not state.is_finite():
+        if not (decided(time.monotonic() >= self.due) and state.is_finite()):
             return
         begin = time.monotonic()
+        tensors, facts = state.tensors(), state.facts()
+        if not is_main():
+            return
         try:
-            self.write(state)
+            self.write(tensors, facts)
         except (OSError, SafetensorError) as exc:
             warnings.warn(
                 f"No checkpoint could be written to {str(self.folder)!r}: {exc}. Training goes on, "
@@ -139,12 +147,12 @@ class Checkpoints:
         end = time.monotonic()
         self.due = end + SHARE * (end - begin)
 
-    def write(self, state: TrainingState) -> None:
+    def write(self, tensors: dict[str, Tensor], of_state: dict[str, Any]) -> None:
         weights, rest = self.files(self.n + 1)
-        facts = {"format": FORMAT, "about": self.about, "seed": self.seed} | state.facts()
+        facts = {"format": FORMAT, "about": self.about, "seed": self.seed} | of_state
 
         def write_tensors(path: str) -> None:
-            tensor_writer(state.tensors())(path)
+            tensor_writer(tensors)(path)
             facts["hash"] = hash_of(Path(path))
 
         def write_rest(path: str) -> None:
@@ -161,7 +169,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove all checkpoints: the training has come to its end."""
-        for n in self.numbers():
+        for n in self.numbers() if is_main() else []:
             self.remove(n)
 
 
@@ -181,10 +189,19 @@ def checkpoints_in(
     if folder is None:
         yield None
         return
+    lock = FileLock(Path(folder) / "checkpoint.lock", timeout=0)
+    from_main(lambda: take(lock, folder))
+    try:
+        yield Checkpoints(folder, about, seed)
+    finally:
+        lock.release()
+
+
+def take(lock: FileLock, folder: str | os.PathLike[str]) -> None:
+    """Lock a folder, which is made if need be."""
     where = f"checkpoint_dir={os.fspath(folder)!r}"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(Path(folder) / "checkpoint.lock", timeout=0)
         lock.acquire()
     except Timeout as exc:
         raise OSError(
@@ -193,10 +210,6 @@ def checkpoints_in(
         ) from exc
     except OSError as exc:
         raise OSError(f"{where} cannot be written to: {exc}") from exc
-    try:
-        yield Checkpoints(folder, about, seed)
-    finally:
-        lock.release()
 
 
 def hash_of(path: Path) -> str:

@@ -11,11 +11,13 @@ from sklearn.utils import gen_batches
 from torch import Tensor
 
 from skaocls.devices import own_torch_state
+from skaocls.distributed import all_of, share_of, size, total
 from skaocls.priors.interface import Prior
 from skaocls.progress import progress
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 from skaocls.training.checkpoints import Checkpoints
+from skaocls.training.parallel import Loss, Parallel, use
 from skaocls.training.state import LOWERED, History, TrainingState, are_finite, copies
 
 BETAS = (0.9, 0.95)
@@ -48,6 +50,7 @@ def train_prior(
     autocast: torch.dtype | None = None,
     checkpointing: bool = False,
     checkpoints: Checkpoints | None = None,
+    parallel: str = "ddp",
     verbose: int = 0,
 ) -> History:
     """Fit the prior, in place, to codes and labels.
@@ -59,6 +62,11 @@ def train_prior(
     with a warning and keeps them so far, or before the end of the first epoch raises. An epoch
     after which loss or weights are no finite numbers begins again at a tenth of the rate, with a
     warning and at most three times.
+
+    Processes that work together (:mod:`skaocls.distributed`) draw the same batches, views, orders
+    and labels, and each takes its share of every batch. They end with the same weights, those of
+    one process but for rounding; only where the prior drops anything they differ by more, because
+    each process draws its own. Ctrl-C is raised there.
 
     Parameters
     ----------
@@ -73,9 +81,10 @@ def train_prior(
     max_iter : int
         Epochs.
     batch_size : int
-        Images per step, at most n_images.
+        Images per step, of all processes together, at most n_images.
     micro_batch_size : int, default=None
-        Images per forward pass, if fewer than `batch_size`; gradients are accumulated.
+        Images per forward pass of a process, if fewer than its share of `batch_size`; gradients
+        are accumulated.
     learning_rate : float
         Peak learning rate.
     weight_decay : float, default=0.05
@@ -101,7 +110,10 @@ def train_prior(
         Compute activations again in the backward pass instead of keeping them.
     checkpoints : Checkpoints, default=None
         Where the state is written now and then, and from where training goes on if it is there,
-        on a CPU to the same weights bit for bit.
+        on a CPU to the same weights bit for bit if as many processes do it.
+    parallel : {"ddp", "fsdp"}, default="ddp"
+        Whether each of several processes holds all weights, or a piece of them, their gradients
+        and optimizer state.
     verbose : int, default=0
         1 shows epochs, steps, loss, an estimate of the accuracy, and the time left.
 
@@ -133,28 +145,29 @@ def train_prior(
     True
     """
     device = prior.device
+    engine = Parallel(prior, parallel, autocast)
     all_codes = torch.as_tensor(codes)
     all_labels = torch.as_tensor(labels)
     all_orders = None if orders is None else torch.as_tensor(orders)
     weights = None if sample_weight is None else torch.as_tensor(sample_weight).float()
-    optimizer = make_optimizer(prior, learning_rate, weight_decay)
+    optimizer = make_optimizer(engine.prior, learning_rate, weight_decay)
     n, n_views, n_tokens = codes.shape
     steps = max(1, n // batch_size)
     # in which orders the prior is judged while it is trained
     judged = draw_orders(VALIDATION_ORDERS, n_tokens, seed) if orders is None else orders
     judged = judged[:VALIDATION_ORDERS]
-    prior.transformer.checkpointing = checkpointing
-    state = TrainingState(prior, optimizer, seed)
+    engine.prior.transformer.checkpointing = checkpointing
+    state = TrainingState(engine.prior, optimizer, seed)
     if checkpoints is not None:
         checkpoints.resume(state)
-    history, random = state.history, state.random
+    history, random, mixed = state.history, state.random, autocast is not None
     done = history.n_iter * steps + state.step
     bar = progress(max_iter * steps, "training", "step", verbose, initial=done)
     with bar, interruptible(history):
         while history.n_iter < max_iter:
             epoch = history.n_iter
             bar.set_description(f"epoch {epoch + 1}/{max_iter}", refresh=False)
-            prior.train()
+            engine.loss.train()
             if state.step == 0:
                 state.losses.zero_()
                 state.shuffled = torch.randperm(n, generator=random)
@@ -172,28 +185,37 @@ def train_prior(
                 else:
                     which = torch.randint(len(all_orders), i.shape, generator=random)
                     order = all_orders[which]
+                weight = None if weights is None else weights[i]
+                share = share_of(len(i))
+                if size() > 1:
+                    batch, label, order = (a[share.rows] for a in (batch, label, order))
+                    weight = None if weight is None else weight[share.rows]
+                    state.begin_step(epoch * steps + step)
+                if share.real is not None:
+                    weight = share.real if weight is None else weight * share.real
                 batch, label, order = (a.to(device) for a in (batch, label, order))
-                weight = None if weights is None else weights[i].to(device)
+                weight = None if weight is None else weight.to(device)
                 optimizer.zero_grad()
-                for few in gen_batches(len(i), micro_batch_size or len(i)):
-                    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                        loss = nats_per_token(
-                            prior,
-                            batch[few],
-                            order[few],
-                            label[few],
-                            None if weight is None else weight[few],
-                            state.dropping,
-                        )
-                    loss = loss * ((few.stop - few.start) / len(i))
-                    loss.backward()
+                for few in gen_batches(len(batch), micro_batch_size or len(batch)):
+                    with engine.accumulating(few.stop == len(batch)):
+                        with torch.autocast(device.type, dtype=autocast, enabled=mixed):
+                            loss = engine.loss(
+                                batch[few],
+                                order[few],
+                                label[few],
+                                None if weight is None else weight[few],
+                                state.dropping,
+                            )
+                        loss = loss * ((few.stop - few.start) / len(i))
+                        # torch's engines take the mean over the processes
+                        (loss * size()).backward()
                     state.losses += loss.detach()
-                torch.nn.utils.clip_grad_norm_(prior.parameters(), CLIP_NORM)
+                torch.nn.utils.clip_grad_norm_(engine.prior.parameters(), CLIP_NORM)
                 optimizer.step()
                 with torch.no_grad():  # at first over all steps, then over about the last hundred
                     done = epoch * steps + step
-                    share = 1 - min(AVERAGING, done / (done + 10))
-                    torch._foreach_lerp_(state.mean, state.trained, share)
+                    newest = 1 - min(AVERAGING, done / (done + 10))
+                    torch._foreach_lerp_(state.mean, state.own, newest)
                 bar.update()
                 state.step = step + 1
                 if checkpoints is not None:
@@ -203,22 +225,20 @@ def train_prior(
                 bar.update(-steps)
                 continue
             state.good, state.step = copies(state.own), 0
-            history.loss_curve.append(state.losses.item() / steps)
+            history.loss_curve.append(total(state.losses).item() / steps)
             history.n_iter = epoch + 1
             if validation is not None or verbose:
-                use(state.trained, state.mean)
-            if validation is not None:
-                score = held_out(prior, *validation, judged, autocast)
-                if score > max(history.validation_curve, default=-math.inf):
-                    history.best_iter, state.best = epoch + 1, copies(state.mean)
-                history.validation_curve.append(score)
-            if verbose:
-                i = state.shuffled[(steps - 1) * batch_size : steps * batch_size]
-                known = validation or (all_codes[i, 0].numpy(), all_labels[i].numpy())
-                shown = how_it_goes(prior, history, *known[:2], judged[:1], autocast)
-                bar.set_postfix(shown, refresh=False)
-            if validation is not None or verbose:
-                use(state.trained, state.own)
+                with engine.showing(state.own, state.mean):
+                    if validation is not None:
+                        score = held_out(engine.judge, *validation, judged, autocast)
+                        if score > max(history.validation_curve, default=-math.inf):
+                            history.best_iter, state.best = epoch + 1, copies(state.mean)
+                        history.validation_curve.append(score)
+                    if verbose and not engine.sharded:
+                        i = state.shuffled[(steps - 1) * batch_size : steps * batch_size]
+                        known = validation or (all_codes[i, 0].numpy(), all_labels[i].numpy())
+                        shown = how_it_goes(prior, history, *known[:2], judged[:1], autocast)
+                        bar.set_postfix(shown, refresh=False)
             if validation is not None and is_flat(history.validation_curve, n_iter_no_change, tol):
                 history.converged = True
                 break
@@ -226,10 +246,12 @@ def train_prior(
         history.best_iter = history.n_iter
         window = min(n_iter_no_change, max(1, history.n_iter // 4))
         history.converged = is_flat([-x for x in history.loss_curve], window, tol * window)
-    use(state.trained, state.own)
+    if not engine.sharded:
+        use(state.trained, state.own)
     kept = state.mean if state.best is None else state.best
     with torch.no_grad():  # what Ctrl-C cuts short may be about to go back
-        torch._foreach_copy_(state.own, kept if are_finite(kept) else state.good)
+        torch._foreach_copy_(state.own, kept if all_of(are_finite(kept)) else state.good)
+    engine.close()
     prior.transformer.checkpointing = False
     prior.eval()
     return history
@@ -246,29 +268,11 @@ def interruptible(history: History) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if not history.n_iter:
+        # several processes are never interrupted at the same step
+        if not history.n_iter or size() > 1:
             raise
         history.interrupted = True
         warnings.warn("Training interrupted by user.", UserWarning, stacklevel=2)
-
-
-def use(parameters: list[Tensor], weights: list[Tensor]) -> None:
-    """Let parameters show other weights. No numbers move: Ctrl-C may come at any time."""
-    for p, weight in zip(parameters, weights, strict=True):
-        p.data = weight
-
-
-def nats_per_token(
-    prior: Prior,
-    codes: Tensor,
-    orders: Tensor,
-    labels: Tensor,
-    weights: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Mean negative log-likelihood per token, the training loss; `generator` is of dropout."""
-    each = -prior.log_prob(codes, orders, labels, generator)
-    return each.mean() if weights is None else (weights * each.mean(1)).mean()
 
 
 def make_optimizer(prior: Prior, rate: float, weight_decay: float) -> torch.optim.AdamW:
@@ -297,9 +301,9 @@ def is_flat(curve: list[float], window: int, tol: float) -> bool:
     return max(curve[-window:]) <= max(curve[:-window]) + tol
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def held_out(
-    prior: Prior,
+    loss: Loss,
     codes: np.ndarray,
     labels: np.ndarray,
     weights: np.ndarray | None,
@@ -308,19 +312,23 @@ def held_out(
 ) -> float:
     """Mean log-likelihood per token of held-out data, over a few fixed orders."""
     weights = np.ones(len(codes)) if weights is None else weights
-    prior.eval()
-    device = prior.device
+    everything = weights.sum() * len(orders)
+    if size() > 1:
+        rows, real = share_of(len(codes))
+        codes, labels, weights = codes[rows], labels[rows], weights[rows]
+        weights = weights if real is None else weights * real.numpy()
+    loss.eval()
+    device = loss.prior.device
     places = torch.as_tensor(orders).to(device)
-    total = 0.0
+    found = 0.0
     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         for at in range(0, len(codes), 256):
             batch = torch.as_tensor(codes[at : at + 256]).long().to(device)
             label = torch.as_tensor(labels[at : at + 256]).to(device)
             weight = torch.as_tensor(weights[at : at + 256]).float().to(device)
             for order in places:
-                loss = nats_per_token(prior, batch, order.expand_as(batch), label, weight)
-                total -= loss.item() * len(batch)
-    return float(total / (weights.sum() * len(orders)))
+                found -= loss(batch, order.expand_as(batch), label, weight).item() * len(batch)
+    return total(torch.tensor(found, dtype=torch.float64)).item() / float(everything)
 
 
 def how_it_goes(

@@ -4,11 +4,14 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from skaocls.distributed import all_of, is_main, rank, same, size, spread, total
 from skaocls.priors.interface import Prior
+from skaocls.training.parallel import as_piece, cut, kept_by_main, piece_of
 
 TRIES = 3  # how often the learning rate is lowered before training that diverges is given up
 LOWERED = 0.1  # what it is multiplied by
@@ -51,18 +54,20 @@ class TrainingState:
     trained : list of Parameter
         What is trained of the prior.
     own, mean, good : list of Tensor
-        Their weights, a running mean of these, and those after the last epoch.
+        Their weights, a running mean of these, and those after the last epoch; of weights in
+        pieces those of this process.
     best : list of Tensor or None
         Those of the best epoch, with validation data.
     optimizer : AdamW
     random, dropping : torch.Generator
-        Of batches, orders and labels, and of dropout.
+        Of batches, orders and labels, and of dropout. Of several processes, all draw the same
+        batches, and each its own dropout.
     step : int
         Steps done of this epoch.
     shuffled : int tensor of shape (n_images,)
         Order of the images in this epoch.
     losses : float tensor
-        Sum of this epoch's losses.
+        Sum of this epoch's losses, of this process's share.
     lowered : int
         How often the learning rate was lowered because training diverged.
     history : History
@@ -70,14 +75,14 @@ class TrainingState:
 
     def __init__(self, prior: Prior, optimizer: torch.optim.AdamW, seed: int):
         self.trained: list[Tensor] = [p for p in prior.parameters() if p.requires_grad]
-        self.own = [p.data for p in self.trained]
+        self.own = [piece_of(p.data) for p in self.trained]
         self.mean, self.good = copies(self.own), copies(self.own)
         self.best: list[Tensor] | None = None
         self.optimizer = optimizer
-        device = prior.device
+        self.seed, device = seed, prior.device
         self.random = torch.Generator().manual_seed(seed)
         self.dropping = self.random
-        if device.type != "cpu":
+        if device.type != "cpu" or size() > 1:
             self.dropping = torch.Generator(device).manual_seed(seed)
         self.step, self.lowered = 0, 0
         self.shuffled = torch.empty(0, dtype=torch.int64)
@@ -86,7 +91,12 @@ class TrainingState:
 
     def is_finite(self) -> bool:
         """Whether losses and weights are numbers."""
-        return are_finite([self.losses, *self.own])
+        return all_of(are_finite([self.losses, *self.own]))
+
+    def begin_step(self, step: int) -> None:
+        """Let dropout of one of several processes follow from the step, so as to be resumed."""
+        drawn = np.random.SeedSequence([self.seed, step, rank()]).generate_state(1, np.uint64)
+        self.dropping.manual_seed(int(drawn[0] >> 1))
 
     def go_back(self) -> None:
         """Begin the epoch again with the last good weights at a lower rate.
@@ -118,15 +128,19 @@ class TrainingState:
         self.step = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it that is tensors, by name; :meth:`restore` takes them back."""
-        named = {"shuffled": self.shuffled, "losses": self.losses}
+        """All of it that is tensors, by name, in the main process; all take part.
+
+        :meth:`restore` takes them back, by as many processes or by others.
+        """
+        named = {"shuffled": self.shuffled, "losses": total(self.losses)}
         named["generator.0"] = self.random.get_state()
         named["generator.1"] = self.dropping.get_state()
         weights = {"own": self.own, "mean": self.mean, "good": self.good, "best": self.best or []}
         for name, several in weights.items():
-            named |= {f"{name}.{i}": t for i, t in enumerate(several)}
+            for i, (p, t) in enumerate(zip(self.trained, several)):
+                named[f"{name}.{i}"] = kept_by_main(as_piece(p, t))
         for i, of_one in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer.{i}.{name}": t for name, t in of_one.items()}
+            named |= {f"optimizer.{i}.{name}": kept_by_main(t) for name, t in of_one.items()}
         return named
 
     def facts(self) -> dict[str, Any]:
@@ -134,26 +148,42 @@ class TrainingState:
         return {"step": self.step, "lowered": self.lowered, "history": vars(self.history)}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Become what :meth:`tensors` and :meth:`facts` told; `history` stays the same object."""
-        n = range(len(self.own))
+        """Become what :meth:`tensors` and :meth:`facts` told the main process.
+
+        `history` stays the same object.
+        """
+        told = {key: (tuple(t.shape), t.dtype) for key, t in tensors.items()}
+        told, facts = same((told, facts))
+
+        def whole(key: str) -> Tensor:
+            return spread(tensors.get(key), *told[key])
+
+        if "best.0" in told:
+            self.best = copies(self.own)
+        weights = {"own": self.own, "mean": self.mean, "good": self.good, "best": self.best or []}
         with torch.no_grad():
-            for name in ("own", "mean", "good"):
-                torch._foreach_copy_(getattr(self, name), [tensors[f"{name}.{i}"] for i in n])
-            if "best.0" in tensors:
-                self.best = copies(self.own)
-                torch._foreach_copy_(self.best, [tensors[f"best.{i}"] for i in n])
-            self.losses.copy_(tensors["losses"])
+            for name, several in weights.items():
+                for i, (p, t) in enumerate(zip(self.trained, several)):
+                    t.copy_(cut(p, whole(f"{name}.{i}")))
+            losses = whole("losses")
+            self.losses.copy_(losses if is_main() else torch.zeros_like(losses))
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for key in told:
             kind, _, rest = key.partition(".")
             if kind == "optimizer":
-                i, name = rest.split(".")
-                moments.setdefault(int(i), {})[name] = tensor.clone()
+                number, _, name = rest.partition(".")
+                p, moment = params[int(number)], whole(key).clone()
+                if told[key][0] == tuple(p.shape):
+                    moment = as_piece(p, cut(p, moment))
+                moments.setdefault(int(number), {})[name] = moment
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.dropping.set_state(tensors["generator.1"])
-        self.random.set_state(tensors["generator.0"])
-        self.shuffled = tensors["shuffled"].clone()
+        dropping = whole("generator.1")
+        if size() == 1:  # else each step begins anew
+            self.dropping.set_state(dropping)
+        self.random.set_state(whole("generator.0"))
+        self.shuffled = whole("shuffled").clone()
         self.step, self.lowered = facts["step"], facts["lowered"]
         vars(self.history).update(facts["history"])
 

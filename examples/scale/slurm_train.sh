@@ -1,0 +1,24 @@
+#!/bin/bash
+#SBATCH --job-name=skaocls
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1     # one torchrun on each node, which starts a process for each GPU
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --time=12:00:00
+#SBATCH --requeue               # started again, it goes on from the last checkpoint
+
+# sbatch slurm_train.sh --data /shared/images --output /shared/classifier
+# Data and output lie where all nodes see them; checkpoints are read and written by the first alone.
+set -euo pipefail
+
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+per_node=${SLURM_GPUS_ON_NODE:-1}
+export OMP_NUM_THREADS=$((${SLURM_CPUS_PER_TASK:-1} / per_node))
+
+srun torchrun \
+    --nnodes "$SLURM_NNODES" \
+    --nproc-per-node "$per_node" \
+    --rdzv-id "$SLURM_JOB_ID" \
+    --rdzv-backend c10d \
+    --rdzv-endpoint "$first:29500" \
+    "${SCRIPT:-train_torchrun.py}" "$@"

@@ -1,0 +1,145 @@
+"""What processes do together before and after training: tokens, results kept, predictions."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import gen_batches
+
+from skaocls.distributed import by_each, from_main, is_main, part_of, rank, size, together
+from skaocls.images.reader import Reader
+from skaocls.learned.answers import at_once, races
+from skaocls.learned.encoding import (
+    ENCODE_AT_ONCE,
+    N_VIEWS,
+    N_VIEWS_SLOW,
+    SHARP_EVERY,
+    fit_tokenizer,
+    training_tokens,
+)
+from skaocls.learned.model import FittedModel
+from skaocls.learned.store import Store
+from skaocls.progress import progress
+from skaocls.scoring.racing import Race
+from skaocls.tokenizers import LlamaGenTokenizer, MaskGITTokenizer
+
+T = TypeVar("T")
+OF_A_VIEW = 5  # numbers that `random_views` draws for each image
+
+
+def fit_together(
+    tokenizer: Any,
+    reader: Reader,
+    batch: Any,
+    y: np.ndarray,
+    rng: np.random.RandomState,
+    verbose: int = 0,
+) -> Any:
+    """As :func:`skaocls.learned.encoding.fit_tokenizer`, done by the main process for all."""
+    if size() == 1 or isinstance(tokenizer, FrozenEstimator):
+        return fit_tokenizer(tokenizer, reader, batch, y, rng, verbose)
+
+    def fit() -> tuple[Any, Any]:
+        return fit_tokenizer(tokenizer, reader, batch, y, rng, verbose), rng.get_state()
+
+    fitted, drawn = from_main(fit)
+    rng.set_state(drawn)
+    return fitted
+
+
+def tokens_together(
+    tokenizer: Any,
+    reader: Reader,
+    batch: Any,
+    augmentation: int | str | None,
+    rng: np.random.RandomState,
+    verbose: int = 0,
+) -> np.ndarray:
+    """As :func:`skaocls.learned.encoding.training_tokens`, of which each process makes a part.
+
+    Bit for bit the same: a part is whole lots of images, as one process makes them, and what is
+    drawn for other parts is drawn here too.
+    """
+    if size() == 1:
+        return training_tokens(tokenizer, reader, batch, augmentation, rng, verbose)
+    part = part_of(len(batch), ENCODE_AT_ONCE)
+    each = OF_A_VIEW * drawn_views(tokenizer, reader, augmentation)
+
+    def skip(n: int) -> None:
+        for lot in gen_batches(n, ENCODE_AT_ONCE) if n else []:
+            rng.uniform(size=each * (lot.stop - lot.start))
+
+    def make() -> np.ndarray | None:
+        skip(part.start)
+        if part.start == part.stop:
+            return None
+        known: Any = rng.get_state()
+        skip(part.stop - part.start)
+        after: Any = rng.get_state()
+        rng.set_state(known)
+        mine = training_tokens(tokenizer, reader, batch[part], augmentation, rng, verbose)
+        now: Any = rng.get_state()
+        assert np.array_equal(now[1], after[1]) and now[2] == after[2], "views draw other numbers"
+        return mine
+
+    parts = by_each(make)
+    skip(len(batch) - part.stop)
+    return np.concatenate([codes for codes in parts if codes is not None])
+
+
+def drawn_views(tokenizer: Any, reader: Reader, augmentation: int | str | None) -> int:
+    """How many views of each image are drawn."""
+    if reader.image_shape is None or augmentation is None:
+        return 0
+    if isinstance(augmentation, str):
+        slow = isinstance(tokenizer, (LlamaGenTokenizer, MaskGITTokenizer))
+        augmentation = N_VIEWS_SLOW if slow else N_VIEWS
+    return sum(view % SHARP_EVERY > 0 for view in range(1, augmentation))
+
+
+def recall_together(store: Store, key: str, function: Callable[[], T]) -> T:
+    """As :meth:`Store.recall`; the main process reads and writes, the function is called by all."""
+    if size() == 1:
+        result: T = store.recall(key, function)
+        return result
+    path = store.path(key)
+    with ExitStack() as locked:
+
+        def look() -> tuple[T] | None:
+            locked.enter_context(store.lock(path.name))
+            return store.read(path)
+
+        if (known := from_main(look)) is not None:
+            return known[0]
+        result = function()
+        if is_main() and store.writable:
+            store.write(path, result)
+    return result
+
+
+def races_together(
+    model: FittedModel, batch: Any, orders: np.ndarray, *, verbose: int = 0, **how: Any
+) -> Iterator[Race]:
+    """As :func:`skaocls.learned.answers.races`, of which each process reads a share of the images.
+
+    All yield all of it, in order. As many images are scored together as by one process, or fewer
+    where there are too few for all processes.
+    """
+    if size() == 1:
+        yield from races(model, batch, orders, verbose=verbose, **how)
+        return
+    n = len(batch)
+    each = min(at_once(model), -(-n // size()))
+    with progress(n, "scoring", "image", verbose if is_main() else 0) as bar:
+        for lot in gen_batches(n, each * size()):
+            with together("A prediction"):
+                start = min(lot.start + rank() * each, lot.stop)
+                mine = batch[start : min(start + each, lot.stop)]
+                read = partial(races, model, mine, orders, **how)
+                found = by_each(lambda: list(read()) if len(mine) else [])  # noqa: B023
+            for some in found:
+                yield from some
+            bar.update(lot.stop - lot.start)
