@@ -9,7 +9,13 @@ import pytest
 from sklearn.datasets import load_digits
 
 # run after all others, so that most mistakes show early
-SLOW = {"test_demo", "test_estimator_checks", "test_partial_fit", "test_pretrained"}
+SLOW = {
+    "test_demo",
+    "test_estimator_checks",
+    "test_parallel",
+    "test_partial_fit",
+    "test_pretrained",
+}
 SHARED = Path(__file__).parents[2] / "shared"
 
 
