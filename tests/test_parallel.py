@@ -125,7 +125,7 @@ def test_all_that_reads_images_is_shared(fitted, X, tmp_path):
     for a, b in zip(clone_fitted(fitted, n_jobs=2).explain(X), alone.explain(X), strict=True):
         assert_allclose(a, b, atol=1e-6)
     assert (tmp_path / "threads-1").exists()
-    assert count(tmp_path, "begun") >= 5 * 8  # pieces, none of them read here
+    assert count(tmp_path, "begun") == 5 * 5  # pieces of five calls
 
 
 @pytest.mark.parametrize(
@@ -270,9 +270,10 @@ def test_errors_of_tasks_are_raised_and_nothing_is_left(fitted, X, tmp_path, mon
     clf.predict(X)
     assert not list(tmp_path.glob("skaocls-*"))
     clf.model_ = dataclasses.replace(clf.model_, tokenizer=Failing())
-    with warnings.catch_warnings(), pytest.raises(KeyError, match="no such code"):
+    with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # no worker was lost
-        clf.predict(X)
+        with pytest.raises(KeyError, match="no such code"):
+            clf.predict(X)
     assert not list(tmp_path.glob("skaocls-*"))
 
 
