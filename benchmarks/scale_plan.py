@@ -144,9 +144,7 @@ def simulate(n_chunks, seconds, n_workers, overhead, rng, *, life=np.inf, slow=0
     deaths : int
     """
     speed = np.where(rng.uniform(size=n_workers) < slow, SLOWER, 1.0)
-    dies = (
-        rng.exponential(3600 * life, n_workers) if np.isfinite(life) else np.full(n_workers, np.inf)
-    )
+    dies = 3600 * life * rng.exponential(size=n_workers)
     free = [(0.0, w) for w in range(n_workers)]
     again: list[float] = []  # when chunks that were lost are known to be
     left, client, wall, deaths = n_chunks, 0.0, 0.0, 0

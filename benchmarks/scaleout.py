@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/scaleout.py
 
 Each number is taken from runs in turn, one thread for each process. Beside the gain stands what
-the machine itself allows: two processes that know nothing of each other, with half of the work each.
+the machine itself allows: two processes that know nothing of each other, each with half the work.
 Writes ``results/scaleout.json`` and ``results/scaleout.md`` beside this script.
 """
 

@@ -185,6 +185,34 @@ def test_other_weights_are_other_weights(fitted, X):
     assert_allclose(found, changed.set_params(n_jobs=None).predict_proba(X), atol=1e-6)
 
 
+def test_a_packed_model_is_the_same_and_its_numbers_are_apart(heads, tmp_path):
+    prior = copy.deepcopy(heads.prior_)
+    odd = {
+        "halves": torch.arange(3.0).bfloat16(),
+        "a_number": torch.tensor(7),
+        "nothing": torch.empty(0, 2),
+    }
+    for name, tensor in odd.items():
+        prior.register_buffer(name, tensor)
+    model = dataclasses.replace(heads.model_, priors=(prior,))
+    with parallel.packed_in_file(model) as (packed, path):
+        again = parallel.unpacked(packed, str(path))
+        weights = path.stat().st_size
+    assert parallel.unpacked(packed, "not asked for again") is again
+    found, state = again.prior.state_dict(), prior.state_dict()
+    assert list(found) == list(state)
+    assert all(torch.equal(found[k], state[k]) and found[k].dtype == state[k].dtype for k in state)
+    assert len(packed.rest) < 2e4 < 4 * sum(p.numel() for p in prior.parameters()) < weights
+    assert not path.exists()
+
+
+def test_a_worker_that_does_not_see_the_weights_says_what_to_do(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"Set TMPDIR.* to a folder that all machines share"
+    ):
+        parallel.received(str(tmp_path / "numbers"))
+
+
 def test_spawned_processes(fitted, X):
     spawn = multiprocessing.get_context("spawn")
     with joblib.parallel_config("multiprocessing", n_jobs=2, context=spawn):
@@ -204,6 +232,13 @@ def test_dask_needs_no_shared_disk(dask_client, fitted, X, monkeypatch):
     with joblib.parallel_config("dask"):
         shared = clone_fitted(fitted).predict_proba(X)
     assert_allclose(shared, fitted.predict_proba(X), atol=1e-6)
+
+
+def test_dask_tasks_that_predict_share_their_work_too(dask_client, fitted, X):
+    with joblib.parallel_config("dask"):
+        found = joblib.Parallel()(joblib.delayed(fitted.predict_proba)(X[:50]) for _ in range(2))
+    for some in found:
+        assert_allclose(some, fitted.predict_proba(X[:50]), atol=1e-6)
 
 
 def test_a_dask_worker_is_killed(dask_client, fitted, X, tmp_path):
