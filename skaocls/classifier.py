@@ -96,7 +96,7 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
       `tol`, `warm_start`;
     - fine-tuning: `finetune`, `lora_rank`, `lora_alpha`, `finetune_dropout`, `new_classes`;
     - resources: `checkpoint_dir`, `memory`, `micro_batch_size`, `checkpointing`, `parallel`,
-      `device`, `precision`, `random_state`, `verbose`.
+      `n_jobs`, `device`, `precision`, `random_state`, `verbose`.
 
     Parameters
     ----------
@@ -281,6 +281,14 @@ default="mean_log_likelihood"
         are refused. When `fit` comes to its end, it removes them; to keep what it learned, use
         `memory` or save it. One `fit` at a time uses a folder. Not used where `partial_fit` or
         `warm_start` go on from what was learned.
+    n_jobs : int, default=None
+        Workers that share predictions and `explain`: processes, or what
+        ``joblib.parallel_config`` names, such as a Dask or Ray cluster. None is 1 unless that says
+        otherwise, -1 all processors. Images are shared out, few images also by their orders and
+        classes; answers stay the same. The model gets to each worker once, and what a worker that
+        dies had begun is computed by another. Each computes in one thread, unless
+        ``inner_max_num_threads`` is configured, and on a CUDA device of its own, if there are
+        enough of them. Training does not use it. May be changed after `fit`.
     device : str or torch.device, default="auto"
         ``"auto"`` is CUDA if there is a device, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
@@ -416,6 +424,7 @@ default="mean_log_likelihood"
         "checkpoint_dir": [str, os.PathLike, None],
         "priors": ["array-like", None],
         "class_weight": [dict, StrOptions({"balanced"}), None],
+        "n_jobs": [Integral, None],
         "device": [str, torch.device],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "random_state": ["random_state"],
@@ -464,6 +473,7 @@ default="mean_log_likelihood"
         class_weight=None,
         memory=None,
         checkpoint_dir=None,
+        n_jobs=None,
         device="auto",
         precision="auto",
         random_state=None,
@@ -508,6 +518,7 @@ default="mean_log_likelihood"
         self.class_weight = class_weight
         self.memory = memory
         self.checkpoint_dir = checkpoint_dir
+        self.n_jobs = n_jobs
         self.device = device
         self.precision = precision
         self.random_state = random_state
@@ -1346,7 +1357,7 @@ default="mean_log_likelihood"
 
     def _reading(self):
         """How images are read and scored."""
-        names = ("crop", "latent_noise", "device", "precision")
+        names = ("crop", "latent_noise", "device", "precision", "n_jobs")
         return {name: getattr(self, name) for name in names}
 
     def _searches(self):

@@ -1,14 +1,22 @@
 """Where and in which precision to compute, whatever the caller has set in torch."""
 
-from collections.abc import Iterable, Iterator
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 
 T = TypeVar("T")
 M = TypeVar("M", bound=torch.nn.Module)
+_claims: list[FileLock] = []  # held as long as this process lives
+_claiming = threading.Lock()
 
 
 @contextmanager
@@ -76,3 +84,85 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
         while (item := coming.result()) is not end:
             coming = thread.submit(next, made, end)
             yield item  # type: ignore[misc]
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """So many threads for torch's products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def own_cuda_device() -> Iterator[None]:
+    """Let ``"cuda"`` and ``"auto"`` be a device that no other worker process uses, if there is one.
+
+    A process claims its device by locking a file, so that any number of processes, of whatever
+    engine, find theirs without being told of each other. It keeps it as long as it lives.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    devices = range(torch.cuda.device_count())
+    names = tuple(str(torch.cuda.get_device_properties(k).uuid) for k in devices)
+    with torch.cuda.device(claimed(names)):
+        yield
+
+
+def claimed(names: tuple[str, ...]) -> int:
+    """Index of the device that this process has claimed, or claims now."""
+    with _claiming:
+        return _claimed(names)
+
+
+@lru_cache
+def _claimed(names: tuple[str, ...]) -> int:
+    return first_free(names, lock_of_user)
+
+
+def first_free(names: Sequence[str], lock: Callable[[str], Any]) -> int:
+    """Index of the first of these devices that can be locked.
+
+    When all are taken, each of them has a second place, then a third, and so on: the i-th to come
+    gets number i modulo their number.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of devices, the same in all processes, in the order in which this one sees them.
+    lock : callable
+        Takes the name of a place and says whether it was free, and is taken now.
+
+    Returns
+    -------
+    index : int
+
+    Examples
+    --------
+    >>> from skaocls.devices import first_free
+    >>> taken = set()
+    >>> lock = lambda place: not (place in taken or taken.add(place))
+    >>> [first_free(["a", "b"], lock) for _ in range(5)]
+    [0, 1, 0, 1, 0]
+    """
+    places = ((k, f"{name}-{turn}") for turn in count() for k, name in enumerate(names))
+    return next(k for k, place in places if lock(place))
+
+
+def lock_of_user(place: str) -> bool:
+    """Whether a place was free among this user's processes on this machine; it is taken now."""
+    folder = Path(tempfile.gettempdir()) / f"skaocls-devices-{Path.home().name}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        lock = FileLock(folder / place)
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    except OSError:  # where nothing can be locked, all take the first
+        return True
+    _claims.append(lock)
+    return True

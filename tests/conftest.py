@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 SLOW = {
     "test_demo",
     "test_estimator_checks",
+    "test_parallel",
     "test_partial_fit",
     "test_pretrained",
     "test_torchrun",

@@ -20,9 +20,8 @@ import joblib
 import numpy as np
 import torch
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent))  # the other benchmarks
-sys.path.append(str(HERE.parent / "claims"))
+sys.path.append(str(Path(__file__).parents[1]))  # the other benchmarks
+sys.path.append(str(Path(__file__).parents[1] / "claims"))
 
 from digits import processor
 from networks import NetworkClassifier
@@ -42,6 +41,7 @@ from skaocls import AnyOrderARClassifier
 from skaocls.files import write_all
 from skaocls.scoring.calibration import expected_calibration_error
 
+HERE = Path(__file__).parent
 OURS = "AnyOrderARClassifier()"
 SMALL = 16  # pixels of a side, up to which the ResNet sees every one of them
 FLAT = {

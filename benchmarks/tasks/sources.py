@@ -18,9 +18,8 @@ import numpy as np
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 from sklearn.model_selection import train_test_split
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent))  # the other benchmarks
-sys.path.append(str(HERE.parent / "claims"))
+sys.path.append(str(Path(__file__).parents[1]))  # the other benchmarks
+sys.path.append(str(Path(__file__).parents[1] / "claims"))
 
 from contestants import load
 from strokes import characters

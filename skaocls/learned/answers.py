@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
 from typing import Any
 
+import joblib
 import numpy as np
 from sklearn.utils import gen_batches
 
 from skaocls.devices import ahead, moved, resolve_device
+from skaocls.images.reader import all_bad_named
 from skaocls.learned.encoding import encode_for_orders, patch_shape
 from skaocls.learned.model import FittedModel
+from skaocls.learned.parallel import in_parallel
+from skaocls.learned.pieces import EACH, Piece, pieces_of, share
 from skaocls.learned.store import Store, digest, recall_log_likelihoods, weights_of
 from skaocls.progress import progress
 from skaocls.scoring.evidence import Evidence, spread, token_log_likelihoods, weigh
@@ -32,6 +37,7 @@ def races(
     device: Any = "auto",
     precision: str = "auto",
     store: Store | None = None,
+    n_jobs: int | None = None,
     verbose: int = 0,
 ) -> Iterator[Race]:
     """Yield log p(tokens | class, order) and what it took, a few images at a time.
@@ -51,6 +57,8 @@ def races(
         Where and in which type of products to compute.
     store : Store, default=None
         Keeps the log-likelihoods of exhaustive scoring.
+    n_jobs : int, default=None
+        How many of joblib's workers share the work, see :mod:`skaocls.learned.parallel`.
     verbose : int, default=0
         Whether to show how far it is.
 
@@ -58,27 +66,112 @@ def races(
     ------
     race : Race
     """
-    on = resolve_device(device)
-    encoded = encode_all(model, batch, len(orders), crop, latent_noise)
-    all_evaluations = orders.size * model.readings
+    reading = {"crop": crop, "latent_noise": latent_noise}
+    how = {"racing": racing, "device": device, "precision": precision, "store": store}
+    if (n_workers := joblib.effective_n_jobs(n_jobs)) > 1:
+        pieces = pieces_of(
+            model,
+            len(batch),
+            len(orders),
+            n_workers,
+            at_once(model),
+            racing=is_race(model, racing),
+            whole=store is not None,
+        )
+        found = shared_out(model, batch, orders, pieces, reading, how, n_jobs)
+    else:
+        encoded = encode_all(model, batch, len(orders), crop, latent_noise)
+        prepared = ahead(encoded) if resolve_device(device).type == "cuda" else encoded
+        found = (race_or_score(model, codes, orders, **how) for codes in prepared)
     with progress(len(batch), "scoring", "image", verbose) as bar:
-        for codes in ahead(encoded) if on.type == "cuda" else encoded:
-            if racing is not None and len(model.priors) == 1:
-                prior = moved(model.prior, on)
-                dtype = scoring_dtype(prior, precision)
-                yield race(prior, codes, orders, model.rows, dtype=dtype, **racing)
-            else:
-                how: dict[str, Any] = {"device": on, "precision": precision, "store": store}
-                evaluations = np.full(len(codes), all_evaluations)
-                yield Race(log_likelihoods(model, codes, orders, **how), evaluations)
-            bar.update(len(codes))
+        for some in found:
+            yield some
+            bar.update(len(some.evaluations))
+
+
+def is_race(model: FittedModel, racing: dict[str, Any] | None) -> bool:
+    return racing is not None and len(model.priors) == 1
+
+
+def race_or_score(
+    model: FittedModel,
+    codes: np.ndarray,
+    orders: np.ndarray,
+    *,
+    racing: dict[str, Any] | None,
+    device: Any,
+    precision: str,
+    store: Store | None,
+) -> Race:
+    """What :func:`races` yields, of codes."""
+    on = resolve_device(device)
+    if racing is not None and is_race(model, racing):
+        prior = moved(model.prior, on)
+        dtype = scoring_dtype(prior, precision)
+        return race(prior, codes, orders, model.rows, dtype=dtype, **racing)
+    ll = log_likelihoods(model, codes, orders, device=on, precision=precision, store=store)
+    return Race(ll, np.full(len(codes), orders.size * model.readings))
+
+
+def shared_out(
+    model: FittedModel,
+    batch: Any,
+    orders: np.ndarray,
+    pieces: list[Piece],
+    reading: dict[str, Any],
+    how: dict[str, Any],
+    n_jobs: int | None,
+) -> Iterator[Race]:
+    """Yield a race for each slice of images, put together from its pieces."""
+    calls = [partial(arguments, batch, orders, piece, reading, how) for piece in pieces]
+    shape, evaluations = (len(orders), len(model.classes)), orders.size * model.readings
+    with all_bad_named(batch, model.reader.decoding):  # a worker sees a few images only
+        found = in_parallel(race_of_piece, model, calls, n_jobs)
+        for images, group in groupby(zip(pieces, found), key=lambda pair: pair[0].images):
+            ll = np.empty((images.stop - images.start, *shape))
+            took = np.full(len(ll), evaluations)
+            for piece, some in group:
+                ll[:, piece.orders, piece.classes] = some.log_likelihood
+                if is_race(model, how["racing"]):
+                    took = some.evaluations
+            yield Race(ll, took)
+
+
+def arguments(
+    batch: Any, orders: np.ndarray, piece: Piece, reading: dict[str, Any], how: dict[str, Any]
+) -> tuple[Any, ...]:
+    """What :func:`race_of_piece` is sent."""
+    return batch[piece.images], orders, piece, reading, how
+
+
+def race_of_piece(
+    model: FittedModel,
+    images: Any,
+    orders: np.ndarray,
+    piece: Piece,
+    reading: dict[str, Any],
+    how: dict[str, Any],
+) -> Race:
+    """The race of some images in some of the orders and under some classes."""
+    (codes,) = encode_all(model, images, len(orders), **reading, together=len(images))
+    if codes.ndim == 3:
+        codes = codes[:, piece.orders]
+    columns = range(len(model.classes))[piece.classes]
+    if len(columns) < len(model.classes):
+        model = model.restricted(columns)
+    return race_or_score(model, codes, orders[piece.orders], **how)
 
 
 def encode_all(
-    model: FittedModel, batch: Any, n_orders: int, crop: str, latent_noise: float
+    model: FittedModel,
+    batch: Any,
+    n_orders: int,
+    crop: str,
+    latent_noise: float,
+    together: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the codes of a few images at a time, as each order sees them."""
-    for part in gen_batches(len(batch), at_once(model)):
+    for part in gen_batches(len(batch), together or at_once(model)):
         yield encode_for_orders(
             model.tokenizer,
             model.reader,
@@ -132,12 +225,13 @@ def explain(
     latent_noise: float = 0.0,
     device: Any = "auto",
     precision: str = "auto",
+    n_jobs: int | None = None,
 ) -> Evidence:
     """Evidence for a class of each image against a rival.
 
     Parameters
     ----------
-    model, batch, orders, crop, latent_noise, device, precision
+    model, batch, orders, crop, latent_noise, device, precision, n_jobs
         As in :func:`races`.
     own : int array of shape (n_images,)
         Columns of the classes to explain.
@@ -149,18 +243,51 @@ def explain(
     evidence : Evidence
         With maps if `batch` is images.
     """
-    grid, parts = model.prior.grid, []
-    how = {"device": device, "precision": precision}
-    encoded = encode_all(model, batch, len(orders), crop, latent_noise)
-    for part, codes in zip(gen_batches(len(batch), at_once(model)), encoded):
-        against = own[part] if rivals is None else rivals[part]
-        log_prob = [
-            token_by_token(model, codes, own[part], orders, **how),
-            token_by_token(model, codes, against, orders, no_class=rivals is None, **how),
-        ]
-        parts.append(weigh(np.stack(log_prob, axis=2), grid))
-    tokens = np.concatenate([part.tokens for part in parts])
-    error = np.concatenate([part.standard_error for part in parts])
+    how = {"crop": crop, "latent_noise": latent_noise, "device": device, "precision": precision}
+    n_workers = joblib.effective_n_jobs(n_jobs)
+    images = at_once(model)
+    if n_workers > 1:
+        images = min(images, share(len(batch), EACH * n_workers))
+
+    def arguments(part: slice) -> tuple[Any, ...]:
+        against = None if rivals is None else rivals[part]
+        return batch[part], own[part], against, orders, how
+
+    calls = [partial(arguments, part) for part in gen_batches(len(batch), images)]
+    if n_workers > 1:
+        with all_bad_named(batch, model.reader.decoding):
+            parts = list(in_parallel(explain_some, model, calls, n_jobs))
+    else:
+        parts = [explain_some(model, *call()) for call in calls]
+    together: list[Any] = [None if a[0] is None else np.concatenate(a) for a in zip(*parts)]
+    return Evidence(*together)
+
+
+def explain_some(
+    model: FittedModel,
+    images: Any,
+    own: np.ndarray,
+    rivals: np.ndarray | None,
+    orders: np.ndarray,
+    how: dict[str, Any],
+) -> Evidence:
+    """:func:`explain` for a few images."""
+    grid = model.prior.grid
+    computing = {name: how[name] for name in ("device", "precision")}
+    reading = how["crop"], how["latent_noise"]
+    (codes,) = encode_all(model, images, len(orders), *reading, together=len(images))
+    log_prob = [
+        token_by_token(model, codes, own, orders, **computing),
+        token_by_token(
+            model,
+            codes,
+            own if rivals is None else rivals,
+            orders,
+            no_class=rivals is None,
+            **computing,
+        ),
+    ]
+    tokens, error = weigh(np.stack(log_prob, axis=2), grid)[:2]
     if model.reader.image_shape is None:
         return Evidence(tokens, error)
     height, width, _ = model.reader.image_shape
