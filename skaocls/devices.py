@@ -1,14 +1,17 @@
 """Where and in which precision to compute, whatever the caller has set in torch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from joblib import cpu_count
 
 T = TypeVar("T")
 M = TypeVar("M", bound=torch.nn.Module)
+MOST_THREADS = 8  # that read files; more wait for each other
+WORTH_THREADS = 16  # files
 
 
 @contextmanager
@@ -76,3 +79,15 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
         while (item := coming.result()) is not end:
             coming = thread.submit(next, made, end)
             yield item  # type: ignore[misc]
+
+
+def in_threads(function: Callable[..., T], *items: Any, threads: bool = True) -> list[T]:
+    """As ``list(map(function, *items))``; what waits for files, or frees the GIL, at once.
+
+    The first error, in the order of the items, is raised.
+    """
+    n = min(MOST_THREADS, cpu_count()) if threads else 1
+    if n == 1 or len(items[0]) < WORTH_THREADS:
+        return list(map(function, *items))
+    with ThreadPoolExecutor(n) as pool:
+        return list(pool.map(function, *items))
