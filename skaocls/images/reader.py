@@ -369,7 +369,9 @@ def check_not_empty(batch: Any) -> None:
     """Refuse images of no numbers and of none at all."""
     if not len(batch):
         check_array(batch, allow_nd=True, ensure_all_finite=False)  # says so
-    if isinstance(batch, Lazy):
+    if isinstance(batch, Lazy) and batch.shape is not None:  # nothing is read
+        batch = np.broadcast_to(np.zeros((), batch.dtype), batch.shape)
+    elif isinstance(batch, Lazy):
         batch = batch.sample()
     for a in [x for x in batch if is_array(x)] if is_items(batch) else [batch]:
         if not a.size:

@@ -26,7 +26,7 @@ from skaocls.tokenizers import (
 from skaocls.tokenizers._codes import code_dtype
 
 ENCODE_AT_ONCE = 512  # images decoded and tokenized together, fewer if large:
-ENCODE_NUMBERS = 2**25
+ENCODE_NUMBERS = 2**24
 SHOWN_AT_ONCE = 8  # of slow tokenizers, between two looks at the progress
 FIT_TOKENIZER_ON = 2**27  # numbers (images times pixels times channels) it may see
 DECODED_AT_ONCE = 2**24  # of these, if it is one that reads on its own what it needs

@@ -260,7 +260,8 @@ def one_by_one(X: Iterable[Any]) -> Iterator[Any]:
     """Items, of batches one after the other."""
     for item in X:
         image = image_of(item)
-        if getattr(image, "ndim", 0) == 4:
+        labels = item[1] if of_pairs(item) else None
+        if hasattr(image, "ndim") and (image.ndim == 4 or np.ndim(labels) == 1):
             yield from zip(image, np.asarray(item[1])) if of_pairs(item) else image
         else:
             yield item

@@ -216,7 +216,7 @@ def read_shard(folder: Path, k: int, header: dict[str, Any], *, check: bool) -> 
             raise ValueError("its content has changed since it was written")
         if check and "labels" in known and hash_of(labels) != known["labels"]:
             raise ValueError("its labels have changed since they were written")
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as exc:
         raise ValueError(f"The shard {codes} is damaged: {exc}. {AGAIN}") from exc
     return dict(known)
 
