@@ -3,8 +3,8 @@
 import json
 import os
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from hashlib import blake2b
 from itertools import chain, count, islice
 from numbers import Integral
@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_consistent_length, gen_batches
 from sklearn.utils.validation import check_is_fitted
+from torch.utils.data import IterableDataset
 
 from skaocls.devices import ahead
 from skaocls.files import write_all
@@ -71,8 +72,7 @@ def tokenize_dataset(
     X : array-like, data set or iterable
         Images, as in :meth:`AnyOrderARClassifier.fit`. Or what can only be gone through, as a
         WebDataset or a PyTorch loader: of images, of pairs (image, label), or of batches of them as
-        arrays or tensors of four dimensions. It must give the same each time, and with several
-        parts, to each its own.
+        arrays or tensors. It must give the same each time, and with several parts, to each its own.
     folder : str or path
         Made if need be.
     y : array-like of shape (n,), default=None
@@ -109,14 +109,12 @@ def tokenize_dataset(
     --------
     >>> import tempfile
     >>> from sklearn.datasets import load_digits
-    >>> from skaocls import AnyOrderARClassifier, PatchTokenizer, tokenize_dataset
+    >>> from skaocls import PatchTokenizer, tokenize_dataset
     >>> images, y = load_digits().images, load_digits().target
     >>> tokenizer = PatchTokenizer(random_state=0).fit(images, y)
     >>> tokens = tokenize_dataset(tokenizer, images, tempfile.mkdtemp(), y=y, n_views=4)
     >>> tokens.shape
     (1797, 4, 4, 4)
-    >>> clf = AnyOrderARClassifier(tokenizer="precomputed", max_iter=1, random_state=0)
-    >>> clf = clf.fit(tokens, tokens.labels)  # doctest: +SKIP
     """
     check_is_fitted(tokenizer)
     tokenizer, reader = tokenizer_and_reader(tokenizer)
@@ -145,14 +143,12 @@ def tokenize_dataset(
         if y is not None:
             y = plain(y)
             check_consistent_length(batch, y)
-    header = {
+    sizes = {"n": None if batch is None else len(batch), "n_views": int(n_views)}
+    sizes |= {"shard_size": int(shard_size), "parts": parts}
+    header = sizes | {
         "format": FORMAT,
         "library": "skaocls",
         "version": __version__,
-        "n": None if batch is None else len(batch),
-        "n_views": int(n_views),
-        "shard_size": int(shard_size),
-        "parts": parts,
         "grid": [int(side) for side in tokenizer.grid_],
         "n_codes": int(tokenizer.n_codes_),
         "dtype": code_dtype(tokenizer.n_codes_).name,
@@ -166,39 +162,21 @@ def tokenize_dataset(
     same_or_new(folder, header)
     total = None if batch is None else len(batch) * (1 + len(drawn(n_views))) // parts
     with progress(total, "tokenizing", "view", verbose) as bar:
-
-        def make(k: int, chunks: Iterator[tuple[np.ndarray, Any]]) -> int:
-            """Write the k-th shard; how many images it holds."""
-            rng, codes, labels = np.random.RandomState([int(seed), k]), [], []
-            for images, some in ahead(chunks):
-                codes.append(views_of(tokenizer, images, n_views, rng, bar))
-                labels.append(some)
-            if not codes:
-                return 0
-            shard = np.concatenate(codes).reshape(-1, n_views, *tokenizer.grid_)
-            with_labels = labels[0] is not None
-            write_shard(
-                folder,
-                k,
-                shard.astype(header["dtype"]),
-                np.concatenate(labels) if with_labels else None,
-            )
-            return len(shard)
-
+        make = partial(make_shard, folder, header, tokenizer, int(seed), bar)
         if singles is None:
             for k, rows in list(enumerate(gen_batches(len(batch), shard_size)))[here::parts]:
                 if known_shard(folder, k, header) is None:
                     make(k, chunks_of(reader, batch, y, rows))
         else:
             for k in count(here, parts):
-                if (n := known_shard(folder, k, header)) is not None:
-                    deque(islice(singles, n), maxlen=0)  # gone through again
-                else:
+                n = known_shard(folder, k, header)
+                if n is None:
                     n = make(k, chunks_of_stream(reader, islice(singles, shard_size)))
+                elif sum(1 for _ in islice(singles, n)) < n:
+                    raise ValueError(f"X ended before the images of which {folder} has tokens.")
                 if n < shard_size:
                     break
-            shards = (k - here) // parts + (n > 0)
-            text = json.dumps({"shards": shards}) + "\n"
+            text = json.dumps({"shards": (k - here) // parts + (n > 0)}) + "\n"
             write_all(folder, {end_of(here): lambda path: Path(path).write_text(text)})
     return None if shards_in(folder, header)[1] else TokenCache(folder, check=False)
 
@@ -230,7 +208,31 @@ def is_stream(X: Any) -> bool:
     """Whether X can only be gone through."""
     if isinstance(X, (str, os.PathLike)):
         return False
-    return isinstance(X, Iterable) and not (hasattr(X, "__len__") and hasattr(X, "__getitem__"))
+    in_any_order = hasattr(X, "__len__") and hasattr(X, "__getitem__")
+    return isinstance(X, IterableDataset) or (isinstance(X, Iterable) and not in_any_order)
+
+
+def make_shard(
+    folder: Path,
+    header: dict[str, Any],
+    tokenizer: Any,
+    seed: int,
+    bar: Any,
+    k: int,
+    chunks: Iterator[tuple[np.ndarray, Any]],
+) -> int:
+    """Write the k-th shard, unless there are no images for it; how many it holds."""
+    n_views, rng = header["n_views"], np.random.RandomState([seed, k])
+    codes: list[np.ndarray] = []
+    labels: list[Any] = []
+    for images, some in ahead(chunks):
+        codes.append(views_of(tokenizer, images, n_views, rng, bar).astype(header["dtype"]))
+        labels.append(some)
+    if not codes:
+        return 0
+    shard = np.concatenate(codes).reshape(-1, n_views, *tokenizer.grid_)
+    write_shard(folder, k, shard, None if labels[0] is None else np.concatenate(labels))
+    return len(shard)
 
 
 def chunks_of(
@@ -260,7 +262,7 @@ def one_by_one(X: Iterable[Any]) -> Iterator[Any]:
     """Items, of batches one after the other."""
     for item in X:
         image = image_of(item)
-        labels = item[1] if of_pairs(item) else None
+        labels: Any = item[1] if of_pairs(item) else None
         if hasattr(image, "ndim") and (image.ndim == 4 or np.ndim(labels) == 1):
             yield from zip(image, np.asarray(item[1])) if of_pairs(item) else image
         else:
