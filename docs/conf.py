@@ -61,6 +61,7 @@ plot_gallery = "False"
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
+    "ignore_pattern": r"__init__\.py|examples/scale/",  # scripts for clusters, shown elsewhere
     "show_memory": False,
     "show_signature": False,
     "write_computation_times": False,

@@ -2,6 +2,7 @@
 
 from skaocls.classifier import AnyOrderARClassifier
 from skaocls.images.folders import load_image_folder
+from skaocls.learned.tokenizing import tokenize_dataset
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.tokenizers import (
@@ -11,6 +12,7 @@ from skaocls.tokenizers import (
     PrecomputedTokenizer,
     QuantileTokenizer,
 )
+from skaocls.tokenizers.cache import TokenCache, load_tokens
 from skaocls.version import __version__
 
 __all__ = [
@@ -22,6 +24,9 @@ __all__ = [
     "PrecomputedTokenizer",
     "QuantileTokenizer",
     "SharedTrunkPrior",
+    "TokenCache",
     "__version__",
     "load_image_folder",
+    "load_tokens",
+    "tokenize_dataset",
 ]

@@ -533,7 +533,10 @@ default="mean_log_likelihood"
             Images: arrays or tensors of shape (n_samples, height, width),
             (n_samples, height, width, channels) or (n_samples, channels, height, width), flat rows
             with `image_shape`, paths of image files, PIL images. Or tabular data of shape
-            (n_samples, n_features). Or tokens, with ``tokenizer="precomputed"``.
+            (n_samples, n_features). Or tokens, with ``tokenizer="precomputed"``. Arrays that are
+            mapped from a file, files, and sequences of images such as a
+            ``torch.utils.data.Dataset``, of images or of pairs (image, label), are read a few at a
+            time, so that they may be larger than memory.
         y : array-like of shape (n_samples,)
             Class labels, of any type.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -648,12 +651,16 @@ default="mean_log_likelihood"
             that the transformer read, over all classes and orders;
             ``"exhaustive_evaluations"``: int, what ``search="exhaustive"`` takes for one sample.
         """
-        races = list(self._races(X, self._searches()))
-        joint = np.concatenate([self._joint_log_proba(race.log_likelihood) for race in races])
+        joints, evaluations = [], []
+        # whose log-likelihoods of each order are not kept
+        for race in self._races(X, self._searches()):
+            joints.append(self._joint_log_proba(race.log_likelihood))
+            evaluations.append(race.evaluations)
+        joint = np.concatenate(joints)
         if not return_stats:
             return joint
         return joint, {
-            "evaluations": np.concatenate([race.evaluations for race in races]),
+            "evaluations": np.concatenate(evaluations),
             "exhaustive_evaluations": self.orders_.size * self.model_.readings,
         }
 

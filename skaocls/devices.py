@@ -12,9 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
+from joblib import cpu_count
 
 T = TypeVar("T")
 M = TypeVar("M", bound=torch.nn.Module)
+MOST_THREADS = 8  # that read files; more wait for each other
+WORTH_THREADS = 16  # files
 _claims: list[FileLock] = []  # held as long as this process lives
 _claiming = threading.Lock()
 
@@ -166,3 +169,15 @@ def lock_of_user(place: str) -> bool:
         return True
     _claims.append(lock)
     return True
+
+
+def in_threads(function: Callable[..., T], *items: Any, threads: bool = True) -> list[T]:
+    """As ``list(map(function, *items))``; what waits for files, or frees the GIL, at once.
+
+    The first error, in the order of the items, is raised.
+    """
+    n = min(MOST_THREADS, cpu_count()) if threads else 1
+    if n == 1 or len(items[0]) < WORTH_THREADS:
+        return list(map(function, *items))
+    with ThreadPoolExecutor(n) as pool:
+        return list(pool.map(function, *items))

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
 
 from skaocls.images.folders import EXTENSIONS
-from skaocls.images.inputs import is_item
+from skaocls.images.inputs import as_batch, is_item
+from skaocls.images.lazy import Items, Lazy, image_of
 
 
 def gathered(X: Any, shape: tuple[int, ...] | None = None, *, rows: bool = False) -> Any:
-    """X; of what can only be gone through, and of data sets of images, a list.
+    """X; of what can only be gone through a list, of data sets of images what reads them lazily.
 
     Parameters
     ----------
@@ -30,6 +32,14 @@ def gathered(X: Any, shape: tuple[int, ...] | None = None, *, rows: bool = False
     ValueError
         If it holds images in a form that is not read; the message shows the right call.
     """
+    if isinstance(X, Lazy):
+        return X
+    if isinstance(X, IterableDataset):
+        raise ValueError(
+            "X can only be gone through, once for each epoch. Write its tokens, which are then "
+            "read in any order: tokens = skaocls.tokenize_dataset(tokenizer, X, folder), and "
+            'fit(tokens, tokens.labels) with tokenizer="precomputed".'
+        )
     if isinstance(X, (str, os.PathLike)):
         if not Path(X).is_dir():
             raise ValueError(f"X is one path, {os.fspath(X)!r}. Pass a list of paths: [X].")
@@ -40,7 +50,7 @@ def gathered(X: Any, shape: tuple[int, ...] | None = None, *, rows: bool = False
         )
     if isinstance(X, Image.Image):
         raise ValueError("X is one image. Pass a list of images: [X].")
-    if hasattr(X, "shape"):
+    if hasattr(X, "shape") and not hasattr(X, "column_names"):
         names = getattr(X, "columns", ())
         of_images = [name for name in names if is_picture(first_of(X[:1][name]))]
         if of_images and len(names) > 1:
@@ -58,8 +68,15 @@ def gathered(X: Any, shape: tuple[int, ...] | None = None, *, rows: bool = False
     if isinstance(X, Iterable) and not hasattr(X, "__getitem__"):
         X = list(X)
     first = None if isinstance(X, dict) else first_of(X)
+    if isinstance(X, Dataset) and is_item(image_of(first)):
+        return Items(X, as_batch)
     if isinstance(first, dict):
         names = [name for name, value in first.items() if is_picture(value)]
+        if names and hasattr(X, "column_names"):  # of the library `datasets`
+            raise ValueError(
+                f"X is a table, in which {names[0]!r} is an image. Pass that column alone, "
+                f"X[{names[0]!r}], which is read as it is needed."
+            )
         if names:
             rest = [name for name in first if name not in names] or ["label"]
             raise ValueError(
@@ -78,7 +95,7 @@ def gathered(X: Any, shape: tuple[int, ...] | None = None, *, rows: bool = False
                 "torch.cat([y for _, y in X]) as y."
             )
     if is_item(first) and not isinstance(X, (list, tuple)):
-        return [X[i] for i in range(len(X))]
+        return Items(X, as_batch)
     return X
 
 

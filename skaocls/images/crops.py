@@ -7,6 +7,7 @@ from PIL import Image
 
 from skaocls.images.decoding import covering, decoded, full_scale, halved, load_images, to_pixels
 from skaocls.images.inputs import as_array, as_batch, is_items, read
+from skaocls.images.lazy import in_memory
 
 LARGEST = 5, 4  # the shorter side of what a crop is cut from is at most 5 / 4 of the crop's
 SHIFT_MARGIN = 0.1  # share of its size by which a small image's edges are repeated
@@ -34,7 +35,7 @@ def originals(
         8-bit numbers where X has them, as files and PIL images do; else what `load_images` gives.
         What is to be resized is halved as often as any crop will halve it, and not resized further.
     """
-    X = as_batch(X)
+    X = in_memory(as_batch(X))
     images, size = [], scaled(shape, largest_side(shape))
     for i, item in enumerate(X, start):
         is_file = is_items(X) and not hasattr(as_array(item), "dtype")

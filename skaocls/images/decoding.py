@@ -4,12 +4,14 @@ Numbers keep their meaning: 8-bit values are divided by 255, 16-bit ones by 6553
 and 1, all others are taken as they are.
 """
 
+import os
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from sklearn.utils import check_array
 
+from skaocls.devices import in_threads
 from skaocls.images.inputs import (
     as_batch,
     channels_last,
@@ -18,6 +20,7 @@ from skaocls.images.inputs import (
     orientation_of,
     read,
 )
+from skaocls.images.lazy import in_memory
 
 FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(bool): 1}
 LARGEST = 1e15  # numbers of images, whose squares are summed in float32
@@ -72,11 +75,11 @@ def load_images(
     >>> float(load_images(np.full((5, 8, 8), 255, np.uint8), (8, 8, 1)).max())
     1.0
     """
-    X = as_batch(X)
+    X = in_memory(as_batch(X))
     if is_items(X):
         check_array(np.zeros((len(X), 1)))  # at least one
-        images = []
-        for i, item in enumerate(X, start):
+
+        def unit(i: int, item: Any) -> np.ndarray:
             image = read(item, i, lambda x: pixels(x, shape, resize, decoding))
             if image.shape != tuple(shape):
                 raise ValueError(
@@ -85,8 +88,11 @@ def load_images(
                     f"skaocls.images.resize_crop(image, {shape[0]}, {shape[1]}), or call fit with "
                     f"image_shape={tuple(shape[:2])}: it then resizes them, and predict does too."
                 )
-            images.append(to_unit(image, f"X[{i}]"))
-        return np.stack(images)
+            return to_unit(image, f"X[{i}]")
+
+        # of a PIL image, which may be there twice, only one thread may ask
+        files = all(isinstance(item, (str, os.PathLike, bytes)) for item in X)
+        return np.stack(in_threads(unit, range(start, start + len(X)), X, threads=files))
     X = np.asarray(X)
     if X.ndim == 2:
         if X.shape[1] != np.prod(shape):

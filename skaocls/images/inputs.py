@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 from sklearn.utils import check_array
 
+from skaocls.images.lazy import Lazy, Mapped, is_mapped
+
 T = TypeVar("T")
 GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
 COLOURS = (1, 3, 4)  # channels of gray, RGB and RGBA
@@ -32,14 +34,16 @@ def as_batch(X: Any) -> Any:
     X : object
         Arrays and torch tensors (n, height, width[, channels]) or (n, channels, height, width);
         lists, arrays, Series or one-column data frames of paths; lists of PIL images, arrays,
-        or the content of image files, as bytes or in files that are open for reading them.
+        or the content of image files, as bytes or in files that are open for reading them. Arrays
+        that are mapped from a file stay there.
 
     Returns
     -------
     batch : ndarray or object
         A numeric array of 3 or 4 dimensions, or a 1-D object array of paths, bytes, PIL images
-        and arrays. What holds no images comes back as it is (tensors as arrays). Channels are where
-        they were: :func:`image_shape_of` finds them.
+        and arrays; either may be :class:`skaocls.images.lazy.Lazy`. What holds no images comes
+        back as it is (tensors as arrays). Channels are where they were: :func:`image_shape_of`
+        finds them.
 
     Examples
     --------
@@ -48,6 +52,8 @@ def as_batch(X: Any) -> Any:
     >>> as_batch([["a.png"], ["b.png"]])
     array(['a.png', 'b.png'], dtype=object)
     """
+    if isinstance(X, Lazy):
+        return X
     if hasattr(X, "detach"):  # a torch tensor
         return tensor_to_array(X)
     table = X
@@ -68,11 +74,15 @@ def as_batch(X: Any) -> Any:
     if table.dtype.kind in "OUT" and (table.ndim == 1 or table.shape[1:] == (1,)):
         items = object_array(table.ravel().tolist())
         return items if any(is_item(x) for x in items) else X
-    return table if table.ndim in (3, 4) else X
+    if table.ndim not in (3, 4):
+        return X
+    return Mapped(table) if is_mapped(table) else table
 
 
 def holds_images(batch: Any) -> bool:
     """Whether what :func:`as_batch` returned is images."""
+    if isinstance(batch, Lazy):
+        return batch.ndim != 2
     if is_items(batch):
         return any(is_item(x) for x in batch)
     return isinstance(batch, np.ndarray) and batch.ndim in (3, 4)
@@ -114,8 +124,13 @@ def image_shape_of(
     """
     wanted = check_image_shape(image_shape)
     X = as_batch(X)
-    if not is_items(X):
+    numbers: Any = range(len(X))
+    if isinstance(X, Lazy):
+        if X.shape is None:  # a few tell
+            X, numbers = object_array(X.sample()), X.looked_at()
+    elif not is_items(X):
         X = np.asarray(X)
+    if not is_items(X):
         if X.ndim == 4:
             shape = shape_of_array(X.shape[1:], wanted)
         else:
@@ -135,7 +150,7 @@ def image_shape_of(
     first: tuple[int, ...] = ()
     most, damaged = 1, []
     arrays: dict[tuple[int, ...], int] = {}
-    for i, item in enumerate(X):
+    for i, item in zip(numbers, X):
         use = partial(header, decoding=decoding, wanted=wanted)
         (height, width, channels, is_array), is_damaged = read(item, i, both(use))
         if is_damaged:

@@ -25,6 +25,7 @@ from skaocls.images.inputs import (
     is_items,
     read,
 )
+from skaocls.images.lazy import Lazy, Mapped, is_mapped
 
 FAR = 8  # spans of the numbers in `fit` that others may lie beyond them
 
@@ -98,6 +99,7 @@ class Reader:
         else:
             dtype = "numeric" if self.reads_rows else [np.float64, np.float32]
             batch = validate_data(self.as_estimator(), X, reset=False, dtype=dtype)
+            batch = left_there(batch) if self.reads_rows else batch
         if scale and self.value_range is not None:
             self.check_range(batch)
         return batch
@@ -225,6 +227,7 @@ def learn_reader(
         as_images = declared is not None or signals
         dtype = "numeric" if as_images else [np.float64, np.float32]
         batch = validate_data(seen, X, reset=True, dtype=dtype)
+        batch = left_there(batch) if as_images else batch
         shape = image_shape_of(batch, declared or (1, batch.shape[1])) if as_images else None
     reader = Reader(
         owner,
@@ -294,15 +297,19 @@ def token_reader(owner: str, grid: Any) -> Reader:
     return Reader(owner, None, None, rows * cols, grid=(rows, cols))
 
 
-def as_tokens(X: Any, grid: Any = None) -> np.ndarray:
+def as_tokens(X: Any, grid: Any = None) -> Any:
     """Tokens as an integer array of shape (n, rows, cols) or (n, n_crops, rows, cols).
+
+    Those that are mapped from a file stay there: they come as :class:`skaocls.images.lazy.Lazy`.
 
     Raises
     ------
     ValueError
         If they are none, or not on the grid.
     """
-    codes = as_array(X) if hasattr(X, "detach") else np.asarray(X)
+    codes = X
+    if not isinstance(X, Lazy):
+        codes = left_there(as_array(X) if hasattr(X, "detach") else np.asarray(X))
     expected = "(n, rows, cols) or (n, n_crops, rows, cols)"
     if grid is not None:
         expected = expected.replace("rows, cols", f"{grid[0]}, {grid[1]}")
@@ -318,7 +325,7 @@ def as_tokens(X: Any, grid: Any = None) -> np.ndarray:
             f"X holds no tokens: integers are expected, but it has dtype {codes.dtype}. To read "
             'images, do not pass tokenizer="precomputed".'
         )
-    if len(codes) and not codes.size:
+    if len(codes) and not np.prod(codes.shape):
         raise ValueError(f"X holds no tokens: it has shape {codes.shape}.")
     check_not_empty(codes)
     return codes
@@ -326,6 +333,9 @@ def as_tokens(X: Any, grid: Any = None) -> np.ndarray:
 
 def value_range(batch: Any) -> tuple[float, float]:
     """The least and the largest number in images; files and PIL images are taken for 0 ... 1."""
+    if isinstance(batch, Lazy):
+        ranges = [value_range(part) for part in batch.for_range()]
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
     if not is_items(batch):
         scale = full_scale(batch.dtype)
         return float(batch.min()) / scale, float(batch.max()) / scale
@@ -335,9 +345,15 @@ def value_range(batch: Any) -> tuple[float, float]:
 
 def is_scaled(batch: Any) -> bool:
     """Whether all images are of types whose numbers are divided by their full scale."""
+    batch = batch.sample() if isinstance(batch, Lazy) else batch
     if not is_items(batch):
         return full_scale(batch.dtype) > 1
     return all(full_scale(a.dtype) > 1 for a in map(as_array, batch) if is_array(a))
+
+
+def left_there(array: Any) -> Any:
+    """An array; one that is mapped from a file is read a few rows at a time."""
+    return Mapped(array) if is_mapped(array) else array
 
 
 def is_array(item: Any) -> bool:
@@ -353,6 +369,10 @@ def check_not_empty(batch: Any) -> None:
     """Refuse images of no numbers and of none at all."""
     if not len(batch):
         check_array(batch, allow_nd=True, ensure_all_finite=False)  # says so
+    if isinstance(batch, Lazy) and batch.shape is not None:  # nothing is read
+        batch = np.broadcast_to(np.zeros((), batch.dtype), batch.shape)
+    elif isinstance(batch, Lazy):
+        batch = batch.sample()
     for a in [x for x in batch if is_array(x)] if is_items(batch) else [batch]:
         if not a.size:
             raise ValueError(f"X has images of shape {a.shape}, which hold no pixels.")

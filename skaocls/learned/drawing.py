@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from skaocls.devices import resolve_device
+from skaocls.images.lazy import in_memory
 from skaocls.learned.encoding import encode, patch_shape
 from skaocls.learned.model import FittedModel
 from skaocls.scoring.exhaustive import scoring_dtype
@@ -98,6 +99,7 @@ def fill_in(
     -------
     images : array
     """
+    batch = in_memory(batch)
     n, grid, image_shape = len(batch), model.prior.grid, model.reader.image_shape
     of_mask: tuple[int, ...]
     if model.reader.grid is not None:

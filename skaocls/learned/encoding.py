@@ -1,7 +1,8 @@
 """From data to tokens: choice of tokenizer, training views, crops and noise."""
 
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 
+from skaocls.devices import ahead
 from skaocls.images.advice import pixels_in_rows
 from skaocls.images.augmentation import random_views
 from skaocls.images.crops import random_crop
+from skaocls.images.lazy import Lazy, Mapped, Picked
 from skaocls.images.reader import Reader
 from skaocls.progress import progress, say
 from skaocls.tokenizers import (
@@ -20,10 +23,14 @@ from skaocls.tokenizers import (
     PatchTokenizer,
     QuantileTokenizer,
 )
+from skaocls.tokenizers._codes import code_dtype
 
-ENCODE_AT_ONCE = 512  # images decoded and tokenized together
+ENCODE_AT_ONCE = 512  # images decoded and tokenized together, fewer if large:
+ENCODE_NUMBERS = 2**24
 SHOWN_AT_ONCE = 8  # of slow tokenizers, between two looks at the progress
 FIT_TOKENIZER_ON = 2**27  # numbers (images times pixels times channels) it may see
+DECODED_AT_ONCE = 2**24  # of these, if it is one that reads on its own what it needs
+CODES_IN_MEMORY = 2**26  # bytes; more go into a file
 N_VIEWS, N_VIEWS_SLOW = 16, 4  # of each training image, the first of them the image itself
 SHARP_EVERY = 5  # of the views one is the image itself, or blurred tokens become the familiar ones
 
@@ -56,9 +63,13 @@ def fit_tokenizer(
     if "random_state" in tokenizer.get_params(deep=False):
         tokenizer.set_params(random_state=seed)
     if reader.image_shape is not None:
-        n = max(1, FIT_TOKENIZER_ON // int(np.prod(reader.image_shape)))
+        size = int(np.prod(reader.image_shape))
+        n = max(1, FIT_TOKENIZER_ON // size)
         some = np.sort(rng.permutation(len(batch))[:n])
-        batch, y = reader.images(batch, some), y[some]
+        large = isinstance(batch, Lazy) or len(some) * size > DECODED_AT_ONCE
+        batch, y = Decoded(reader, batch, some), y[some]
+        if not (large and isinstance(tokenizer, PatchTokenizer)):
+            batch = batch[:]
     name, kind = type(tokenizer).__name__, "images" if images else "tabular data"
     say(verbose, f"fitting {name} to {len(batch)} samples")
     tokenizer = tokenizer.fit(batch, y)
@@ -75,21 +86,41 @@ def training_tokens(
     augmentation: int | str | None,
     rng: np.random.RandomState,
     verbose: int = 0,
-) -> np.ndarray:
+) -> Any:
     """Tokens of the training data, (n_samples, n_views, n_tokens).
 
-    Of data that are tokens, crops are views.
+    Of data that are tokens, crops are views. Those that are mapped from a file stay there, and
+    those that would take much memory go into one that has no name, which the system removes.
     """
+    if isinstance(batch, Lazy) and reader.image_shape is None:
+        for part in batch.parts():
+            tokens(tokenizer, part)  # which checks them
+        assert batch.shape is not None
+        crops = batch.shape[1] if batch.ndim == 4 else 1
+        return Picked(batch, use=as_views, row_shape=(crops, reader.n_features))
     if reader.image_shape is None:
         codes = encode(tokenizer, reader, batch, slice(0, len(batch)))
         return codes if codes.ndim == 3 else codes[:, None]
-    slow = isinstance(tokenizer, (LlamaGenTokenizer, MaskGITTokenizer))
     n_views = 1 if augmentation is None else augmentation
     if isinstance(n_views, str):
+        slow = is_slow(tokenizer)
         n_views = N_VIEWS_SLOW if slow else N_VIEWS
         why = "its tokenizer is slow" if slow else "its tokenizer is fast"
         say(verbose, f"{n_views} views of each image: {why}", 2)
-    few = SHOWN_AT_ONCE if slow else ENCODE_AT_ONCE
+    rows, cols = tokenizer.grid_
+    shape = len(batch), n_views, int(rows) * int(cols)
+    in_parts = gen_batches(len(batch), encoded_at_once(reader.image_shape))
+    with progress(len(batch) * (1 + len(drawn(n_views))), "tokenizing", "view", verbose) as bar:
+        decoded = ahead(reader.images(batch, part) for part in in_parts)
+        views = (views_of(tokenizer, images, n_views, rng, bar) for images in decoded)
+        return kept(views, shape, tokenizer.n_codes_)
+
+
+def views_of(
+    tokenizer: Any, images: np.ndarray, n_views: int, rng: np.random.RandomState, bar: Any
+) -> np.ndarray:
+    """Tokens of images and of random views of them, (n, n_views, n_tokens)."""
+    few = SHOWN_AT_ONCE if is_slow(tokenizer) else ENCODE_AT_ONCE
 
     def read(images: np.ndarray) -> np.ndarray:
         codes = []
@@ -98,26 +129,77 @@ def training_tokens(
             bar.update(len(codes[-1]))
         return np.concatenate(codes)
 
-    parts = []
-    drawn = [view for view in range(1, n_views) if view % SHARP_EVERY]
-    with progress(len(batch) * (1 + len(drawn)), "tokenizing", "view", verbose) as bar:
-        for part in gen_batches(len(batch), ENCODE_AT_ONCE):
-            images = reader.images(batch, part)
-            views = [read(images)] * n_views
-            for view in drawn:
-                views[view] = read(random_views(images, rng))
-            parts.append(np.stack(views, axis=1))
-    return np.concatenate(parts)
+    views = [read(images)] * n_views
+    for view in drawn(n_views):
+        views[view] = read(random_views(images, rng))
+    return np.stack(views, axis=1)
+
+
+def drawn(n_views: int) -> list[int]:
+    """Which of the views are not the image itself."""
+    return [view for view in range(1, n_views) if view % SHARP_EVERY]
+
+
+def is_slow(tokenizer: Any) -> bool:
+    return isinstance(tokenizer, (LlamaGenTokenizer, MaskGITTokenizer))
+
+
+def encoded_at_once(image_shape: Sequence[int]) -> int:
+    """Images decoded and tokenized together."""
+    return int(np.clip(ENCODE_NUMBERS // int(np.prod(image_shape)), 1, ENCODE_AT_ONCE))
+
+
+def kept(parts: Iterator[np.ndarray], shape: tuple[int, ...], n_codes: int) -> Any:
+    """Parts of codes put together: in memory, or in a file if they are large."""
+    if 4 * np.prod(shape, dtype=np.int64) <= CODES_IN_MEMORY:
+        codes, at = np.empty(shape, dtype=np.int32), 0
+        for part in parts:
+            codes[at : at + len(part)] = part
+            at += len(part)
+        return codes
+    dtype = code_dtype(n_codes)
+    with tempfile.TemporaryFile(prefix="skaocls-tokens-") as file:
+        try:
+            for part in parts:
+                part.astype(dtype).tofile(file)
+            file.flush()
+        except OSError as exc:
+            size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+            raise OSError(
+                f"The tokens of X, {size} bytes, cannot be written to {tempfile.gettempdir()}: "
+                f"{exc}. Let the environment variable TMPDIR name a folder with room for them."
+            ) from exc
+        return Mapped(np.memmap(file, dtype, "r", shape=shape))
+
+
+class Decoded(Lazy):
+    """Images as numbers, decoded when they are asked for."""
+
+    def __init__(self, reader: Reader, batch: Any, rows: np.ndarray):
+        super().__init__(len(rows))
+        assert reader.image_shape is not None
+        self.reader, self.batch, self.rows = reader, batch, rows
+        self.shape, self.dtype = (len(rows), *reader.image_shape), np.dtype(np.float32)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        return self.reader.images(self.batch, self.rows[rows])
+
+    def for_range(self) -> Iterator[np.ndarray]:
+        yield np.array(self.reader.value_range)
+
+
+def as_views(codes: np.ndarray) -> np.ndarray:
+    """Tokens (n, rows, cols) or (n, n_crops, rows, cols) as (n, n_views, n_tokens)."""
+    crops = codes.shape[1] if codes.ndim == 4 else 1
+    return codes.reshape(len(codes), crops, -1)
 
 
 def encode(tokenizer: Any, reader: Reader, batch: Any, part: slice) -> np.ndarray:
     """Tokens of batch[part] as it is, (n, n_tokens), or (n, n_crops, n_tokens) if it has crops."""
     if reader.image_shape is None:
         return tokens(tokenizer, batch[part])
-    few = (
-        slice(at, min(at + ENCODE_AT_ONCE, part.stop))
-        for at in range(part.start, part.stop, ENCODE_AT_ONCE)
-    )
+    step = encoded_at_once(reader.image_shape)
+    few = (slice(at, min(at + step, part.stop)) for at in range(part.start, part.stop, step))
     return np.concatenate([tokens(tokenizer, reader.images(batch, part)) for part in few])
 
 

@@ -13,6 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 
 from skaocls.images.inputs import as_array, orientation_of
+from skaocls.images.lazy import Lazy, rows_of
 
 
 def read_labels(
@@ -22,7 +23,8 @@ def read_labels(
 
     A sample of weight n is the same as n samples, so both are brought into one form: where samples
     repeat or weights differ, each distinct sample comes once, in an order that does not depend on
-    the order in `batch`. `class_weight` is as in scikit-learn: None, "balanced" or a dict, of which
+    the order in `batch`. Items of data sets, of which each would have to be read for that, are left
+    as they are. `class_weight` is as in scikit-learn: None, "balanced" or a dict, of which
     weights are multiplied by those of `sample_weight`.
 
     Returns
@@ -49,13 +51,16 @@ def read_labels(
         weights *= weights_of_classes(class_weight, y, weights)
     if not weights.all():
         kept = weights > 0
-        batch, y, weights = batch[kept], y[kept], weights[kept]
+        batch, y, weights = rows_of(batch, kept), y[kept], weights[kept]
+    if isinstance(batch, Lazy) and not batch.merged:
+        return batch, y, weights
     names, labels = np.unique(y, return_inverse=True)
-    keys = [digest_of(x, names[label]) for x, label in zip(batch, labels)]
+    digests = (digest_of(x, names[label]) for x, label in zip(batch, labels))
+    keys = np.fromiter(digests, "S32", len(y))
     _, first, which = np.unique(keys, return_index=True, return_inverse=True)
     if len(first) == len(y) and (weights == weights[0]).all():
         return batch, y, weights
-    return batch[first], y[first], np.bincount(which, weights)
+    return rows_of(batch, first), y[first], np.bincount(which, weights)
 
 
 def weights_of_classes(class_weight: Any, y: np.ndarray, weights: np.ndarray) -> np.ndarray:

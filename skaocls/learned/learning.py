@@ -10,6 +10,7 @@ from sklearn.model_selection import train_test_split
 
 from skaocls.devices import own_torch_state, resolve_device, resolve_precision
 from skaocls.distributed import check_same, is_main, size
+from skaocls.images.lazy import first_views, in_memory, rows_of
 from skaocls.images.reader import Reader
 from skaocls.learned.lengths import EPOCHS, batch_of, epochs_of
 from skaocls.learned.model import FittedModel
@@ -151,7 +152,7 @@ def learn(
         }
         rest, held_out = split[1], None
         if rest is not None:
-            held_out = HeldOut(codes[rest, 0], columns[rest], weights[rest])
+            held_out = HeldOut(in_memory(first_views(codes, rest)), columns[rest], weights[rest])
         if history.interrupted:
             raise Interrupted(parts, history, held_out)
         return parts, history, held_out
@@ -221,7 +222,7 @@ def extend(
 
     def train(prior: Prior, mine: np.ndarray, rows: np.ndarray, mode: str | None) -> Prior:
         split = split_off(rows, recipe, rng)
-        some = codes[mine], rows, weights[mine], split, recipe, mode
+        some = rows_of(codes, mine), rows, weights[mine], split, recipe, mode
         histories.append(train_one(prior, *some, model.order_seed, rng))
         if grow and histories[-1].interrupted:  # others would be left behind
             raise KeyboardInterrupt
@@ -249,7 +250,7 @@ def extend(
         mode = "class_embedding" if keep else recipe.finetune
         first = added.num_classes if keep else 0
         seed = rng.randint(2**31 - 1)
-        some = codes[mine, 0], of_mine, len(which)
+        some = first_views(codes, mine), of_mine, len(which)
         set_classes(added, *some, recipe.new_classes, seed, keep=keep)
         prepare(added, replace(recipe, finetune=mode), seed)
         train(added, mine, first + of_mine, mode)
@@ -265,7 +266,9 @@ def extend(
         class_count=model.class_count + count if grow else count,
     )
     rest = np.array(held_out, dtype=int)
-    return Learned(grown, histories, HeldOut(codes[rest, 0], columns[rest], weights[rest]))
+    return Learned(
+        grown, histories, HeldOut(in_memory(first_views(codes, rest)), columns[rest], weights[rest])
+    )
 
 
 def prepared(recipe: Recipe, reader: Reader, y: np.ndarray, weights: np.ndarray) -> Recipe:
@@ -335,7 +338,7 @@ def train_one(
             max_iter = epochs_of(len(train), batch_size, prior, recipe.tabular)
     validation = None
     if recipe.early_stopping and rest is not None:
-        validation = codes[rest, 0], rows[rest], weights[rest]
+        validation = in_memory(first_views(codes, rest)), rows[rest], weights[rest]
     orders = None
     if not recipe.any_order:
         orders = resolve_orders(recipe.order, recipe.n_orders, prior.n_tokens, order_seed)
@@ -347,7 +350,7 @@ def train_one(
     frozen, weights = mode in ("lora", "class_embedding"), weights[train]
     history = train_prior(
         prior,
-        codes[train],
+        rows_of(codes, train),
         rows[train],
         sample_weight=None if (weights == weights[0]).all() else weights / weights.mean(),
         max_iter=max_iter,

@@ -10,6 +10,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 
 from skaocls.devices import own_torch_state, resolve_device
+from skaocls.images.lazy import first_views
 from skaocls.learned.lengths import SMALL_TABLE
 from skaocls.learned.published import (
     check_agreement,
@@ -129,7 +130,7 @@ def starting_prior(
         return given.to(device)
     given.to(device)
     if given.num_classes != n_classes or not recipe.keep_classes:
-        set_classes(given, codes[:, 0], rows, n_classes, recipe.new_classes, seed)
+        set_classes(given, first_views(codes), rows, n_classes, recipe.new_classes, seed)
     prepare(given, recipe, seed)
     return given
 

@@ -6,6 +6,11 @@ from typing import Any
 import numpy as np
 
 
+def code_dtype(n_codes: int) -> np.dtype:
+    """The type in which codes are written to files: 16 bits where the codebook fits."""
+    return np.dtype(np.uint16 if n_codes <= 2**16 else np.uint32)
+
+
 def check_codes(codes: Any, grid: Sequence[int], n_codes: int) -> np.ndarray:
     """Codes as an int64 array of shape (n, rows, cols), or a ValueError that says what is wrong."""
     codes = np.asarray(codes)

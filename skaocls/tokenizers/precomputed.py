@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
+from skaocls.images.lazy import Lazy, in_memory
 from skaocls.images.reader import as_tokens
 from skaocls.tokenizers._codes import check_codes
 
@@ -18,8 +19,9 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
     Parameters
     ----------
     n_codes : int, default=None
-        Number of token values. None is one more than the largest in `fit`: give the size of the
-        codebook if data may come that have codes of their own.
+        Number of token values. None is one more than the largest in `fit`, or what
+        :func:`skaocls.load_tokens` knows: give the size of the codebook if data may come that have
+        codes of their own.
     grid : tuple of int (rows, cols), default=None
         None is that of the tokens in `fit`.
 
@@ -71,8 +73,11 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
             raise ValueError("Pass X, or n_codes and grid.")
         if X is not None:
             codes = as_tokens(X, grid)
-            n_codes, grid = n_codes or int(codes.max()) + 1, codes.shape[-2:]
-            check_codes(codes.reshape(-1, *grid), grid, n_codes)
+            parts = codes.parts if isinstance(codes, Lazy) else lambda: [codes]
+            grid, n_codes = codes.shape[-2:], n_codes or getattr(codes, "n_codes", None)
+            n_codes = n_codes or max(int(part.max()) for part in parts()) + 1
+            for part in parts():
+                check_codes(part.reshape(-1, *grid), grid, n_codes)
         self.__dict__.update(n_codes_=int(n_codes), grid_=(int(grid[0]), int(grid[1])))
         return self
 
@@ -95,9 +100,10 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
             If they are no integers in ``0 ... n_codes_ - 1`` on the grid.
         """
         check_is_fitted(self)
-        codes = as_tokens(X, self.grid_)
+        codes = in_memory(as_tokens(X, self.grid_))
         flat = check_codes(codes.reshape(-1, *self.grid_), self.grid_, self.n_codes_)
-        return flat.reshape(codes.shape)
+        checked: np.ndarray = flat.reshape(codes.shape)
+        return checked
 
     def inverse_transform(self, codes: Any) -> np.ndarray:
         """Codes as they are, checked: what they stand for is not known here.

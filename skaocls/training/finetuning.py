@@ -106,7 +106,7 @@ def set_classes(
         orders = draw_orders(PROBE_ORDERS, prior.n_tokens, seed)
         nearest = []
         for label in range(n_classes):
-            images = codes[labels == label][:PROBE_IMAGES]
+            images = codes[np.flatnonzero(labels == label)[:PROBE_IMAGES]]
             ll = log_likelihoods(prior, images, orders, np.arange(prior.num_classes))
             best = ll.mean((0, 1)).argsort()[-NEAREST:].copy()
             nearest.append(table[torch.from_numpy(best).to(table.device)].mean(0))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from skaocls.devices import own_torch_state
 from skaocls.distributed import all_of, share_of, size, total
+from skaocls.images.lazy import of_views
 from skaocls.priors.interface import Prior
 from skaocls.progress import progress
 from skaocls.scoring.exhaustive import log_likelihoods
@@ -73,7 +74,8 @@ def train_prior(
     prior : Prior
         Trained where its weights are.
     codes : int array of shape (n_images, n_views, n_tokens)
-        Tokens in raster order, of one or more augmented views of each image.
+        Tokens in raster order, of one or more augmented views of each image; may be
+        :class:`skaocls.images.lazy.Lazy`.
     labels : int array of shape (n_images,)
         Classes 0 ... num_classes - 1.
     sample_weight : array of shape (n_images,), default=None
@@ -146,7 +148,6 @@ def train_prior(
     """
     device = prior.device
     engine = Parallel(prior, parallel, autocast)
-    all_codes = torch.as_tensor(codes)
     all_labels = torch.as_tensor(labels)
     all_orders = None if orders is None else torch.as_tensor(orders)
     weights = None if sample_weight is None else torch.as_tensor(sample_weight).float()
@@ -177,7 +178,7 @@ def train_prior(
                     group["lr"] = rate * LOWERED**state.lowered
                 i = state.shuffled[step * batch_size : (step + 1) * batch_size]
                 view = torch.randint(n_views, i.shape, generator=random)
-                batch = all_codes[i, view].long()
+                batch = torch.from_numpy(of_views(codes, i.numpy(), view.numpy()))
                 null = uniform(len(i), generator=random) < class_dropout
                 label = all_labels[i].masked_fill(null, prior.num_classes)
                 if all_orders is None:
@@ -236,7 +237,7 @@ def train_prior(
                         history.validation_curve.append(score)
                     if verbose and not engine.sharded:
                         i = state.shuffled[(steps - 1) * batch_size : steps * batch_size]
-                        known = validation or (all_codes[i, 0].numpy(), all_labels[i].numpy())
+                        known = validation or (of_views(codes, i.numpy(), 0), all_labels[i].numpy())
                         shown = how_it_goes(prior, history, *known[:2], judged[:1], autocast)
                         bar.set_postfix(shown, refresh=False)
             if validation is not None and is_flat(history.validation_curve, n_iter_no_change, tol):
