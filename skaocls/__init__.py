@@ -5,6 +5,7 @@ from skaocls.images.folders import load_image_folder
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.tokenizers import (
+    FeatureTokenizer,
     LlamaGenTokenizer,
     MaskGITTokenizer,
     PatchTokenizer,
@@ -16,6 +17,7 @@ from skaocls.version import __version__
 __all__ = [
     "AnyOrderARClassifier",
     "AnyOrderPrior",
+    "FeatureTokenizer",
     "LlamaGenTokenizer",
     "MaskGITTokenizer",
     "PatchTokenizer",

@@ -15,6 +15,7 @@ from skaocls.images.crops import random_crop
 from skaocls.images.reader import Reader
 from skaocls.progress import progress, say
 from skaocls.tokenizers import (
+    FeatureTokenizer,
     LlamaGenTokenizer,
     MaskGITTokenizer,
     PatchTokenizer,
@@ -83,7 +84,7 @@ def training_tokens(
     if reader.image_shape is None:
         codes = encode(tokenizer, reader, batch, slice(0, len(batch)))
         return codes if codes.ndim == 3 else codes[:, None]
-    slow = isinstance(tokenizer, (LlamaGenTokenizer, MaskGITTokenizer))
+    slow = isinstance(tokenizer, (FeatureTokenizer, LlamaGenTokenizer, MaskGITTokenizer))
     n_views = 1 if augmentation is None else augmentation
     if isinstance(n_views, str):
         n_views = N_VIEWS_SLOW if slow else N_VIEWS

@@ -262,7 +262,7 @@ def tokenizer_state(tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if TOKENIZERS.get(name) is not type(tokenizer):
         raise TypeError(
             f"{name} cannot be saved in this format, which knows {', '.join(TOKENIZERS)}. Use "
-            "joblib.dump."
+            'joblib.dump, or train on its tokens with tokenizer="precomputed".'
         )
     config = {"type": name, "params": {k: to_json(v) for k, v in tokenizer.get_params().items()}}
     if hasattr(tokenizer, "model_"):
