@@ -6,6 +6,7 @@ from skaocls.learned.tokenizing import tokenize_dataset
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.tokenizers import (
+    FeatureTokenizer,
     LlamaGenTokenizer,
     MaskGITTokenizer,
     PatchTokenizer,
@@ -18,6 +19,7 @@ from skaocls.version import __version__
 __all__ = [
     "AnyOrderARClassifier",
     "AnyOrderPrior",
+    "FeatureTokenizer",
     "LlamaGenTokenizer",
     "MaskGITTokenizer",
     "PatchTokenizer",

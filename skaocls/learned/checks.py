@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from skaocls.learned.model import FittedModel
+from skaocls.tokenizers.light import NORMALIZATIONS
 
 MOST_TOKENS = 2**18  # of an image
 MOST_ORDERS = 2**24  # numbers in all orders together
@@ -36,6 +37,10 @@ def check_config(config: dict[str, Any]) -> None:
         patch = check_sizes("patch_size_", learned["patch_size_"], 2, MOST_PIXELS)
         if any(p > size for p, size in zip(patch, shape)):
             raise ValueError(f"patches {patch} are larger than the images, {shape}")
+    if (how := learned.get("normalize_")) is not None:
+        light = np.array(learned.get("reference_light_"), dtype=np.float64)
+        if how not in NORMALIZATIONS or light.shape != (2, shape[2]) or not light[1].all():
+            raise ValueError(f"images cannot be normalized by {how!r} to the light {light}")
 
 
 def check_sizes(name: str, sizes: Any, n: int, most: int) -> list[int]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from skaocls.devices import resolve_device
 from skaocls.images.lazy import in_memory
-from skaocls.learned.encoding import encode, patch_shape
+from skaocls.learned.encoding import patch_shape, tokens
 from skaocls.learned.model import FittedModel
 from skaocls.scoring.exhaustive import scoring_dtype
 from skaocls.scoring.orders import DRAWN
@@ -24,6 +24,7 @@ def draw(
     codes: np.ndarray | None = None,
     n_known: np.ndarray | None = None,
     device: Any = "auto",
+    **light: Any,
 ) -> np.ndarray:
     """Images of classes, each image along its own order.
 
@@ -39,6 +40,8 @@ def draw(
     codes, n_known : int arrays of shape (n, n_tokens) and (n,), default=None
         What is known, and how many places at the start of each order are.
     device : str
+    **light : object
+        Of tokenizers that tell light apart: that of the images.
 
     Returns
     -------
@@ -57,7 +60,9 @@ def draw(
             **how,
             seed=rng.randint(2**31 - 1),
         )
-    images: np.ndarray = model.tokenizer.inverse_transform(out.reshape(-1, *model.prior.grid))
+    images: np.ndarray = model.tokenizer.inverse_transform(
+        out.reshape(-1, *model.prior.grid), **light
+    )
     return images
 
 
@@ -119,13 +124,23 @@ def fill_in(
         pixels = model.reader.images(batch)
         low, high = model.reader.value_range or (-np.inf, np.inf)
         known = np.where(mask[..., None], pixels.clip(low, high), pixels)
-    codes = encode(model.tokenizer, model.reader, known, slice(0, n))
-    if columns is None:
-        along = model.orders(order, n_orders)
-        ll = given_known(model, codes, unknown, along, device=device, precision=precision)
-        columns = joint(ll).argmax(1)
-    orders = known_first(orders_to_draw(model, order, n_orders, n, rng), unknown)
-    images = draw(model, columns, orders, rng, how, codes=codes, n_known=n_known, device=device)
+
+    def attempt(**light: Any) -> np.ndarray:
+        codes, of = tokens(model.tokenizer, known, **light), columns
+        if of is None:
+            along = model.orders(order, n_orders)
+            ll = given_known(model, codes, unknown, along, device=device, precision=precision)
+            of = joint(ll).argmax(1)
+        along = known_first(orders_to_draw(model, order, n_orders, n, rng), unknown)
+        given = {"codes": codes, "n_known": n_known, "device": device}
+        return draw(model, of, along, rng, how, **given, **light)
+
+    if getattr(model.tokenizer, "normalize_", None) is None:
+        images = attempt()
+    else:  # that of the known part need not be the light of the whole
+        first = attempt(light=model.tokenizer.light(known, ~mask)).reshape(pixels.shape)
+        filled = np.where(mask[..., None], first, pixels)
+        images = attempt(light=model.tokenizer.light(filled))
     if image_shape is None:
         return np.where(mask, images, batch)
     filled = np.where(mask[..., None], images.reshape(pixels.shape), pixels)

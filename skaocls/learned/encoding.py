@@ -18,6 +18,7 @@ from skaocls.images.lazy import Lazy, Mapped, Picked
 from skaocls.images.reader import Reader
 from skaocls.progress import progress, say
 from skaocls.tokenizers import (
+    FeatureTokenizer,
     LlamaGenTokenizer,
     MaskGITTokenizer,
     PatchTokenizer,
@@ -141,7 +142,7 @@ def drawn(n_views: int) -> list[int]:
 
 
 def is_slow(tokenizer: Any) -> bool:
-    return isinstance(tokenizer, (LlamaGenTokenizer, MaskGITTokenizer))
+    return isinstance(tokenizer, (FeatureTokenizer, LlamaGenTokenizer, MaskGITTokenizer))
 
 
 def encoded_at_once(image_shape: Sequence[int]) -> int:

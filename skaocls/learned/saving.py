@@ -262,7 +262,7 @@ def tokenizer_state(tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if TOKENIZERS.get(name) is not type(tokenizer):
         raise TypeError(
             f"{name} cannot be saved in this format, which knows {', '.join(TOKENIZERS)}. Use "
-            "joblib.dump."
+            'joblib.dump, or train on its tokens with tokenizer="precomputed".'
         )
     config = {"type": name, "params": {k: to_json(v) for k, v in tokenizer.get_params().items()}}
     if hasattr(tokenizer, "model_"):
@@ -278,9 +278,13 @@ def tokenizer_state(tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def restore_tokenizer(config: dict[str, Any], arrays: dict[str, Any]) -> Any:
-    tokenizer = TOKENIZERS[config["type"]](**{k: from_json(v) for k, v in config["params"].items()})
+    params = {k: from_json(v) for k, v in config["params"].items()}
+    tokenizer = TOKENIZERS[config["type"]](**params)
     if "attributes" not in config:
         return tokenizer._set_weights(arrays)
+    if "patch_size_" in config["attributes"] and "normalize" not in params:
+        tokenizer.set_params(normalize=None)  # saved before there was a choice
+        tokenizer.normalize_ = tokenizer.reference_light_ = None
     for name, value in config["attributes"].items():
         setattr(tokenizer, name, TOKENIZER_LEARNED[name](value))
     if "codebook_" in arrays:
@@ -381,4 +385,6 @@ TOKENIZER_LEARNED: dict[str, Callable[[Any], Any]] = {
     "patch_size_": tuple,
     "patch_std_": float,
     "n_features_in_": int,
+    "normalize_": lambda value: value,
+    "reference_light_": lambda value: None if value is None else np.array(value, dtype=np.float64),
 }

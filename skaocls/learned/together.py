@@ -10,21 +10,23 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 
 from skaocls.distributed import by_each, from_main, is_main, part_of, rank, size, together
+from skaocls.images.lazy import Lazy, in_memory, rows_of
 from skaocls.images.reader import Reader
 from skaocls.learned.answers import at_once, races
 from skaocls.learned.encoding import (
-    ENCODE_AT_ONCE,
     N_VIEWS,
     N_VIEWS_SLOW,
-    SHARP_EVERY,
+    drawn,
+    encoded_at_once,
     fit_tokenizer,
+    is_slow,
+    kept,
     training_tokens,
 )
 from skaocls.learned.model import FittedModel
 from skaocls.learned.store import Store
 from skaocls.progress import progress
 from skaocls.scoring.racing import Race
-from skaocls.tokenizers import LlamaGenTokenizer, MaskGITTokenizer
 
 T = TypeVar("T")
 OF_A_VIEW = 5  # numbers that `random_views` draws for each image
@@ -63,13 +65,15 @@ def tokens_together(
     Bit for bit the same: a part is whole lots of images, as one process makes them, and what is
     drawn for other parts is drawn here too.
     """
-    if size() == 1:
+    shape = reader.image_shape
+    if size() == 1 or (shape is None and isinstance(batch, Lazy)):  # whose tokens are there
         return training_tokens(tokenizer, reader, batch, augmentation, rng, verbose)
-    part = part_of(len(batch), ENCODE_AT_ONCE)
+    lot_size = len(batch) if shape is None else encoded_at_once(shape)
+    part = part_of(len(batch), lot_size)
     each = OF_A_VIEW * drawn_views(tokenizer, reader, augmentation)
 
     def skip(n: int) -> None:
-        for lot in gen_batches(n, ENCODE_AT_ONCE) if n else []:
+        for lot in gen_batches(n, lot_size) if n else []:
             rng.uniform(size=each * (lot.stop - lot.start))
 
     def make() -> np.ndarray | None:
@@ -80,14 +84,16 @@ def tokens_together(
         skip(part.stop - part.start)
         after: Any = rng.get_state()
         rng.set_state(known)
-        mine = training_tokens(tokenizer, reader, batch[part], augmentation, rng, verbose)
+        images = rows_of(batch, np.arange(part.start, part.stop))
+        mine = training_tokens(tokenizer, reader, images, augmentation, rng, verbose)
         now: Any = rng.get_state()
         assert np.array_equal(now[1], after[1]) and now[2] == after[2], "views draw other numbers"
-        return mine
+        codes: np.ndarray = in_memory(mine)  # what is sent; it comes together as one process has it
+        return codes
 
-    parts = by_each(make)
+    parts = [codes for codes in by_each(make) if codes is not None]
     skip(len(batch) - part.stop)
-    return np.concatenate([codes for codes in parts if codes is not None])
+    return kept(iter(parts), (len(batch), *parts[0].shape[1:]), tokenizer.n_codes_)
 
 
 def drawn_views(tokenizer: Any, reader: Reader, augmentation: int | str | None) -> int:
@@ -95,9 +101,8 @@ def drawn_views(tokenizer: Any, reader: Reader, augmentation: int | str | None) 
     if reader.image_shape is None or augmentation is None:
         return 0
     if isinstance(augmentation, str):
-        slow = isinstance(tokenizer, (LlamaGenTokenizer, MaskGITTokenizer))
-        augmentation = N_VIEWS_SLOW if slow else N_VIEWS
-    return sum(view % SHARP_EVERY > 0 for view in range(1, augmentation))
+        augmentation = N_VIEWS_SLOW if is_slow(tokenizer) else N_VIEWS
+    return len(drawn(augmentation))
 
 
 def recall_together(store: Store, key: str, function: Callable[[], T]) -> T:

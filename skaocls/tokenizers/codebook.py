@@ -1,11 +1,13 @@
 """Codebooks of patches, and how large one should be for telling classes apart."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils.multiclass import type_of_target
 
@@ -18,6 +20,12 @@ NOTHING = 0.95  # of the loss of a guess: naive Bayes tells nothing apart, and s
 PATIENCE = 2  # sizes in a row that are worse, after which larger ones are not tried
 IMAGES, FOLDS = 4096, 3  # of the images with which sizes are compared
 FEWEST = 4  # images of a class, on average, that make a comparison
+COMPARED, SIZE = 2048, 64  # images and codes with which normalizations are compared
+# Times the least loss, and of that of a guess in addition: up to there tokens that know less of the
+# light are better. Two codebooks of the same patches differ by as much
+COSTS, SLACK = 1.1, 0.03
+MAX_NUMBERS = 192  # of a patch that are clustered as they are
+N_COMPONENTS, COMPONENTS_FROM = 64, 4096  # of larger ones, and patches from which they are learned
 SMOOTHING = 2.0  # how many tokens of a place what is known of all places weighs
 
 
@@ -32,6 +40,15 @@ def learn_codebook(patches: np.ndarray, n_codes: int, rng: np.random.RandomState
     )
     centres: np.ndarray = kmeans.fit(patches).cluster_centers_
     return centres
+
+
+def components(patches: np.ndarray, rng: np.random.RandomState) -> PCA | None:
+    """The space in which patches of many numbers are clustered; None for others."""
+    if patches.shape[1] <= MAX_NUMBERS:
+        return None
+    some = patches[rng.permutation(len(patches))[:COMPONENTS_FROM]]
+    n_components, seed = min(N_COMPONENTS, len(some)), rng.randint(2**31 - 1)
+    return PCA(n_components, svd_solver="randomized", random_state=seed).fit(some)
 
 
 def held_out_loss(codes: np.ndarray, labels: np.ndarray, n_codes: int, folds: np.ndarray) -> float:
@@ -119,6 +136,41 @@ def best_codebook(
     if least > NOTHING * np.log(labels.max() + 1):
         return learn_codebook(patches, by_count, rng)
     return [codebook for loss, codebook in tried if loss <= WORSE * least][-1]
+
+
+def best_normalization(
+    patches: Callable[[Any, np.ndarray], np.ndarray],
+    candidates: Sequence[Any],
+    labels: np.ndarray,
+    rng: np.random.RandomState,
+) -> Any:
+    """The last candidate that tells classes apart about as well as the best.
+
+    Parameters
+    ----------
+    patches : callable
+        From a candidate and indices of images to their patches, (n * n_tokens, n_numbers).
+    candidates : sequence
+        The first is taken if naive Bayes tells nothing apart.
+    labels : int array of shape (n_images,)
+    rng : RandomState
+    """
+    some = rng.permutation(len(labels))[:COMPARED]
+    labels, folds = labels[some], np.arange(len(some)) % FOLDS
+    guess = np.log(labels.max() + 1)
+    losses, seed = [], rng.randint(2**31 - 1)
+    for candidate in candidates:
+        of_candidate = np.random.RandomState(seed)
+        few = patches(candidate, some)
+        pca = components(few, of_candidate)
+        few = few if pca is None else pca.transform(few)
+        codebook = learn_codebook(few, SIZE, of_candidate)
+        codes = pairwise_distances_argmin(few, codebook).reshape(len(some), -1)
+        losses.append(held_out_loss(codes, labels, len(codebook), folds))
+    if min(losses) > NOTHING * guess:
+        return candidates[0]
+    most = COSTS * min(losses) + SLACK * guess
+    return [c for c, loss in zip(candidates, losses, strict=True) if loss <= most][-1]
 
 
 def class_labels(y: Any, n_samples: int, chosen: np.ndarray) -> np.ndarray | None:

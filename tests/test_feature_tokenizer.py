@@ -1,0 +1,161 @@
+"""Tokens of a network's feature map, against the same map clustered by hand."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from torch import nn
+from torch.nn import functional as F
+
+from skaocls import AnyOrderARClassifier, FeatureTokenizer
+
+IMAGES = np.random.RandomState(0).rand(37, 16, 12, 3).astype(np.float32)
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def network():
+    generator = torch.Generator().manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv2d(3, 6, 4, stride=4), nn.BatchNorm2d(6), nn.Dropout(0.5), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2),
+    )  # fmt: skip
+    for weights in layers.parameters():
+        weights.data = torch.randn(weights.shape, generator=generator)
+    layers[1].running_mean.copy_(torch.arange(6.0) / 6)
+    return layers
+
+
+def map_by_hand(net, images):
+    """Channels of each place, (n, 4, 3, 6)."""
+    weight = net[0].weight.detach().numpy()
+    bias = net[0].bias.detach().numpy()
+    tiles = ((images - MEAN) / STD).reshape(-1, 4, 4, 3, 4, 3)
+    maps = np.einsum("nrycxk,okyx->nrco", tiles, weight) + bias
+    scale = net[1].weight.detach().numpy() / np.sqrt(1 + net[1].eps)
+    maps = (maps - net[1].running_mean.numpy()) * scale + net[1].bias.detach().numpy()
+    return np.maximum(maps, 0)
+
+
+@pytest.mark.parametrize("n_components", [3, None])
+def test_tokens_are_nearest_centres_of_the_map(n_components):
+    net = network()
+    tokenizer = FeatureTokenizer(
+        net, layer="3", n_components=n_components, n_codes=7, random_state=0
+    ).fit(IMAGES)
+    vectors = map_by_hand(net, IMAGES).reshape(-1, 6)
+    if n_components is not None:
+        centred = vectors - vectors.mean(0)
+        axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
+        vectors = (
+            centred @ (axes * np.sign((axes * tokenizer.components_.components_).sum(1))[:, None]).T
+        )
+    distances = ((vectors[:, None] - tokenizer.codebook_) ** 2).sum(-1)
+    codes = tokenizer.transform(IMAGES)
+    assert codes.shape == (37, 4, 3) and codes.dtype == np.int64 and tokenizer.n_codes_ == 7
+    chosen = distances[np.arange(len(distances)), codes.ravel()]
+    np.testing.assert_allclose(chosen, distances.min(1), rtol=1e-3, atol=1e-4)
+    # each centre is near the mean of its own
+    means = np.stack([vectors[codes.ravel() == c].mean(0) for c in range(7)])
+    assert ((means - tokenizer.codebook_) ** 2).sum(1).mean() < 0.2 * vectors.var(0).sum()
+
+
+def test_the_network_and_torch_stay_as_they_are():
+    net = network().train()
+    net[0].eval()
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    state, numbers = torch.get_rng_state(), np.random.get_state()[1].copy()
+    tokenizer = FeatureTokenizer(net, layer="3", n_codes=7, random_state=0).fit(IMAGES)
+    codes = tokenizer.transform(IMAGES)
+    assert [m.training for m in net] == [False, True, True, True, True, True, True]
+    assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_array_equal(np.random.get_state()[1], numbers)
+    # nor do its tokens follow what becomes of the network, or of torch's settings
+    net[0].weight.data.zero_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_array_equal(tokenizer.transform(IMAGES), codes)
+    one_by_one = np.concatenate([tokenizer.transform(image[None]) for image in IMAGES])
+    np.testing.assert_array_equal(one_by_one, codes)
+    again = pickle.loads(pickle.dumps(tokenizer))
+    np.testing.assert_array_equal(again.transform(IMAGES), codes)
+    other = clone(FeatureTokenizer(network(), layer="3", n_codes=7, random_state=0)).fit(IMAGES)
+    np.testing.assert_array_equal(other.transform(IMAGES), codes)
+
+
+def test_images_of_any_kind():
+    def gray(pixels):
+        assert pixels.shape[1:] == (3, 16, 12) and pixels.dtype == torch.float32
+        assert torch.equal(pixels[:, 0], pixels[:, 2])
+        return F.avg_pool2d(pixels, 4)
+
+    eight_bits = (255 * IMAGES[..., 0]).astype(np.uint8)
+    params = {"mean": None, "std": None, "n_components": None, "n_codes": 5, "random_state": 0}
+    tokenizer = FeatureTokenizer(gray, **params).fit(eight_bits)
+    tiles = (eight_bits / 255).reshape(37, 4, 4, 3, 4).mean((2, 4))
+    nearest = abs(tiles[..., None] - tokenizer.codebook_[:, 0]).argmin(-1)
+    np.testing.assert_array_equal(tokenizer.transform(eight_bits), nearest)
+
+    # a vision transformer's tokens, two of them not of the image
+    def tokens(pixels):
+        assert pixels.shape[1:] == (3, 8, 8)
+        patches = F.avg_pool2d(pixels, 2).flatten(2).transpose(1, 2)
+        return torch.cat([torch.full_like(patches[:, :2], 9.0), patches], dim=1)
+
+    vit = FeatureTokenizer(tokens, n_prefix=2, input_size=8, **params).fit(IMAGES)
+    assert vit.grid_ == (4, 4) and vit.codebook_.max() < 1
+    small = F.interpolate(
+        torch.from_numpy(IMAGES).permute(0, 3, 1, 2), (8, 8), mode="bilinear", antialias=True
+    )
+    halves = F.avg_pool2d(small, 2).permute(0, 2, 3, 1).numpy()
+    nearest = ((halves[..., None, :] - vit.codebook_) ** 2).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(vit.transform(IMAGES), nearest)
+    pooled = FeatureTokenizer(tokens, n_prefix=2, input_size=8, grid=(2, 1), **params).fit(IMAGES)
+    assert pooled.transform(IMAGES).shape == (37, 2, 1)
+
+
+def test_what_is_wrong_is_said():
+    net = network()
+    for params, X, message in [
+        ({"layer": "nine"}, IMAGES, r"layer='nine' is none of the backbone's: \['0', '1'"),
+        ({}, IMAGES, r"must give a feature map .* it gave \(8, 2\)"),
+        ({"layer": "3"}, 9 * IMAGES, "must have values in"),
+        ({"layer": "3"}, IMAGES[..., :2], "one channel or three, not 2"),
+        ({"layer": "3", "n_codes": 0}, IMAGES, "'n_codes'"),
+        ({"layer": "3"}, IMAGES[:, 0, :, 0], "X is a table"),
+    ]:
+        tokenizer = FeatureTokenizer(net, **params)
+        with pytest.raises(ValueError, match=message):
+            tokenizer.fit(X)
+        assert not hasattr(tokenizer, "n_codes_")
+    with pytest.raises(ValueError, match=r"no torch\.nn\.Module"):
+        FeatureTokenizer(lambda x: x, layer="3").fit(IMAGES)
+    with pytest.raises(ValueError, match="are no square"):
+        FeatureTokenizer(lambda x: x.flatten(2)[..., :5].transpose(1, 2)).fit(IMAGES)
+    with pytest.raises(ValueError, match="'backbone'"):
+        FeatureTokenizer("resnet").fit(IMAGES)
+    with pytest.warns(UserWarning, match="16 x 24 tokens"):
+        FeatureTokenizer(lambda x: x, n_codes=4).fit(IMAGES.repeat(2, axis=2))
+
+
+def test_in_a_classifier(tmp_path):
+    rng = np.random.RandomState(0)
+    y = np.arange(120) % 3
+    X = 0.3 * rng.rand(120, 16, 16, 3)
+    X[np.arange(120), 4 * y + 1] += 0.6  # a line, lower in each class
+    tokenizer = FeatureTokenizer(nn.Sequential(nn.Conv2d(3, 8, 4, stride=4)), n_codes=16)
+    clf = AnyOrderARClassifier(
+        tokenizer=tokenizer, max_iter=15, n_orders=4, augmentation=None, random_state=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clf.fit(X[:90], y[:90])
+    assert clf.score(X[90:], y[90:]) > 0.9
+    assert clf.tokenizer_.grid_ == (4, 4) and clf.tokenizer_ is not tokenizer
+    with pytest.raises(NotImplementedError, match="PatchTokenizer"):
+        clf.sample(1)
+    with pytest.raises(TypeError, match=r"FeatureTokenizer cannot be saved .*precomputed"):
+        clf.save_pretrained(tmp_path)
