@@ -327,6 +327,8 @@ def as_tokens(X: Any, grid: Any = None) -> np.ndarray:
 def value_range(batch: Any) -> tuple[float, float]:
     """The least and the largest number in images; files and PIL images are taken for 0 ... 1."""
     if not is_items(batch):
+        if batch.dtype == object:
+            batch = batch.astype(np.float64)  # None is NaN
         scale = full_scale(batch.dtype)
         return float(batch.min()) / scale, float(batch.max()) / scale
     ranges = [value_range(a) if is_array(a) else (0.0, 1.0) for a in map(as_array, batch)]

@@ -20,7 +20,7 @@ from numpy.lib.format import MAGIC_PREFIX
 from PIL import Image
 
 from skaocls.files import write_all
-from skaocls.images.inputs import is_items, orientation_of
+from skaocls.images.inputs import is_items, orientation_of, read
 from skaocls.priors.interface import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.version import __version__
@@ -51,13 +51,17 @@ def content(batch: np.ndarray) -> Any:
     if not is_items(batch):
         return batch
     parts = []
-    for item in batch:
+    for i, item in enumerate(batch):
         if isinstance(item, (str, os.PathLike)):
             item = digest(Path(item).read_bytes())
         elif isinstance(item, Image.Image):
-            item = item.mode, item.size, orientation_of(item), digest(item.tobytes())
+            item = item.mode, item.size, orientation_of(item), read(item, i, pixels_digest)
         parts.append(item)
     return parts
+
+
+def pixels_digest(image: Image.Image) -> str:
+    return digest(image.tobytes())
 
 
 def weights_of(prior: Prior) -> tuple[Any, ...]:

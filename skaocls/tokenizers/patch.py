@@ -149,7 +149,8 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
         if patches.shape[1] > MAX_NUMBERS:
             some = patches[rng.permutation(len(patches))[:COMPONENTS_FROM]]
             n_components, seed = min(N_COMPONENTS, len(some)), rng.randint(2**31 - 1)
-            pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(some)
+            with np.errstate(invalid="ignore"):  # equal patches have no variance to share out
+                pca = PCA(n_components, svd_solver="randomized", random_state=seed).fit(some)
             patches = pca.transform(patches)
         if isinstance(self.n_codes, str):
             labels = None if y is None else class_labels(y, len(batch), chosen)
