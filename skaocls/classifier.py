@@ -55,12 +55,13 @@ from skaocls.learned.starting import new_prior, starting_point
 from skaocls.learned.store import open_store
 from skaocls.learned.together import races_together
 from skaocls.priors.interface import Prior
-from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
+from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.orders import DRAWN
 from skaocls.scoring.sampling import HOW
 from skaocls.tokenizers import PrecomputedTokenizer
 
+COLDEST = 1e-30  # temperature by which log-likelihoods can be divided without an overflow
 N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left"), None]}
 # Fitted attributes that are not of the model, and so are saved beside it
 ABOUT = (
@@ -140,7 +141,7 @@ default="mean_log_likelihood"
         changed after `fit`.
     temperature : float or "auto", default=1.0
         Log-likelihoods are divided by it before they are combined: above 1, probabilities are
-        less sure. ``"auto"`` holds out `validation_fraction` of the data in `fit` and takes the
+        less sure. At least 1e-30. ``"auto"`` holds out `validation_fraction` of the data in `fit` and takes the
         temperature under which their labels are most probable
         (:func:`skaocls.scoring.calibration.fit_temperature`). A number may be changed after `fit`.
     search : {"auto", "exhaustive", "racing"}, default="auto"
@@ -388,7 +389,7 @@ default="mean_log_likelihood"
         "n_orders": [Interval(Integral, 1, None, closed="left")],
         "order": [StrOptions({*DRAWN, "raster"}), "array-like"],
         "aggregation": [StrOptions(set(AGGREGATIONS))],
-        "temperature": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "temperature": [StrOptions({"auto"}), Interval(Real, COLDEST, None, closed="left")],
         "search": [StrOptions({"auto", "exhaustive", "racing"})],
         "racing_error": [Interval(Real, 0, 0.5, closed="neither")],
         "racing_screen": [Interval(Integral, 1, None, closed="left"), None],
@@ -677,7 +678,7 @@ default="mean_log_likelihood"
         log_proba : float64 ndarray of shape (n_samples, n_classes)
             Columns follow `classes_`.
         """
-        return torch.from_numpy(self.predict_joint_log_proba(X)).log_softmax(1).numpy()
+        return self._log_posterior(self.predict_joint_log_proba(X))
 
     def predict_proba(self, X):
         """Class probabilities: the order-marginalized posterior.
@@ -690,7 +691,8 @@ default="mean_log_likelihood"
         Returns
         -------
         proba : float64 ndarray of shape (n_samples, n_classes)
-            Rows sum to one; columns follow `classes_`.
+            Rows sum to one; columns follow `classes_`. An image that is impossible under every
+            class, as only weights out of all bounds have it, gets the class prior.
         """
         return np.exp(self.predict_log_proba(X))
 
@@ -707,7 +709,7 @@ default="mean_log_likelihood"
         y : ndarray of shape (n_samples,)
             Labels from `classes_`.
         """
-        joint = self.predict_joint_log_proba(X)
+        joint = where_possible(self.predict_joint_log_proba(X), self.class_log_prior_)
         return self.classes_[joint.argmax(axis=1)]
 
     def staged_predict_proba(self, X):
@@ -725,7 +727,7 @@ default="mean_log_likelihood"
             `search` is ``"racing"``.
         """
         for joint in self._staged_joint_log_proba(X):
-            yield np.exp(torch.from_numpy(joint).log_softmax(1).numpy())
+            yield np.exp(self._log_posterior(joint))
 
     def staged_predict(self, X):
         """The most probable class of each image after 1, 2, ... `n_orders` orders.
@@ -741,7 +743,7 @@ default="mean_log_likelihood"
             Labels from `classes_`.
         """
         for joint in self._staged_joint_log_proba(X):
-            yield self.classes_[joint.argmax(axis=1)]
+            yield self.classes_[where_possible(joint, self.class_log_prior_).argmax(axis=1)]
 
     def staged_score(self, X, y, sample_weight=None):
         """Accuracy after 1, 2, ... `n_orders` orders.
@@ -1399,6 +1401,10 @@ default="mean_log_likelihood"
     def _joint_log_proba(self, log_likelihood):
         tempered = log_likelihood / self.temperature_
         return joint_log_proba(tempered, self.class_log_prior_, self.aggregation)
+
+    def _log_posterior(self, joint):
+        possible = torch.from_numpy(where_possible(joint, self.class_log_prior_))
+        return possible.log_softmax(1).numpy()
 
     def _staged_joint_log_proba(self, X):
         ll = np.concatenate(list(self._log_likelihoods(X)))

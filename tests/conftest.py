@@ -6,6 +6,7 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")  # else scikit-learn skips its arr
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from sklearn.datasets import load_digits
 
 # run after all others, so that most mistakes show early
@@ -17,6 +18,7 @@ SLOW = {
     "test_pretrained",
     "test_torchrun",
 }
+settings.register_profile("long", max_examples=10_000)
 SHARED = Path(__file__).parents[2] / "shared"
 
 

@@ -95,3 +95,38 @@ def test_classes_of_probability_zero_do_not_count():
         sure = np.log([0.0, 1.0, 0.0])
     assert fit_temperature(ll, labels, sure, "mean_log_likelihood") == 1.0
     assert fit_temperature(ll[some], labels[some], sure, "mean_posterior") == 1.0
+
+
+def test_impossible_images_do_not_count():
+    ll = np.log(np.random.RandomState(0).dirichlet([1, 1, 1], size=(50, 2)))
+    labels = np.random.RandomState(1).randint(3, size=50)
+    log_prior = np.log([0.2, 0.3, 0.5])
+    expected = fit_temperature(ll, labels, log_prior, "mean_log_likelihood")
+    ll = np.concatenate([ll, np.full((2, 2, 3), -np.inf)])
+    found = fit_temperature(ll, [*labels, 0, 2], log_prior, "mean_log_likelihood")
+    assert found == pytest.approx(expected, rel=1e-6)
+    # of two classes the other one is impossible: right at any temperature
+    sure = np.array([[[0.0, -np.inf]]]), np.array([0])
+    ll = np.concatenate([np.log([[[9.0, 1.0]]] * 10), *sure[:1] * 2])
+    found = fit_temperature(ll, [0] * 7 + [1] * 3 + [0, 0], np.log([0.5, 0.5]), "logsumexp")
+    assert 0.5 < found < 4
+
+
+def test_a_weight_is_so_many_images():
+    ll = np.log(np.random.RandomState(0).dirichlet([1, 1, 1], size=(30, 2)))
+    labels = np.random.RandomState(1).randint(3, size=30)
+    weights = np.random.RandomState(2).randint(1, 4, size=30)
+    log_prior = np.log([0.2, 0.3, 0.5])
+    found = fit_temperature(ll, labels, log_prior, "mean_posterior", weights)
+    many = np.repeat(ll, weights, 0), np.repeat(labels, weights)
+    assert found == pytest.approx(fit_temperature(*many, log_prior, "mean_posterior"), rel=1e-6)
+
+
+def test_bins_of_the_calibration_error_by_hand():
+    # confidences 0.3, 0.3, 0.55, 1.0 in four bins of a quarter; right are the first and the last
+    proba = [[0.3, 0.2, 0.25, 0.25], [0.3, 0.2, 0.25, 0.25], [0.45, 0.55, 0, 0], [0, 0, 0, 1.0]]
+    labels = [0, 1, 0, 3]
+    expected = (abs(0.6 - 1) + abs(0.55 - 0) + 0) / 4
+    assert expected_calibration_error(proba, labels, n_bins=4) == pytest.approx(expected)
+    assert expected_calibration_error(proba, labels, n_bins=1) == pytest.approx(abs(2.15 - 2) / 4)
+    assert expected_calibration_error([[0.8, 0.2], [0.8, 0.2]], [0, 1]) == pytest.approx(0.3)

@@ -88,6 +88,7 @@ def test_temperature_and_truncation():
     for top_p, n_kept in [(p[0] - 0.01, 1), (p[:2].sum() - 0.01, 2), (p[:2].sum() + 0.01, 3)]:
         assert_shares(first_token(prior, ORDERS, 1, top_p=top_p), among(ranked[:n_kept]))
     assert_shares(first_token(prior, ORDERS, 1, top_p=1.0), softmax(logits))
+    assert_shares(first_token(prior, ORDERS, 1, temperature=1e-320), np.eye(6)[ranked[0]])
     # top_p is a share of what temperature and top_k have left
     p = softmax(logits[ranked[:3]] / 2)
     how = {"temperature": 2.0, "top_k": 3, "top_p": p[:2].sum() - 0.01}

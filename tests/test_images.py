@@ -395,6 +395,32 @@ def test_all_bad_images_are_named_at_once(some_bad):
         clf.predict(cut[:2])
 
 
+@pytest.mark.parametrize("memory", [None, "memory"])
+def test_pil_images_that_cannot_be_read(save, tmp_path, memory):
+    whole = Image.fromarray(np.random.RandomState(0).randint(256, size=(64, 64, 3), dtype=np.uint8))
+    path = save(whole, "w.png")
+    cut = Image.open(io.BytesIO(Path(path).read_bytes()[:2000]))
+    closed = Image.open(path)
+    closed.close()
+    clf = AnyOrderARClassifier(max_iter=1, memory=memory and tmp_path / memory)
+    with pytest.raises(ValueError, match=r"(?s)^2 of 4 images .*X\[1\].*truncated.*X\[3\].*closed"):
+        clf.fit([whole, cut, whole, closed], [0, 1, 1, 0])
+
+
+def test_tensors_that_are_no_arrays():
+    for X in (torch.zeros(4, 8, 8).to_sparse(), torch.zeros(4, 8, 8, device="meta")):
+        with pytest.raises(TypeError, match="a tensor that cannot become an array"):
+            AnyOrderARClassifier(max_iter=1).fit(X, [0, 1, 0, 1])
+
+
+def test_large_images_of_one_colour():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        tokenizer = PatchTokenizer(patch_size=16, random_state=0).fit(np.full((3, 32, 32), 7.0))
+    assert tokenizer.n_codes_ == 1
+    np.testing.assert_allclose(tokenizer.inverse_transform(np.zeros((1, 2, 2), int)), 7.0)
+
+
 @pytest.mark.parametrize("wrap", [list, pd.Series, lambda X: pd.DataFrame({"file": X})])
 def test_bad_images_are_left_out_when_asked(some_bad, wrap):
     X, y, bad = some_bad
@@ -431,6 +457,7 @@ def test_bad_images_are_left_out_when_asked(some_bad, wrap):
         (np.zeros((4, 8, 8), complex), r"dtype complex128, which are no real numbers"),
         (np.zeros((0, 8, 8)), r"0 sample"),
         (np.full((4, 8, 8), "a", object), r"could not convert"),
+        (np.full((4, 8, 8), None, object), r"contains NaN"),
     ],
 )
 def test_arrays_that_are_no_images(X, message):
@@ -811,3 +838,14 @@ def test_rows_that_may_be_pixels(X, shape):
     assert len(said) == (shape is not None)
     if said:
         assert re.search(f"pass image_shape={shape}", said[0])
+
+
+@pytest.mark.parametrize("shape, declared", [((3, 5), None), ((3, 28, 28), (3, 28, 28))])
+def test_shapes_that_do_not_tell_are_asked_about_once(shape, declared):
+    """Gray images of three lines, and images of three lines and 28 channels."""
+    X, y = np.random.RandomState(0).rand(12, *shape).astype(np.float32), np.arange(12) % 2
+    params = {"max_iter": 1, "random_state": 0, "augmentation": None, "image_shape": declared}
+    clf = AnyOrderARClassifier(**params).fit(X, y)
+    assert clf.image_shape_ == clf.tokenizer_.image_shape_ == (*shape, 1)[:3]
+    assert clf.predict(X).shape == (12,) and clf.sample(2).shape == (2, *shape)
+    np.testing.assert_array_equal(clf.predict_proba(X[3:4]), clf.predict_proba(X)[3:4])

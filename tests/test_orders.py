@@ -21,6 +21,12 @@ def test_antithetic_orders_come_forwards_and_backwards():
         np.testing.assert_array_equal(resolve_orders("antithetic", k, 6, seed=3), orders[:k])
 
 
+def test_raster_is_row_by_row():
+    found = resolve_orders("raster", 20, 5, seed=0)
+    assert found.tolist() == [[0, 1, 2, 3, 4]] and found.dtype == np.int64
+    assert resolve_orders([[1.0, 0.0]], 1, 2, seed=0).dtype == np.int64
+
+
 def test_orders_are_uniform():
     # each of the 6 permutations of 3 places: 1/6 of the draws, within 5 standard errors
     _, counts = np.unique(draw_orders(6000, 3, seed=0), axis=0, return_counts=True)

@@ -12,8 +12,9 @@ import reference
 from skaocls import AnyOrderPrior
 from skaocls.devices import ahead
 from skaocls.scoring import engine, exhaustive
-from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
+from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
 from skaocls.scoring.exhaustive import log_likelihoods
+from skaocls.scoring.racing import race
 
 
 def make_prior(vocab_size, grid, num_classes, seed=0, n_layer=2):
@@ -215,6 +216,54 @@ def test_no_overflow_in_long_sums():
         joint = joint_log_proba(ll, np.log([0.5, 0.5]), aggregation)
         assert np.isfinite(joint).all()
         assert joint[0, 0] > joint[0, 1]
+
+
+def test_the_joint_of_mean_posteriors_is_their_mean_times_the_evidence():
+    ll = np.log(np.random.RandomState(0).dirichlet([1, 1, 1], size=(4, 5)))
+    class_prior = np.array([0.5, 0.3, 0.2])
+    posterior = np.exp(ll) * class_prior
+    evidence = posterior.sum(2).mean(1)
+    posterior /= posterior.sum(2, keepdims=True)
+    joint = joint_log_proba(ll, np.log(class_prior), "mean_posterior")
+    np.testing.assert_allclose(np.exp(joint), posterior.mean(1) * evidence[:, None], rtol=1e-12)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_impossible_tokens(aggregation):
+    """Image 0 excludes class 0 in one order, image 1 class 1 in all, image 2 every class."""
+    no = -np.inf
+    ll = np.array([[[no, -1.0], [-1, -2]], [[-1, no], [-2, no]], [[no, no], [no, no]]])
+    log_prior = np.log([0.25, 0.75])
+    joint = joint_log_proba(ll, log_prior, aggregation)
+    posterior = np.exp(where_possible(joint, log_prior))
+    posterior /= posterior.sum(1, keepdims=True)
+    np.testing.assert_allclose(posterior[1:], [[1, 0], [0.25, 0.75]])
+    weighed = np.exp(ll[0]) * [0.25, 0.75]  # by order
+    first = {
+        "mean_log_likelihood": [0, 1],
+        "logsumexp": weighed.sum(0) / weighed.sum(),
+        "mean_posterior": (weighed / weighed.sum(1, keepdims=True)).mean(0),
+    }
+    np.testing.assert_allclose(posterior[0], first[aggregation])
+    mixed = np.array([[[no, no], [-1.0, -1.0]]])  # an order of no class
+    assert np.isfinite(
+        where_possible(joint_log_proba(mixed, log_prior, aggregation), log_prior)
+    ).all()
+
+
+@pytest.mark.parametrize("search", ["exhaustive", "racing"])
+def test_log_likelihoods_that_are_no_numbers(search):
+    prior = make_prior(5, (2, 2), 3)
+    with torch.no_grad():
+        prior.output.weight.fill_(3e38)
+    codes, orders = np.zeros((2, 4), int), np.arange(4)[None]
+    with pytest.raises(
+        ValueError, match="log-likelihoods that are no numbers: its weights are too"
+    ):
+        if search == "racing":
+            race(prior, codes, orders, np.arange(3), np.zeros(3))
+        else:
+            log_likelihoods(prior, codes, orders, np.arange(3))
 
 
 def test_unknown_aggregation():

@@ -228,8 +228,11 @@ def as_array(item: Any) -> Any:
 
 
 def tensor_to_array(x: Any) -> np.ndarray:
-    x = x.detach().cpu()
-    a: np.ndarray = (x.float() if x.is_floating_point() else x).numpy()
+    try:
+        x = x.detach().cpu()
+        a: np.ndarray = (x.float() if x.is_floating_point() else x).numpy()
+    except (NotImplementedError, TypeError) as exc:  # sparse, or without numbers
+        raise TypeError(f"X has a tensor that cannot become an array: {exc}") from exc
     return a
 
 

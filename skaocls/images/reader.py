@@ -337,6 +337,8 @@ def value_range(batch: Any) -> tuple[float, float]:
         ranges = [value_range(part) for part in batch.for_range()]
         return min(low for low, _ in ranges), max(high for _, high in ranges)
     if not is_items(batch):
+        if batch.dtype == object:
+            batch = batch.astype(np.float64)  # None is NaN
         scale = full_scale(batch.dtype)
         return float(batch.min()) / scale, float(batch.max()) / scale
     ranges = [value_range(a) if is_array(a) else (0.0, 1.0) for a in map(as_array, batch)]

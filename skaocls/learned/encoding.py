@@ -14,6 +14,7 @@ from skaocls.devices import ahead
 from skaocls.images.advice import pixels_in_rows
 from skaocls.images.augmentation import random_views
 from skaocls.images.crops import random_crop
+from skaocls.images.inputs import shape_of_array
 from skaocls.images.lazy import Lazy, Mapped, Picked
 from skaocls.images.reader import Reader
 from skaocls.progress import progress, say
@@ -61,9 +62,12 @@ def fit_tokenizer(
         return tokenizer.estimator
     tokenizer = clone(tokenizer)
     seed = rng.randint(2**31 - 1)
-    if "random_state" in tokenizer.get_params(deep=False):
+    params = tokenizer.get_params(deep=False)
+    if "random_state" in params:
         tokenizer.set_params(random_state=seed)
     if reader.image_shape is not None:
+        if params.get("image_shape", ()) is None and not tells_channels(reader.image_shape):
+            tokenizer.set_params(image_shape=reader.image_shape)
         size = int(np.prod(reader.image_shape))
         n = max(1, FIT_TOKENIZER_ON // size)
         some = np.sort(rng.permutation(len(batch))[:n])
@@ -78,6 +82,14 @@ def fit_tokenizer(
     why = f", the default for {kind}" if by_default else ""
     say(verbose, f"{name}{why}: {rows} x {cols} tokens of {tokenizer.n_codes_} values", 2)
     return tokenizer
+
+
+def tells_channels(shape: tuple[int, ...]) -> bool:
+    """Whether arrays of that shape are taken for (height, width, channels)."""
+    try:
+        return shape_of_array(shape) == shape
+    except ValueError:
+        return False
 
 
 def training_tokens(

@@ -86,7 +86,11 @@ def digest_of(x: Any, label: Any) -> str:
     elif isinstance(x, bytes):
         data = x
     elif isinstance(x, Image.Image):
-        data = f"{x.mode} {x.size} {orientation_of(x)}".encode() + x.tobytes()
+        data = f"{x.mode} {x.size} {orientation_of(x)}".encode()
+        try:
+            data += x.tobytes()
+        except Exception:  # cut off or closed: the reader says so
+            data += str(id(x)).encode()
     else:
         x = np.ascontiguousarray(as_array(x))
         data = f"{x.dtype} {x.shape}".encode() + x.tobytes()

@@ -21,7 +21,7 @@ from PIL import Image
 from sklearn.utils import gen_batches
 
 from skaocls.files import write_all
-from skaocls.images.inputs import is_items, orientation_of
+from skaocls.images.inputs import is_items, orientation_of, read
 from skaocls.images.lazy import Lazy
 from skaocls.priors.interface import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
@@ -60,13 +60,17 @@ def content(batch: Any) -> Any:
         for part in batch.parts() if isinstance(batch, Lazy) else in_parts:
             found.update(np.ascontiguousarray(part).data)
         return batch.shape, batch.dtype.str, found.hexdigest()
-    for item in batch:
+    for i, item in enumerate(batch):
         if isinstance(item, (str, os.PathLike)):
             item = digest(Path(item).read_bytes())
         elif isinstance(item, Image.Image):
-            item = item.mode, item.size, orientation_of(item), digest(item.tobytes())
+            item = item.mode, item.size, orientation_of(item), read(item, i, pixels_digest)
         found.update(digest(item).encode())
     return len(batch), found.hexdigest()
+
+
+def pixels_digest(image: Image.Image) -> str:
+    return digest(image.tobytes())
 
 
 def weights_of(prior: Prior) -> tuple[Any, ...]:

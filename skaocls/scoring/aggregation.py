@@ -14,7 +14,8 @@ def joint_log_proba(
     Parameters
     ----------
     log_likelihood : array of shape (n_images, n_orders, n_classes)
-        log p(tokens | class, order), in nats.
+        log p(tokens | class, order), in nats; -inf where the tokens are impossible. An order in
+        which they are so under every class has the class prior for its posterior.
     class_log_prior : array of shape (n_classes,)
         log p(class).
     aggregation : {"mean_log_likelihood", "mean_posterior", "logsumexp"}
@@ -55,6 +56,34 @@ def joint_log_proba(
     if aggregation == "logsumexp":
         return marginal.numpy()
     if aggregation == "mean_posterior":
+        impossible = per_order.amax(2, keepdim=True) == -torch.inf
+        per_order = torch.where(impossible, torch.from_numpy(class_log_prior), per_order)
         posterior: torch.Tensor = per_order.log_softmax(2).logsumexp(1) - log_n_orders
         return (posterior + marginal.logsumexp(1, keepdim=True)).numpy()
     raise ValueError(f"aggregation={aggregation!r} is not known: pass one of {AGGREGATIONS}.")
+
+
+def where_possible(joint: np.ndarray, class_log_prior: np.ndarray) -> np.ndarray:
+    """What to make posteriors of: an image that no class makes possible says nothing of its class.
+
+    Parameters
+    ----------
+    joint : array of shape (n_images, n_classes)
+        From :func:`joint_log_proba`.
+    class_log_prior : array of shape (n_classes,)
+
+    Returns
+    -------
+    joint : array of shape (n_images, n_classes)
+        With the class prior in rows of -inf alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skaocls.scoring.aggregation import where_possible
+    >>> joint = np.array([[-9.0, -np.inf], [-np.inf, -np.inf]])
+    >>> np.exp(where_possible(joint, np.log([0.25, 0.75]))).round(4)
+    array([[1.0e-04, 0.0e+00],
+           [2.5e-01, 7.5e-01]])
+    """
+    return np.where(joint.max(1, keepdims=True) == -np.inf, class_log_prior, joint)

@@ -31,7 +31,7 @@ def fit_temperature(
         Their classes.
     class_log_prior : array of shape (n_classes,)
         log p(class), which is not divided. Classes of probability 0 are left out, with their
-        images.
+        images, and so are images that are impossible under their class.
     aggregation : str
         See :func:`skaocls.scoring.aggregation.joint_log_proba`.
     sample_weight : array of shape (n_images,), default=None
@@ -70,6 +70,11 @@ def fit_temperature(
     log_likelihood, weights = log_likelihood[kept][:, :, possible], weights[kept]
     labels = (np.cumsum(possible) - 1)[labels][kept]
     class_log_prior = class_log_prior[possible]
+    own = joint_log_proba(log_likelihood, class_log_prior, aggregation)[
+        np.arange(len(labels)), labels
+    ]
+    kept = np.isfinite(own)
+    log_likelihood, weights, labels = log_likelihood[kept], weights[kept], labels[kept]
     if not len(labels) or len(class_log_prior) == 1:
         return 1.0
     n, rows = weights.sum(), np.arange(len(labels))
@@ -80,7 +85,9 @@ def fit_temperature(
         log_proba = joint.log_softmax(1).numpy()
         own = log_proba[rows, labels].copy()
         log_proba[rows, labels] = -np.inf
-        return -weights @ ((n + 1) * own + log_proba.max(1))
+        next_best = log_proba.max(1)
+        next_best[next_best == -np.inf] = 0  # at any temperature
+        return -weights @ ((n + 1) * own + next_best)
 
     bounds = np.log([COLDEST, HOTTEST])
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))

@@ -57,6 +57,11 @@ def log_likelihoods(
     log_likelihood : float64 array of shape (n_images, n_orders, n_classes)
         Natural log of p(tokens | class, order): the sum over the tokens.
 
+    Raises
+    ------
+    ValueError
+        If they are no numbers, of weights that are out of all bounds.
+
     References
     ----------
     Sudakov, Babenko, Baranchuk, arXiv 2603.19122, section 3.
@@ -97,7 +102,17 @@ def log_likelihoods(
             if lanes == 1:
                 raise
             lanes //= 2
-    return out.view(len(codes), n_orders, n_classes).cpu().numpy()
+    return checked(out.view(len(codes), n_orders, n_classes).cpu().numpy())
+
+
+def checked(log_likelihood: np.ndarray) -> np.ndarray:
+    """Log-likelihoods, if they are numbers; -inf is one."""
+    if np.isnan(log_likelihood).any():
+        raise ValueError(
+            "The prior gives log-likelihoods that are no numbers: its weights are too large for its "
+            "type of numbers. Load or train others, or pass precision='float32'."
+        )
+    return log_likelihood
 
 
 def lanes_at_once(prior: Prior) -> int:

@@ -30,7 +30,7 @@ from skaocls.priors.interface import Prior
 from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.scoring.engine import Cache, Engine, Pairs
 from skaocls.scoring.engines import make_engine
-from skaocls.scoring.exhaustive import lanes_at_once
+from skaocls.scoring.exhaustive import checked, lanes_at_once
 from skaocls.scoring.screening import COST, N_ANCHORS, survivors
 
 # Shares of an order after which classes may leave
@@ -114,6 +114,11 @@ def race(
     race : Race
         Log-likelihoods and evaluations.
 
+    Raises
+    ------
+    ValueError
+        As in :func:`skaocls.scoring.exhaustive.log_likelihoods`.
+
     Notes
     -----
     Wald's bound is about a perfect prior, Student's about one comparison and differences that are
@@ -158,7 +163,8 @@ def race(
                 enter, score = (torch.as_tensor(a[few], device=device) for a in screened)
                 screening = enter, score
             parts.append(race_some(engine, all_codes[few], all_orders, weighs, error, screening))
-    return Race(*(torch.cat(a).cpu().numpy() for a in zip(*parts, strict=True)))
+    ll, evaluations = (torch.cat(a).cpu().numpy() for a in zip(*parts, strict=True))
+    return Race(checked(ll), evaluations)
 
 
 def race_some(

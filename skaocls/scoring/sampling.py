@@ -252,7 +252,8 @@ def choose(
     top_p: float | None = None,
 ) -> Tensor:
     """Tokens (...,) by inverse distribution function: logits (..., vocab_size), draws in [0, 1)."""
-    p = (logits.double() / temperature).softmax(-1)
+    logits = logits.double()
+    p = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)  # however cold
     if top_k is not None or top_p is not None:
         ranked, code = p.sort(-1, descending=True)
         if top_k is not None:

@@ -48,7 +48,8 @@ def components(patches: np.ndarray, rng: np.random.RandomState) -> PCA | None:
         return None
     some = patches[rng.permutation(len(patches))[:COMPONENTS_FROM]]
     n_components, seed = min(N_COMPONENTS, len(some)), rng.randint(2**31 - 1)
-    return PCA(n_components, svd_solver="randomized", random_state=seed).fit(some)
+    with np.errstate(invalid="ignore"):  # equal patches have no variance to share out
+        return PCA(n_components, svd_solver="randomized", random_state=seed).fit(some)
 
 
 def held_out_loss(codes: np.ndarray, labels: np.ndarray, n_codes: int, folds: np.ndarray) -> float:
