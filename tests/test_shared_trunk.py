@@ -212,9 +212,27 @@ def test_predictions_equal_brute_force(clf, digits):
     X = digits[2][:3]
     codes = clf.tokenizer_.transform(X).reshape(3, -1)
     ll = naive(clf.prior_, codes, clf.orders_, np.arange(3))
+    exhaustive = copy.deepcopy(clf).set_params(search="exhaustive")
     np.testing.assert_allclose(
-        clf.predict_joint_log_proba(X), ll.mean(1) + clf.class_log_prior_, rtol=1e-5
+        exhaustive.predict_joint_log_proba(X), ll.mean(1) + clf.class_log_prior_, rtol=1e-5
     )
+    np.testing.assert_allclose(clf.transform(X), ll.mean(1), rtol=1e-5)
+
+
+def test_by_default_predictions_race_and_all_else_reads_every_order(clf, digits, tmp_path):
+    X = digits[2]
+    joint, stats = clf.predict_joint_log_proba(X, return_stats=True)
+    racing = copy.deepcopy(clf).set_params(search="racing")
+    np.testing.assert_array_equal(joint, racing.predict_joint_log_proba(X))
+    assert stats["evaluations"].mean() < stats["exhaustive_evaluations"]
+    exhaustive = copy.deepcopy(clf).set_params(search="exhaustive")
+    last = list(clf.staged_predict_proba(X))[-1]
+    np.testing.assert_array_equal(last, exhaustive.predict_proba(X))
+    np.testing.assert_array_equal(clf.score_samples(X), exhaustive.score_samples(X))
+    for every_order in ({"aggregation": "logsumexp"}, {"memory": str(tmp_path)}):
+        clf_of_all = copy.deepcopy(clf).set_params(**every_order)
+        _, stats = clf_of_all.predict_joint_log_proba(X, return_stats=True)
+        assert (stats["evaluations"] == stats["exhaustive_evaluations"]).all()
 
 
 def test_it_learns_and_is_kept(clf, digits, tmp_path):
@@ -231,7 +249,8 @@ def test_it_learns_and_is_kept(clf, digits, tmp_path):
 
 def test_cost_does_not_grow_with_classes(clf, digits):
     X = digits[2][:30]
-    _, stats = clf.predict_joint_log_proba(X, return_stats=True)
+    exhaustive = copy.deepcopy(clf).set_params(search="exhaustive")
+    _, stats = exhaustive.predict_joint_log_proba(X, return_stats=True)
     assert (stats["evaluations"] == 4 * 16).all() and stats["exhaustive_evaluations"] == 4 * 16
     racing = copy.deepcopy(clf).set_params(search="racing", n_orders=20)
     _, raced = racing.predict_joint_log_proba(X, return_stats=True)

@@ -1,6 +1,7 @@
 """Training the prior: class-conditional maximum likelihood over random orders."""
 
 import math
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from sklearn.utils import gen_batches
 from torch import Tensor
 
 from skaocls.devices import own_torch_state
-from skaocls.distributed import all_of, share_of, size, total
+from skaocls.distributed import all_of, is_main, share_of, size, total
 from skaocls.images.lazy import of_views
 from skaocls.priors.interface import Prior
 from skaocls.progress import progress
@@ -27,6 +28,7 @@ WARMUP = 0.05  # share of all steps
 FINAL_RATE = 0.05  # share of the peak learning rate
 VALIDATION_ORDERS = 4
 AVERAGING = 0.99  # decay of the running mean of the weights, which is what is kept
+LONG, TIMED = 600, 10  # seconds that are worth a warning, and steps that are timed before it
 ESTIMATE_ROWS = 1024  # (image, class) pairs for the accuracy shown while training
 
 
@@ -164,6 +166,7 @@ def train_prior(
     history, random, mixed = state.history, state.random, autocast is not None
     done = history.n_iter * steps + state.step
     bar = progress(max_iter * steps, "training", "step", verbose, initial=done)
+    began, timed = time.perf_counter(), 0
     with bar, interruptible(history):
         while history.n_iter < max_iter:
             epoch = history.n_iter
@@ -218,6 +221,9 @@ def train_prior(
                     newest = 1 - min(AVERAGING, done / (done + 10))
                     torch._foreach_lerp_(state.mean, state.own, newest)
                 bar.update()
+                timed += 1
+                if timed == TIMED and device.type == "cpu" and is_main():
+                    warn_if_long((time.perf_counter() - began) / timed, max_iter * steps - done - 1)
                 state.step = step + 1
                 if checkpoints is not None:
                     checkpoints.keep(state)
@@ -256,6 +262,19 @@ def train_prior(
     prior.transformer.checkpointing = False
     prior.eval()
     return history
+
+
+def warn_if_long(seconds: float, n_steps: int) -> None:
+    """Say so at the start where so many steps of so many seconds are more than ten minutes."""
+    if seconds * n_steps > LONG:
+        warnings.warn(
+            f"Training will take about {seconds * n_steps / 60:.0f} minutes: {n_steps} steps of "
+            f"{1000 * seconds:.0f} ms on the CPU. A lower max_iter, fewer tokens (smaller images, "
+            "a larger patch_size) or a smaller prior are faster, so is a CUDA device; with "
+            "checkpoint_dir, a fit that is cut short goes on from where it was.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def uniform(*shape: int, generator: torch.Generator) -> Tensor:
