@@ -31,11 +31,10 @@ from skaocls.training.loop import train_prior
 
 BATCH, GRID, CODES, CLASSES = 64, (8, 8), 256, 10
 SIZES = {
-    "dim 64, 2 layers": ({"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}, 24),
-    "dim 192, 4 layers": ({"dim": 192, "n_layer": 4, "n_head": 6}, 8),
-    "dim 384, 6 layers": ({"dim": 384, "n_layer": 6, "n_head": 6}, 3),
+    "dim 64, 2 layers": ({"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}, 16),
+    "dim 192, 4 layers": ({"dim": 192, "n_layer": 4, "n_head": 6}, 4),
 }
-REPEATS = 5
+REPEATS = 3
 
 
 def train(sizes, steps, parallel="ddp"):
@@ -81,6 +80,7 @@ def work(name, into):
     for _ in range(1 + REPEATS):
         ways = {"one": distributed.from_main(lambda: per_step(sizes, steps))}
         ways |= {how: per_step(sizes, steps, how) for how in ("ddp", "fsdp")}
+        print(name, ways, flush=True)
         found["rounds"].append(ways)
     if distributed.is_main():
         into.write_text(json.dumps(found))
@@ -91,10 +91,11 @@ def launch(name, alone):
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder, "found.json")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", "2", __file__, "--work", name, "--into", str(into)]
+        command += ["--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
+        command += [__file__, "--work", name, "--into", str(into)]
         if alone:
             command = ["unshare", "-rn", sys.executable, __file__, "--up", *command]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         subprocess.run(command, check=True, env=environment)
         return json.loads(into.read_text())
 

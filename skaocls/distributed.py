@@ -169,6 +169,9 @@ def together(what: str, after: str = "") -> Iterator[None]:
             warnings.simplefilter("ignore")
         try:
             yield
+        except KeyboardInterrupt:  # which comes to each at another place
+            _talk["broken"] = True
+            raise
         except RuntimeError as exc:
             if not is_about_others(exc):
                 raise
