@@ -12,7 +12,7 @@ from skaocls.tokenizers import (
     PrecomputedTokenizer,
     QuantileTokenizer,
 )
-from skaocls.tokenizers.cache import TokenCache, load_tokens
+from skaocls.tokenizers.cache import load_tokens
 from skaocls.version import __version__
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "PrecomputedTokenizer",
     "QuantileTokenizer",
     "SharedTrunkPrior",
-    "TokenCache",
     "__version__",
     "load_image_folder",
     "load_tokens",
