@@ -13,7 +13,7 @@ from skaocls.tokenizers import (
     PrecomputedTokenizer,
     QuantileTokenizer,
 )
-from skaocls.tokenizers.cache import TokenCache, load_tokens
+from skaocls.tokenizers.cache import load_tokens
 from skaocls.version import __version__
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "PrecomputedTokenizer",
     "QuantileTokenizer",
     "SharedTrunkPrior",
-    "TokenCache",
     "__version__",
     "load_image_folder",
     "load_tokens",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.frozen import FrozenEstimator
 
 from skaocls import (
     AnyOrderARClassifier,
@@ -192,17 +193,33 @@ def test_a_classifier_of_tokens_in_files(images, tokenizer, tmp_path):
     X, y, _, _ = images
     tokens = tokenize_dataset(tokenizer, X, tmp_path, y=y, n_views=3, shard_size=40)
     assert tokens.shape == (90, 3, 2, 2)
+    how = {"prior": {**PRIOR, "architecture": "randar"}}
     precomputed = PrecomputedTokenizer(tokens.n_codes)
-    clf = make(tokenizer=precomputed).fit(tokens[:], y)
-    lazily = make(tokenizer="precomputed").fit(tokens, tokens.labels)
+    clf = make(tokenizer=precomputed, **how).fit(tokens[:], y)
+    lazily = make(tokenizer="precomputed", **how).fit(tokens, tokens.labels)
     assert same(clf, lazily)
     np.testing.assert_array_equal(lazily.predict_proba(tokens), clf.predict_proba(tokens[:]))
     # and one whose tokens are an array that is mapped
     np.save(tmp_path / "all.npy", tokens[:])
     mapped = np.load(tmp_path / "all.npy", mmap_mode="r")
-    assert same(make(tokenizer=precomputed).fit(mapped, y), clf)
+    assert same(make(tokenizer=precomputed, **how).fit(mapped, y), clf)
     with pytest.raises(ValueError, match=r"codes must lie in 0 \.\.\. 3"):
         make(tokenizer=PrecomputedTokenizer(4)).fit(tokens, y)
+
+
+def test_from_tokens_comes_what_comes_from_their_images(images, tokenizer, tmp_path):
+    X, y, _, _ = images
+    codes = tokenizer.transform(X)
+    _, distinct = np.unique(codes.reshape(len(y), -1), axis=0, return_index=True)
+    X, y = X[distinct], y[distinct]  # equal samples are merged, and images are not where tokens are
+    tokens = tokenize_dataset(tokenizer, X, tmp_path / "tokens", y=y)
+    of_images = make(tokenizer=FrozenEstimator(tokenizer), augmentation=None).fit(X, y)
+    precomputed = FrozenEstimator(PrecomputedTokenizer().fit(tokens))
+    clf = make(tokenizer=precomputed).fit(tokens, tokens.labels)
+    assert same(clf, of_images)  # the prior knows which codes are alike
+    clf.save_pretrained(tmp_path / "saved")
+    restored = AnyOrderARClassifier.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(restored.predict_proba(tokens), of_images.predict_proba(X))
 
 
 def test_parts_made_apart_are_the_whole(images, tokenizer, tmp_path):

@@ -27,11 +27,15 @@ class Lazy:
         Of their numbers.
     merged : bool
         Whether equal rows are sought among those of `fit`, for which all are read.
+    n_codes, codebook : int or None, array or None
+        Of tokens that know them, how many values they may have and what these stand for.
     """
 
     shape: tuple[int, ...] | None = None
     dtype: np.dtype | None = None
     merged = True
+    n_codes: int | None = None
+    codebook: np.ndarray | None = None
 
     def __init__(self, n: int):
         self.n = n
@@ -142,6 +146,7 @@ class Picked(Lazy):
         super().__init__(len(source) if index is None else len(index))
         self.source, self.index, self.use = source, index, use
         self.dtype, self.merged = source.dtype, source.merged
+        self.n_codes, self.codebook = source.n_codes, source.codebook
         if row_shape is not None or source.shape is not None:
             self.shape = (self.n, *((source.shape or ())[1:] if row_shape is None else row_shape))
 

@@ -271,7 +271,8 @@ def tokenizer_state(tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         k: to_json(vars(tokenizer)[k]) for k in TOKENIZER_LEARNED if k in vars(tokenizer)
     }
     if hasattr(tokenizer, "codebook_"):
-        config["reader"] = to_json(vars(tokenizer.reader_))
+        if hasattr(tokenizer, "reader_"):  # not of tokens made elsewhere
+            config["reader"] = to_json(vars(tokenizer.reader_))
         return config, {"codebook_": tokenizer.codebook_}
     lists = [k for k in ("thresholds_", "bin_means_") if hasattr(tokenizer, k)]
     return config, {f"{k}.{i}": a for k in lists for i, a in enumerate(getattr(tokenizer, k))}
@@ -289,7 +290,8 @@ def restore_tokenizer(config: dict[str, Any], arrays: dict[str, Any]) -> Any:
         setattr(tokenizer, name, TOKENIZER_LEARNED[name](value))
     if "codebook_" in arrays:
         tokenizer.codebook_ = arrays["codebook_"].numpy()
-        tokenizer.reader_ = restore_reader(config["reader"])
+        if "reader" in config:
+            tokenizer.reader_ = restore_reader(config["reader"])
     elif arrays:
         for name in ("thresholds_", "bin_means_"):
             columns = range(tokenizer.n_features_in_)

@@ -30,6 +30,7 @@ from skaocls.learned.store import digest
 from skaocls.progress import progress
 from skaocls.tokenizers._codes import code_dtype
 from skaocls.tokenizers.cache import (
+    CODEBOOK,
     FORMAT,
     HEADER,
     TokenCache,
@@ -159,7 +160,7 @@ def tokenize_dataset(
             "random_state": int(seed),
         },
     }
-    same_or_new(folder, header)
+    same_or_new(folder, header, getattr(tokenizer, "codebook_", None))
     total = None if batch is None else len(batch) * (1 + len(drawn(n_views))) // parts
     with progress(total, "tokenizing", "view", verbose) as bar:
         make = partial(make_shard, folder, header, tokenizer, int(seed), bar)
@@ -306,24 +307,16 @@ def write_shard(folder: Path, k: int, codes: np.ndarray, labels: np.ndarray | No
     for left in folder.glob(f".*-{k:06d}.*"):  # of a process that was killed
         left.unlink()
     facts: dict[str, Any] = {"n": len(codes)}
-
-    def writer(name: str, array: np.ndarray) -> Callable[[str], None]:
-        def write(path: str) -> None:
-            with open(path, "wb") as file:
-                np.save(file, array, allow_pickle=False)
-            facts[name] = hash_of(Path(path))
-
-        return write
-
     for_codes, for_labels, about = names_of(k)
-    writers: dict[str, Callable[[str], object]] = {for_codes: writer("hash", codes)}
+    writers: dict[str, Callable[[str], object]] = {}
+    writers[for_codes] = array_writer(facts, "hash", codes)
     if labels is not None:
-        writers[for_labels] = writer("labels", labels)
+        writers[for_labels] = array_writer(facts, "labels", labels)
     writers[about] = lambda path: Path(path).write_text(json.dumps(facts) + "\n")
     write_all(folder, writers)
 
 
-def same_or_new(folder: Path, header: dict[str, Any]) -> None:
+def same_or_new(folder: Path, header: dict[str, Any], codebook: Any) -> None:
     """Write what the tokens of a folder are, or see that they are the same.
 
     Raises
@@ -342,8 +335,23 @@ def same_or_new(folder: Path, header: dict[str, Any]) -> None:
                 "folder, or the same images, tokenizer and options."
             )
         return
-    text = json.dumps(header, indent=1) + "\n"
-    write_all(folder, {HEADER: lambda path: Path(path).write_text(text, encoding="utf-8")})
+    facts = dict(header)
+    writers: dict[str, Callable[[str], object]] = {}
+    if np.ndim(codebook) == 2:
+        writers[CODEBOOK] = array_writer(facts, "codebook", np.asarray(codebook))
+    writers[HEADER] = lambda path: Path(path).write_text(json.dumps(facts, indent=1) + "\n")
+    write_all(folder, writers)
+
+
+def array_writer(facts: dict[str, Any], name: str, array: np.ndarray) -> Callable[[str], None]:
+    """What writes an array as NumPy's file, and its hash into the facts under that name."""
+
+    def write(path: str) -> None:
+        with open(path, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+        facts[name] = hash_of(Path(path))
+
+    return write
 
 
 def of_tokenizer(tokenizer: Any, reader: Reader | None) -> str:

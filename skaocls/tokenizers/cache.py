@@ -1,6 +1,7 @@
 """Tokens in files: a folder of shards, each of them whole or not there.
 
-``tokens.json`` says what all of them are, ``tokens-000000.npy`` and so on hold the codes, NumPy's
+``tokens.json`` says what all of them are, ``codebook.npy`` holds the codes' vectors if there are
+some, ``tokens-000000.npy`` and so on hold the codes, NumPy's
 files, which are mapped and never unpickled; ``labels-000000.npy`` the labels if there are some, and
 ``tokens-000000.json``, written last, how many and a hash. So a shard without it is none.
 """
@@ -16,7 +17,7 @@ import numpy as np
 from skaocls.images.lazy import Lazy, give_back
 
 FORMAT = 1
-HEADER = "tokens.json"
+HEADER, CODEBOOK = "tokens.json", "codebook.npy"
 OPEN = 256  # shards that are mapped at a time
 AGAIN = "skaocls.tokenize_dataset with the same folder makes what is missing."
 
@@ -42,6 +43,8 @@ class TokenCache(Lazy):
         uint16, or uint32 if the codebook has more than 65536 entries.
     n_codes : int
         Size of the codebook.
+    codebook : ndarray of shape (n_codes, n_numbers) or None
+        The tokenizer's vector of each code, by which a new prior knows which are alike.
     labels : ndarray of shape (n,) or None
         The labels that were written with the tokens.
     """
@@ -59,7 +62,8 @@ class TokenCache(Lazy):
         views = () if header["n_views"] == 1 else (header["n_views"],)
         self.shape = (self.n, *views, *header["grid"])
         self.dtype = np.dtype(header["dtype"])
-        self.n_codes: int = header["n_codes"]
+        self.n_codes = header["n_codes"]
+        self.codebook = read_codebook(self.folder, header)
         self.has_labels = all("labels" in fact for fact in facts)
         self.opened: dict[int, np.ndarray] = {}
 
@@ -116,8 +120,10 @@ def load_tokens(folder: str | os.PathLike[str], check: bool = True) -> TokenCach
     Returns
     -------
     tokens : TokenCache
-        A sequence of tokens that may be passed as X where ``tokenizer="precomputed"``; its
-        `labels` are those that were written with them, or None.
+        A sequence of tokens that may be passed as X where ``tokenizer="precomputed"``: slices and
+        arrays of indices give them in memory. It has a `shape`, ``(n, rows, cols)`` or
+        ``(n, n_views, rows, cols)``, a `dtype`, the size of the codebook `n_codes`, its vectors
+        `codebook`, and `labels`, those that were written with the tokens, or None.
 
     Raises
     ------
@@ -163,6 +169,22 @@ def read_header(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as exc:
         raise ValueError(f"{path} does not say what tokens are there: {exc!r}.") from exc
     return dict(header)
+
+
+def read_codebook(folder: Path, header: dict[str, Any]) -> np.ndarray | None:
+    """The vectors of the codes, if the tokenizer had some."""
+    path = folder / CODEBOOK
+    if header.get("codebook") is None:
+        return None
+    try:
+        if hash_of(path) != header["codebook"]:
+            raise ValueError("its content has changed since it was written")
+        codebook: np.ndarray = np.load(path, allow_pickle=False)
+        if codebook.ndim != 2 or len(codebook) != header["n_codes"]:
+            raise ValueError(f"it has shape {codebook.shape}")
+    except (OSError, EOFError, ValueError) as exc:
+        raise ValueError(f"The codebook {path} is damaged: {exc}. Write the tokens anew.") from exc
+    return codebook
 
 
 def names_of(k: int) -> tuple[str, str, str]:

@@ -31,6 +31,8 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
         Number of token values.
     grid_ : tuple of int
         Rows and columns of tokens.
+    codebook_ : ndarray of shape (`n_codes_`, n_numbers)
+        The vector of each code; only where X comes with them, as from :func:`skaocls.load_tokens`.
 
     Examples
     --------
@@ -78,7 +80,11 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
             n_codes = n_codes or max(int(part.max()) for part in parts()) + 1
             for part in parts():
                 check_codes(part.reshape(-1, *grid), grid, n_codes)
+        self.__dict__.pop("codebook_", None)
         self.__dict__.update(n_codes_=int(n_codes), grid_=(int(grid[0]), int(grid[1])))
+        codebook = getattr(X, "codebook", None)
+        if codebook is not None and len(codebook) == self.n_codes_:
+            self.codebook_ = codebook
         return self
 
     def transform(self, X: Any) -> np.ndarray:
