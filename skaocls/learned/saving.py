@@ -272,7 +272,8 @@ def tokenizer_state(tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     if hasattr(tokenizer, "codebook_"):
         config["reader"] = to_json(vars(tokenizer.reader_))
-        return config, {"codebook_": tokenizer.codebook_}
+        arrays = {"codebook_": tokenizer.codebook_, "typical_patches_": tokenizer.typical_patches_}
+        return config, {k: a for k, a in arrays.items() if a is not None}
     lists = [k for k in ("thresholds_", "bin_means_") if hasattr(tokenizer, k)]
     return config, {f"{k}.{i}": a for k in lists for i, a in enumerate(getattr(tokenizer, k))}
 
@@ -289,6 +290,8 @@ def restore_tokenizer(config: dict[str, Any], arrays: dict[str, Any]) -> Any:
         setattr(tokenizer, name, TOKENIZER_LEARNED[name](value))
     if "codebook_" in arrays:
         tokenizer.codebook_ = arrays["codebook_"].numpy()
+        typical = arrays.get("typical_patches_")
+        tokenizer.typical_patches_ = None if typical is None else typical.numpy()
         tokenizer.reader_ = restore_reader(config["reader"])
     elif arrays:
         for name in ("thresholds_", "bin_means_"):
