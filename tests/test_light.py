@@ -172,3 +172,23 @@ def test_holes_are_filled_in_the_light_of_the_rest():
     )
     negative = clf.inpaint(1 - X[200:220], mask, y[200:220], random_state=0)
     np.testing.assert_allclose(negative, 1 - filled, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+def test_light_of_the_whole_by_a_part(normalize):
+    rng = np.random.RandomState(3)
+    rows = np.linspace(0, 3, 8)[:, None, None]  # darker and plainer at the top
+    images = rows * (0.5 + rng.gamma(0.5, size=(200, 8, 8, 3)))
+    tokenizer = PatchTokenizer(2, n_codes=16, normalize=normalize, random_state=0).fit(images)
+    own = tokenizer.light(images)
+    np.testing.assert_allclose(tokenizer.light(images, np.ones((200, 8, 8), bool)), own, rtol=1e-3)
+    nothing = tokenizer.light(images, np.zeros((200, 8, 8), bool))
+    np.testing.assert_array_equal(nothing, np.broadcast_to(tokenizer.reference_light_, own.shape))
+    top = np.zeros((200, 8, 8), bool)
+    top[:, :4] = True
+    guess, part = tokenizer.light(images, top), light_of(images, normalize, top)
+    assert (abs(guess - own).mean(0) < 0.5 * abs(part - own).mean(0)).all()
+    # in another light the guess is the same, in that light
+    other = changed(images, normalize)
+    tokens = [tokenizer.transform(x, light=tokenizer.light(x, top)) for x in (images, other)]
+    np.testing.assert_array_equal(*tokens)

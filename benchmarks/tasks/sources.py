@@ -21,8 +21,8 @@ from sklearn.model_selection import train_test_split
 sys.path.append(str(Path(__file__).parents[1]))  # the other benchmarks
 sys.path.append(str(Path(__file__).parents[1] / "claims"))
 
-from contestants import load  # noqa: E402
-from strokes import characters  # noqa: E402
+from contestants import load
+from strokes import characters
 
 IMAGES = ("digits", "glyphs", "textures", "characters", "animals")
 TABLES = ("iris", "wine", "breast cancer", "digits as a table")

@@ -124,23 +124,17 @@ def fill_in(
         pixels = model.reader.images(batch)
         low, high = model.reader.value_range or (-np.inf, np.inf)
         known = np.where(mask[..., None], pixels.clip(low, high), pixels)
-
-    def attempt(**light: Any) -> np.ndarray:
-        codes, of = tokens(model.tokenizer, known, **light), columns
-        if of is None:
-            along = model.orders(order, n_orders)
-            ll = given_known(model, codes, unknown, along, device=device, precision=precision)
-            of = joint(ll).argmax(1)
-        along = known_first(orders_to_draw(model, order, n_orders, n, rng), unknown)
-        given = {"codes": codes, "n_known": n_known, "device": device}
-        return draw(model, of, along, rng, how, **given, **light)
-
-    if getattr(model.tokenizer, "normalize_", None) is None:
-        images = attempt()
-    else:  # that of the known part need not be the light of the whole
-        first = attempt(light=model.tokenizer.light(known, ~mask)).reshape(pixels.shape)
-        filled = np.where(mask[..., None], first, pixels)
-        images = attempt(light=model.tokenizer.light(filled))
+    light = {}
+    if hasattr(model.tokenizer, "light"):  # as far as what is known tells
+        light["light"] = model.tokenizer.light(known, ~mask)
+    codes = tokens(model.tokenizer, known, **light)
+    if columns is None:
+        along = model.orders(order, n_orders)
+        ll = given_known(model, codes, unknown, along, device=device, precision=precision)
+        columns = joint(ll).argmax(1)
+    orders = known_first(orders_to_draw(model, order, n_orders, n, rng), unknown)
+    given = {"codes": codes, "n_known": n_known, "device": device}
+    images = draw(model, columns, orders, rng, how, **given, **light)
     if image_shape is None:
         return np.where(mask, images, batch)
     filled = np.where(mask[..., None], images.reshape(pixels.shape), pixels)

@@ -273,7 +273,10 @@ def tokenizer_state(tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if hasattr(tokenizer, "codebook_"):
         if hasattr(tokenizer, "reader_"):  # not of tokens made elsewhere
             config["reader"] = to_json(vars(tokenizer.reader_))
-        return config, {"codebook_": tokenizer.codebook_}
+        arrays = {
+            name: getattr(tokenizer, name, None) for name in ("codebook_", "typical_patches_")
+        }
+        return config, {name: a for name, a in arrays.items() if a is not None}
     lists = [k for k in ("thresholds_", "bin_means_") if hasattr(tokenizer, k)]
     return config, {f"{k}.{i}": a for k in lists for i, a in enumerate(getattr(tokenizer, k))}
 
@@ -291,6 +294,8 @@ def restore_tokenizer(config: dict[str, Any], arrays: dict[str, Any]) -> Any:
     if "codebook_" in arrays:
         tokenizer.codebook_ = arrays["codebook_"].numpy()
         if "reader" in config:
+            typical = arrays.get("typical_patches_")
+            tokenizer.typical_patches_ = None if typical is None else typical.numpy()
             tokenizer.reader_ = restore_reader(config["reader"])
     elif arrays:
         for name in ("thresholds_", "bin_means_"):

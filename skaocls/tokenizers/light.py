@@ -83,6 +83,45 @@ def steady(light: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.stack([mean, np.where(contrast < 0, -least, least)], axis=1)
 
 
+def light_of_the_whole(
+    light: np.ndarray,
+    known: np.ndarray,
+    images: tuple[np.ndarray, np.ndarray],
+    reference: np.ndarray,
+    normalize: str,
+) -> np.ndarray:
+    """The light of images of which a part is known, as far as the part tells.
+
+    As much brighter and richer in contrast than the part as the whole of training images is on
+    average.
+
+    Parameters
+    ----------
+    light : array of shape (n, 2, channels)
+        That of the parts.
+    known : bool array of shape (n, height, width)
+        The parts.
+    images : two arrays of shape (height, width, channels)
+        Mean and standard deviation of training images, pixel by pixel, in the light `reference`.
+    reference : array of shape (2, channels)
+    normalize : str
+
+    Returns
+    -------
+    light : float64 array of shape (n, 2, channels)
+    """
+    mean, spread = (x[None].repeat(len(known), axis=0).astype(np.float64) for x in images)
+    (part, within) = np.moveaxis(light_of(mean, normalize.split("+")[0], known), 1, 0)
+    around = light_of(spread, normalize.split("+")[0], known)
+    # over images and places: the spread of their means, and the mean of their variances
+    contrast = np.sqrt(within**2 + (around**2).sum(1))
+    contrast = np.maximum(contrast, LEAST * abs(reference[1]))
+    own, times = light[:, 1] * np.sign(reference[1]), abs(reference[1]) / contrast
+    return np.stack(
+        [light[:, 0] + (reference[0] - part) / contrast * own, light[:, 1] * times], axis=1
+    )
+
+
 def relit(numbers: np.ndarray, light: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Images under another light.
 

@@ -22,7 +22,14 @@ from skaocls.tokenizers.codebook import (
     components,
     learn_codebook,
 )
-from skaocls.tokenizers.light import NORMALIZATIONS, light_of, relit, steady, typical_light
+from skaocls.tokenizers.light import (
+    NORMALIZATIONS,
+    light_of,
+    light_of_the_whole,
+    relit,
+    steady,
+    typical_light,
+)
 
 MAX_TOKENS = 64  # of an image, with patch_size="auto"
 MAX_PATCHES = 2**17  # from which the codebook is learned
@@ -81,6 +88,8 @@ default="auto"
     reference_light_ : float64 ndarray of shape (2, channels) or None
         Typical mean and contrast of training images, in which codes are described and
         `inverse_transform` gives images; None if `normalize_` is.
+    typical_patches_ : float32 ndarray of shape (2, n_tokens, n_numbers) or None
+        Mean and standard deviation of training images in that light, patch by patch.
     grid_ : tuple of int
         Rows and columns of tokens.
     reader_ : Reader
@@ -94,6 +103,7 @@ default="auto"
 
     See Also
     --------
+    FeatureTokenizer : Tokens of a network's feature map.
     QuantileTokenizer : Tokens for tabular data.
 
     Examples
@@ -162,7 +172,9 @@ default="auto"
         grid = tuple(-(-size // side) for size, side in zip(reader.image_shape, patch))
         n = max(1, MAX_PATCHES // (grid[0] * grid[1]))
         chosen = np.sort(rng.permutation(len(batch))[:n])
-        labels = None if y is None else class_labels(y, len(batch), chosen)
+        labels = None
+        if y is not None and "auto" in (self.n_codes, self.normalize):
+            labels = class_labels(y, len(batch), chosen)
         candidates: tuple[Any, ...] = (self.normalize,)
         if self.normalize == "auto":
             candidates = (None,) if labels is None else (None, *NORMALIZATIONS)
@@ -192,6 +204,10 @@ default="auto"
             normalize = best_normalization(normalized, candidates, labels, rng)
         patches = normalized(normalize)
         patch_std = float(patches.std())
+        typical = None
+        if normalize is not None:
+            by_image = patches.reshape(len(chosen), -1, patches.shape[1])
+            typical = np.stack([by_image.mean(0), by_image.std(0)])
         pca = components(patches, rng)
         if pca is not None:
             patches = pca.transform(patches)
@@ -209,7 +225,8 @@ default="auto"
                 f"Images of {height} x {width} pixels become patches of {patch[0]} x {patch[1]}, "
                 f"which {n_codes} codes describe poorly: the default is for images up to "
                 f"{side} x {side}. Resize them, files by image_shape=({side}, {side}) or less; "
-                'take published weights, such as prior="randar-l"; or pass another tokenizer.',
+                'take published weights, such as prior="randar-l"; or pass another tokenizer, '
+                "FeatureTokenizer if you have a network that knows images.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -222,6 +239,7 @@ default="auto"
             patch_std_=patch_std,
             normalize_=normalize,
             reference_light_=reference.get(normalize),
+            typical_patches_=typical,
         )
         return self
 
@@ -233,7 +251,7 @@ default="auto"
         X : array-like of images
             Of the shape seen during fit.
         known : bool array-like of shape (n, height, width), default=None
-            Pixels that count; None is all.
+            Pixels that count, by which that of the whole is estimated; None is all.
 
         Returns
         -------
@@ -258,7 +276,23 @@ default="auto"
             return steady(light_of(images, self.normalize_), self.reference_light_)
         some = known.any(axis=(1, 2), keepdims=True)
         light = light_of(images, self.normalize_, np.where(some, known, True))
-        return np.where(some, steady(light, self.reference_light_), self.reference_light_)
+        light = steady(light, self.reference_light_)
+        training = (self._assembled(x[None])[0] for x in self.typical_patches_)
+        of_whole = light_of_the_whole(
+            light,
+            np.where(some, known, True),
+            tuple(training),
+            self.reference_light_,
+            self.normalize_,
+        )
+        return np.where(some, of_whole, self.reference_light_)
+
+    def _assembled(self, patches: np.ndarray) -> np.ndarray:
+        """Images of their patches (n, n_tokens, n_numbers)."""
+        (rows, cols), (ph, pw), (h, w, c) = self.grid_, self.patch_size_, self.image_shape_
+        tiles = patches.reshape(-1, rows, cols, ph, pw, c).swapaxes(2, 3)
+        images: np.ndarray = tiles.reshape(-1, rows * ph, cols * pw, c)[:, :h, :w]
+        return images
 
     def transform(
         self, X: Any, *, light: Any = None, latent_noise: float = 0.0, seed: int = 0
@@ -320,16 +354,12 @@ default="auto"
         """
         check_is_fitted(self)
         codes = check_codes(codes, self.grid_, self.n_codes_)
-        (rows, cols), (ph, pw), (h, w, c) = self.grid_, self.patch_size_, self.image_shape_
-        tiles = self.codebook_[codes].reshape(-1, rows, cols, ph, pw, c)
-        images: np.ndarray = tiles.swapaxes(2, 3).reshape(-1, rows * ph, cols * pw, c)[:, :h, :w]
+        images = self._assembled(self.codebook_[codes])
         if self.normalize_ is not None and light is not None:
             images = relit(images, self.reference_light_, light)
         if self.normalize_ is not None and self.reader_.value_range is not None:
             images = images.clip(*self.reader_.value_range)
-        if c == 1:
-            images = images[..., 0]
-        return images
+        return images[..., 0] if self.image_shape_[2] == 1 else images
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
