@@ -41,6 +41,7 @@ from skaocls import AnyOrderARClassifier
 from skaocls.files import write_all
 from skaocls.scoring.calibration import expected_calibration_error
 
+HERE = Path(__file__).parent
 OURS = "AnyOrderARClassifier()"
 SMALL = 16  # pixels of a side, up to which the ResNet sees every one of them
 FLAT = {
