@@ -56,8 +56,8 @@ intersphinx_timeout = 5
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
-# training takes minutes: `sphinx-build -D plot_gallery=1` runs the examples, else they are shown
-plot_gallery = "False"
+# the examples run while the pages are built; `sphinx-build -D plot_gallery=0` only shows them
+plot_gallery = "True"
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",

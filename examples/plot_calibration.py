@@ -37,7 +37,7 @@ clf = AnyOrderARClassifier(
     temperature="auto",
     validation_fraction=0.2,
     augmentation=4,
-    max_iter=90,
+    max_iter=40,
     random_state=0,
 ).fit(X, y)
 

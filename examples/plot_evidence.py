@@ -22,7 +22,7 @@ from skaocls.displays import EvidenceDisplay
 # Train with the default settings.
 X, y = load_digits().images, load_digits().target
 X, X_test, y, _ = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
-clf = AnyOrderARClassifier(random_state=0).fit(X, y)
+clf = AnyOrderARClassifier(max_iter=30, random_state=0).fit(X, y)
 
 # %%
 # Digits of which the classifier is sure, and those that confuse it most.

@@ -53,7 +53,7 @@ data = load_digits()
 X, X_test, y, y_test = train_test_split(
     data.images, data.target, test_size=100, stratify=data.target, random_state=0
 )
-clf = AnyOrderARClassifier(random_state=0).fit(X, y)
+clf = AnyOrderARClassifier(max_iter=30, random_state=0).fit(X, y)
 masks = missing_halves(len(X_test))
 filled = [clf.inpaint(X_test, masks, random_state=seed) for seed in range(N_TIMES)]
 

@@ -28,7 +28,7 @@ X, X_val, y, y_val = train_test_split(X, y, test_size=0.2, stratify=y, random_st
 
 # %%
 # The number of orders that the validation images find enough.
-clf = AnyOrderARClassifier(random_state=0).fit(X, y)
+clf = AnyOrderARClassifier(max_iter=30, random_state=0).fit(X, y)
 enough = smallest_n_orders(clf, X_val, y_val)
 
 # %%

@@ -22,7 +22,7 @@ N_EACH = 12
 # %%
 # Train with the default settings.
 data = load_digits()
-clf = AnyOrderARClassifier(random_state=0).fit(data.images, data.target)
+clf = AnyOrderARClassifier(max_iter=30, random_state=0).fit(data.images, data.target)
 
 # %%
 # Draw twelve of each class, plainly and then with guidance.
