@@ -1,6 +1,6 @@
 """Training by two processes of torchrun against one: steps in a second, and bytes sent in a step.
 
-    python benchmarks/scaleout_training.py
+    python benchmarks/scaleout_training.py [--sizes "dim 64, 2 layers"] [--repeats 5]
 
 Each process computes with one thread. Both are started once for each size, and take turns: the
 first trains alone while the second waits, then both train, and again. Where ``unshare`` can give
@@ -33,8 +33,8 @@ BATCH, GRID, CODES, CLASSES = 64, (8, 8), 256, 10
 SIZES = {
     "dim 64, 2 layers": ({"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}, 16),
     "dim 192, 4 layers": ({"dim": 192, "n_layer": 4, "n_head": 6}, 4),
+    "dim 384, 6 layers": ({"dim": 384, "n_layer": 6, "n_head": 6}, 2),
 }
-REPEATS = 3
 
 
 def train(sizes, steps, parallel="ddp"):
@@ -72,12 +72,12 @@ def loopback_up():
         fcntl.ioctl(sock, 0x8914, request)
 
 
-def work(name, into):
+def work(name, repeats, into):
     torch.set_num_threads(1)
     sizes, steps = SIZES[name]
     prior = SharedTrunkPrior(CODES, GRID, CLASSES, **sizes)
     found = {"parameters": sum(p.numel() for p in prior.parameters()), "rounds": []}
-    for _ in range(1 + REPEATS):
+    for _ in range(1 + repeats):
         ways = {"one": distributed.from_main(lambda: per_step(sizes, steps))}
         ways |= {how: per_step(sizes, steps, how) for how in ("ddp", "fsdp")}
         print(name, ways, flush=True)
@@ -86,13 +86,13 @@ def work(name, into):
         into.write_text(json.dumps(found))
 
 
-def launch(name, alone):
+def launch(name, repeats, alone):
     """What :func:`work` found, in two processes and perhaps a network of their own."""
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder, "found.json")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
-        command += [__file__, "--work", name, "--into", str(into)]
+        command += [__file__, "--work", name, "--repeats", str(repeats), "--into", str(into)]
         if alone:
             command = ["unshare", "-rn", sys.executable, __file__, "--up", *command]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -100,7 +100,7 @@ def launch(name, alone):
         return json.loads(into.read_text())
 
 
-def report():
+def report(sizes, repeats):
     test = ["unshare", "-rn", "true"]
     alone = bool(shutil.which("unshare")) and subprocess.run(test, check=False).returncode == 0
     lines = [
@@ -109,8 +109,8 @@ def report():
         "|---|---|---|---|---|---|---|---|",
     ]
     load = os.getloadavg()[0]
-    for name in SIZES:
-        found = launch(name, alone)
+    for name in sizes:
+        found = launch(name, repeats, alone)
         rounds = found["rounds"][1:]  # the first warms up
         one = statistics.median(r["one"][0] for r in rounds)
         cells = [name, f"{found['parameters'] / 1e6:.2f} M", f"{1 / one:.2f}"]
@@ -128,7 +128,7 @@ def report():
         f"`python benchmarks/scaleout_training.py`; {machine()}, torch {torch.__version__}, "
         f"float32, one thread in each process, gloo in {network}; batch {BATCH}, "
         f"{GRID[0] * GRID[1]} tokens. Load of the machine before: {load:.1f}. Medians over "
-        f"{REPEATS} rounds, in each of which one process and two took turns; in brackets the "
+        f"{repeats} rounds, in each of which one process and two took turns; in brackets the "
         "least and the most. What is sent is by each of the two processes.\n\n"
         + "\n".join(lines)
         + "\n"
@@ -138,6 +138,8 @@ def report():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--work", choices=SIZES)
     parser.add_argument("--into", type=Path)
     parser.add_argument("--up", nargs=argparse.REMAINDER)
@@ -146,9 +148,9 @@ def main():
         loopback_up()
         os.execv(args.up[0], args.up)
     elif args.work:
-        work(args.work, args.into)
+        work(args.work, args.repeats, args.into)
     else:
-        report()
+        report(args.sizes, args.repeats)
 
 
 if __name__ == "__main__":
