@@ -157,7 +157,9 @@ def report(rows):
         "| CPU ms an image | bytes an image |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in sorted(rows, key=lambda row: (list(JOBS).index(row["job"]), row["kind"])):
+    for row in sorted(
+        rows, key=lambda row: (list(JOBS).index(row["job"]), row["kind"], row["images"])
+    ):
         size = f"{row['bytes']:.0f}" if "bytes" in row else ""
         lines.append(
             f"| {JOBS[row['job']]} | {row['kind']} | {row['images']:,} | {row['peak']:.0f} | "
@@ -166,8 +168,8 @@ def report(rows):
         )
     text = (
         "# Data larger than memory\n\n"
-        f"`python benchmarks/larger_than_memory.py`; {machine()}, torch {torch.__version__}, one "
-        f"thread. Images of {SIDE} x {SIDE} pixels, 16 tokens, {N_VIEWS} views of each; the prior "
+        f"`python benchmarks/larger_than_memory.py`; {machine()}, torch {torch.__version__}. "
+        f"Images of {SIDE} x {SIDE} pixels, 16 tokens, {N_VIEWS} views of each; the prior "
         f"is of size {PRIOR}. Peaks are those of the whole process; pages that are mapped from "
         "files, libraries among them, may be dropped by the system at any time. CPU time is of "
         "all threads, that of the fit from tokens with the check of their hashes.\n\n"
