@@ -11,8 +11,8 @@ from sklearn.utils import gen_batches
 
 from skaocls.images.advice import pixels_in_rows
 from skaocls.images.augmentation import random_views
-from skaocls.images.inputs import shape_of_array
 from skaocls.images.crops import random_crop
+from skaocls.images.inputs import shape_of_array
 from skaocls.images.reader import Reader
 from skaocls.progress import progress, say
 from skaocls.tokenizers import (
