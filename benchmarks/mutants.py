@@ -3,8 +3,8 @@
     pip install mutmut
     python benchmarks/mutants.py [--modules racing heads] [--sample 300]
 
-Makes mutants of the modules of `skaocls.scoring` by the operators of mutmut 3, and runs tests of the
-module against each: a mutant that they pass has survived. mutmut itself leaves functions with
+Makes mutants of the modules of `skaocls.scoring` by the operators of mutmut 3, and runs tests of
+the module against each: a mutant that they pass has survived. mutmut itself leaves functions with
 decorators alone, which here are those that matter most, so that its operators are applied by this
 script; each mutant is tested in a forked process, and torch is imported once for all. The wording
 of errors and warnings is left as it is.
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import libcst as cst
@@ -75,18 +76,21 @@ class Visitor(MutationVisitor):
         return super()._skip_node_and_children(node)
 
 
-def mutants_of(name):
-    """Every mutant of a module: function, line, what was changed, and the code."""
+def mutants_of(name, sample=None):
+    """How many mutants a module has; of some: function, line, what was changed, and the code."""
     path = ROOT / "skaocls" / "scoring" / f"{name}.py"
     code = path.read_text()
     wrapper = cst.MetadataWrapper(cst.parse_module(code))
     visitor = Visitor(mutation_operators, IgnoredCode(set(), set(), set()))
     module = wrapper.visit(visitor)
+    mutations = [
+        m
+        for m in visitor.mutations
+        if isinstance(m.contained_by_top_level_function, cst.FunctionDef)
+    ]
+    random.Random(0).shuffle(mutations)  # a larger sample holds the smaller one
     found, seen = [], {code}
-    for mutation in visitor.mutations:
-        function = mutation.contained_by_top_level_function
-        if not isinstance(function, cst.FunctionDef):
-            continue
+    for mutation in mutations[:sample]:
         changed = module.deep_replace(mutation.original_node, mutation.mutated_node).code
         if changed in seen:
             continue
@@ -96,9 +100,10 @@ def mutants_of(name):
         except SyntaxError:
             continue
         line, told = difference(code, changed)
-        about = {"function": function.name.value, "line": line, "change": told}
+        function = mutation.contained_by_top_level_function.name.value
+        about = {"function": function, "line": line, "change": told}
         found.append(about | {"code": changed})
-    return found
+    return len(mutations), found
 
 
 def difference(code, changed):
@@ -176,10 +181,7 @@ def tested(name, code, limit):
 
 def run(name, known, options):
     """Run the mutants of a module that have no result yet."""
-    mutants = mutants_of(name)
-    total = len(mutants)
-    random.Random(0).shuffle(mutants)  # a larger sample holds the smaller one
-    mutants = mutants[: options.sample]
+    total, mutants = mutants_of(name, options.sample)
     old = {(m["function"], m["change"]): m for m in known.get("mutants", [])}
     before = time.process_time() + children_time()
     assert tested(name, None, 3600) is True, f"the tests of {name} fail as it is"
@@ -199,7 +201,7 @@ def run(name, known, options):
             if "outcome" not in was or options.again:
                 print(f"  {name}:{mutant['line']} {mutant['change']}", flush=True)
         results.append(kept)
-        if i % 25 == 0:
+        if i % 5 == 0:
             save(name, {"total": total, "mutants": results + mutants_left(mutants[i + 1 :], old)})
     save(name, {"total": total, "mutants": results})
 
@@ -227,11 +229,39 @@ def save(name, result):
 
 
 def page(results):
-    lines = []
+    """The table, and the survivors with the reasons they were given."""
+    lines = [
+        "| module | mutants | tried | killed | survived | of them explained |",
+        "|---|---|---|---|---|---|",
+    ]
+    all_of_it, survivors = Counter(), []
     for name, result in results.items():
-        counts = Counter(m["outcome"] for m in result["mutants"])
-        lines.append((name, result["total"], counts))
-    return lines
+        counts = Counter({"mutants": result["total"], "tried": len(result["mutants"])})
+        for mutant in result["mutants"]:
+            if mutant["outcome"] != "survived":
+                counts["killed"] += 1
+                continue
+            counts["survived"] += 1
+            counts["explained"] += bool(mutant["why"])
+            what = mutant["change"].replace("|", "\\|")
+            survivors.append(f"| {name}:{mutant['line']} | `{what}` | {mutant['why']} |")
+        lines.append(row(name, counts))
+        all_of_it += counts
+    lines.append(row("**all**", all_of_it))
+    n, share = all_of_it["tried"], all_of_it["killed"] / all_of_it["tried"]
+    error = 1.96 * (share * (1 - share) / n) ** 0.5
+    about = (
+        f"`python benchmarks/mutants.py`. Changes by the operators of mutmut {version('mutmut')}, "
+        f"drawn at random where not all were tried. Of {n} that were tried the tests notice "
+        f"{share:.1%} (95 % interval of that share: {share - error:.1%} to {share + error:.1%})."
+    )
+    table = ["", "| place | change | why no test notices it |", "|---|---|---|", *survivors]
+    return "\n".join(["# Mutants", "", about, "", *lines, *table]) + "\n"
+
+
+def row(name, counts):
+    told = (counts[k] for k in ("mutants", "tried", "killed", "survived", "explained"))
+    return f"| {name} | " + " | ".join(map(str, told)) + " |"
 
 
 def main():
@@ -254,8 +284,7 @@ def main():
             importlib.import_module(test.split(".")[0])
     for name in options.modules:
         run(name, load().get(name, {}), options)
-    for line in page(load()):
-        print(line)
+    (RESULTS / "mutants.md").write_text(page(load()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -213,9 +213,9 @@ def main():
         "",
         f"`python benchmarks/same_answers.py --epochs {options.epochs}`; {machine()}, torch "
         f"{torch.__version__}. Largest differences over {N_TEST} digits and {N_TEST} wines, shared "
-        "trunk and published architecture, exhaustive search and racing (8 orders, float32) from all "
-        "at once in one thread: of log p(x, y) in nats, of the same relative to its size, and of "
-        "p(y | x).",
+        "trunk and published architecture, exhaustive search and racing (8 orders, float32) from "
+        "all at once in one thread: of log p(x, y) in nats, of the same relative to its size, and "
+        "of p(y | x).",
         "",
         "| setting | nats | relative | probability |",
         "|---|---|---|---|",

@@ -141,8 +141,8 @@ default="mean_log_likelihood"
         changed after `fit`.
     temperature : float or "auto", default=1.0
         Log-likelihoods are divided by it before they are combined: above 1, probabilities are
-        less sure. At least 1e-30. ``"auto"`` holds out `validation_fraction` of the data in `fit` and takes the
-        temperature under which their labels are most probable
+        less sure. At least 1e-30. ``"auto"`` holds out `validation_fraction` of the data in `fit`
+        and takes the temperature under which their labels are most probable
         (:func:`skaocls.scoring.calibration.fit_temperature`). A number may be changed after `fit`.
     search : {"auto", "exhaustive", "racing"}, default="auto"
         ``"exhaustive"`` scores every class in every order. ``"racing"`` drops classes that have

@@ -844,8 +844,9 @@ def test_rows_that_may_be_pixels(X, shape):
 def test_shapes_that_do_not_tell_are_asked_about_once(shape, declared):
     """Gray images of three lines, and images of three lines and 28 channels."""
     X, y = np.random.RandomState(0).rand(12, *shape).astype(np.float32), np.arange(12) % 2
-    params = {"max_iter": 1, "random_state": 0, "augmentation": None, "image_shape": declared}
-    clf = AnyOrderARClassifier(**params).fit(X, y)
+    prior = {"dim": 32, "n_layer": 1, "n_head": 2}
+    params = {"max_iter": 1, "random_state": 0, "augmentation": None, "n_orders": 2}
+    clf = AnyOrderARClassifier(prior, image_shape=declared, **params).fit(X, y)
     assert clf.image_shape_ == clf.tokenizer_.image_shape_ == (*shape, 1)[:3]
     assert clf.predict(X).shape == (12,) and clf.sample(2).shape == (2, *shape)
     np.testing.assert_array_equal(clf.predict_proba(X[3:4]), clf.predict_proba(X)[3:4])

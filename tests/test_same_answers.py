@@ -1,4 +1,4 @@
-"""An answer does not depend on where and how it was computed; more in benchmarks/same_answers.py."""
+"""An answer does not depend on where it was computed; more in benchmarks/same_answers.py."""
 
 import copy
 import multiprocessing

@@ -1,6 +1,7 @@
 """The engine and the aggregations against brute force."""
 
 import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from skaocls import AnyOrderPrior
 from skaocls.devices import ahead
 from skaocls.scoring import engine, exhaustive
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
+from skaocls.scoring.evidence import token_log_likelihoods
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.racing import race
+from skaocls.scoring.sampling import known_log_likelihoods
 
 
 def make_prior(vocab_size, grid, num_classes, seed=0, n_layer=2):
@@ -123,6 +126,28 @@ def test_bfloat16_keeps_the_distances_between_classes():
     assert 0 < np.std(rounded - exact) < 0.05 * np.std(exact)
 
 
+@pytest.mark.parametrize("read", ["exhaustive", "race", "evidence", "known"])
+def test_products_are_of_the_type_that_is_asked_for(read):
+    prior, labels = make_prior(5, (2, 3), 3), np.arange(3)
+    rng = np.random.RandomState(0)
+    codes, orders = rng.randint(5, size=(3, 6)), np.stack([rng.permutation(6) for _ in range(2)])
+    ask = {
+        "exhaustive": lambda **how: log_likelihoods(prior, codes, orders, labels, **how),
+        "race": lambda **how: (
+            race(prior, codes, orders, labels, np.zeros(3), error=1e-12, **how).log_likelihood
+        ),
+        "evidence": lambda **how: token_log_likelihoods(
+            prior, codes, orders, np.tile(labels, (3, 1)), **how
+        ),
+        "known": lambda **how: known_log_likelihoods(
+            prior, codes, np.tile(orders, (3, 1, 1)), labels, np.full(3, 4), **how
+        ),
+    }[read]
+    exact, rounded = ask(), ask(dtype=torch.bfloat16)
+    assert 1e-3 < np.abs(rounded - exact).max() < 0.5
+    np.testing.assert_array_equal(ask(dtype=torch.float32), exact)
+
+
 def test_automatic_precision():
     narrow = make_prior(5, (2, 2), 3)
     assert exhaustive.scoring_dtype(narrow, "auto") == torch.float32
@@ -148,7 +173,9 @@ def test_compiling_changes_nothing(monkeypatch):
     # what is traced, without the compiler that a machine may lack
     traced = functools.partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr(torch, "compile", traced)
-    ll = log_likelihoods(prior, codes, orders, np.arange(3))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "torch.compile failed")
+        ll = log_likelihoods(prior, codes, orders, np.arange(3))
     np.testing.assert_allclose(ll, expected, atol=1e-5, rtol=0)
 
     def broken(*args):
@@ -257,13 +284,12 @@ def test_log_likelihoods_that_are_no_numbers(search):
     with torch.no_grad():
         prior.output.weight.fill_(3e38)
     codes, orders = np.zeros((2, 4), int), np.arange(4)[None]
-    with pytest.raises(
-        ValueError, match="log-likelihoods that are no numbers: its weights are too"
-    ):
-        if search == "racing":
-            race(prior, codes, orders, np.arange(3), np.zeros(3))
-        else:
-            log_likelihoods(prior, codes, orders, np.arange(3))
+    ask = {
+        "exhaustive": lambda: log_likelihoods(prior, codes, orders, np.arange(3)),
+        "racing": lambda: race(prior, codes, orders, np.arange(3), np.zeros(3)),
+    }
+    with pytest.raises(ValueError, match="that are no numbers: its weights are too large"):
+        ask[search]()
 
 
 def test_unknown_aggregation():

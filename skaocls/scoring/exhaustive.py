@@ -109,8 +109,8 @@ def checked(log_likelihood: np.ndarray) -> np.ndarray:
     """Log-likelihoods, if they are numbers; -inf is one."""
     if np.isnan(log_likelihood).any():
         raise ValueError(
-            "The prior gives log-likelihoods that are no numbers: its weights are too large for its "
-            "type of numbers. Load or train others, or pass precision='float32'."
+            "The prior gives log-likelihoods that are no numbers: its weights are too large for "
+            "its type of numbers. Load or train others, or pass precision='float32'."
         )
     return log_likelihood
 
