@@ -46,7 +46,7 @@ LARGE = {"dim": 1024, "n_layer": 24, "n_head": 16}
 FILE_BYTES = 110_000  # of an image of ImageNet, about
 # Of a cluster that is simulated: hours between two deaths of a worker, seconds until there is
 # another one, the share of slow workers and how slow they are
-LIFE, RESTART, SLOW_SHARE, SLOWER = 500.0, 120.0, 0.02, 3.0
+LIFE, RESTART, SLOW_SHARE, SLOWER = 10.0, 120.0, 0.02, 3.0
 CHUNKS = (16, 64, 256, 1024)
 
 
