@@ -189,7 +189,7 @@ def page(record):
         "of the accuracy that the shifts of `benchmarks/claims` take, at severities 1, 3 and 5. "
         "*Fold*: a quarter of the training images; *test*: the test images. The prior is trained "
         f"for {LEAN['max_iter']} epochs, far fewer than by default, the same for all rows; naive "
-        "Bayes reads the same tokens.",
+        f"Bayes reads the same tokens. {len(record)} of {len(SCREEN + JOBS)} jobs have run.",
         "",
         "| task | model | on | normalize | it became | accuracy, % | lost, % | of it inversion "
         "| contrast | noise | seeds |",

@@ -46,8 +46,8 @@ LARGE = {"dim": 1024, "n_layer": 24, "n_head": 16}
 FILE_BYTES = 110_000  # of an image of ImageNet, about
 # Of a cluster that is simulated: hours between two deaths of a worker, seconds until there is
 # another one, the share of slow workers and how slow they are
-LIFE, RESTART, SLOW_SHARE, SLOWER = 500.0, 120.0, 0.02, 3.0
-CHUNKS = (8, 32, 128, 512, 2048)
+LIFE, RESTART, SLOW_SHARE, SLOWER = 10.0, 120.0, 0.02, 3.0
+CHUNKS = (16, 64, 256, 1024)
 
 
 def on_cpu(n_images, repeats):
@@ -180,7 +180,7 @@ def check(n_images, repeats):
         return X[start : start + n], orders, Piece(slice(0, n), *everything), reading, how
 
     def shared(size):
-        calls = [lambda at=at: argument(at, size) for at in range(0, n_images, size)]
+        calls = [lambda at=at: argument(at, size) for at in range(0, size * n_chunks, size)]
         return list(parallel.in_parallel(race_of_piece, model, calls, 2))
 
     def empty(n):
@@ -188,8 +188,8 @@ def check(n_images, repeats):
 
     rows = []
     empty(2)
-    for size in (16, 64, 256):
-        n_chunks = n_images // size
+    for n_chunks in (4, 16, 64):
+        size = n_images // n_chunks
         real, predicted = [], []
         for repeat in range(repeats):
             one = timed(race_of_piece, model, *argument(0, size))[0]

@@ -123,7 +123,7 @@ def measure(args):
         ways = {"one process": alone, "loky, 2 processes": by_loky, "Dask, 2 workers": by_dask}
         found["seconds"], found["apart"] = compare(clf, X, ways, args.repeats)
         found["small"] = {}
-        for n in SIZES:
+        for n in (n for n in SIZES if n <= args.images):
             found["small"][n], _ = compare(clf, X[:n], ways, 2 * args.repeats + 1)
         found["overhead"] = {}
         for name, engine in (("loky, 2 processes", "loky"), ("Dask, 2 workers", "dask")):

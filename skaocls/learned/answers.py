@@ -127,10 +127,11 @@ def shared_out(
     shape, evaluations = (len(orders), len(model.classes)), orders.size * model.readings
     with all_bad_named(batch, model.reader.decoding):  # a worker sees a few images only
         found = in_parallel(race_of_piece, model, calls, n_jobs)
-        for images, group in groupby(zip(pieces, found), key=lambda pair: pair[0].images):
+        # asked first, what was found comes to its end
+        for images, group in groupby(zip(found, pieces), key=lambda pair: pair[1].images):
             ll = np.empty((images.stop - images.start, *shape))
             took = np.full(len(ll), evaluations)
-            for piece, some in group:
+            for some, piece in group:
                 ll[:, piece.orders, piece.classes] = some.log_likelihood
                 if is_race(model, how["racing"]):
                     took = some.evaluations

@@ -122,7 +122,7 @@ def in_parallel(
                 tries += 1
                 if tries == TRIES:
                     raise
-                left = sum(i not in done for i in missing)
+                left = sum(i >= at and i not in done for i in missing)
                 warnings.warn(
                     f"A worker was lost ({type(exc).__name__}). What came back is kept, and "
                     f"{left} of {len(pieces)} pieces of work are sent again.",
