@@ -249,11 +249,13 @@ def page(results):
         all_of_it += counts
     lines.append(row("**all**", all_of_it))
     n, share = all_of_it["tried"], all_of_it["killed"] / all_of_it["tried"]
-    error = 1.96 * (share * (1 - share) / n) ** 0.5
+    z = 1.96  # of Wilson's interval
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
     about = (
         f"`python benchmarks/mutants.py`. Changes by the operators of mutmut {version('mutmut')}, "
         f"drawn at random where not all were tried. Of {n} that were tried the tests notice "
-        f"{share:.1%} (95 % interval of that share: {share - error:.1%} to {share + error:.1%})."
+        f"{share:.1%} (95 % interval by Wilson: {middle - reach:.1%} to {middle + reach:.1%})."
     )
     table = ["", "| place | change | why no test notices it |", "|---|---|---|", *survivors]
     return "\n".join(["# Mutants", "", about, "", *lines, *table]) + "\n"

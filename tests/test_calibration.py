@@ -130,3 +130,6 @@ def test_bins_of_the_calibration_error_by_hand():
     assert expected_calibration_error(proba, labels, n_bins=4) == pytest.approx(expected)
     assert expected_calibration_error(proba, labels, n_bins=1) == pytest.approx(abs(2.15 - 2) / 4)
     assert expected_calibration_error([[0.8, 0.2], [0.8, 0.2]], [0, 1]) == pytest.approx(0.3)
+    # 0.9, right, and 1.0, wrong, are in one bin, the last
+    last = expected_calibration_error([[0.9, 0.1], [1.0, 0.0]], [0, 1], n_bins=4)
+    assert last == pytest.approx((0.9 + 1.0 - 1) / 2)

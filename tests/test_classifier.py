@@ -141,6 +141,7 @@ def test_priors(fitted, digits):
     X, y, X_test, _ = digits
     clf = make(max_iter=1, priors=[0.7, 0.2, 0.1]).fit(X, y)
     np.testing.assert_allclose(np.exp(clf.class_log_prior_), [0.7, 0.2, 0.1])
+    np.testing.assert_allclose(clf.class_prior_, [0.7, 0.2, 0.1])
     other = make(max_iter=1).fit(X, y)
     np.testing.assert_allclose(np.exp(other.class_log_prior_), np.bincount(y) / len(y))
     shift = clf.predict_joint_log_proba(X_test) - other.predict_joint_log_proba(X_test)

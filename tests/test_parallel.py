@@ -199,10 +199,17 @@ def test_a_packed_model_is_the_same_and_its_numbers_are_apart(heads, tmp_path):
     with parallel.packed_in_file(model) as (packed, path):
         again = parallel.unpacked(packed, str(path))
         weights = path.stat().st_size
+        elsewhere = np.empty(weights + 64, np.uint8)
+        elsewhere = elsewhere[(8 - elsewhere.ctypes.data) % 64 :][:weights]
+        elsewhere[:] = np.fromfile(path, np.uint8)
+    moved = parallel.aligned(elsewhere)
+    assert elsewhere.ctypes.data % 64 and not moved.ctypes.data % 64
+    assert_array_equal(moved, elsewhere)
     assert parallel.unpacked(packed, "not asked for again") is again
     found, state = again.prior.state_dict(), prior.state_dict()
     assert list(found) == list(state)
     assert all(torch.equal(found[k], state[k]) and found[k].dtype == state[k].dtype for k in state)
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in found.values())
     assert len(packed.rest) < 2e4 < 4 * sum(p.numel() for p in prior.parameters()) < weights
     assert not path.exists()
 

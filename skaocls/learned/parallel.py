@@ -224,7 +224,7 @@ def unpacked(packed: Packed, numbers: Any) -> FittedModel:
     """The model again, once in a process."""
     with _unpacking:
         if packed.digest not in _unpacked:
-            array = received(numbers)
+            array = aligned(received(numbers))
             buffers = [array[start:end] for start, end in packed.places]
             with warnings.catch_warnings():  # nobody writes to weights
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -232,6 +232,16 @@ def unpacked(packed: Packed, numbers: Any) -> FittedModel:
             _unpacked.clear()
             _unpacked[packed.digest] = model
         return _unpacked[packed.digest]
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The bytes where torch would have placed them: elsewhere products are rounded otherwise."""
+    if array.ctypes.data % ALIGNED == 0:
+        return array
+    room = np.empty(array.nbytes + ALIGNED, np.uint8)
+    start = -room.ctypes.data % ALIGNED
+    room[start : start + array.nbytes] = array
+    return room[start : start + array.nbytes]
 
 
 def received(numbers: Any) -> np.ndarray:
