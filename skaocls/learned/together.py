@@ -59,7 +59,7 @@ def tokens_together(
     augmentation: int | str | None,
     rng: np.random.RandomState,
     verbose: int = 0,
-) -> np.ndarray:
+) -> Any:
     """As :func:`skaocls.learned.encoding.training_tokens`, of which each process makes a part.
 
     Bit for bit the same: a part is whole lots of images, as one process makes them, and what is
