@@ -70,6 +70,7 @@ ABOUT = (
     "validation_scores_",
     "n_iter_",
     "best_iter_",
+    "choices_",
     "skipped_images_",
     "_fitted_temperature",
 )
@@ -346,6 +347,10 @@ default="mean_log_likelihood"
         Epochs run.
     best_iter_ : int
         Epoch, counted from 1, whose weights were kept.
+    choices_ : dict of str to object
+        What parameters that are left to us became, so that it can be passed: `max_iter`,
+        `batch_size`, `learning_rate_init`, `prior` (its sizes) and `tokenizer` (parameters of the
+        tokenizer).
     n_features_in_ : int
         Columns of a 2-D X seen during fit, else numbers in one image.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -1293,6 +1298,7 @@ default="mean_log_likelihood"
             "validation_scores_": scores if self.early_stopping else None,
             "n_iter_": max(history.n_iter for history in histories),
             "best_iter_": max(history.best_iter for history in histories),
+            "choices_": choices(model, histories[0]),
         }
         if self.temperature == "auto":
             codes, columns, weights = held_out
@@ -1479,6 +1485,15 @@ default="mean_log_likelihood"
         tags.input_tags.string = True
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def choices(model, history):
+    """What parameters became: those of training, and sizes of the prior and the tokenizer."""
+    tokenizer = model.tokenizer
+    names = tokenizer.get_params(deep=False) if hasattr(tokenizer, "get_params") else ()
+    learned = {k: getattr(tokenizer, f"{k}_") for k in names if hasattr(tokenizer, f"{k}_")}
+    learned = {k: v for k, v in learned.items() if isinstance(v, (int, str, tuple, type(None)))}
+    return history.settings | {"prior": model.prior.sizes, "tokenizer": learned}
 
 
 def defaults():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from skaocls import AnyOrderARClassifier, SharedTrunkPrior
+from skaocls import AnyOrderARClassifier, PatchTokenizer, SharedTrunkPrior
 from skaocls.learned.lengths import batch_of, epochs_of, training_operations
 from skaocls.training import loop
 
@@ -62,3 +62,24 @@ def test_a_long_fit_says_so_at_its_start(digits, monkeypatch, seconds, minutes):
     assert len(said) == (minutes is not None)
     if minutes:
         assert minutes in said[0]
+
+
+def test_what_was_chosen_can_be_passed(digits, tmp_path):
+    X, y, _, _ = digits
+    clf = AnyOrderARClassifier(max_iter=2, augmentation=2, random_state=0, device="cpu").fit(X, y)
+    chosen = clf.choices_
+    assert chosen["max_iter"] == clf.n_iter_ == 2
+    assert chosen["batch_size"] == batch_of(len(X), 16)
+    assert chosen["tokenizer"]["n_codes"] == clf.tokenizer_.n_codes_
+    given = {**chosen, "tokenizer": PatchTokenizer(**chosen["tokenizer"])}
+    again = AnyOrderARClassifier(augmentation=2, random_state=1, device="cpu", **given).fit(X, y)
+    shapes = [{k: v.shape for k, v in c.prior_.state_dict().items()} for c in (clf, again)]
+    assert shapes[0] == shapes[1]
+    assert again.choices_ == chosen
+    clf.save_pretrained(tmp_path)
+    restored = AnyOrderARClassifier.from_pretrained(tmp_path)
+    codes = PatchTokenizer(**restored.choices_["tokenizer"], random_state=0).fit(X).transform(X)
+    given = PatchTokenizer(**chosen["tokenizer"], random_state=0)
+    np.testing.assert_array_equal(given.fit(X).transform(X), codes)
+    del restored.choices_["tokenizer"], chosen["tokenizer"]
+    assert restored.choices_ == chosen

@@ -372,4 +372,6 @@ def train_one(
         verbose=recipe.verbose,
     )
     merge_finetuning(prior)
+    settings = {"max_iter": max_iter, "batch_size": batch_size, "learning_rate_init": rate}
+    history.settings = settings
     return history

@@ -60,7 +60,9 @@ class Prior(nn.Module):
     def sizes(self) -> dict[str, Any]:
         """What the classifier's parameter `prior` takes to make a new one like this."""
         body = self.transformer
-        return {"dim": self.dim, "n_layer": len(body.blocks), "n_head": body.n_head}
+        hidden = body.blocks[0].feed_forward.w1.weight.shape[0]
+        shape = {"dim": self.dim, "n_layer": len(body.blocks), "n_head": body.n_head}
+        return shape | {"multiple_of": hidden, "dropout": body.tok_dropout.p}
 
     def readings(self, n_classes: int) -> int:
         """How often the transformer reads an image, in each order, for so many classes."""

@@ -45,7 +45,7 @@ class PatchTokenizer(TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    patch_size : int, tuple of int (height, width) or "auto", default="auto"
+    patch_size : int, two of them (height, width) or "auto", default="auto"
         Pixels that one token stands for. ``"auto"`` is the smallest square patch, from 2 x 2,
         that leaves at most 64 tokens; above 8 x 8, for images beyond 64 x 64, with a warning.
         Patches of more than 192 numbers are clustered by their first 64 principal components.
@@ -120,7 +120,12 @@ default="auto"
     """
 
     _parameter_constraints: dict[str, Any] = {
-        "patch_size": [Interval(Integral, 1, None, closed="left"), tuple, StrOptions({"auto"})],
+        "patch_size": [
+            Interval(Integral, 1, None, closed="left"),
+            tuple,
+            list,
+            StrOptions({"auto"}),
+        ],
         "n_codes": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "image_shape": [tuple, list, None],
         "random_state": ["random_state"],

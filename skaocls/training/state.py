@@ -36,6 +36,8 @@ class History:
         Whether the curve was flat at the end.
     interrupted : bool
         Whether Ctrl-C ended it.
+    settings : dict
+        `max_iter`, `batch_size` and `learning_rate_init`, as they were used.
     """
 
     loss_curve: list[float] = field(default_factory=list)
@@ -44,6 +46,7 @@ class History:
     best_iter: int = 0
     converged: bool = False
     interrupted: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class TrainingState:
