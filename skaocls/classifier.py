@@ -55,6 +55,7 @@ from skaocls.learned.starting import new_prior, starting_point
 from skaocls.learned.store import open_store
 from skaocls.learned.together import races_together
 from skaocls.priors.interface import Prior
+from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.orders import DRAWN
@@ -150,14 +151,15 @@ default="mean_log_likelihood"
         fallen too far behind, and reads no further order of an image that is decided
         (:mod:`skaocls.scoring.racing`): a small share of the work, with a shared trunk because few
         orders are read, with the published architecture because few classes are read far. The
-        posterior of a class that was dropped is what it was at its exit. ``"auto"`` races where
-        that was measured to give the classes of exhaustive search (``benchmarks/tasks``): in
-        `predict`, `predict_proba` and their like, with a shared trunk, `aggregation` at its default
-        and no `memory`. Staged answers, `transform`, `score_samples` and `explain` read every
-        order. May be changed after `fit`.
+        posterior of a class that was dropped is what it was at its exit. ``"auto"`` reads all
+        classes, and no further order of an image that is decided
+        (:mod:`skaocls.scoring.stopping`), where that was measured to give the classes of exhaustive
+        search (``benchmarks/tasks``): in `predict`, `predict_proba` and their like, with a shared
+        trunk, `aggregation` at its default and no `memory`. Staged answers, `transform`,
+        `score_samples` and `explain` read every order. May be changed after `fit`.
     racing_error : float, default=1e-3
-        Allowed probability that racing drops the class that exhaustive search ranks first. May be
-        changed after `fit`.
+        Allowed probability that an image is decided for another class than exhaustive search ranks
+        first. May be changed after `fit`.
     racing_screen : int, default=None
         How many classes of each image enter a race, the best by a first-order estimate that costs
         a few passes for all classes together (:mod:`skaocls.scoring.screening`). None is all of
@@ -1377,10 +1379,10 @@ default="mean_log_likelihood"
 
     def _searches(self):
         """How to search where the answer is the class."""
-        one = len(self._fitted().priors) == 1 and self.model_.readings == 1
-        if self.search == "auto" and one and self.memory is None:
-            return "racing" if self.aggregation == defaults()["aggregation"] else "exhaustive"
-        return self.search
+        one = len(self._fitted().priors) == 1 and isinstance(self.prior_, SharedTrunkPrior)
+        by_mean = self.aggregation == defaults()["aggregation"]
+        may_stop = one and by_mean and self.memory is None
+        return "exhaustive" if self.search == "auto" and not may_stop else self.search
 
     def _races(self, X, search=None):
         """Yield log-likelihoods and what they took, a few images at a time."""
@@ -1388,10 +1390,13 @@ default="mean_log_likelihood"
             model, racing = self._fitted(), None
             self._validate_params()
             self._warn_of(without_effect(OF_SEARCH, self.get_params(False), defaults()))
-        if (search or self.search) == "racing":
+        search = search or ("racing" if self.search == "racing" else "exhaustive")
+        if search != "exhaustive":
             # what the class priors weigh beside likelihoods
             weigh = {"class_log_prior": self.temperature_ * self.class_log_prior_}
-            racing = {**weigh, "error": self.racing_error, "screen": self.racing_screen}
+            racing = {"search": search, **weigh, "error": self.racing_error}
+        if search == "racing":
+            racing["screen"] = self.racing_screen
         batch, store = model.reader.check(X), open_store(self.memory)
         how = self._reading() | {"racing": racing, "store": store, "verbose": self.verbose}
         return races_together(model, batch, self.orders_, **how)

@@ -219,22 +219,6 @@ def test_predictions_equal_brute_force(clf, digits):
     np.testing.assert_allclose(clf.transform(X), ll.mean(1), rtol=1e-5)
 
 
-def test_by_default_predictions_race_and_all_else_reads_every_order(clf, digits, tmp_path):
-    X = digits[2]
-    joint, stats = clf.predict_joint_log_proba(X, return_stats=True)
-    racing = copy.deepcopy(clf).set_params(search="racing")
-    np.testing.assert_array_equal(joint, racing.predict_joint_log_proba(X))
-    assert stats["evaluations"].mean() < stats["exhaustive_evaluations"]
-    exhaustive = copy.deepcopy(clf).set_params(search="exhaustive")
-    last = list(clf.staged_predict_proba(X))[-1]
-    np.testing.assert_array_equal(last, exhaustive.predict_proba(X))
-    np.testing.assert_array_equal(clf.score_samples(X), exhaustive.score_samples(X))
-    for every_order in ({"aggregation": "logsumexp"}, {"memory": str(tmp_path)}):
-        clf_of_all = copy.deepcopy(clf).set_params(**every_order)
-        _, stats = clf_of_all.predict_joint_log_proba(X, return_stats=True)
-        assert (stats["evaluations"] == stats["exhaustive_evaluations"]).all()
-
-
 def test_it_learns_and_is_kept(clf, digits, tmp_path):
     _, _, X, y = digits
     assert isinstance(clf.prior_, SharedTrunkPrior)

@@ -16,11 +16,13 @@ from skaocls.learned.model import FittedModel
 from skaocls.learned.parallel import in_parallel
 from skaocls.learned.pieces import EACH, Piece, pieces_of, share
 from skaocls.learned.store import Store, digest, recall_log_likelihoods, weights_of
+from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.progress import progress
 from skaocls.scoring.evidence import Evidence, spread, token_log_likelihoods, weigh
 from skaocls.scoring.exhaustive import log_likelihoods as score
 from skaocls.scoring.exhaustive import scoring_dtype
 from skaocls.scoring.racing import Race, race
+from skaocls.scoring.stopping import stop_early
 
 SCORE_AT_ONCE = 256  # images scored before their orders are aggregated
 LARGE = 512, 32  # priors so wide score so many: they take long, and `verbose` shows each lot
@@ -51,8 +53,10 @@ def races(
     crop, latent_noise : str, float
         Of the images, see :func:`skaocls.learned.encoding.encode_for_orders`.
     racing : dict, default=None
-        `class_log_prior`, `error` and `screen` of :func:`skaocls.scoring.racing.race`; None scores
-        all classes to the end, as does a model of several priors.
+        `search`, and what that takes: with ``"racing"`` `class_log_prior`, `error` and `screen` of
+        :func:`skaocls.scoring.racing.race`, with ``"auto"``, of a shared trunk, the first two for
+        :func:`skaocls.scoring.stopping.stop_early`. None scores all classes to the end, as does a
+        model of several priors.
     device, precision : str
         Where and in which type of products to compute.
     store : Store, default=None
@@ -108,7 +112,11 @@ def race_or_score(
     if racing is not None and is_race(model, racing):
         prior = moved(model.prior, on)
         dtype = scoring_dtype(prior, precision)
-        return race(prior, codes, orders, model.rows, dtype=dtype, **racing)
+        rules = {name: value for name, value in racing.items() if name != "search"}
+        if racing["search"] == "auto":
+            assert isinstance(prior, SharedTrunkPrior)
+            return stop_early(prior, codes, orders, model.rows, dtype=dtype, **rules)
+        return race(prior, codes, orders, model.rows, dtype=dtype, **rules)
     ll = log_likelihoods(model, codes, orders, device=on, precision=precision, store=store)
     return Race(ll, np.full(len(codes), orders.size * model.readings))
 

@@ -5,6 +5,7 @@ codes, and of the codes in the group of each target. A class then costs its scal
 projection, and the groups and the codes of one group; the codebook as a whole does not come in.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -143,14 +144,20 @@ class HeadEngine:
 
     def score(self, pairs: HeadPairs, lanes: int) -> Tensor:
         """log p(tokens | class) of all classes, (n_pairs, n_classes), float64."""
+        of_classes = self._of_classes(pairs)
+        return torch.cat([some.sum(1, dtype=torch.float64) for some in of_classes], 1)
+
+    def tokens(self, pairs: HeadPairs) -> Tensor:
+        """log p(token | class) of all classes, (n_pairs, n_steps, n_classes)."""
+        return torch.cat(list(self._of_classes(pairs)), 2)
+
+    def _of_classes(self, pairs: HeadPairs) -> Iterator[Tensor]:
+        """The same for a few classes at a time."""
         members, each = self._members(pairs), self.numbers(pairs.group.numel())
         few = max(1, self.numbers_at_once // each)
-        parts = []
         for at in range(0, self.n_classes, few):
             here = slice(at, at + few)
-            log_prob = self._log_prob(pairs, members, self.scale[here], self.shift[here])
-            parts.append(log_prob.sum(1, dtype=torch.float64))
-        return torch.cat(parts, 1)
+            yield self._log_prob(pairs, members, self.scale[here], self.shift[here])
 
     def numbers(self, rows: int) -> int:
         """How many numbers a class makes of so many tokens."""
