@@ -35,7 +35,7 @@ def test_demo_on_a_folder(tmp_path):
         with Image.open(tmp_path / "out" / picture) as image:
             assert np.asarray(image.convert("L")).std() > 5  # not blank
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "67 training and 23 test images" in report and "digit-2" in report
+    assert "67 training and 23 test images" in report and "Calibration" in report
 
 
 def test_readme_on_a_folder(tmp_path, monkeypatch):

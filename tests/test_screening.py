@@ -85,7 +85,7 @@ def test_a_race_of_survivors(prior, crops):
 @pytest.mark.parametrize("screen", [None, 2])
 def test_impossible_classes(fitted, digits, screen):
     X = digits[2][:30]
-    clf = copy.deepcopy(fitted).set_params(search="racing", racing_screen=screen)
+    clf = copy.deepcopy(fitted).set_params(search="racing", racing_screen=screen, racing_error=1e-6)
     clf.class_log_prior_ = np.log([0.5, 0.5, 1.0])
     clf.class_log_prior_[2] = -np.inf
     proba = clf.predict_proba(X)

@@ -1,0 +1,77 @@
+"""How long people wait for a default fit, and for an answer.
+
+    pip install --no-deps animal-mnist==0.4
+    python benchmarks/waiting.py
+
+Seconds of `fit` with default parameters, as a clock shows them, with as many threads as torch takes by
+itself, and milliseconds of `predict` for one image of some hundred. Nothing else should run. Writes
+``results/waiting.md``.
+"""
+
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from digits import HERE, processor
+from sklearn.exceptions import ConvergenceWarning
+
+sys.path.append(str(Path(__file__).parent / "tasks"))
+
+from sources import animals, task
+
+from skaocls import AnyOrderARClassifier
+
+N_TEST = 450
+
+
+def measured(X, y, X_test):
+    clf = AnyOrderARClassifier(random_state=0, device="cpu")
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        clf.fit(X, y)
+    fitting = time.perf_counter() - start
+    start = time.perf_counter()
+    raced = clf.predict(X_test)
+    racing = time.perf_counter() - start
+    start = time.perf_counter()
+    same = (clf.set_params(search="exhaustive").predict(X_test) == raced).mean()
+    exhaustive = time.perf_counter() - start
+    return clf, fitting, racing, exhaustive, same
+
+
+def main():
+    X, y, X_test, _ = task("digits", 0)
+    of_animals, labels = animals()
+    shuffled = np.random.RandomState(0).permutation(len(labels))
+    of_animals, labels = of_animals[shuffled], labels[shuffled]
+    jobs = [("digits, 8 x 8", X[:1000], y[:1000], X_test)]
+    for n in (1000, 10_000 - N_TEST):
+        jobs.append(("animals, 28 x 28", of_animals[:n], labels[:n], of_animals[-N_TEST:]))
+    lines = [
+        "# Waiting for a default fit",
+        "",
+        f"`python benchmarks/waiting.py`; {processor()}, {torch.get_num_threads()} threads, nothing "
+        f"else running. Milliseconds are of one image of {N_TEST}, with orders that stop "
+        '(`search="auto"`, the default) and with all 20; the last column says for how many images both '
+        "find the same class.",
+        "",
+        "| data | images | tokens | epochs | fit, s | predict, ms | all orders, ms | same class |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, X, y, X_test in jobs:
+        clf, fitting, racing, exhaustive, same = measured(X, y, X_test)
+        ms, all_ms = (1e3 * t / len(X_test) for t in (racing, exhaustive))
+        lines.append(
+            f"| {name} | {len(X)} | {clf.prior_.n_tokens} | {clf.n_iter_} | {fitting:.0f} | "
+            f"{ms:.1f} | {all_ms:.1f} | {same:.1%} |"
+        )
+        print(lines[-1], flush=True)
+    (HERE / "results" / "waiting.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
