@@ -3,9 +3,9 @@
     pip install --no-deps animal-mnist==0.4
     python benchmarks/waiting.py
 
-Seconds of `fit` with default parameters, as a clock shows them, with as many threads as torch takes by
-itself, and milliseconds of `predict` for one image of some hundred. Nothing else should run. Writes
-``results/waiting.md``.
+Seconds of `fit` with default parameters, as a clock shows them, with as many threads as torch takes
+by itself, and milliseconds of `predict` for one image of some hundred. Nothing else should run.
+Writes ``results/waiting.md``.
 """
 
 import sys
@@ -54,10 +54,10 @@ def main():
     lines = [
         "# Waiting for a default fit",
         "",
-        f"`python benchmarks/waiting.py`; {processor()}, {torch.get_num_threads()} threads, nothing "
-        f"else running. Milliseconds are of one image of {N_TEST}, with orders that stop "
-        '(`search="auto"`, the default) and with all 20; the last column says for how many images both '
-        "find the same class.",
+        f"`python benchmarks/waiting.py`; {processor()}, {torch.get_num_threads()} threads. "
+        f"Milliseconds are of one image of {N_TEST}, with orders that stop "
+        '(`search="auto"`, the default) and with all 20; the last column says for how many images '
+        "both find the same class.",
         "",
         "| data | images | tokens | epochs | fit, s | predict, ms | all orders, ms | same class |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
