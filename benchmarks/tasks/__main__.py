@@ -129,6 +129,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=2, help="at a time, a core each")
     parser.add_argument("--fonts", help="folder of fonts, if not those of claims/fonts.txt")
     parser.add_argument("--cache", type=Path, default=HERE.parent / "cache" / "tasks")
+    parser.add_argument("--page", action="store_true", help="write only, of what has finished")
     parser.add_argument("--output", type=Path, help="folder of the page; default docs/")
     args = parser.parse_args()
     jobs = [
@@ -140,6 +141,8 @@ def main():
     args.cache.mkdir(parents=True, exist_ok=True)
     left = [job for job in jobs if not (args.cache / file_of(*job)).exists()]
     print(f"{len(jobs)} jobs, {len(left)} of them to do", flush=True)
+    if args.page:
+        jobs, left = [job for job in jobs if job not in left], []
     joblib.Parallel(args.jobs)(joblib.delayed(run)(*job, args.fonts, args.cache) for job in left)
     rows = [json.loads((args.cache / file_of(*job)).read_text()) for job in jobs]
     results = args.output or HERE.parent / "results"

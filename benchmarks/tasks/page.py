@@ -19,11 +19,11 @@ What `Clf().fit(X, y).score(...)` gives on tasks that need no download: the clas
 library with all parameters at their defaults, beside others with theirs, and the small ResNet of
 [the claims](claims.md) with 16 views of each image. Nothing was tuned on these test data.
 
-`python benchmarks/tasks`; {machine}, one thread for each job. Means of {seeds} seeds (of split,
-images and weights) with their standard deviation; seconds are CPU seconds of one `fit`,
-milliseconds those of `predict` for one image or row, in batches. Nats are the mean negative
-log-probability of the true class, ECE is the expected calibration error in 15 bins; a dash is for
-classifiers that give no probabilities.
+`python benchmarks/tasks`; {machine}, one thread for each job. Means over the seeds (of split, images
+and weights) with their standard deviation; seconds are CPU seconds of one `fit`, milliseconds those
+of `predict` for one image or row, in batches. Nats are the mean negative log-probability of the true
+class, ECE is the expected calibration error in 15 bins; a dash is for classifiers that give no
+probabilities.
 """
 ABOUT = {
     "digits": "handwritten digits of scikit-learn, 8 x 8",
@@ -52,11 +52,11 @@ def table_of(rows):
     names = list(dict.fromkeys(row["contestant"] for row in rows))
     mine = {name: [row for row in rows if row["contestant"] == name] for name in names}
     names.sort(key=lambda name: -np.mean([row["accuracy"] for row in mine[name]]))
-    head = [title for title, _, _ in COLUMNS.values()]
+    head = [*(title for title, _, _ in COLUMNS.values()), "Seeds"]
     lines = ["| | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
     for name in names:
         shown = name if name.endswith(("ResNet", "scaled")) else f"`{name}`"
-        cells = [cell(mine[name], column) for column in COLUMNS]
+        cells = [*(cell(mine[name], column) for column in COLUMNS), str(len(mine[name]))]
         lines.append(f"| {shown} | " + " | ".join(cells) + " |")
     return lines
 
@@ -78,8 +78,7 @@ def chosen(rows):
 
 def write_page(rows, folder):
     machines = " and ".join(sorted({row["machine"] for row in rows}))
-    seeds = len({row["seed"] for row in rows})
-    lines = [INTRO.format(machine=machines, seeds=seeds)]
+    lines = [INTRO.format(machine=machines)]
     for name in dict.fromkeys(row["task"] for row in rows):
         mine = [row for row in rows if row["task"] == name]
         sizes = f"{mine[0]['n']} to train on, {mine[0]['n_test']} to test"
