@@ -19,11 +19,11 @@ What `Clf().fit(X, y).score(...)` gives on tasks that need no download: the clas
 library with all parameters at their defaults, beside others with theirs, and the small ResNet of
 [the claims](claims.md) with 16 views of each image. Nothing was tuned on these test data.
 
-`python benchmarks/tasks`; {machine}, one thread for each job. Means over the seeds (of split, images
-and weights) with their standard deviation; seconds are CPU seconds of one `fit`, milliseconds those
-of `predict` for one image or row, in batches. Nats are the mean negative log-probability of the true
-class, ECE is the expected calibration error in 15 bins; a dash is for classifiers that give no
-probabilities.
+`python benchmarks/tasks`; {machine}, one thread for each job. Means over the seeds (of split,
+images and weights) with their standard deviation; seconds are CPU seconds of one `fit`,
+milliseconds those of `predict` for one image or row, in batches. Nats are the mean negative
+log-probability of the true class, ECE is the expected calibration error in 15 bins; a dash is for
+classifiers that give no probabilities.
 """
 ABOUT = {
     "digits": "handwritten digits of scikit-learn, 8 x 8",
