@@ -88,7 +88,7 @@ def make(contestant, seed, params):
         sizes = params.pop("prior", None)
         params["prior"] = architecture if sizes is None else {"architecture": architecture} | sizes
         return AnyOrderARClassifier(
-            tokenizer=kind(**tokenizer), order=order, n_orders=MAX_ORDERS,
+            tokenizer=kind(normalize=None, **tokenizer), order=order, n_orders=MAX_ORDERS,
             device="cpu", random_state=seed, **params,
         )  # fmt: skip
     if contestant == "diffusion":
