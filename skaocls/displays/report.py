@@ -89,6 +89,7 @@ def write_report(
     Returns
     -------
     path : Path
+        Of the file.
 
     Examples
     --------
