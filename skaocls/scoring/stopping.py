@@ -110,9 +110,9 @@ def stop_some(
         order = torch.arange(read, end, device=device).repeat(len(racing))
         for at in range(0, len(image), tile):
             rows = torch.arange(at, at + tile, device=device).clamp_(max=len(image) - 1)
-            i, k = image[rows], order[rows]
-            tokens = codes[i] if codes.ndim == 2 else codes[i, k]
-            kept[i, k] = engine.tokens(engine.pairs(tokens, orders[k]))
+            i, along = image[rows], order[rows]
+            tokens = codes[i] if codes.ndim == 2 else codes[i, along]
+            kept[i, along] = engine.tokens(engine.pairs(tokens, orders[along]))
         for k in range(read + 1, min(end, n_orders - 1) + 1):
             decided = are_decided(kept[racing, :k], log_prior, n_orders, error)
             needed[racing[decided]] = k
