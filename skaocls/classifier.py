@@ -1394,9 +1394,8 @@ default="mean_log_likelihood"
         if search != "exhaustive":
             # what the class priors weigh beside likelihoods
             weigh = {"class_log_prior": self.temperature_ * self.class_log_prior_}
-            racing = {"search": search, **weigh, "error": self.racing_error}
-        if search == "racing":
-            racing["screen"] = self.racing_screen
+            screen = {"screen": self.racing_screen} if search == "racing" else {}
+            racing = {"search": search, **weigh, "error": self.racing_error, **screen}
         batch, store = model.reader.check(X), open_store(self.memory)
         how = self._reading() | {"racing": racing, "store": store, "verbose": self.verbose}
         return races_together(model, batch, self.orders_, **how)
