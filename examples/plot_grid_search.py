@@ -25,7 +25,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73"]
 X, y = load_digits().images, load_digits().target
 X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
 with tempfile.TemporaryDirectory() as folder:
-    clf = AnyOrderARClassifier(max_iter=30, memory=folder, random_state=0)
+    clf = AnyOrderARClassifier(max_iter=12, memory=folder, random_state=0)
     grid = {"n_orders": N_ORDERS, "aggregation": list(AGGREGATIONS)}
     start = time.perf_counter()
     search = GridSearchCV(clf, grid, cv=3).fit(X, y)

@@ -24,7 +24,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73"]
 X, y = load_digits().images / 16, load_digits().target
 X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
 contestants = {
-    "AnyOrderARClassifier": AnyOrderARClassifier(max_iter=40, random_state=0),
+    "AnyOrderARClassifier": AnyOrderARClassifier(max_iter=25, random_state=0),
     "SGDClassifier": SGDClassifier(random_state=0),
     "MLPClassifier": MLPClassifier(random_state=0),
 }
