@@ -20,7 +20,7 @@ from skaocls.displays import ReconstructionDisplay
 N_EACH = 12
 
 # %%
-# Train with the default settings.
+# Train for fewer epochs than the default, so that this page is built in a minute.
 data = load_digits()
 clf = AnyOrderARClassifier(max_iter=30, random_state=0).fit(data.images, data.target)
 
