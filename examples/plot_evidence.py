@@ -19,7 +19,7 @@ from skaocls import AnyOrderARClassifier
 from skaocls.displays import EvidenceDisplay
 
 # %%
-# Train with the default settings.
+# Train for fewer epochs than the default, so that this page is built in a minute.
 X, y = load_digits().images, load_digits().target
 X, X_test, y, _ = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
 clf = AnyOrderARClassifier(max_iter=30, random_state=0).fit(X, y)
