@@ -5,6 +5,7 @@ import inspect
 import os
 import warnings
 from dataclasses import fields, replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -59,7 +60,9 @@ from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.orders import DRAWN
+from skaocls.scoring.racing import race
 from skaocls.scoring.sampling import HOW
+from skaocls.scoring.stopping import stop_early
 from skaocls.tokenizers import PrecomputedTokenizer
 
 COLDEST = 1e-30  # temperature by which log-likelihoods can be divided without an overflow
@@ -154,8 +157,8 @@ default="mean_log_likelihood"
         posterior of a class that was dropped is what it was at its exit. ``"auto"`` reads all
         classes, and no further order of an image that is decided
         (:mod:`skaocls.scoring.stopping`), where that was measured to give the classes of exhaustive
-        search (``benchmarks/tasks``): in `predict`, `predict_proba` and their like, with a shared
-        trunk, `aggregation` at its default and no `memory`. Staged answers, `transform`,
+        search (``benchmarks/waiting.py``): in `predict`, `predict_proba` and their like, with a
+        shared trunk, `aggregation` at its default and no `memory`. Staged answers, `transform`,
         `score_samples` and `explain` read every order. May be changed after `fit`.
     racing_error : float, default=1e-3
         Allowed probability that an image is decided for another class than exhaustive search ranks
@@ -661,9 +664,9 @@ default="mean_log_likelihood"
         """
         joints, evaluations = [], []
         # whose log-likelihoods of each order are not kept
-        for race in self._races(X, self._searches()):
-            joints.append(self._joint_log_proba(race.log_likelihood))
-            evaluations.append(race.evaluations)
+        for some in self._races(X, decides=True):
+            joints.append(self._joint_log_proba(some.log_likelihood))
+            evaluations.append(some.evaluations)
         joint = np.concatenate(joints)
         if not return_stats:
             return joint
@@ -1377,32 +1380,33 @@ default="mean_log_likelihood"
         names = ("crop", "latent_noise", "device", "precision", "n_jobs")
         return {name: getattr(self, name) for name in names}
 
-    def _searches(self):
-        """How to search where the answer is the class."""
-        one = len(self._fitted().priors) == 1 and isinstance(self.prior_, SharedTrunkPrior)
+    def _ends(self, decides):
+        """What ends the reading of an image early, if anything; `decides`: a class is asked for."""
+        racing = self.search == "racing"
+        shared = len(self.model_.priors) == 1 and isinstance(self.prior_, SharedTrunkPrior)
         by_mean = self.aggregation == defaults()["aggregation"]
-        may_stop = one and by_mean and self.memory is None
-        return "exhaustive" if self.search == "auto" and not may_stop else self.search
+        stops = decides and shared and by_mean and self.memory is None
+        if not (racing or (self.search == "auto" and stops)):
+            return None
+        # what the class priors weigh beside likelihoods
+        weigh = {"class_log_prior": self.temperature_ * self.class_log_prior_}
+        if racing:
+            return partial(race, **weigh, error=self.racing_error, screen=self.racing_screen)
+        return partial(stop_early, **weigh, error=self.racing_error)
 
-    def _races(self, X, search=None):
+    def _races(self, X, decides=False):
         """Yield log-likelihoods and what they took, a few images at a time."""
         with together("A prediction"):
-            model, racing = self._fitted(), None
+            model = self._fitted()
             self._validate_params()
             self._warn_of(without_effect(OF_SEARCH, self.get_params(False), defaults()))
-        search = search or ("racing" if self.search == "racing" else "exhaustive")
-        if search != "exhaustive":
-            # what the class priors weigh beside likelihoods
-            weigh = {"class_log_prior": self.temperature_ * self.class_log_prior_}
-            screen = {"screen": self.racing_screen} if search == "racing" else {}
-            racing = {"search": search, **weigh, "error": self.racing_error, **screen}
         batch, store = model.reader.check(X), open_store(self.memory)
-        how = self._reading() | {"racing": racing, "store": store, "verbose": self.verbose}
-        return races_together(model, batch, self.orders_, **how)
+        how = {"racing": self._ends(decides), "store": store, "verbose": self.verbose}
+        return races_together(model, batch, self.orders_, **self._reading(), **how)
 
     def _log_likelihoods(self, X):
         """Yield log p(tokens | class, order), (n, n_orders, n_classes), a few images at a time."""
-        return (race.log_likelihood for race in self._races(X))
+        return (some.log_likelihood for some in self._races(X))
 
     def _aggregated(self, X, log_prior):
         parts = self._log_likelihoods(X)

@@ -1,6 +1,6 @@
 """What a fitted model says of images: log-likelihoods and evidence."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -16,13 +16,11 @@ from skaocls.learned.model import FittedModel
 from skaocls.learned.parallel import in_parallel
 from skaocls.learned.pieces import EACH, Piece, pieces_of, share
 from skaocls.learned.store import Store, digest, recall_log_likelihoods, weights_of
-from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.progress import progress
 from skaocls.scoring.evidence import Evidence, spread, token_log_likelihoods, weigh
 from skaocls.scoring.exhaustive import log_likelihoods as score
 from skaocls.scoring.exhaustive import scoring_dtype
-from skaocls.scoring.racing import Race, race
-from skaocls.scoring.stopping import stop_early
+from skaocls.scoring.racing import Race
 
 SCORE_AT_ONCE = 256  # images scored before their orders are aggregated
 LARGE = 512, 32  # priors so wide score so many: they take long, and `verbose` shows each lot
@@ -35,7 +33,7 @@ def races(
     *,
     crop: str = "center",
     latent_noise: float = 0.0,
-    racing: dict[str, Any] | None = None,
+    racing: Callable[..., Race] | None = None,
     device: Any = "auto",
     precision: str = "auto",
     store: Store | None = None,
@@ -52,11 +50,10 @@ def races(
     orders : int array of shape (n_orders, n_tokens)
     crop, latent_noise : str, float
         Of the images, see :func:`skaocls.learned.encoding.encode_for_orders`.
-    racing : dict, default=None
-        `search`, and what that takes: with ``"racing"`` `class_log_prior`, `error` and `screen` of
-        :func:`skaocls.scoring.racing.race`, with ``"auto"``, of a shared trunk, the first two for
-        :func:`skaocls.scoring.stopping.stop_early`. None scores all classes to the end, as does a
-        model of several priors.
+    racing : callable, default=None
+        :func:`skaocls.scoring.racing.race` or, of a shared trunk,
+        :func:`skaocls.scoring.stopping.stop_early`, with class priors and options. None scores all
+        classes to the end, as does a model of several priors.
     device, precision : str
         Where and in which type of products to compute.
     store : Store, default=None
@@ -93,7 +90,7 @@ def races(
             bar.update(len(some.evaluations))
 
 
-def is_race(model: FittedModel, racing: dict[str, Any] | None) -> bool:
+def is_race(model: FittedModel, racing: Callable[..., Race] | None) -> bool:
     return racing is not None and len(model.priors) == 1
 
 
@@ -102,7 +99,7 @@ def race_or_score(
     codes: np.ndarray,
     orders: np.ndarray,
     *,
-    racing: dict[str, Any] | None,
+    racing: Callable[..., Race] | None,
     device: Any,
     precision: str,
     store: Store | None,
@@ -112,11 +109,7 @@ def race_or_score(
     if racing is not None and is_race(model, racing):
         prior = moved(model.prior, on)
         dtype = scoring_dtype(prior, precision)
-        rules = {name: value for name, value in racing.items() if name != "search"}
-        if racing["search"] == "auto":
-            assert isinstance(prior, SharedTrunkPrior)
-            return stop_early(prior, codes, orders, model.rows, dtype=dtype, **rules)
-        return race(prior, codes, orders, model.rows, dtype=dtype, **rules)
+        return racing(prior, codes, orders, model.rows, dtype=dtype)
     ll = log_likelihoods(model, codes, orders, device=on, precision=precision, store=store)
     return Race(ll, np.full(len(codes), orders.size * model.readings))
 

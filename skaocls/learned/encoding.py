@@ -114,11 +114,9 @@ def training_tokens(
     if reader.image_shape is None:
         codes = encode(tokenizer, reader, batch, slice(0, len(batch)))
         return codes if codes.ndim == 3 else codes[:, None]
-    n_views = 1 if augmentation is None else augmentation
-    if isinstance(n_views, str):
-        slow = is_slow(tokenizer)
-        n_views = N_VIEWS_SLOW if slow else N_VIEWS
-        why = "its tokenizer is slow" if slow else "its tokenizer is fast"
+    n_views = views_wanted(tokenizer, augmentation)
+    if isinstance(augmentation, str):
+        why = "its tokenizer is slow" if is_slow(tokenizer) else "its tokenizer is fast"
         say(verbose, f"{n_views} views of each image: {why}", 2)
     rows, cols = tokenizer.grid_
     shape = len(batch), n_views, int(rows) * int(cols)
@@ -146,6 +144,13 @@ def views_of(
     for view in drawn(n_views):
         views[view] = read(random_views(images, rng))
     return np.stack(views, axis=1)
+
+
+def views_wanted(tokenizer: Any, augmentation: int | str | None) -> int:
+    """Views of each image, the image itself among them."""
+    if isinstance(augmentation, str):
+        return N_VIEWS_SLOW if is_slow(tokenizer) else N_VIEWS
+    return 1 if augmentation is None else augmentation
 
 
 def drawn(n_views: int) -> list[int]:

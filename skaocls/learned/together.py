@@ -14,14 +14,12 @@ from skaocls.images.lazy import Lazy, in_memory, rows_of
 from skaocls.images.reader import Reader
 from skaocls.learned.answers import at_once, races
 from skaocls.learned.encoding import (
-    N_VIEWS,
-    N_VIEWS_SLOW,
     drawn,
     encoded_at_once,
     fit_tokenizer,
-    is_slow,
     kept,
     training_tokens,
+    views_wanted,
 )
 from skaocls.learned.model import FittedModel
 from skaocls.learned.store import Store
@@ -47,8 +45,8 @@ def fit_together(
     def fit() -> tuple[Any, Any]:
         return fit_tokenizer(tokenizer, reader, batch, y, rng, verbose), rng.get_state()
 
-    fitted, drawn = from_main(fit)
-    rng.set_state(drawn)
+    fitted, after = from_main(fit)
+    rng.set_state(after)
     return fitted
 
 
@@ -70,7 +68,8 @@ def tokens_together(
         return training_tokens(tokenizer, reader, batch, augmentation, rng, verbose)
     lot_size = len(batch) if shape is None else encoded_at_once(shape)
     part = part_of(len(batch), lot_size)
-    each = OF_A_VIEW * drawn_views(tokenizer, reader, augmentation)
+    n_drawn = 0 if shape is None else len(drawn(views_wanted(tokenizer, augmentation)))
+    each = OF_A_VIEW * n_drawn
 
     def skip(n: int) -> None:
         for lot in gen_batches(n, lot_size) if n else []:
@@ -94,15 +93,6 @@ def tokens_together(
     parts = [codes for codes in by_each(make) if codes is not None]
     skip(len(batch) - part.stop)
     return kept(iter(parts), (len(batch), *parts[0].shape[1:]), tokenizer.n_codes_)
-
-
-def drawn_views(tokenizer: Any, reader: Reader, augmentation: int | str | None) -> int:
-    """How many views of each image are drawn."""
-    if reader.image_shape is None or augmentation is None:
-        return 0
-    if isinstance(augmentation, str):
-        augmentation = N_VIEWS_SLOW if is_slow(tokenizer) else N_VIEWS
-    return len(drawn(augmentation))
 
 
 def recall_together(store: Store, key: str, function: Callable[[], T]) -> T:

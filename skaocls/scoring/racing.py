@@ -267,12 +267,18 @@ def lags(
     leader = leader[lanes.image]
     spread = (lanes.log_prob[leader] - lanes.log_prob).std(1)
     standard_error = spread.double() * (m * (1 - m / population)) ** 0.5 / orders_seen
-    wald = np.log(max(len(log_prior) - 1, 1) / error)
+    bound = bound_of(standard_error, m, n_tokens, len(log_prior), error)
+    return best[lanes.image] - score, bound, lanes.label[leader]
+
+
+def bound_of(standard_error: Tensor, m: int, n_tokens: int, n_classes: int, error: float) -> Tensor:
+    """How far a class may lag after m tokens, of which an order has n_tokens."""
+    wald = np.log(max(n_classes - 1, 1) / error)
     bound = (STANDARD_ERRORS * standard_error).clamp_min(wald)
     if m >= n_tokens:  # of fewer differences the spread is not known well enough
         quantile = stats.t.isf(max(error, 1e-12), m - 1)  # beyond, its accuracy ends
         bound = torch.minimum(bound, quantile * standard_error)
-    return best[lanes.image] - score, bound, lanes.label[leader]
+    return bound
 
 
 def fill(ll: Tensor, exits: list[tuple[Tensor, ...]], log_prior: Tensor) -> Tensor:

@@ -11,14 +11,13 @@ An image is decided once every class but the leader lags by more than the bound 
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from skaocls.devices import own_torch_state
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.scoring.exhaustive import checked, lanes_at_once
 from skaocls.scoring.heads import HeadEngine
-from skaocls.scoring.racing import FEWEST_TOKENS, IMPOSSIBLE, STANDARD_ERRORS, Race
+from skaocls.scoring.racing import FEWEST_TOKENS, IMPOSSIBLE, Race, bound_of
 
 NUMBERS_KEPT = 2**26  # log-probabilities of tokens, over the images that are read together
 
@@ -114,6 +113,8 @@ def stop_some(
             tokens = codes[i] if codes.ndim == 2 else codes[i, along]
             kept[i, along] = engine.tokens(engine.pairs(tokens, orders[along]))
         for k in range(read + 1, min(end, n_orders - 1) + 1):
+            if not len(racing):
+                break
             decided = are_decided(kept[racing, :k], log_prior, n_orders, error)
             needed[racing[decided]] = k
             racing = racing[~decided]
@@ -140,8 +141,5 @@ def are_decided(log_prob: Tensor, log_prior: Tensor, n_orders: int, error: float
     best, leader = score.max(1)
     own = flat.gather(2, leader[:, None, None].expand(-1, m, 1))
     error_of_lag = (own - flat).std(1).double() * (m * (1 - m / population)) ** 0.5 / n_read
-    bound = (STANDARD_ERRORS * error_of_lag).clamp_min(np.log((n_classes - 1) / error))
-    quantile = stats.t.isf(max(error, 1e-12), m - 1)  # beyond, its accuracy ends
-    bound = torch.minimum(bound, quantile * error_of_lag)
-    lags = best[:, None] - score > bound
+    lags = best[:, None] - score > bound_of(error_of_lag, m, n_tokens, n_classes, error)
     return lags.sum(1) == n_classes - 1

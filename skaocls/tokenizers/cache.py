@@ -1,9 +1,9 @@
 """Tokens in files: a folder of shards, each of them whole or not there.
 
 ``tokens.json`` says what all of them are, ``codebook.npy`` holds the codes' vectors if there are
-some, ``tokens-000000.npy`` and so on hold the codes, NumPy's
-files, which are mapped and never unpickled; ``labels-000000.npy`` the labels if there are some, and
-``tokens-000000.json``, written last, how many and a hash. So a shard without it is none.
+some, ``tokens-000000.npy`` and so on hold the codes, NumPy's files, which are mapped and never
+unpickled; ``labels-000000.npy`` the labels if there are some, and ``tokens-000000.json``, written
+last, how many and a hash. So a shard without it is none.
 """
 
 import hashlib
