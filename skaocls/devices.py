@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from filelock import FileLock, Timeout
 from joblib import cpu_count
+from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
 M = TypeVar("M", bound=torch.nn.Module)
@@ -98,6 +99,23 @@ def torch_threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def all_threads(n: int) -> Iterator[None]:
+    """So many threads for torch, scikit-learn and linear algebra, in a worker process.
+
+    More than one would be too many beside other workers, and in a process that was forked from one
+    that had threads, OpenMP waits for ever for those that were not forked with it.
+    """
+    with thread_pools().limit(limits=n), torch_threads(n):
+        yield
+
+
+@cache
+def thread_pools() -> ThreadpoolController:
+    """The libraries that have threads, looked for once: it takes milliseconds."""
+    return ThreadpoolController()
 
 
 @contextmanager

@@ -221,9 +221,13 @@ def test_a_worker_that_does_not_see_the_weights_says_what_to_do(tmp_path):
         parallel.received(str(tmp_path / "numbers"))
 
 
-def test_spawned_processes(fitted, X):
-    spawn = multiprocessing.get_context("spawn")
-    with joblib.parallel_config("multiprocessing", n_jobs=2, context=spawn):
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_of_multiprocessing(fitted, X, monkeypatch, method):
+    # what joblib reads from JOBLIB_START_METHOD
+    context = multiprocessing.get_context(method)
+    monkeypatch.setattr(joblib.parallel, "DEFAULT_MP_CONTEXT", context)
+    torch.ones(500, 500) @ torch.ones(500, 500)  # by all threads
+    with joblib.parallel_config("multiprocessing", n_jobs=2):
         shared = clone_fitted(fitted).predict_proba(X)
     assert_allclose(shared, fitted.predict_proba(X), atol=1e-6)
 
