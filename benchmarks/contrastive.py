@@ -34,7 +34,8 @@ from torch.nn import functional as F
 from skaocls import AnyOrderARClassifier, PatchTokenizer, SharedTrunkPrior
 from skaocls.learned.encoding import training_tokens
 from skaocls.scoring.exhaustive import log_likelihoods
-from skaocls.training.loop import AVERAGING, CLIP_NORM, make_optimizer, schedule
+from skaocls.training.loop import AVERAGING, CLIP_NORM, schedule
+from skaocls.training.optimizer import make_optimizer
 
 PRIORS = {"a reading for each class": "randar", "shared trunk": "shared_trunk"}
 SIZES = {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}

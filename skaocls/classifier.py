@@ -232,7 +232,7 @@ default="mean_log_likelihood"
         was loaded by name: at the mean of the three old classes under which a few images of the
         new class are most likely, or at the null class.
     weight_decay : float, default=0.05
-        Weight decay of AdamW, on matrices only.
+        Of the optimizer, on matrices only.
     class_dropout : float, default=0.1
         Share of training labels replaced by the null class, so that the prior also knows
         log p(tokens).

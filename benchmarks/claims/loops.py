@@ -5,7 +5,8 @@ import torch
 
 from skaocls.images.augmentation import random_views
 from skaocls.learned.encoding import N_VIEWS, SHARP_EVERY
-from skaocls.training.loop import AVERAGING, CLIP_NORM, make_optimizer, schedule, use
+from skaocls.training.loop import AVERAGING, CLIP_NORM, schedule, use
+from skaocls.training.optimizer import make_optimizer
 
 
 def training_views(images, rng, n_views=N_VIEWS):

@@ -56,6 +56,12 @@ class Prior(nn.Module):
         """Float32 log-probabilities (items, n_tokens) of the tokens, in the order of reading."""
         raise NotImplementedError
 
+    def matrices(self) -> dict[Tensor, int]:
+        """Those that lead from hidden states to hidden states, and of how many each is a stack."""
+        layers = self.transformer.layers
+        found: dict[Tensor, int] = {p: 1 for p in layers.parameters() if p.ndim == 2}
+        return found | {block.attention.wqkv.weight: 3 for block in self.transformer.blocks}
+
     @property
     def sizes(self) -> dict[str, Any]:
         """What the classifier's parameter `prior` takes to make a new one like this."""

@@ -225,6 +225,10 @@ class SharedTrunkPrior(Prior):
     def readings(self, n_classes: int) -> int:
         return 1
 
+    def matrices(self) -> dict[Tensor, int]:
+        of_head = {self.head.features.weight: 2, self.head.project.weight: 1}
+        return super().matrices() | of_head
+
     def replace_class_table(self, table: Tensor) -> None:
         self.num_classes = len(table) - 1
         self.head.classes = nn.Embedding.from_pretrained(table, freeze=False)

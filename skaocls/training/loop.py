@@ -19,10 +19,10 @@ from skaocls.progress import progress
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 from skaocls.training.checkpoints import Checkpoints
+from skaocls.training.optimizer import make_optimizer
 from skaocls.training.parallel import Loss, Parallel, use
 from skaocls.training.state import LOWERED, History, TrainingState, are_finite, copies
 
-BETAS = (0.9, 0.95)
 CLIP_NORM = 1.0
 WARMUP = 0.05  # share of all steps
 FINAL_RATE = 0.05  # share of the peak learning rate
@@ -44,6 +44,7 @@ def train_prior(
     micro_batch_size: int | None = None,
     learning_rate: float,
     weight_decay: float = 0.05,
+    muon: bool = False,
     class_dropout: float = 0.1,
     orders: np.ndarray | None = None,
     validation: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None,
@@ -92,7 +93,10 @@ def train_prior(
     learning_rate : float
         Peak learning rate.
     weight_decay : float, default=0.05
-        Weight decay of AdamW.
+        Of matrices, not of vectors.
+    muon : bool, default=False
+        Whether matrices take steps of orthogonal direction, as suits new priors, see
+        :mod:`skaocls.training.optimizer`.
     class_dropout : float, default=0.1
         Probability of the null class.
     orders : int array of shape (n_orders, n_tokens), default=None
@@ -153,7 +157,7 @@ def train_prior(
     all_labels = torch.as_tensor(labels)
     all_orders = None if orders is None else torch.as_tensor(orders)
     weights = None if sample_weight is None else torch.as_tensor(sample_weight).float()
-    optimizer = make_optimizer(engine.prior, learning_rate, weight_decay)
+    optimizer = make_optimizer(engine.prior, learning_rate, weight_decay, muon)
     n, n_views, n_tokens = codes.shape
     steps = max(1, n // batch_size)
     # in which orders the prior is judged while it is trained
@@ -293,16 +297,6 @@ def interruptible(history: History) -> Iterator[None]:
             raise
         history.interrupted = True
         warnings.warn("Training interrupted by user.", UserWarning, stacklevel=2)
-
-
-def make_optimizer(prior: Prior, rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and none on vectors."""
-    params = [p for p in prior.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
 
 
 def schedule(step: int, n_steps: int) -> float:
