@@ -359,7 +359,7 @@ def train_one(
         learning_rate=rate,
         # a body that stays as it is must keep its null class
         weight_decay=0.0 if frozen else recipe.weight_decay,
-        muon=mode is None,
+        muon=mode is None or (mode == "full" and isinstance(prior, SharedTrunkPrior)),
         class_dropout=0.0 if frozen else recipe.class_dropout,
         orders=orders,
         validation=validation,
