@@ -18,6 +18,7 @@ from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, SharedTrunkPrior
 from skaocls.priors.shared_trunk import group_size, similar_slots
 from skaocls.scoring import heads
+from skaocls.scoring.engines import make_engine
 from skaocls.scoring.evidence import token_log_likelihoods
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.racing import race
@@ -198,6 +199,14 @@ def test_a_saved_module_stays_of_its_architecture(digits, tmp_path, architecture
     assert type(third.prior_) is type(first.prior_)
     assert third.prior.items() >= sizes.items()
     assert type(third.fit(X, y).prior_) is type(first.prior_)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_trunk_is_read_in_the_type_asked_for(dtype, shared):
+    prior = make_prior(20, (2, 3), 4)
+    engine = make_engine(prior if shared else prior.body, torch.arange(1), dtype)
+    assert engine.output.dtype == dtype
 
 
 # The estimator --------------------------------------------------------------------------------

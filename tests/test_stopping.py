@@ -68,6 +68,14 @@ def test_orders_stop_by_the_rule_and_what_is_read_is_exhaustive(scored, error):
         np.testing.assert_allclose(ll.mean(0), all_of_it[:n].mean(0), rtol=1e-12)
 
 
+def test_two_classes_are_decided_by_the_same_rule(scored):
+    prior, codes, orders, log_prior, tokens = scored
+    race = stop_early(prior, codes, orders, np.array([1, 2]), log_prior[1:], error=1e-3)
+    needed = np.array([orders_needed(t[..., 1:], log_prior[1:], 1e-3) for t in tokens])
+    assert (race.evaluations // 16 == needed).mean() >= 0.97
+    assert len(set(needed)) > 2
+
+
 def test_an_image_does_not_care_what_else_is_read(scored):
     prior, codes, orders, log_prior, _ = scored
     ask = (orders, np.arange(3), log_prior)
