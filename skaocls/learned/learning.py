@@ -311,6 +311,15 @@ def split_off(
     return np.concatenate([train, everything[single]]), rest
 
 
+def trained_by_muon(prior: Prior, recipe: Recipe, mode: str | None) -> bool:
+    """Whether to train by Muon: new priors of images, and what goes on from them.
+
+    Tables have no views, and are overfitted by it. Published weights came from AdamW.
+    """
+    ours = mode is None or (mode == "full" and isinstance(prior, SharedTrunkPrior))
+    return ours and not recipe.tabular
+
+
 def train_one(
     prior: Prior,
     codes: np.ndarray,
@@ -359,7 +368,7 @@ def train_one(
         learning_rate=rate,
         # a body that stays as it is must keep its null class
         weight_decay=0.0 if frozen else recipe.weight_decay,
-        muon=mode is None or (mode == "full" and isinstance(prior, SharedTrunkPrior)),
+        muon=trained_by_muon(prior, recipe, mode),
         class_dropout=0.0 if frozen else recipe.class_dropout,
         orders=orders,
         validation=validation,
