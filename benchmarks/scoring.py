@@ -5,11 +5,15 @@
 Times both side by side in one run, in float32 and bfloat16, for three shapes, and measures the
 peak memory of processes that do nothing else. Images come encoded, which costs the transcription
 nothing for encoding them again with each order. Compiling happens before
-the clock runs; the engine does it by itself for long jobs on CUDA only. Writes
-``results/scoring-<device>.md``.
+the clock runs; the engine does it by itself for long jobs on CUDA only.
+
+Keeps one record for each processor (or CUDA device) in ``results/scoring.json``: what another one
+measures is added, the same one measures anew. ``results/scoring-<device>.md`` is written from all
+records, first of all the range of what they say; ``--tables`` only writes it.
 """
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -49,6 +53,7 @@ SHAPES = {
         (1, 1, 1000),
     ),
 }
+RECORDS = HERE / "results" / "scoring.json"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -146,8 +151,8 @@ def compare(name, sizes, amount, device, repeats):
                 f"{medians['published', 'float32'] / median:.2f}",
                 f"{100 * share:.0f} %",
             ]
-            rows.append(f"| {' | '.join(row)} |")
-            print(rows[-1], flush=True)
+            rows.append(row)
+            print(table_row(row), flush=True)
         distance = [a - a.mean(-1, keepdims=True) for a in (ll, exact)]
         print(f"  class distances off by {np.abs(distance[0] - distance[1]).max():.2g} at most")
     return rows
@@ -217,15 +222,98 @@ def memory():
             found = subprocess.run(
                 [sys.executable, __file__, "--peak", *job], capture_output=True, text=True
             )
-            rows.append(f"| {' | '.join([*job, found.stdout.strip()])} |")
-            print(rows[-1], flush=True)
+            rows.append([*job, found.stdout.strip()])
+            print(table_row(rows[-1]), flush=True)
     return rows
+
+
+def measure(device, repeats):
+    """What one processor or CUDA device takes: a record, JSON as it is."""
+    rows = []
+    for name, (sizes, on_cpu, on_cuda) in SHAPES.items():
+        amount = on_cuda if device.type == "cuda" else on_cpu
+        if amount:
+            rows += compare(name, sizes, amount, device, repeats)
+    return {
+        "torch": torch.__version__,
+        "repeats": repeats,
+        "speeds": rows,
+        "cross_entropy": cross_entropy(device),
+        "memory": memory() if device.type == "cpu" else [],
+    }
+
+
+def table_row(cells):
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def ranges(records):
+    """A table of the engine's speed over that of the published procedure, over all records."""
+    lines = [
+        table_row(["shape", "float32", "bfloat16", "bfloat16 against published float32"]),
+        "|---|---|---|---|",
+    ]
+    found: dict[str, dict[tuple[str, int], list[float]]] = {}
+    for record in records.values():
+        for shape, procedure, precision, _, *times, _ in record["speeds"]:
+            if procedure == "engine":
+                at = found.setdefault(shape.rpartition(", ")[0], {})
+                for column, value in enumerate(times):
+                    at.setdefault((precision, column), []).append(float(value))
+    for shape, at in found.items():
+        columns = [at["float32", 0], at["bfloat16", 0], at["bfloat16", 1]]
+        ends = [dict.fromkeys([f"{min(c):.2f}", f"{max(c):.2f}"]) for c in columns]
+        lines.append(table_row([shape, *map(" to ".join, ends)]))
+    return lines
+
+
+def page(kind, records):
+    """The document of all records of CPUs, or of CUDA devices."""
+    lines = [
+        f"# Scoring speed, {'CUDA' if kind == 'cuda' else 'CPU'}",
+        "",
+        "`python benchmarks/scoring.py`, once on each of these machines: "
+        f"{'; '.join(records)}. How many times as fast as a literal transcription of the "
+        "published procedure the engine is, from the least to the most of them:",
+        "",
+        *ranges(records),
+        "",
+        "A sequence is one image in one order under one class. The share of the matmul rate "
+        "counts the operations of the published procedure, so work that a procedure avoids "
+        "counts as done.",
+    ]
+    for where, record in records.items():
+        lines += [
+            "",
+            f"## Scoring speed on {where}",
+            "",
+            f"torch {record['torch']}. Medians of {record['repeats']} runs, taken in turn.",
+            "",
+            "| shape | procedure | precision | sequences/s | times published, same precision "
+            "| times published in float32 | share of the matmul rate |",
+            "|---|---|---|---|---|---|---|",
+            *map(table_row, record["speeds"]),
+            "",
+            *record["cross_entropy"],
+        ]
+        if record["memory"]:
+            lines += [
+                "",
+                "Peak memory above the weights and the imports, RandAR-L, one process for each "
+                "row:",
+                "",
+                "| procedure | precision | images | classes | GiB |",
+                "|---|---|---|---|---|",
+                *map(table_row, record["memory"]),
+            ]
+    return "\n".join(lines) + "\n"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tables", action="store_true", help="of the records that there are")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
@@ -233,39 +321,13 @@ def main():
         print(f"{peak(procedure, precision, int(n_images), int(n_classes)):.2f}")
         return
     device = torch.device(args.device)
-    cuda = device.type == "cuda"
-    where = torch.cuda.get_device_name(device) if cuda else machine()
-    lines = [
-        f"# Scoring, {'CUDA' if cuda else 'CPU'}",
-        "",
-        f"`python benchmarks/scoring.py`; {where}, torch {torch.__version__}. Medians of "
-        f"{args.repeats} runs, taken in turn.",
-        "",
-        "| shape | procedure | precision | sequences/s | times published, same precision "
-        "| times published in float32 | share of the matmul rate |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, (sizes, on_cpu, on_cuda) in SHAPES.items():
-        amount = on_cuda if cuda else on_cpu
-        if amount:
-            lines += compare(name, sizes, amount, device, args.repeats)
-    lines += [
-        "",
-        *cross_entropy(device),
-        "",
-        "A sequence is one image in one order under one class. The share counts the "
-        "operations of the published procedure, so work that a procedure avoids counts as done.",
-    ]
-    if not cuda:
-        lines += [
-            "",
-            "Peak memory above the weights and the imports, RandAR-L, one process for each row:",
-            "",
-            "| procedure | precision | images | classes | GiB |",
-            "|---|---|---|---|---|",
-            *memory(),
-        ]
-    (HERE / "results" / f"scoring-{device.type}.md").write_text("\n".join(lines) + "\n")
+    kept = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
+    if not args.tables:
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
+        kept.setdefault(device.type, {})[where] = measure(device, args.repeats)
+        RECORDS.write_text(json.dumps(kept, indent=1) + "\n")
+    for kind, records in kept.items():
+        (HERE / "results" / f"scoring-{kind}.md").write_text(page(kind, records))
 
 
 if __name__ == "__main__":

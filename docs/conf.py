@@ -22,6 +22,7 @@ exclude_patterns = ["_build"]
 default_role = "literal"
 autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings say it
+toc_object_entries_show_parents = "hide"  # beside the page of a class, `fit()`
 numpydoc_show_class_members = False  # the template of classes shows methods in full
 numpydoc_validation_checks = {
     "all",
@@ -69,8 +70,16 @@ sphinx_gallery_conf = {
 
 html_theme = "pydata_sphinx_theme"
 html_title = "skaocls"
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
+# pages without pages below them have no section to navigate
+html_sidebars = {
+    page: []
+    for page in ("get_started", "user_guide", "faq", "trust", "changelog")
+    + ("scale", "scale_scoring", "scale_data", "scale_plan")
+}
 html_theme_options = {
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 6,  # in one line of a window 1280 wide
     "navigation_with_keys": False,
     "show_toc_level": 2,
 }

@@ -1,6 +1,8 @@
 """Tokenizers against nearest neighbours and quantiles found by hand."""
 
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 
-from skaocls import PatchTokenizer, QuantileTokenizer
+from skaocls import AnyOrderARClassifier, PatchTokenizer, QuantileTokenizer
 from skaocls.tokenizers.codebook import held_out_loss
 
 
@@ -194,3 +196,18 @@ def test_labels_choose_the_size_of_the_codebook():
         assert tokenizer.fit(fine, nothing).n_codes_ == 64
     with pytest.raises(ValueError, match="y has 3 labels, but X has 400 images"):
         tokenizer.fit(fine, y[:3])
+
+
+def test_the_tokenizer_of_the_guide():
+    guide = (Path(__file__).parents[1] / "docs/user_guide.md").read_text(encoding="utf-8")
+    section = guide.split("### A tokenizer of your own")[1]
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
+    tokenizer = names["GrayLevels"](n_levels=2)
+    X, y = load_digits(n_class=2, return_X_y=True)
+    X = X.reshape(-1, 8, 8)[:, 1:7, 1:7]  # of 0 to 16
+    clf = AnyOrderARClassifier(tokenizer=tokenizer, max_iter=2, n_orders=2, random_state=0)
+    clf.fit(X[:200], y[:200])
+    np.testing.assert_array_equal(clf.tokenizer_.transform(X[..., None]), X >= 8)
+    assert clf.score(X[200:], y[200:]) > 0.9
+    assert set(np.unique(clf.sample(3, y=1, random_state=0))) == {4.0, 12.0}
