@@ -21,7 +21,8 @@ GROWING = {"max_iter": 1}
 CASES = {
     "ddp": {"augmentation": 3, "weighted": True, "verbose": 1},  # 50 steps
     "accumulating": SHORT | {"micro_batch_size": 10, "early_stopping": True, "temperature": "auto"},
-    "fsdp": SHORT | {"parallel": "fsdp", "micro_batch_size": 20, "early_stopping": True},
+    "fsdp": SHORT
+    | {"parallel": "fsdp", "micro_batch_size": 20, "early_stopping": True, "augmentation": 2},
     "mixed": SHORT | {"precision": "bfloat16"},
     "mixed, fsdp": SHORT | {"precision": "bfloat16", "parallel": "fsdp", "weighted": True},
     "grown": GROWING,

@@ -311,13 +311,14 @@ def split_off(
     return np.concatenate([train, everything[single]]), rest
 
 
-def trained_by_muon(prior: Prior, recipe: Recipe, mode: str | None) -> bool:
-    """Whether to train by Muon: new priors of images, and what goes on from them.
+def trained_by_muon(prior: Prior, n_views: int, mode: str | None) -> bool:
+    """Whether to train by Muon: new priors of augmented images, and what goes on from them.
 
-    Tables have no views, and are overfitted by it. Published weights came from AdamW.
+    Without several views of each image, as for tables, it overfits. Published weights came from
+    AdamW.
     """
     ours = mode is None or (mode == "full" and isinstance(prior, SharedTrunkPrior))
-    return ours and not recipe.tabular
+    return ours and n_views > 1
 
 
 def train_one(
@@ -368,7 +369,7 @@ def train_one(
         learning_rate=rate,
         # a body that stays as it is must keep its null class
         weight_decay=0.0 if frozen else recipe.weight_decay,
-        muon=trained_by_muon(prior, recipe, mode),
+        muon=trained_by_muon(prior, codes.shape[1], mode),
         class_dropout=0.0 if frozen else recipe.class_dropout,
         orders=orders,
         validation=validation,

@@ -3,7 +3,7 @@
 AdamW moves every weight by about as much. A matrix acts through its singular directions, and most
 of its gradient lies along a few of them; Muon steps by the orthogonal matrix that is nearest to the
 gradient's running mean, so that all directions are learned at one pace. New priors get further by
-it in as many steps, and priors that began so go on so. Published weights are left to AdamW.
+it in as many steps; where each image has one view alone it overfits them.
 """
 
 from collections import defaultdict
