@@ -14,6 +14,7 @@ def test_token_log_likelihoods_are_the_prior_s():
     codes, orders = rng.randint(5, size=(3, 6)), np.stack([rng.permutation(6) for _ in range(4)])
     labels = np.array([[0, 4], [3, 1], [2, 2]])
     found = token_log_likelihoods(prior, codes, orders, labels)
+    assert found.dtype == np.float64
     for i, image in enumerate(codes):
         for k, order in enumerate(orders):
             for m, label in enumerate(labels[i]):

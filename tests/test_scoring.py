@@ -66,6 +66,7 @@ def test_an_image_does_not_depend_on_its_batch():
     codes = rng.randint(9, size=(40, 9))
     orders = np.stack([rng.permutation(9) for _ in range(5)])
     whole = log_likelihoods(prior, codes, orders, np.arange(4))
+    assert whole.dtype == np.float64  # sums of many float32 numbers
     for size in (1, 3, 17):
         parts = [
             log_likelihoods(prior, codes[i : i + size], orders, np.arange(4))
