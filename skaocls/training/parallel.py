@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -177,8 +178,15 @@ def as_piece(like: Tensor, tensor: Tensor) -> Tensor:
 
 def whole_of(tensor: Tensor) -> Tensor:
     """The whole of which each process has a piece."""
-    whole: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
-    return tensor if whole is None else whole()
+    piece = piece_of(tensor)
+    if piece is tensor:
+        return tensor
+    rows = -(-tensor.shape[0] // size())  # of all pieces but the last ones
+    padded = piece.new_zeros(rows, *tensor.shape[1:])
+    padded[: len(piece)] = piece
+    parts = [torch.empty_like(padded) for _ in range(size())]
+    dist.all_gather(parts, padded, group=None if padded.is_cuda else talk())
+    return torch.cat(parts)[: tensor.shape[0]]
 
 
 def cut(like: Tensor, whole: Tensor) -> Tensor:
