@@ -55,6 +55,7 @@ TESTS = {  # files, and words in the names of the tests in them; none is all
     ),
     "sampling": ("test_generation.py", ""),
     "screening": ("test_screening.py", ""),
+    "stopping": ("test_stopping.py", ""),
 }
 TRAINED = {"fitted", "clf", "ten_digits", "digits"}
 SECONDS = 6, 3  # of processor time, and so many times what the tests take without a change
@@ -123,7 +124,7 @@ class Choice:
 
     def __init__(self, name):
         self.words = TESTS[name][1].split()
-        self.trained = set() if name == "evidence" else TRAINED
+        self.trained = set() if name in ("evidence", "stopping") else TRAINED
 
     def pytest_collection_modifyitems(self, items):
         items[:] = [

@@ -29,6 +29,7 @@ from skaocls.training.state import History
 from skaocls.version import __version__
 
 RATE_TIMES_DIM = 0.4
+EPOCHS_OF_ADAMW = 60  # from which AdamW alone does as well or better
 FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
 
 
@@ -311,14 +312,14 @@ def split_off(
     return np.concatenate([train, everything[single]]), rest
 
 
-def trained_by_muon(prior: Prior, n_views: int, mode: str | None) -> bool:
-    """Whether to train by Muon: new priors of augmented images, and what goes on from them.
+def trained_by_muon(prior: Prior, n_views: int, max_iter: int, mode: str | None) -> bool:
+    """Whether to train by Muon: new priors that have little time, and what goes on from them.
 
-    Without several views of each image, as for tables, it overfits. Published weights came from
-    AdamW.
+    Without several views of each image, as for tables, and in many epochs, as on small digits, it
+    overfits (``benchmarks/optimizers.py``). Published weights came from AdamW.
     """
     ours = mode is None or (mode == "full" and isinstance(prior, SharedTrunkPrior))
-    return ours and n_views > 1
+    return ours and n_views > 1 and max_iter < EPOCHS_OF_ADAMW
 
 
 def train_one(
@@ -369,7 +370,7 @@ def train_one(
         learning_rate=rate,
         # a body that stays as it is must keep its null class
         weight_decay=0.0 if frozen else recipe.weight_decay,
-        muon=trained_by_muon(prior, codes.shape[1], mode),
+        muon=trained_by_muon(prior, codes.shape[1], max_iter, mode),
         class_dropout=0.0 if frozen else recipe.class_dropout,
         orders=orders,
         validation=validation,
