@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,7 +112,7 @@ def all_threads(n: int) -> Iterator[None]:
         yield
 
 
-@cache
+@lru_cache
 def thread_pools() -> ThreadpoolController:
     """The libraries that have threads, looked for once: it takes milliseconds."""
     return ThreadpoolController()

@@ -7,7 +7,7 @@ it in as many steps; where each image has one view alone it overfits them.
 """
 
 from collections import defaultdict
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,11 +44,11 @@ class Muon(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         everything = self.param_groups
         self.param_groups = [group for group in everything if "muon" not in group]
         try:
-            super().step()
+            loss = super().step(closure)
         finally:
             self.param_groups = everything
         for group in everything:
@@ -59,6 +59,7 @@ class Muon(torch.optim.AdamW):
                     weights = piece_of(p.data)
                     weights.mul_(1 - group["lr"] * group["weight_decay"])
                     weights.sub_(cut(p, direction), alpha=group["lr"])
+        return loss
 
     def ahead(self, p: Tensor) -> Tensor:
         """The running mean of a gradient as Nesterov's momentum takes it, whole."""
