@@ -5,6 +5,7 @@ import dataclasses
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
-from skaocls.devices import first_free, torch_threads
+from skaocls.devices import first_free, glibc, torch_threads
 from skaocls.images.inputs import BadImage
 from skaocls.learned import answers, parallel
 from skaocls.learned.pieces import pieces_of
@@ -230,6 +231,40 @@ def test_processes_of_multiprocessing(fitted, X, monkeypatch, method):
     with joblib.parallel_config("multiprocessing", n_jobs=2):
         shared = clone_fitted(fitted).predict_proba(X)
     assert_allclose(shared, fitted.predict_proba(X), atol=1e-6)
+
+
+def test_workers_use_freed_memory_again_and_give_it_back():
+    """In a process of its own, whose C library is asked to give back at once, as Dask asks it."""
+    if glibc() is None:
+        pytest.skip("the C library is another one, which is left alone")
+    code = """
+import resource, torch
+from skaocls.devices import freed_memory_kept
+
+def pages(n):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(n):
+        torch.ones(2**22)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+
+torch.set_num_threads(1)
+pages(2)
+given_back = pages(10)
+with freed_memory_kept():
+    pages(2)
+    kept, most = pages(10), resident()
+print(given_back, kept, most - resident())
+"""
+    env = os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, check=True)
+    given_back, kept, freed = map(int, done.stdout.split())
+    block = 2**24 // resource.getpagesize()
+    assert given_back > 9 * block / 512  # of huge pages there are fewer
+    assert kept < given_back / 10
+    assert freed > 0.9 * block
 
 
 def test_dask_needs_no_shared_disk(dask_client, fitted, X, monkeypatch):
