@@ -32,6 +32,7 @@ from skaocls.attributes import kept_in
 from skaocls.distributed import same, together
 from skaocls.images.advice import gathered
 from skaocls.images.inputs import check_image_shape, shortened
+from skaocls.images.lazy import rows_of
 from skaocls.images.reader import (
     all_bad_named,
     as_tokens,
@@ -98,8 +99,8 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
       `temperature`, `search`, `racing_error`, `racing_screen`, `crop`, `latent_noise`; before it
       `priors`;
     - training: `max_iter`, `batch_size`, `learning_rate_init`, `augmentation`, `weight_decay`,
-      `class_dropout`, `class_weight`, `early_stopping`, `validation_fraction`, `n_iter_no_change`,
-      `tol`, `warm_start`;
+      `class_dropout`, `posterior_weight`, `class_weight`, `early_stopping`, `validation_fraction`,
+      `n_iter_no_change`, `tol`, `warm_start`;
     - fine-tuning: `finetune`, `lora_rank`, `lora_alpha`, `finetune_dropout`, `new_classes`;
     - resources: `checkpoint_dir`, `memory`, `micro_batch_size`, `checkpointing`, `parallel`,
       `n_jobs`, `device`, `precision`, `random_state`, `verbose`.
@@ -236,6 +237,14 @@ default="mean_log_likelihood"
     class_dropout : float, default=0.1
         Share of training labels replaced by the null class, so that the prior also knows
         log p(tokens).
+    posterior_weight : float or "auto", default="auto"
+        How often -log p(class | tokens, order) of an image, by Bayes' rule, is counted in training
+        beside its -log p(tokens | class, order). With 0 training is purely generative, the
+        published recipe. ``"auto"`` is 10 where a `SharedTrunkPrior` is trained as a whole, which
+        reads an image once for all classes: classes are told apart much better, the tokens are as
+        likely as before (``benchmarks/posterior.py``). Else it is 0: with the published
+        architecture each other class, 15 of them at most, is one more reading of the image
+        (:mod:`skaocls.training.posterior`).
     early_stopping : bool, default=False
         Hold out `validation_fraction` of the data, stop when its likelihood no longer rises, and
         keep the best weights.
@@ -248,7 +257,12 @@ default="mean_log_likelihood"
     tol : float, default=2e-2
         Rise of the held-out log-likelihood, or fall of the training loss per epoch, in nats per
         token, that counts as none. Without `early_stopping` it decides only about a warning.
-    crop : {"center", "random"}, default="center"
+    crop : {"auto", "center", "views", "random"}, default="auto"
+        What of an image the orders read. ``"center"``: all the same. ``"views"``: the first the
+        image, each other one a view of its own, shifted, turned and stretched half as far as those
+        in training, so that the average is over views as well; much more accurate where tokens
+        are patches, whose edges lie elsewhere in each view (``benchmarks/views.py``). ``"auto"``
+        is that after `fit` drew views (`augmentation`) for a fast tokenizer, else ``"center"``.
         ``"random"`` reads a crop of its own for each order, as the paper does: the image as it
         came, a file at its full size, is resized so that its shorter side has between 1 and 1.25
         times the pixels that are wanted, and a window is cut out anywhere
@@ -424,11 +438,12 @@ default="mean_log_likelihood"
         "new_classes": [StrOptions({"nearest", "null"})],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "class_dropout": [Interval(Real, 0, 1, closed="left")],
+        "posterior_weight": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
-        "crop": [StrOptions({"center", "random"})],
+        "crop": [StrOptions({"auto", "center", "random", "views"})],
         "latent_noise": [Interval(Real, 0, 1, closed="both")],
         "warm_start": ["boolean"],
         "memory": [str, os.PathLike, joblib.Memory, None],
@@ -473,11 +488,12 @@ default="mean_log_likelihood"
         new_classes="nearest",
         weight_decay=0.05,
         class_dropout=0.1,
+        posterior_weight="auto",
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=10,
         tol=2e-2,
-        crop="center",
+        crop="auto",
         latent_noise=0.0,
         warm_start=False,
         priors=None,
@@ -518,6 +534,7 @@ default="mean_log_likelihood"
         self.new_classes = new_classes
         self.weight_decay = weight_decay
         self.class_dropout = class_dropout
+        self.posterior_weight = posterior_weight
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
@@ -1270,7 +1287,7 @@ default="mean_log_likelihood"
                 checkpoint_dir=self.checkpoint_dir,
                 seeded=self.random_state is not None,
             )
-        return self._accept(learned, skipped)
+        return self._accept(learned, some, skipped)
 
     def _extend(self, X, y, sample_weight, grow, classes=None):
         """Train what was learned on further images."""
@@ -1285,13 +1302,13 @@ default="mean_log_likelihood"
         self._check_priors(model.classes)
         with all_bad_named(batch, model.reader.decoding):
             learned = extend(model, some, y, weights, self._recipe(), rng, grow=grow)
-        return self._accept(learned, skipped)
+        return self._accept(learned, some, skipped)
 
     def _check_priors(self, classes):
         """Refuse wrong class probabilities before training, not after it."""
         class_log_prior(self.priors, np.ones(len(classes)))
 
-    def _accept(self, learned, skipped):
+    def _accept(self, learned, batch, skipped):
         """Take over what was learned, tell how it went, and warn where training was too short."""
         model, histories, held_out, checkpoints = learned
         log_prior = class_log_prior(self.priors, model.class_count)
@@ -1306,15 +1323,11 @@ default="mean_log_likelihood"
             "choices_": choices(model, histories[0]),
         }
         if self.temperature == "auto":
-            codes, columns, weights = held_out
-            ll = answers.log_likelihoods(
-                model,
-                codes,
-                model.orders(self.order, self.n_orders),
-                device=self.device,
-                precision=self.precision,
-                store=open_store(self.memory),
-            )
+            rows, columns, weights = held_out
+            some = rows_of(batch, rows)
+            orders, store = model.orders(self.order, self.n_orders), open_store(self.memory)
+            read = races_together(model, some, orders, store=store, **self._reading())
+            ll = np.concatenate([race.log_likelihood for race in read])
             about["_fitted_temperature"] = same(
                 fit_temperature(ll, columns, log_prior, self.aggregation, weights)
             )

@@ -227,7 +227,8 @@ def test_processes_of_multiprocessing(fitted, X, monkeypatch, method):
     # what joblib reads from JOBLIB_START_METHOD
     context = multiprocessing.get_context(method)
     monkeypatch.setattr(joblib.parallel, "DEFAULT_MP_CONTEXT", context)
-    torch.ones(500, 500) @ torch.ones(500, 500)  # by all threads
+    with torch_threads(2):  # OpenMP's threads wait in a process that is forked from here
+        torch.ones(500, 500) @ torch.ones(500, 500)
     with joblib.parallel_config("multiprocessing", n_jobs=2):
         shared = clone_fitted(fitted).predict_proba(X)
     assert_allclose(shared, fitted.predict_proba(X), atol=1e-6)

@@ -17,7 +17,8 @@ from skaocls.scoring.stopping import stop_early
 def clf(digits):
     small = {"dim": 32, "n_layer": 1, "n_head": 2, "multiple_of": 32, "rank": 16, "width": 24}
     params = {"prior": small, "n_orders": 12, "batch_size": 16, "learning_rate_init": 5e-3}
-    return AnyOrderARClassifier(max_iter=15, tol=10.0, random_state=0, **params).fit(*digits[:2])
+    params |= {"max_iter": 15, "tol": 10.0, "crop": "center", "random_state": 0}
+    return AnyOrderARClassifier(**params).fit(*digits[:2])
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Random views of images for training."""
+"""Random views of images, for training and for scoring."""
 
 import math
 
@@ -18,6 +18,8 @@ def random_views(
     rotation: float = 10.0,
     scale: float = 0.1,
     shear: float = 0.1,
+    share: float = 1.0,
+    alike: bool = False,
 ) -> np.ndarray:
     """Move, turn, stretch and shear each image a little; what appears at the edges repeats them.
 
@@ -27,13 +29,17 @@ def random_views(
     ----------
     images : float array of shape (n, height, width, channels)
     rng : RandomState
-        Draws one transformation for each image.
+        Draws the transformations.
     shift : float, default=0.125
         Largest shift, as a share of height and width.
     rotation : float, default=10.0
         Largest turn, in degrees.
     scale, shear : float, default=0.1
         Largest relative change of size, and largest shear.
+    share : float, default=1.0
+        Share of these limits.
+    alike : bool, default=False
+        Whether all images get the same transformation, else each one of its own.
 
     Returns
     -------
@@ -47,19 +53,21 @@ def random_views(
     >>> random_views(images, np.random.RandomState(0)).shape
     (5, 8, 8, 1)
     """
-    n = len(images)
+    n = 1 if alike else len(images)
     angle, stretch, slant = (
-        torch.from_numpy(rng.uniform(-limit, limit, n)).float()
+        torch.from_numpy(rng.uniform(-share * limit, share * limit, n)).float()
         for limit in (math.radians(rotation), scale, shear)
     )
     # affine_grid counts from -1 to 1: the whole image is 2 wide
-    dx, dy = torch.from_numpy(rng.uniform(-2 * shift, 2 * shift, (2, n))).float()
+    far = 2 * share * shift
+    dx, dy = torch.from_numpy(rng.uniform(-far, far, (2, n))).float()
     size = 1 + stretch
     rows = [
         torch.stack([size * angle.cos(), -size * angle.sin() + slant, dx], 1),
         torch.stack([size * angle.sin(), size * angle.cos(), dy], 1),
     ]
     pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).permute(0, 3, 1, 2)
-    grid = F.affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
+    grid = F.affine_grid(torch.stack(rows, 1), [n, *pixels.shape[1:]], align_corners=False)
+    grid = grid.expand(len(images), -1, -1, -1)
     moved = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     return moved.permute(0, 2, 3, 1).numpy()

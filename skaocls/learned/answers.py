@@ -31,7 +31,7 @@ def races(
     batch: Any,
     orders: np.ndarray,
     *,
-    crop: str = "center",
+    crop: str = "auto",
     latent_noise: float = 0.0,
     racing: Callable[..., Race] | None = None,
     device: Any = "auto",
@@ -49,7 +49,8 @@ def races(
         What ``model.reader.check`` returns.
     orders : int array of shape (n_orders, n_tokens)
     crop, latent_noise : str, float
-        Of the images, see :func:`skaocls.learned.encoding.encode_for_orders`.
+        Of the images, see :func:`skaocls.learned.encoding.encode_for_orders`; ``"auto"`` is
+        ``"views"`` for a model that learned from views, else ``"center"``.
     racing : callable, default=None
         :func:`skaocls.scoring.racing.race` or, of a shared trunk,
         :func:`skaocls.scoring.stopping.stop_early`, with class priors and options. None scores all
@@ -173,6 +174,8 @@ def encode_all(
     together: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the codes of a few images at a time, as each order sees them."""
+    if crop == "auto":
+        crop = "views" if model.views else "center"
     for part in gen_batches(len(batch), together or at_once(model)):
         yield encode_for_orders(
             model.tokenizer,
@@ -223,7 +226,7 @@ def explain(
     rivals: np.ndarray | None,
     orders: np.ndarray,
     *,
-    crop: str = "center",
+    crop: str = "auto",
     latent_noise: float = 0.0,
     device: Any = "auto",
     precision: str = "auto",

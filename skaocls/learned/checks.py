@@ -71,6 +71,8 @@ def check_model(model: FittedModel) -> None:
     if not ((model.rows >= 0) & (model.rows <= most)).all():
         raise ValueError(f"rows {model.rows} are not in the class tables")
     check_sizes("order_seed", [model.order_seed + 1], 1, 2**32)
+    if not isinstance(model.views, bool):
+        raise ValueError(f"views is {model.views!r}, neither true nor false")
     tokenizer = model.tokenizer
     for prior in model.priors:
         if not all(bool(weight.isfinite().all()) for weight in prior.state_dict().values()):

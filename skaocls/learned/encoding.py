@@ -34,6 +34,7 @@ FIT_TOKENIZER_ON = 2**27  # numbers (images times pixels times channels) it may 
 DECODED_AT_ONCE = 2**24  # of these, if it is one that reads on its own what it needs
 CODES_IN_MEMORY = 2**26  # bytes; more go into a file
 N_VIEWS, N_VIEWS_SLOW = 16, 4  # of each training image, the first of them the image itself
+OF_ORDERS = 0.5  # how far the views that orders read are moved, as a share of those in training
 SHARP_EVERY = 5  # of the views one is the image itself, or blurred tokens become the familiar ones
 
 
@@ -153,6 +154,16 @@ def views_wanted(tokenizer: Any, augmentation: int | str | None) -> int:
     return 1 if augmentation is None else augmentation
 
 
+def has_views(tokenizer: Any, reader: Reader, augmentation: int | str | None) -> bool:
+    """Whether a prior of images learns from random views of them, and reads others as readily.
+
+    Those of slow tokenizers are left out: each order's would take seconds.
+    """
+    if reader.image_shape is None or is_slow(tokenizer):
+        return False
+    return len(drawn(views_wanted(tokenizer, augmentation))) > 0
+
+
 def drawn(n_views: int) -> list[int]:
     """Which of the views are not the image itself."""
     return [view for view in range(1, n_views) if view % SHARP_EVERY]
@@ -235,7 +246,8 @@ def encode_for_orders(
     """Tokens of batch[part], with a crop and noise of its own for each order if they are wanted.
 
     Crop and noise of an order are the same for all images: what is drawn are shares of what an
-    image has room for. Of data that are tokens of several crops, orders take them in turn.
+    image has room for. Of views the first order's is the image itself. Of data that are tokens of
+    several crops, orders take them in turn.
 
     Returns
     -------
@@ -244,8 +256,8 @@ def encode_for_orders(
     if reader.grid is not None:
         if crop != "center" or latent_noise:
             raise ValueError(
-                'crop="random" and latent_noise need images, but the classifier reads tokens. Pass '
-                "tokens of several crops, (n, n_crops, rows, cols): each order reads one of them."
+                f"crop={crop!r} and latent_noise need images, but the classifier reads tokens. "
+                "Pass tokens of several crops, (n, n_crops, rows, cols): each order reads one."
             )
         codes = encode(tokenizer, reader, batch, part)
         return codes if codes.ndim == 2 else codes[:, np.arange(n_orders) % codes.shape[1]]
@@ -255,11 +267,14 @@ def encode_for_orders(
     sides = np.random.RandomState([seed, 1]).uniform(size=n_orders)
     images: Any = reader.originals(batch, part) if crop == "random" else reader.images(batch, part)
     views = []
-    for side in sides:
+    for order, side in enumerate(sides):
         where, noise_seed = rng.uniform(size=2), rng.randint(2**31 - 1)
         pixels = images
         if crop == "random":
             pixels = np.stack([random_crop(x, reader.image_shape, side, where) for x in images])
+        elif crop == "views" and order:
+            drawing = np.random.RandomState([seed, 2, order])
+            pixels = random_views(images, drawing, share=OF_ORDERS, alike=True)
         noise = {"latent_noise": latent_noise, "seed": noise_seed} if latent_noise else {}
         views.append(tokens(tokenizer, pixels, **noise))
     return np.stack(views, axis=1)

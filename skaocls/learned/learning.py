@@ -12,6 +12,7 @@ from skaocls.devices import own_torch_state, resolve_device, resolve_precision
 from skaocls.distributed import check_same, is_main, size
 from skaocls.images.lazy import first_views, in_memory, rows_of
 from skaocls.images.reader import Reader
+from skaocls.learned.encoding import has_views
 from skaocls.learned.lengths import EPOCHS, batch_of, epochs_of
 from skaocls.learned.model import FittedModel
 from skaocls.learned.recipe import Recipe
@@ -30,13 +31,14 @@ from skaocls.version import __version__
 
 RATE_TIMES_DIM = 0.4
 EPOCHS_OF_ADAMW = 60  # from which AdamW alone does as well or better
+POSTERIOR_WEIGHT = 10.0  # of priors that read an image once for all classes
 FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
 
 
 class HeldOut(NamedTuple):
-    """What was not trained on: codes (n, n_tokens), columns and weights."""
+    """What was not trained on: which of the data, their columns and weights."""
 
-    codes: np.ndarray
+    rows: np.ndarray
     columns: np.ndarray
     weights: np.ndarray
 
@@ -150,10 +152,11 @@ def learn(
             "rows": class_rows,
             "sources": np.zeros(len(classes), dtype=int),
             "order_seed": order_seed,
+            "views": has_views(fitted, reader, recipe.augmentation),
         }
         rest, held_out = split[1], None
         if rest is not None:
-            held_out = HeldOut(in_memory(first_views(codes, rest)), columns[rest], weights[rest])
+            held_out = HeldOut(rest, columns[rest], weights[rest])
         if history.interrupted:
             raise Interrupted(parts, history, held_out)
         return parts, history, held_out
@@ -267,9 +270,7 @@ def extend(
         class_count=model.class_count + count if grow else count,
     )
     rest = np.array(held_out, dtype=int)
-    return Learned(
-        grown, histories, HeldOut(in_memory(first_views(codes, rest)), columns[rest], weights[rest])
-    )
+    return Learned(grown, histories, HeldOut(rest, columns[rest], weights[rest]))
 
 
 def prepared(recipe: Recipe, reader: Reader, y: np.ndarray, weights: np.ndarray) -> Recipe:
@@ -322,6 +323,18 @@ def trained_by_muon(prior: Prior, n_views: int, max_iter: int, mode: str | None)
     return ours and n_views > 1 and max_iter < EPOCHS_OF_ADAMW
 
 
+def posterior_weight_of(prior: Prior, recipe: Recipe, mode: str | None) -> float:
+    """How much the posterior counts beside the likelihood.
+
+    Published weights came from likelihood alone, and of a prior that reads an image once for each
+    class the posterior costs as many readings.
+    """
+    if not isinstance(recipe.posterior_weight, str):
+        return recipe.posterior_weight
+    ours = mode in (None, "full") and isinstance(prior, SharedTrunkPrior)
+    return POSTERIOR_WEIGHT if ours else 0.0
+
+
 def train_one(
     prior: Prior,
     codes: np.ndarray,
@@ -372,6 +385,7 @@ def train_one(
         weight_decay=0.0 if frozen else recipe.weight_decay,
         muon=trained_by_muon(prior, codes.shape[1], max_iter, mode),
         class_dropout=0.0 if frozen else recipe.class_dropout,
+        posterior_weight=posterior_weight_of(prior, recipe, mode),
         orders=orders,
         validation=validation,
         n_iter_no_change=recipe.n_iter_no_change,

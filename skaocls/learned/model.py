@@ -39,7 +39,10 @@ class FittedModel:
     class_count : float64 ndarray of shape (n_classes,)
         Training images of each class, or the sum of their weights.
     order_seed : int
-        Seed of the orders, and of the crops and the noise that go with them.
+        Seed of the orders, and of the crops, views and noise that go with them.
+    views : bool
+        Whether the first prior learned from random views of images, so that each order may read
+        another one.
     class_names, wordnet_ids : ndarray of shape (n_classes,) or None
         What ImageNet calls its classes.
 
@@ -65,6 +68,7 @@ class FittedModel:
     rows: np.ndarray
     class_count: np.ndarray
     order_seed: int
+    views: bool = False
     class_names: np.ndarray | None = None
     wordnet_ids: np.ndarray | None = None
 

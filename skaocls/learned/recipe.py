@@ -37,6 +37,7 @@ class Recipe:
     new_classes: str
     weight_decay: float
     class_dropout: float
+    posterior_weight: float | str
     early_stopping: bool
     validation_fraction: float
     n_iter_no_change: int

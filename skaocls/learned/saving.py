@@ -76,7 +76,7 @@ def save(
     classes = model.classes
     config["classes"] = {"dtype": classes.dtype.str, "values": labels_to_json(classes)}
     config |= {name: to_json(getattr(model, name)) for name in ARRAYS}
-    config["order_seed"] = model.order_seed
+    config |= {"order_seed": model.order_seed, "views": model.views}
     config["reader"] = to_json(vars(model.reader))
     config["prior"] = {"grid": list(model.prior.grid), "n_head": model.prior.transformer.n_head}
     config["added_priors"] = len(model.priors) - 1
@@ -170,6 +170,7 @@ def restore(
         ),
         classes=labels_from_json(classes["values"], classes["dtype"]),
         order_seed=config["order_seed"],
+        views=config.get("views", False),
         **cast(
             dict[str, Any],
             {name: None if values is None else np.array(values) for name, values in arrays.items()},

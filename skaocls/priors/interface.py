@@ -56,6 +56,19 @@ class Prior(nn.Module):
         """Float32 log-probabilities (items, n_tokens) of the tokens, in the order of reading."""
         raise NotImplementedError
 
+    def log_prob_of_each(
+        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
+    ) -> Tensor:
+        """The same under several labels (items, n_labels): (items, n_tokens, n_labels).
+
+        Here by reading the items once for each; priors that can do with less do.
+        """
+        n_labels = labels.shape[1]
+        orders = orders.expand_as(codes).repeat_interleave(n_labels, 0)
+        codes = codes.repeat_interleave(n_labels, 0)
+        log_prob = self.log_prob(codes, orders, labels.flatten(), generator)
+        return log_prob.view(len(labels), n_labels, -1).transpose(1, 2)
+
     def matrices(self) -> dict[Tensor, int]:
         """Those that lead from hidden states to hidden states, and of how many each is a stack."""
         layers = self.transformer.layers

@@ -128,6 +128,25 @@ class ClassHead(nn.Module):
         log_prob: Tensor = (of_group + in_group).squeeze(-1)
         return log_prob
 
+    def log_prob_of_each(self, base: Tensor, z: Tensor, codes: Tensor) -> Tensor:
+        """As :meth:`log_prob` under several classes: z is (..., n_classes, rank), the result too.
+
+        Only codes of each target's group are tilted, which several classes are worth copying for.
+        """
+        slot = self.slots[codes]
+        group, member = slot // self.group_size, slot % self.group_size
+        own = group[..., None, None].expand(*group.shape, 1, self.group_size)
+        of_members, of_groups = base.gather(-2, own), base.logsumexp(-1)[..., None, :]
+        tilts = F.embedding(group, self.tokens.flatten(1)).unflatten(-1, self.tokens.shape[1:])
+        within = (z @ tilts.transpose(-1, -2)).float() + of_members
+        among = self.groups(z).float() + of_groups
+        of_group, in_group = (
+            logits.log_softmax(-1).gather(-1, at[..., None, None].expand(*logits.shape[:-1], 1))
+            for logits, at in ((among, group), (within, member))
+        )
+        log_prob: Tensor = (of_group + in_group).squeeze(-1)
+        return log_prob
+
     def log_softmax(self, base: Tensor, z: Tensor) -> Tensor:
         """Log-probabilities (..., vocab_size) of all codes."""
         of_group = (base.logsumexp(-1) + self.groups(z).float()).log_softmax(-1)
@@ -270,6 +289,15 @@ class SharedTrunkPrior(Prior):
         hidden = self.hidden(codes, orders, generator)
         z = self.head.tilt(hidden, labels[:, None])
         return self.head.log_prob(self.base(hidden), z, codes.gather(1, orders))
+
+    def log_prob_of_each(
+        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
+    ) -> Tensor:
+        """The same under several labels (items, n_labels), from one reading of each item."""
+        orders = orders.expand_as(codes)
+        hidden = self.hidden(codes, orders, generator)
+        z = self.head.tilt(hidden[:, :, None], labels[:, None])
+        return self.head.log_prob_of_each(self.base(hidden), z, codes.gather(1, orders))
 
     def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
         """As the trunk knows no class, the same for all."""

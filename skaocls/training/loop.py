@@ -21,6 +21,7 @@ from skaocls.scoring.orders import draw_orders
 from skaocls.training.checkpoints import Checkpoints
 from skaocls.training.optimizer import make_optimizer
 from skaocls.training.parallel import Loss, Parallel, use
+from skaocls.training.posterior import draw_rivals, log_shares
 from skaocls.training.state import LOWERED, History, TrainingState, are_finite, copies
 
 CLIP_NORM = 1.0
@@ -46,6 +47,7 @@ def train_prior(
     weight_decay: float = 0.05,
     muon: bool = False,
     class_dropout: float = 0.1,
+    posterior_weight: float = 0.0,
     orders: np.ndarray | None = None,
     validation: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None,
     n_iter_no_change: int = 10,
@@ -99,6 +101,9 @@ def train_prior(
         :mod:`skaocls.training.optimizer`.
     class_dropout : float, default=0.1
         Probability of the null class.
+    posterior_weight : float, default=0.0
+        How often -log p(class | tokens, order) is counted beside -log p(tokens | class, order) of
+        each image that keeps its class, see :mod:`skaocls.training.posterior`.
     orders : int array of shape (n_orders, n_tokens), default=None
         Orders to choose from; None is all permutations.
     validation : tuple (codes (n, n_tokens), labels (n,), weights (n,) or None), default=None
@@ -153,10 +158,12 @@ def train_prior(
     True
     """
     device = prior.device
-    engine = Parallel(prior, parallel, autocast)
+    engine = Parallel(prior, parallel, autocast, posterior_weight)
     all_labels = torch.as_tensor(labels)
     all_orders = None if orders is None else torch.as_tensor(orders)
     weights = None if sample_weight is None else torch.as_tensor(sample_weight).float()
+    told_apart = posterior_weight > 0 and prior.num_classes > 1
+    log_share = log_shares(labels, sample_weight, prior.num_classes).to(device)
     optimizer = make_optimizer(engine.prior, learning_rate, weight_decay, muon)
     n, n_views, n_tokens = codes.shape
     steps = max(1, n // batch_size)
@@ -193,16 +200,19 @@ def train_prior(
                 else:
                     which = torch.randint(len(all_orders), i.shape, generator=random)
                     order = all_orders[which]
+                rivals = draw_rivals(label, prior.num_classes, random) if told_apart else None
                 weight = None if weights is None else weights[i]
                 share = share_of(len(i))
                 if size() > 1:
                     batch, label, order = (a[share.rows] for a in (batch, label, order))
                     weight = None if weight is None else weight[share.rows]
+                    rivals = None if rivals is None else rivals[share.rows]
                     state.begin_step(epoch * steps + step)
                 if share.real is not None:
                     weight = share.real if weight is None else weight * share.real
                 batch, label, order = (a.to(device) for a in (batch, label, order))
                 weight = None if weight is None else weight.to(device)
+                rivals = None if rivals is None else rivals.to(device)
                 optimizer.zero_grad()
                 for few in gen_batches(len(batch), micro_batch_size or len(batch)):
                     with engine.accumulating(few.stop == len(batch)):
@@ -213,6 +223,8 @@ def train_prior(
                                 label[few],
                                 None if weight is None else weight[few],
                                 state.dropping,
+                                None if rivals is None else rivals[few],
+                                log_share,
                             )
                         loss = loss * ((few.stop - few.start) / len(i))
                         # torch's engines take the mean over the processes

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from skaocls.distributed import is_main, rank, size, spread, talk
 from skaocls.priors.interface import Prior
+from skaocls.training.posterior import surprise
 
 
 class Loss(nn.Module):
@@ -27,11 +28,13 @@ class Loss(nn.Module):
     Parameters
     ----------
     prior : Prior
+    posterior_weight : float, default=0.0
+        Of the posterior's loss beside that of the likelihood.
     """
 
-    def __init__(self, prior: Prior):
+    def __init__(self, prior: Prior, posterior_weight: float = 0.0):
         super().__init__()
-        self.prior = prior
+        self.prior, self.posterior_weight = prior, posterior_weight
 
     def forward(
         self,
@@ -40,10 +43,24 @@ class Loss(nn.Module):
         labels: Tensor,
         weights: Tensor | None = None,
         generator: Generator | None = None,
+        rivals: Tensor | None = None,
+        log_share: Tensor | None = None,
     ) -> Tensor:
-        """Mean negative log-likelihood per token; `generator` is of dropout."""
-        each = -self.prior.log_prob(codes, orders, labels, generator)
-        return each.mean() if weights is None else (weights * each.mean(1)).mean()
+        """Mean negative log-likelihood per token; `generator` is of dropout.
+
+        With rivals, :mod:`skaocls.training.posterior`, the posterior's loss is added, also per
+        token, of all images that have a class.
+        """
+        if rivals is None or log_share is None:
+            each = -self.prior.log_prob(codes, orders, labels, generator)
+            return each.mean() if weights is None else (weights * each.mean(1)).mean()
+        null = labels == self.prior.num_classes
+        known = torch.cat([labels[:, None], rivals], 1)
+        log_prob = self.prior.log_prob_of_each(codes, orders, known, generator)
+        told = surprise(log_prob.sum(1), labels.masked_fill(null, 0), rivals, log_share)
+        told = told.masked_fill(null, 0.0) * (self.posterior_weight / codes.shape[1])
+        loss = told - log_prob[..., 0].mean(1)
+        return loss.mean() if weights is None else (weights * loss).mean()
 
 
 class Parallel:
@@ -54,6 +71,8 @@ class Parallel:
     prior : Prior
         To be trained, in place; all processes start from the main one's weights.
     parallel : {"ddp", "fsdp"}
+    posterior_weight : float, default=0.0
+        See :class:`Loss`.
     autocast : torch.dtype or None
         In which ``"fsdp"`` sends the weights of a layer.
 
@@ -69,7 +88,13 @@ class Parallel:
         Whether weights are in pieces.
     """
 
-    def __init__(self, prior: Prior, parallel: str = "ddp", autocast: torch.dtype | None = None):
+    def __init__(
+        self,
+        prior: Prior,
+        parallel: str = "ddp",
+        autocast: torch.dtype | None = None,
+        posterior_weight: float = 0.0,
+    ):
         self.given = self.prior = prior
         self.sharded = size() > 1 and parallel == "fsdp"
         self.device = prior.device
@@ -78,7 +103,7 @@ class Parallel:
                 tensor.data.copy_(spread(tensor.data, tensor.shape, tensor.dtype))
         if self.sharded:
             self.prior = copy.deepcopy(prior.cpu())
-        self.loss: Any = Loss(self.prior)
+        self.loss: Any = Loss(self.prior, posterior_weight)
         self.judge = self.loss
         if self.sharded:
             shard(self.loss, self.device, autocast)

@@ -1,0 +1,144 @@
+"""Training that tells classes apart: against Bayes' rule written out."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from sklearn.metrics import log_loss
+
+from skaocls import AnyOrderARClassifier, AnyOrderPrior, SharedTrunkPrior
+from skaocls.scoring.exhaustive import log_likelihoods
+from skaocls.training.loop import train_prior
+from skaocls.training.parallel import Loss
+from skaocls.training.posterior import MOST_RIVALS, draw_rivals, log_shares, surprise
+
+
+def made_up(cls, num_classes=4, **params):
+    """A prior whose classes differ, and some tokens, orders and labels, 4 of them none."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"vocab_size": 19, "grid": (2, 3), "num_classes": num_classes, "dim": 32, "n_layer": 2}
+    prior = cls(**sizes, generator=generator, **params).eval()
+    with torch.no_grad():
+        for p in prior.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.2)
+    codes = torch.randint(19, (20, 6), generator=generator)
+    orders = torch.stack([torch.randperm(6, generator=generator) for _ in range(20)])
+    labels = torch.randint(num_classes, (20,), generator=generator)
+    labels[::5] = num_classes
+    return prior, codes, orders, labels
+
+
+def test_rivals_are_all_others_or_some_of_them():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(MOST_RIVALS + 1)
+    for label, rivals in enumerate(draw_rivals(labels, len(labels), generator).tolist()):
+        assert sorted([label, *rivals]) == labels.tolist()
+    labels = torch.arange(100).repeat(20)
+    rivals = draw_rivals(labels, 100, generator)
+    assert rivals.shape == (2000, MOST_RIVALS)
+    assert (rivals != labels[:, None]).all()
+    # each is as likely as any other: 2000 * 15 / 100 = 300, with a standard deviation of 17
+    counts = np.bincount(rivals.flatten(), minlength=100)
+    assert len(counts) == 100 and 210 < counts.min() <= counts.max() < 390
+
+
+def test_surprise_is_by_bayes_rule():
+    rng = np.random.RandomState(0)
+    likelihood, labels = rng.uniform(size=(5, 4)), np.array([0, 1, 2, 3, 1])
+    log_share = log_shares(np.repeat(range(4), [1, 2, 3, 4]), None, 4)
+    np.testing.assert_allclose(log_share.exp(), [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
+    posterior = likelihood * [0.1, 0.2, 0.3, 0.4]
+    posterior /= posterior.sum(1, keepdims=True)
+    rivals = draw_rivals(torch.as_tensor(labels), 4, torch.Generator())
+    columns = np.column_stack([labels, rivals])
+    ll = torch.as_tensor(np.log(np.take_along_axis(likelihood, columns, 1))).float()
+    found = surprise(ll, torch.as_tensor(labels), rivals, log_share)
+    expected = -np.log(posterior[range(5), labels])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_drawn_rivals_stand_for_all():
+    """Of 1000 classes alike but one, fifteen tell what all would; the own one is not drawn."""
+    ll = torch.full((1, 1 + MOST_RIVALS), -3.0)
+    ll[0, 0] = 0.0
+    label, log_share = torch.tensor([7]), torch.full((1000,), 1 / 1000).log()
+    rivals = draw_rivals(label, 1000, torch.Generator().manual_seed(0))
+    found = surprise(ll, label, rivals, log_share)
+    np.testing.assert_allclose(found, np.log1p(999 * np.exp(-3.0)), rtol=1e-5)
+
+
+def test_shares_follow_weights_and_absent_classes_are_no_rivals():
+    log_share = log_shares(np.array([0, 0, 2]), np.array([1.0, 2.0, 3.0]), 4)
+    np.testing.assert_allclose(log_share.exp(), [0.5, 0, 0.5, 0], rtol=1e-6)
+    rivals = torch.tensor([[1, 2, 3]])
+    found = surprise(torch.zeros(1, 4), torch.tensor([0]), rivals, log_share)
+    np.testing.assert_allclose(found, [np.log(2)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [AnyOrderPrior, SharedTrunkPrior])
+def test_several_labels_at_once_are_each_by_itself(cls):
+    prior, codes, orders, _ = made_up(cls)
+    labels = torch.randint(5, (20, 3), generator=torch.Generator().manual_seed(1))
+    each = [prior.log_prob(codes, orders, labels[:, k]) for k in range(3)]
+    found = prior.log_prob_of_each(codes, orders, labels)
+    torch.testing.assert_close(found, torch.stack(each, 2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", [AnyOrderPrior, SharedTrunkPrior])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_is_of_likelihood_and_posterior(cls, weighted):
+    prior, codes, orders, labels = made_up(cls)
+    rng = np.random.RandomState(0)
+    share = np.array([0.1, 0.2, 0.3, 0.4])
+    weights = rng.uniform(size=20) if weighted else np.ones(20)
+    with torch.no_grad():
+        all_labels = torch.arange(5).expand(20, 5)
+        ll = prior.log_prob_of_each(codes, orders, all_labels).double().sum(1).numpy()
+    own = ll[range(20), labels]
+    posterior = log_softmax(ll[:, :4] + np.log(share), 1)
+    told = np.where(labels < 4, posterior[range(20), labels.clamp(max=3)], 0)
+    expected = -(weights * (own + 2.5 * told)).mean() / 6
+    rivals = draw_rivals(labels, 4, torch.Generator())
+    some = torch.as_tensor(weights).float() if weighted else None
+    log_share = torch.as_tensor(np.log(share)).float()
+    found = Loss(prior, 2.5)(codes, orders, labels, some, None, rivals, log_share)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_with_drawn_rivals():
+    """More classes than rivals: their posterior on what was trained on, and the same once more."""
+    labels = np.arange(20).repeat(5)
+    codes = np.random.RandomState(0).randint(19, size=(100, 1, 6))
+    order = np.random.RandomState(1).permutation(6)[None]
+
+    def trained(weight):
+        prior, *_ = made_up(SharedTrunkPrior, 20)
+        how = {"max_iter": 4, "batch_size": 10, "learning_rate": 3e-3, "seed": 0}
+        train_prior(prior, codes, labels, posterior_weight=weight, **how)
+        return log_likelihoods(prior, codes[:, 0], order, np.arange(20))[:, 0]
+
+    told = trained(10.0)
+    np.testing.assert_array_equal(told, trained(10.0))
+    untold = trained(0.0)
+    right = [log_softmax(ll, 1)[range(100), labels].mean() for ll in (told, untold)]
+    assert right[0] > right[1] + 0.1
+
+
+def test_classes_are_told_apart_better(digits):
+    """Held-out images, at the same length of training."""
+    X, y, X_test, y_test = digits
+    sizes = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
+    params = {"prior": sizes, "max_iter": 6, "batch_size": 16, "random_state": 0, "tol": 10.0}
+    nats = {}
+    for weight in (0.0, "auto"):
+        clf = AnyOrderARClassifier(posterior_weight=weight, **params).fit(X, y)
+        nats[weight] = log_loss(y_test, clf.predict_proba(X_test))
+    assert nats["auto"] < nats[0.0]
+    # the published architecture trains by likelihood alone, unless asked
+    sizes |= {"architecture": "randar", "n_layer": 1}
+    params |= {"max_iter": 1, "augmentation": None}
+    curves = [
+        AnyOrderARClassifier(posterior_weight=weight, **params).fit(X, y).loss_curve_
+        for weight in ("auto", 0.0, 5.0)
+    ]
+    assert curves[0] == curves[1] != curves[2]
