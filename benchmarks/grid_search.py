@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 
-from digits import HERE, machine
+from digits import HERE, PLAIN, machine
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--max-iter", type=int, default=30)
     args = parser.parse_args()
     X, y = load_digits().images, load_digits().target
-    clf = AnyOrderARClassifier("randar", max_iter=args.max_iter, random_state=0)
+    clf = AnyOrderARClassifier("randar", max_iter=args.max_iter, random_state=0, **PLAIN)
     rows = []
     for _ in range(args.repeats):
         plain = timed(lambda: cross_val_score(clf, X, y, cv=3))

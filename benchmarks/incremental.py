@@ -15,7 +15,7 @@ import time
 import warnings
 
 from characters import TEST_SEED, TRAIN_SEED
-from digits import HERE, machine
+from digits import HERE, PLAIN, machine
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
@@ -51,6 +51,7 @@ def run(task, train, test, step, settings, name):
         **settings | {"prior": prior if len(prior) > 1 else architecture},
         finetune=finetune,
         finetune_dropout=0.0,
+        **PLAIN,
         n_orders=8,
         random_state=0,
     )

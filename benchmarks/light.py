@@ -16,7 +16,7 @@ import time
 import warnings
 
 import numpy as np
-from digits import HERE, machine
+from digits import HERE, PLAIN, machine
 from sklearn.model_selection import train_test_split
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer
@@ -148,7 +148,7 @@ def run(task, how, seed, on, kind, model):
     classifier = TokenBayes(tokenizer.set_params(random_state=seed))
     if model == "prior":
         classifier = AnyOrderARClassifier(
-            tokenizer=tokenizer, device="cpu", random_state=seed, **LEAN
+            tokenizer=tokenizer, device="cpu", random_state=seed, **PLAIN, **LEAN
         )
     start = time.perf_counter()
     with warnings.catch_warnings():

@@ -7,7 +7,7 @@ orders, by number of orders and how they were drawn.
 """
 
 import numpy as np
-from digits import HERE, machine
+from digits import HERE, PLAIN, machine
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -54,7 +54,7 @@ def main():
         X_train, X_test, y_train, y_test = train_test_split(
             X, y, test_size=0.25, stratify=y, random_state=seed
         )
-        clf = AnyOrderARClassifier("randar", random_state=seed).fit(X_train, y_train)
+        clf = AnyOrderARClassifier("randar", random_state=seed, **PLAIN).fit(X_train, y_train)
         codes = clf.tokenizer_.transform(X_test).reshape(len(X_test), -1)
         n_tokens = codes.shape[1]
 

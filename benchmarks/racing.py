@@ -17,7 +17,7 @@ import joblib
 import matplotlib
 import numpy as np
 from characters import N_CLASSES, TEST_SEED, trained
-from digits import HERE, machine
+from digits import HERE, PLAIN, machine
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from strokes import characters
@@ -164,7 +164,7 @@ def main():
     X_train, X_test, y_train, y_test = train_test_split(
         X, y, test_size=0.25, stratify=y, random_state=0
     )
-    clf = AnyOrderARClassifier("randar", random_state=0).fit(X_train, y_train)
+    clf = AnyOrderARClassifier("randar", random_state=0, **PLAIN).fit(X_train, y_train)
     codes = clf.tokenizer_.transform(X_test).reshape(len(X_test), -1)
     ll = log_likelihoods(clf.prior_, codes, clf.orders_, clf.class_rows_)
     seconds = exhaustive_seconds(clf, codes)

@@ -80,6 +80,10 @@ def standardized(images):
 def make(contestant, seed, params):
     """An unfitted classifier of images."""
     params = dict(params)
+    if contestant == "by default":
+        return AnyOrderARClassifier(
+            n_orders=MAX_ORDERS, device="cpu", random_state=seed, **params
+        )  # fmt: skip
     if contestant in ("any-order AR", "raster AR", "shared trunk"):
         tokenizer = {k: params.pop(k) for k in ("patch_size", "n_codes") if k in params}
         kind = StandardizedTokenizer if params.pop("standardize", False) else PatchTokenizer
@@ -89,7 +93,7 @@ def make(contestant, seed, params):
         params["prior"] = architecture if sizes is None else {"architecture": architecture} | sizes
         return AnyOrderARClassifier(
             tokenizer=kind(normalize=None, **tokenizer), order=order, n_orders=MAX_ORDERS,
-            device="cpu", random_state=seed, **params,
+            device="cpu", random_state=seed, **{"crop": "center", "posterior_weight": 0.0} | params,
         )  # fmt: skip
     if contestant == "diffusion":
         return DiffusionClassifier(n_timesteps=MAX_TIMESTEPS, random_state=seed, **params)

@@ -31,7 +31,9 @@ from skaocls.version import __version__
 
 RATE_TIMES_DIM = 0.4
 EPOCHS_OF_ADAMW = 60  # from which AdamW alone does as well or better
-POSTERIOR_WEIGHT = 10.0  # of priors that read an image once for all classes
+# Of priors that read an image once for all classes; on tables, which are soon overfitted, for each
+# token (benchmarks/posterior.py)
+POSTERIOR_WEIGHT, OF_TABLES = 10.0, 1 / 30
 FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
 
 
@@ -331,8 +333,11 @@ def posterior_weight_of(prior: Prior, recipe: Recipe, mode: str | None) -> float
     """
     if not isinstance(recipe.posterior_weight, str):
         return recipe.posterior_weight
-    ours = mode in (None, "full") and isinstance(prior, SharedTrunkPrior)
-    return POSTERIOR_WEIGHT if ours else 0.0
+    if mode not in (None, "full") or not isinstance(prior, SharedTrunkPrior):
+        return 0.0
+    if recipe.tabular:
+        return min(POSTERIOR_WEIGHT, OF_TABLES * prior.n_tokens)
+    return POSTERIOR_WEIGHT
 
 
 def train_one(

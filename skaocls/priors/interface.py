@@ -56,18 +56,39 @@ class Prior(nn.Module):
         """Float32 log-probabilities (items, n_tokens) of the tokens, in the order of reading."""
         raise NotImplementedError
 
-    def log_prob_of_each(
-        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
-    ) -> Tensor:
-        """The same under several labels (items, n_labels): (items, n_tokens, n_labels).
+    def log_prob_beside(
+        self,
+        codes: Tensor,
+        orders: Tensor,
+        labels: Tensor,
+        some: Tensor,
+        others: Tensor,
+        generator: Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of all items, and of some of them under other labels, too.
 
-        Here by reading the items once for each; priors that can do with less do.
+        Here by reading an item once for each label; priors that can do with less do.
+
+        Parameters
+        ----------
+        codes, orders, labels, generator
+            As in :meth:`log_prob`.
+        some : int tensor of shape (n_some,)
+            Which items.
+        others : int tensor of shape (n_some, n_others)
+
+        Returns
+        -------
+        own : float32 tensor of shape (items, n_tokens)
+        of_others : float32 tensor of shape (n_some, n_tokens, n_others)
         """
-        n_labels = labels.shape[1]
-        orders = orders.expand_as(codes).repeat_interleave(n_labels, 0)
-        codes = codes.repeat_interleave(n_labels, 0)
-        log_prob = self.log_prob(codes, orders, labels.flatten(), generator)
-        return log_prob.view(len(labels), n_labels, -1).transpose(1, 2)
+        n_others = others.shape[1]
+        orders = orders.expand_as(codes)
+        repeated = torch.cat([torch.arange(len(codes), device=codes.device), some.repeat(n_others)])
+        labels = torch.cat([labels, others.T.flatten()])
+        log_prob = self.log_prob(codes[repeated], orders[repeated], labels, generator)
+        own, of_others = log_prob.tensor_split([len(codes)])
+        return own, of_others.view(n_others, len(some), -1).permute(1, 2, 0)
 
     def matrices(self) -> dict[Tensor, int]:
         """Those that lead from hidden states to hidden states, and of how many each is a stack."""

@@ -290,14 +290,22 @@ class SharedTrunkPrior(Prior):
         z = self.head.tilt(hidden, labels[:, None])
         return self.head.log_prob(self.base(hidden), z, codes.gather(1, orders))
 
-    def log_prob_of_each(
-        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
-    ) -> Tensor:
-        """The same under several labels (items, n_labels), from one reading of each item."""
+    def log_prob_beside(
+        self,
+        codes: Tensor,
+        orders: Tensor,
+        labels: Tensor,
+        some: Tensor,
+        others: Tensor,
+        generator: Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`Prior.log_prob_beside`, from one reading of each item."""
         orders = orders.expand_as(codes)
         hidden = self.hidden(codes, orders, generator)
-        z = self.head.tilt(hidden[:, :, None], labels[:, None])
-        return self.head.log_prob_of_each(self.base(hidden), z, codes.gather(1, orders))
+        base, targets, head = self.base(hidden), codes.gather(1, orders), self.head
+        own = head.log_prob(base, head.tilt(hidden, labels[:, None]), targets)
+        z = head.tilt(hidden[some][:, :, None], others[:, None])
+        return own, head.log_prob_of_each(base[some], z, targets[some])
 
     def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
         """As the trunk knows no class, the same for all."""

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from skaocls.distributed import is_main, rank, size, spread, talk
 from skaocls.priors.interface import Prior
-from skaocls.training.posterior import surprise
+from skaocls.training.posterior import ASKED, surprise
 
 
 class Loss(nn.Module):
@@ -48,19 +48,23 @@ class Loss(nn.Module):
     ) -> Tensor:
         """Mean negative log-likelihood per token; `generator` is of dropout.
 
-        With rivals, :mod:`skaocls.training.posterior`, the posterior's loss is added, also per
-        token, of all images that have a class.
+        With rivals (:func:`skaocls.training.posterior.draw_rivals`) the posterior's loss is added,
+        also per token, of the images that have a class and rivals.
         """
         if rivals is None or log_share is None:
             each = -self.prior.log_prob(codes, orders, labels, generator)
             return each.mean() if weights is None else (weights * each.mean(1)).mean()
-        null = labels == self.prior.num_classes
-        known = torch.cat([labels[:, None], rivals], 1)
-        log_prob = self.prior.log_prob_of_each(codes, orders, known, generator)
-        told = surprise(log_prob.sum(1), labels.masked_fill(null, 0), rivals, log_share)
-        told = told.masked_fill(null, 0.0) * (self.posterior_weight / codes.shape[1])
-        loss = told - log_prob[..., 0].mean(1)
-        return loss.mean() if weights is None else (weights * loss).mean()
+        known = (labels < self.prior.num_classes) & (rivals[:, 0] >= 0)
+        some = known.nonzero()[:, 0]
+        own, others = self.prior.log_prob_beside(
+            codes, orders, labels, some, rivals[some], generator
+        )
+        joint = torch.cat([own[some].sum(1, keepdim=True), others.sum(1)], 1)
+        told = surprise(joint, labels[some], rivals[some], log_share)
+        share = self.posterior_weight / ASKED / codes.shape[1]
+        each = -own.mean(1)
+        each = each.index_add(0, some, share * told)
+        return each.mean() if weights is None else (weights * each).mean()
 
 
 class Parallel:

@@ -6,20 +6,24 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-MOST_RIVALS = 15  # of each image in each step; the sum over more classes is estimated by so many
+MOST_RIVALS = 9  # of each image in each step; the sum over more classes is estimated by so many
+ASKED = 1 / 2  # share of the images of a step that are asked for their class, which costs time
 
 
 def draw_rivals(labels: Tensor, n_classes: int, generator: Generator) -> Tensor:
     """Classes that images are told apart from, (items, n_rivals): all others, or some of them.
 
-    Of more than `MOST_RIVALS` others so many are drawn for each image, with replacement.
+    Of more than `MOST_RIVALS` others so many are drawn for each image, with replacement. Every
+    second image, of those in random order, is not asked: its rivals are -1.
     """
     n_others = n_classes - 1
     if n_others <= MOST_RIVALS:
         ahead = torch.arange(1, n_classes).expand(len(labels), -1)
     else:
         ahead = torch.randint(1, n_classes, (len(labels), MOST_RIVALS), generator=generator)
-    return (labels[:, None] + ahead) % n_classes
+    rivals = (labels[:, None] + ahead) % n_classes
+    rivals[round(1 / ASKED) - 1 :: round(1 / ASKED)] = -1
+    return rivals
 
 
 def log_shares(labels: np.ndarray, weights: np.ndarray | None, n_classes: int) -> Tensor:
