@@ -33,7 +33,7 @@ RATE_TIMES_DIM = 0.4
 EPOCHS_OF_ADAMW = 60  # from which AdamW alone does as well or better
 # Of priors that read an image once for all classes; on tables, which are soon overfitted, for each
 # token (benchmarks/posterior.py)
-POSTERIOR_WEIGHT, OF_TABLES = 10.0, 1 / 30
+POSTERIOR_WEIGHT, OF_TABLES = 3.0, 1 / 30
 FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
 
 
