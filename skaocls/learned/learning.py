@@ -26,14 +26,15 @@ from skaocls.scoring.orders import resolve_orders
 from skaocls.training.checkpoints import Checkpoints, checkpoints_in
 from skaocls.training.finetuning import merge_finetuning, prepare_finetuning, set_classes
 from skaocls.training.loop import train_prior
+from skaocls.training.posterior import rivals_of
 from skaocls.training.state import History
 from skaocls.version import __version__
 
 RATE_TIMES_DIM = 0.4
-EPOCHS_OF_ADAMW = 60  # from which AdamW alone does as well or better
+EPOCHS_OF_ADAMW = 50  # from which AdamW alone does as well or better
 # Of priors that read an image once for all classes; on tables, which are soon overfitted, for each
 # token (benchmarks/posterior.py)
-POSTERIOR_WEIGHT, OF_TABLES = 3.0, 1 / 30
+POSTERIOR_WEIGHT, OF_TABLES = 5.0, 1 / 30
 FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
 
 
@@ -357,6 +358,7 @@ def train_one(
     if isinstance(rate, str):
         share = 1.0 if mode is None else FINETUNE_RATE[mode]
         rate = share * RATE_TIMES_DIM / prior.dim
+    posterior_weight = posterior_weight_of(prior, recipe, mode)
     batch_size = recipe.batch_size
     if isinstance(batch_size, str):
         batch_size = batch_of(len(train), prior.n_tokens, recipe.tabular)
@@ -364,7 +366,8 @@ def train_one(
     if isinstance(max_iter, str):
         max_iter = EPOCHS  # of a given prior, which may be of any size and on any device
         if mode is None or recipe.tabular:
-            max_iter = epochs_of(len(train), batch_size, prior, recipe.tabular)
+            rivals = rivals_of(prior) if posterior_weight else 0
+            max_iter = epochs_of(len(train), batch_size, prior, rivals, recipe.tabular)
     validation = None
     if recipe.early_stopping and rest is not None:
         validation = in_memory(first_views(codes, rest)), rows[rest], weights[rest]
@@ -390,7 +393,7 @@ def train_one(
         weight_decay=0.0 if frozen else recipe.weight_decay,
         muon=trained_by_muon(prior, codes.shape[1], max_iter, mode),
         class_dropout=0.0 if frozen else recipe.class_dropout,
-        posterior_weight=posterior_weight_of(prior, recipe, mode),
+        posterior_weight=posterior_weight,
         orders=orders,
         validation=validation,
         n_iter_no_change=recipe.n_iter_no_change,

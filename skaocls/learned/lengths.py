@@ -5,14 +5,17 @@ import math
 import numpy as np
 
 from skaocls.priors.interface import Prior
+from skaocls.priors.shared_trunk import SharedTrunkPrior
+from skaocls.training.posterior import EVERY
 
+OVERHEAD = 3.5  # of a head's class beyond its products: it is small, and memory takes the time
 EPOCHS, FEWEST_EPOCHS = 120, 10
 EPOCHS_OF_TABLES = 16  # they have no views, and are soon overfitted
 STEPS_OF_SMALL_TABLES = 100
 SMALL_TABLE = 1000  # has fewer rows
 # Operations of a whole training for so many images, about 50 s on two cores; for more images they
 # grow by this power of their number, so that 10,000 take eight minutes at most
-OPERATIONS, IMAGES, GROWTH = 2.4e12, 1000, 0.9
+OPERATIONS, IMAGES, GROWTH = 3.3e12, 1000, 0.9
 # A batch has about so many tokens: more steps with fewer tokens each learn more in the same time,
 # down to where the gradient is mostly noise
 TOKENS = 1024
@@ -35,7 +38,9 @@ def batch_of(n_samples: int, n_tokens: int, tabular: bool = False) -> int:
     return int(np.clip(min(n_samples // SHARE, TOKENS // n_tokens), least, most))
 
 
-def epochs_of(n_samples: int, batch_size: int, prior: Prior, tabular: bool = False) -> int:
+def epochs_of(
+    n_samples: int, batch_size: int, prior: Prior, rivals: int = 0, tabular: bool = False
+) -> int:
     """Epochs that are worth their time.
 
     On images 120, or as many as a budget of operations pays for, but 10 at least. The budget is
@@ -47,11 +52,15 @@ def epochs_of(n_samples: int, batch_size: int, prior: Prior, tabular: bool = Fal
             return EPOCHS_OF_TABLES
         return math.ceil(STEPS_OF_SMALL_TABLES / max(1, n_samples // batch_size))
     budget = OPERATIONS * max(1.0, n_samples / IMAGES) ** GROWTH
-    return int(np.clip(budget / (n_samples * training_operations(prior)), FEWEST_EPOCHS, EPOCHS))
+    epochs = budget / (n_samples * training_operations(prior, rivals))
+    return int(np.clip(epochs, FEWEST_EPOCHS, EPOCHS))
 
 
-def training_operations(prior: Prior) -> float:
-    """Floating-point operations, about, of one image in one epoch: forward and backward."""
+def training_operations(prior: Prior, rivals: int = 0) -> float:
+    """Floating-point operations, about, of one image in one epoch: forward and backward.
+
+    `rivals` are the other classes under which it is read (:mod:`skaocls.training.posterior`).
+    """
     n, body = prior.n_tokens, prior.transformer
     in_blocks = sum(p.numel() for p in body.layers.parameters())
     in_head = sum(p.numel() for p in prior.parameters()) - in_blocks
@@ -59,4 +68,8 @@ def training_operations(prior: Prior) -> float:
     in_head -= sum(table.numel() for table in tables)
     # each token is read twice, with the instruction that names its place
     attention = 4 * (2 * n) ** 2 * prior.dim * len(body.layers)
-    return float(3 * (2 * (2 * n * in_blocks + n * in_head) + attention))
+    reading = float(3 * (2 * (2 * n * in_blocks + n * in_head) + attention))
+    if not isinstance(prior, SharedTrunkPrior):
+        return reading * (1 + rivals)
+    of_class = 3 * 2 * prior.head.project.weight.numel()
+    return reading + rivals * n / EVERY * OVERHEAD * of_class

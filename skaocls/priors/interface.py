@@ -63,9 +63,10 @@ class Prior(nn.Module):
         labels: Tensor,
         some: Tensor,
         others: Tensor,
+        steps: slice,
         generator: Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of all items, and of some of them under other labels, too.
+        """Log-probabilities of all items; and of some, at some steps, under other labels, too.
 
         Here by reading an item once for each label; priors that can do with less do.
 
@@ -76,11 +77,13 @@ class Prior(nn.Module):
         some : int tensor of shape (n_some,)
             Which items.
         others : int tensor of shape (n_some, n_others)
+        steps : slice
+            Of the tokens in the order of reading.
 
         Returns
         -------
         own : float32 tensor of shape (items, n_tokens)
-        of_others : float32 tensor of shape (n_some, n_tokens, n_others)
+        of_others : float32 tensor of shape (n_some, n_steps, n_others)
         """
         n_others = others.shape[1]
         orders = orders.expand_as(codes)
@@ -88,7 +91,7 @@ class Prior(nn.Module):
         labels = torch.cat([labels, others.T.flatten()])
         log_prob = self.log_prob(codes[repeated], orders[repeated], labels, generator)
         own, of_others = log_prob.tensor_split([len(codes)])
-        return own, of_others.view(n_others, len(some), -1).permute(1, 2, 0)
+        return own, of_others.view(n_others, len(some), -1)[..., steps].permute(1, 2, 0)
 
     def matrices(self) -> dict[Tensor, int]:
         """Those that lead from hidden states to hidden states, and of how many each is a stack."""

@@ -297,6 +297,7 @@ class SharedTrunkPrior(Prior):
         labels: Tensor,
         some: Tensor,
         others: Tensor,
+        steps: slice,
         generator: Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`Prior.log_prob_beside`, from one reading of each item."""
@@ -304,8 +305,8 @@ class SharedTrunkPrior(Prior):
         hidden = self.hidden(codes, orders, generator)
         base, targets, head = self.base(hidden), codes.gather(1, orders), self.head
         own = head.log_prob(base, head.tilt(hidden, labels[:, None]), targets)
-        z = head.tilt(hidden[some][:, :, None], others[:, None])
-        return own, head.log_prob_of_each(base[some], z, targets[some])
+        z = head.tilt(hidden[some, steps][:, :, None], others[:, None])
+        return own, head.log_prob_of_each(base[some, steps], z, targets[some, steps])
 
     def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
         """As the trunk knows no class, the same for all."""

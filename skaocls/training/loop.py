@@ -21,7 +21,7 @@ from skaocls.scoring.orders import draw_orders
 from skaocls.training.checkpoints import Checkpoints
 from skaocls.training.optimizer import make_optimizer
 from skaocls.training.parallel import Loss, Parallel, use
-from skaocls.training.posterior import draw_rivals, log_shares
+from skaocls.training.posterior import EVERY, draw_rivals, log_shares
 from skaocls.training.state import LOWERED, History, TrainingState, are_finite, copies
 
 CLIP_NORM = 1.0
@@ -225,6 +225,7 @@ def train_prior(
                                 state.dropping,
                                 None if rivals is None else rivals[few],
                                 log_share,
+                                (epoch * steps + step) % EVERY,
                             )
                         loss = loss * ((few.stop - few.start) / len(i))
                         # torch's engines take the mean over the processes

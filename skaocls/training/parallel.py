@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from skaocls.distributed import is_main, rank, size, spread, talk
 from skaocls.priors.interface import Prior
-from skaocls.training.posterior import ASKED, surprise
+from skaocls.training.posterior import EVERY, surprise
 
 
 class Loss(nn.Module):
@@ -45,25 +45,25 @@ class Loss(nn.Module):
         generator: Generator | None = None,
         rivals: Tensor | None = None,
         log_share: Tensor | None = None,
+        first: int = 0,
     ) -> Tensor:
         """Mean negative log-likelihood per token; `generator` is of dropout.
 
         With rivals (:func:`skaocls.training.posterior.draw_rivals`) the posterior's loss is added,
-        also per token, of the images that have a class and rivals.
+        also per token, of the images that have a class, by every second token from `first` on.
         """
         if rivals is None or log_share is None:
             each = -self.prior.log_prob(codes, orders, labels, generator)
             return each.mean() if weights is None else (weights * each.mean(1)).mean()
-        known = (labels < self.prior.num_classes) & (rivals[:, 0] >= 0)
-        some = known.nonzero()[:, 0]
+        some = (labels < self.prior.num_classes).nonzero()[:, 0]
+        steps = slice(first, None, EVERY)
         own, others = self.prior.log_prob_beside(
-            codes, orders, labels, some, rivals[some], generator
+            codes, orders, labels, some, rivals[some], steps, generator
         )
-        joint = torch.cat([own[some].sum(1, keepdim=True), others.sum(1)], 1)
+        joint = torch.cat([own[some, steps].sum(1, keepdim=True), others.sum(1)], 1)
         told = surprise(joint, labels[some], rivals[some], log_share)
-        share = self.posterior_weight / ASKED / codes.shape[1]
-        each = -own.mean(1)
-        each = each.index_add(0, some, share * told)
+        weight = self.posterior_weight / codes.shape[1]
+        each = (-own.mean(1)).index_add(0, some, weight * told)
         return each.mean() if weights is None else (weights * each).mean()
 
 

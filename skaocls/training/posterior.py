@@ -1,4 +1,8 @@
-"""What training asks for beside likelihood: that the posterior of an image's class is high."""
+"""What training asks for beside likelihood: that the posterior of an image's class is high.
+
+It is asked for by every second token that is read, these ones or those, each given all tokens read
+before it: that takes half the time, and what is decided by fewer tokens leaves more to learn.
+"""
 
 import math
 
@@ -6,24 +10,28 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from skaocls.priors.interface import Prior
+
 MOST_RIVALS = 9  # of each image in each step; the sum over more classes is estimated by so many
-ASKED = 1 / 2  # share of the images of a step that are asked for their class, which costs time
+EVERY = 2  # tokens
+
+
+def rivals_of(prior: Prior) -> int:
+    """How many classes each image is told apart from."""
+    return min(prior.num_classes - 1, MOST_RIVALS)
 
 
 def draw_rivals(labels: Tensor, n_classes: int, generator: Generator) -> Tensor:
     """Classes that images are told apart from, (items, n_rivals): all others, or some of them.
 
-    Of more than `MOST_RIVALS` others so many are drawn for each image, with replacement. Every
-    second image, of those in random order, is not asked: its rivals are -1.
+    Of more than `MOST_RIVALS` others so many are drawn for each image, with replacement.
     """
     n_others = n_classes - 1
     if n_others <= MOST_RIVALS:
         ahead = torch.arange(1, n_classes).expand(len(labels), -1)
     else:
         ahead = torch.randint(1, n_classes, (len(labels), MOST_RIVALS), generator=generator)
-    rivals = (labels[:, None] + ahead) % n_classes
-    rivals[round(1 / ASKED) - 1 :: round(1 / ASKED)] = -1
-    return rivals
+    return (labels[:, None] + ahead) % n_classes
 
 
 def log_shares(labels: np.ndarray, weights: np.ndarray | None, n_classes: int) -> Tensor:
