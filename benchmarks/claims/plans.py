@@ -216,8 +216,8 @@ FULL = [
 for readings, what in ((READINGS, {}), (MARKED_READINGS, {"kind": "background"})):
     FULL += remedy_jobs("digits", {"as chosen": AS_CHOSEN}, SEEDS, readings=readings, **what)
     FULL += remedy_jobs("digits", CHANGES, SEEDS, readings=readings[:1], **what)
-# The classifier as it comes, and without what tells classes apart or reads a view for each order
-BY_DEFAULT = {"as it comes": {}, "by likelihood alone": {"posterior_weight": 0.0}}
+# The classifier as it comes, and without a view for each order
+BY_DEFAULT = {"as it comes": {}}
 STANDARDIZED = {"images standardized": SETTINGS["glyphs"]["any-order AR"] | {"standardize": True}}
 FULL += remedy_jobs("glyphs", STANDARDIZED, SEEDS, readings=READINGS[:1], **SIZES["glyphs"])
 FULL += [
