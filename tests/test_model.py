@@ -36,7 +36,7 @@ def likelihoods(model, X, n_orders=3):
 
 
 def test_it_is_what_the_estimator_learns(estimator, model, digits):
-    clf = estimator.fit(*digits[:2])
+    clf = estimator.set_params(crop="auto").fit(*digits[:2])
     for name, weight in model.prior.state_dict().items():
         assert (clf.prior_.state_dict()[name] == weight).all()
     ll = likelihoods(model, digits[2], 4)
