@@ -80,10 +80,6 @@ def standardized(images):
 def make(contestant, seed, params):
     """An unfitted classifier of images."""
     params = dict(params)
-    if contestant == "by default":
-        return AnyOrderARClassifier(
-            n_orders=MAX_ORDERS, device="cpu", random_state=seed, **params
-        )  # fmt: skip
     if contestant in ("any-order AR", "raster AR", "shared trunk"):
         tokenizer = {k: params.pop(k) for k in ("patch_size", "n_codes") if k in params}
         kind = StandardizedTokenizer if params.pop("standardize", False) else PatchTokenizer

@@ -121,12 +121,12 @@ def shortcut_jobs(settings, seeds, **what):
     ]
 
 
-def remedy_jobs(task, variants, seeds, contestant="any-order AR", **what):
+def remedy_jobs(task, variants, seeds, **what):
     """Of ours, for each of {variant: params}."""
     return [
         job
         for variant, params in variants.items()
-        for job in jobs("remedy", {task: {contestant: params}}, seeds, variant=variant, **what)
+        for job in jobs("remedy", {task: {"any-order AR": params}}, seeds, variant=variant, **what)
     ]
 
 
@@ -216,19 +216,5 @@ FULL = [
 for readings, what in ((READINGS, {}), (MARKED_READINGS, {"kind": "background"})):
     FULL += remedy_jobs("digits", {"as chosen": AS_CHOSEN}, SEEDS, readings=readings, **what)
     FULL += remedy_jobs("digits", CHANGES, SEEDS, readings=readings[:1], **what)
-# The classifier as it comes, and without a view for each order
-BY_DEFAULT = {"as it comes": {}}
 STANDARDIZED = {"images standardized": SETTINGS["glyphs"]["any-order AR"] | {"standardize": True}}
 FULL += remedy_jobs("glyphs", STANDARDIZED, SEEDS, readings=READINGS[:1], **SIZES["glyphs"])
-FULL += [
-    job
-    for seed in SEEDS
-    for task, what in (
-        ("digits", {}),
-        ("glyphs", SIZES["glyphs"]),
-        ("digits", {"kind": "background"}),
-    )
-    for job in remedy_jobs(
-        task, BY_DEFAULT, [seed], "by default", readings=[{}, {"crop": "center"}], **what
-    )
-]
