@@ -261,8 +261,9 @@ default="mean_log_likelihood"
         What of an image the orders read. ``"center"``: all the same. ``"views"``: the first the
         image, each other one a view of its own, shifted, turned and stretched half as far as those
         in training, so that the average is over views as well; much more accurate where tokens
-        are patches, whose edges lie elsewhere in each view (``benchmarks/posterior.py``). ``"auto"``
-        is that after `fit` drew views (`augmentation`) for a fast tokenizer, else ``"center"``.
+        are patches, whose edges lie elsewhere in each view (``benchmarks/posterior.py``).
+        ``"auto"`` is that after `fit` drew views (`augmentation`) for a fast tokenizer, else
+        ``"center"``.
         ``"random"`` reads a crop of its own for each order, as the paper does: the image as it
         came, a file at its full size, is resized so that its shorter side has between 1 and 1.25
         times the pixels that are wanted, and a window is cut out anywhere
