@@ -242,7 +242,7 @@ default="mean_log_likelihood"
         beside its -log p(tokens | class, order). With 0 training is purely generative, the
         published recipe. ``"auto"`` is 5 where a `SharedTrunkPrior` is trained as a whole, which
         reads an image once for all classes, and on tables, which are soon overfitted, a thirtieth
-        of the number of columns: classes are told apart better (``benchmarks/posterior.py``). Else
+        of the number of columns; what it gains differs (``benchmarks/posterior.py``). Else
         it is 0: with the published architecture each other class, 9 of them at most, is one more
         reading of the image (:mod:`skaocls.training.posterior`).
     early_stopping : bool, default=False
