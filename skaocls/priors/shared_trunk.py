@@ -90,6 +90,11 @@ class ClassHead(nn.Module):
         places[self.slots] = torch.arange(len(self.slots), device=self.slots.device)
         return places.clamp_min(0), places < 0
 
+    def place(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Group of each code, and which of its members it is."""
+        slot = self.slots[codes]
+        return slot // self.group_size, slot % self.group_size
+
     def base(self, hidden: Tensor, output: Tensor) -> Tensor:
         """The trunk's float32 logits by place, (..., n_groups, group_size); gaps are -inf.
 
@@ -117,8 +122,7 @@ class ClassHead(nn.Module):
 
     def log_prob(self, base: Tensor, z: Tensor, codes: Tensor) -> Tensor:
         """Log-probability (...) of codes, from :meth:`base` and tilts z (..., rank)."""
-        slot = self.slots[codes]
-        group, member = slot // self.group_size, slot % self.group_size
+        group, member = self.place(codes)
         among = base.logsumexp(-1) + self.groups(z).float()
         own = group[..., None, None].expand(*group.shape, 1, self.group_size)
         # of all codes: copying those of each target's group would take longer
@@ -133,8 +137,7 @@ class ClassHead(nn.Module):
 
         Only codes of each target's group are tilted, which several classes are worth copying for.
         """
-        slot = self.slots[codes]
-        group, member = slot // self.group_size, slot % self.group_size
+        group, member = self.place(codes)
         own = group[..., None, None].expand(*group.shape, 1, self.group_size)
         of_members, of_groups = base.gather(-2, own), base.logsumexp(-1)[..., None, :]
         tilts = F.embedding(group, self.tokens.flatten(1)).unflatten(-1, self.tokens.shape[1:])

@@ -91,8 +91,7 @@ class HeadEngine:
         every = torch.arange(len(codes), device=codes.device)
         x, _ = self.states(pairs, every, torch.zeros_like(every), 0, n_steps)
         features = F.linear(head.norm(x), head.features.weight)
-        slot = head.slots[pairs.targets]
-        group, member = slot // head.group_size, slot % head.group_size
+        group, member = head.place(pairs.targets)
         rows = x.flatten(0, 1)
         of_groups = rows.new_empty(len(rows), head.n_groups)
         of_members = rows.new_empty(len(rows), head.group_size)

@@ -75,10 +75,10 @@ class Parallel:
     prior : Prior
         To be trained, in place; all processes start from the main one's weights.
     parallel : {"ddp", "fsdp"}
-    posterior_weight : float, default=0.0
-        See :class:`Loss`.
     autocast : torch.dtype or None
         In which ``"fsdp"`` sends the weights of a layer.
+    posterior_weight : float, default=0.0
+        See :class:`Loss`.
 
     Attributes
     ----------
