@@ -13,8 +13,8 @@ EPOCHS, FEWEST_EPOCHS = 120, 10
 EPOCHS_OF_TABLES = 16  # they have no views, and are soon overfitted
 STEPS_OF_SMALL_TABLES = 100
 SMALL_TABLE = 1000  # has fewer rows
-# Operations of a whole training for so many images, a minute on two cores; for more images they grow
-# by this power of their number, so that 10,000 take eight minutes at most
+# Operations of a whole training for so many images, a minute on two cores; for more they grow by
+# this power of their number, so that 10,000 take eight minutes at most
 OPERATIONS, IMAGES, GROWTH = 3.3e12, 1000, 0.9
 # A batch has about so many tokens: more steps with fewer tokens each learn more in the same time,
 # down to where the gradient is mostly noise
