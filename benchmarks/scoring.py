@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ import transcription
 from digits import HERE, machine
 from torch.nn import functional as F
 
-from skaocls import AnyOrderPrior, scoring
+from skaocls import AnyOrderPrior
+from skaocls.scoring import exhaustive
 from skaocls.scoring.engine import linear, token_log_prob
 from skaocls.scoring.exhaustive import log_likelihoods
 
@@ -82,12 +84,8 @@ def published(prior, work, precision):
 
 
 def engine_compiled(prior, work, precision):
-    kept = scoring.COMPILE_FROM
-    scoring.COMPILE_FROM = {"cpu": 0, "cuda": 0}
-    try:
+    with patch.dict(exhaustive.COMPILE_FROM, {"cpu": 0, "cuda": 0}):
         return engine(prior, work, precision)
-    finally:
-        scoring.COMPILE_FROM = kept
 
 
 PROCEDURES = {"published": published, "engine": engine, "engine, compiled": engine_compiled}

@@ -18,7 +18,7 @@ from skaocls import AnyOrderARClassifier, PatchTokenizer
 
 CHARACTERS = "ABEFHKNPR2"  # several differ by one stroke
 GLYPHS = 120  # training images of each character
-GENERATIVE = ("any-order AR", "raster AR", "diffusion", "masked", "shared trunk")
+GENERATIVE = ("any-order AR", "raster AR", "diffusion", "masked", "shared trunk", "our defaults")
 DISCRIMINATIVE = ("ResNet", "ViT", "SVC", "LogisticRegression", "MLPClassifier")
 MAX_ORDERS, MAX_TIMESTEPS, MAX_MASKS = 32, 32, 32
 
@@ -80,6 +80,8 @@ def standardized(images):
 def make(contestant, seed, params):
     """An unfitted classifier of images."""
     params = dict(params)
+    if contestant == "our defaults":
+        return AnyOrderARClassifier(device="cpu", random_state=seed, **params)
     if contestant in ("any-order AR", "raster AR", "shared trunk"):
         tokenizer = {k: params.pop(k) for k in ("patch_size", "n_codes") if k in params}
         kind = StandardizedTokenizer if params.pop("standardize", False) else PatchTokenizer

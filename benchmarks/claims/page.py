@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from answers import (
+    DEFAULTS,
     DIFFUSION,
     MASKED,
     OURS,
@@ -34,11 +35,16 @@ CLAIMS = {
     "shared trunk, accuracy": "A trunk shared by all classes is as accurate",
     "shared trunk, compute": "And needs 25 times less than the diffusion classifier",
     "discriminative": "Level with strong discriminative models",
+    "discriminative, defaults": "Level with them at our defaults",
     "shifts": "Harder to fool by distribution shift",
+    "shifts, defaults": "Harder to fool by it at our defaults",
     "shortcuts": "Harder to fool by shortcuts",
+    "shortcuts, defaults": "Harder to fool by them at our defaults",
 }
-COLOURS = {name: f"C{i}" for i, name in enumerate((*GENERATIVE, *DISCRIMINATIVE))}
-STAGED = (OURS, DIFFUSION, MASKED, SHARED)  # those that answer the better the longer they look
+OTHERS = [name for name in (*GENERATIVE, *DISCRIMINATIVE) if name != DEFAULTS]
+COLOURS = {name: f"C{i}" for i, name in enumerate(OTHERS)} | {DEFAULTS: "black"}
+# Those that answer the better the longer they look
+STAGED = (OURS, DIFFUSION, MASKED, SHARED, DEFAULTS)
 STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 INTRO = Path(__file__).with_name("intro.md")
 PUBLISHED = """
@@ -147,7 +153,7 @@ def accuracy_table(results):
             fit = np.mean([row["fit_seconds"] for row in results.standard(task, name)])
             cells += [f"{flops / 1e6:.3g}", f"{1000 * seconds:.2g}", f"{fit:.0f}"]
             rows.append(cells)
-            if name in (OURS, DIFFUSION, SHARED):
+            if name in (OURS, DIFFUSION, SHARED, DEFAULTS):
                 rows.append(raced(results, task, name, shown))
     heads = ["task", "contestant", "accuracy, %", "NLL", "ECE, %", "NLL, tempered"]
     heads += ["ECE, tempered, %", "MFLOP an image", "ms an image", "training, s"]
@@ -155,7 +161,7 @@ def accuracy_table(results):
 
 
 def label(name, shown):
-    if name in (OURS, SHARED):
+    if name in (OURS, SHARED, DEFAULTS):
         return f"{name}, {shown['orders']} orders"
     if name == DIFFUSION:
         return f"{name}, {shown['steps']} timesteps"

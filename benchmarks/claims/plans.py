@@ -144,6 +144,7 @@ FEW = {
     "any-order AR": {"max_iter": 2, "n_codes": 16},
     "raster AR": {"max_iter": 2, "n_codes": 16},
     "shared trunk": {"max_iter": 2, "n_codes": 16},
+    "our defaults": {"max_iter": 2},
     "diffusion": {"max_iter": 2, "patch_size": 4, "dim": 32, "n_layer": 1, "n_head": 2},
     "masked": {"max_iter": 2, "n_codes": 16, "dim": 32, "n_layer": 1, "n_head": 2},
     "ResNet": {"max_iter": 2, "width": 8, "patch_size": 2},
@@ -188,6 +189,7 @@ SETTINGS = {
 }
 for contestants in SETTINGS.values():
     contestants["raster AR"] = contestants["shared trunk"] = contestants["any-order AR"]
+    contestants["our defaults"] = {}
 SIZES = {
     "digits": {},
     "glyphs": {"n_train": 800, "n_test": 200, "n_shifted": 40},

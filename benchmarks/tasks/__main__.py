@@ -43,6 +43,7 @@ from skaocls.scoring.calibration import expected_calibration_error
 
 HERE = Path(__file__).parent
 OURS = "AnyOrderARClassifier()"
+DRAWS = 200  # of labels, for the calibration error that is chance
 SMALL = 16  # pixels of a side, up to which the ResNet sees every one of them
 FLAT = {
     "SVC()": lambda seed: SVC(),
@@ -101,6 +102,7 @@ def run(name, contestant, seed, fonts, cache):
         proba /= proba.sum(1, keepdims=True)
         row["nats"] = float(log_loss(y_test, proba, labels=clf.classes_))
         row["ece"] = expected_calibration_error(proba, labels)
+        row["chance_ece"] = chance_ece(proba, seed)
     if contestant == OURS:
         rows, cols = clf.tokenizer_.grid_
         row["chosen"] = {
@@ -116,6 +118,13 @@ def run(name, contestant, seed, fonts, cache):
     write_all(
         cache, {f"{file_of(name, contestant, seed)}": lambda path: Path(path).write_text(text)}
     )
+
+
+def chance_ece(proba, seed):
+    """Calibration error of probabilities that are true: labels are drawn from them."""
+    rng, below = np.random.RandomState(seed), proba.cumsum(1)[:, :-1]
+    drawn = ((rng.rand(len(proba), 1) > below).sum(1) for _ in range(DRAWS))
+    return float(np.mean([expected_calibration_error(proba, labels) for labels in drawn]))
 
 
 def file_of(*job):

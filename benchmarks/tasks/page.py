@@ -76,6 +76,18 @@ def chosen(rows):
     )
 
 
+def by_chance(rows):
+    """What the calibration error would be if there were none, or nothing where it is not known."""
+    known = [row["chance_ece"] for row in rows if "chance_ece" in row and "chosen" in row]
+    if not known:
+        return []
+    return [
+        f"An ECE of {100 * np.mean(known):.1f} % is chance: that of `AnyOrderARClassifier()` "
+        "with labels drawn from its own probabilities.",
+        "",
+    ]
+
+
 def write_page(rows, folder):
     machines = " and ".join(sorted({row["machine"] for row in rows}))
     lines = [INTRO.format(machine=machines)]
@@ -83,6 +95,6 @@ def write_page(rows, folder):
         mine = [row for row in rows if row["task"] == name]
         sizes = f"{mine[0]['n']} to train on, {mine[0]['n_test']} to test"
         lines += [f"## {name.capitalize()}", "", f"{ABOUT[name].capitalize()}; {sizes}.", ""]
-        lines += [*table_of(mine), "", chosen(mine), ""]
+        lines += [*table_of(mine), "", chosen(mine), "", *by_chance(mine)]
     text = "\n".join(lines)
     write_all(folder, {"tasks.md": lambda path: Path(path).write_text(text, encoding="utf-8")})
