@@ -2,9 +2,11 @@
 
 import base64
 import io
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -331,3 +333,29 @@ def test_report_of_a_table_has_no_pictures_of_images(tmp_path):
     page.feed(write_report(clf, X[1::2], y[1::2], tmp_path / "r.html").read_text("utf-8"))
     assert len(page.loads) == 3
     assert "Samples" not in page.text
+
+
+LOOK = Path(__file__).parents[1] / ".ci" / "check_pages.py"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="needs Chromium")
+def test_report_in_a_browser(fitted, digits, tmp_path):
+    """At the widths of a desktop and of a phone; a page with faults has each of them told."""
+    _, _, X, y = digits
+    good = write_report(fitted, X, y, tmp_path / "report.html", baselines={"n" * 90: 0.5})
+    bad = tmp_path / "bad.html"
+    bad.write_text('<p style="width: 800px">wide</p><img src="lost.png">', encoding="utf-8")
+    for page, status in ((good, 0), (bad, 1)):
+        command = [sys.executable, LOOK, page, "--pictures", tmp_path / "seen"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == status, done.stdout + done.stderr
+    told = [line.removeprefix(f"{bad}: ") for line in done.stdout.splitlines()[:-1]]
+    assert [line for line in told if "wide" in line] == [
+        "phone: is 808 pixels wide in a window of 390"
+    ]
+    assert sum("lacks the picture lost.png" in line for line in told) == 2
+    for device, width in (("desktop", 1280), ("phone", 390)):
+        with Image.open(tmp_path / "seen" / f"report-{device}.png") as picture:
+            assert picture.width == width
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 50

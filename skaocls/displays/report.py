@@ -31,9 +31,10 @@ PAGE = Template("""<!doctype html>
 <title>$title</title>
 <style>
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; margin: 0; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; margin: 0;
+  overflow-wrap: anywhere; }
 main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .25rem; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
 p { margin: .25rem 0 1rem; color: #57606a; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
@@ -45,7 +46,6 @@ dl.facts dd { margin: 0; font-size: 1.35rem; font-weight: 600; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #d0d7de; }
-td:last-child { overflow-wrap: anywhere; }
 footer { margin-top: 3rem; font-size: .85rem; color: #57606a; }
 </style>
 </head>

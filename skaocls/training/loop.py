@@ -177,7 +177,7 @@ def train_prior(
     history, random, mixed = state.history, state.random, autocast is not None
     done = history.n_iter * steps + state.step
     bar = progress(max_iter * steps, "training", "step", verbose, initial=done)
-    began, timed = time.perf_counter(), 0
+    ends = [time.perf_counter()]  # of the steps that are timed
     with bar, interruptible(history):
         while history.n_iter < max_iter:
             epoch = history.n_iter
@@ -238,9 +238,12 @@ def train_prior(
                     newest = 1 - min(AVERAGING, done / (done + 10))
                     torch._foreach_lerp_(state.mean, state.own, newest)
                 bar.update()
-                timed += 1
-                if timed == TIMED and device.type == "cpu" and is_main():
-                    warn_if_long((time.perf_counter() - began) / timed, max_iter * steps - done - 1)
+                if len(ends) <= TIMED:
+                    ends.append(time.perf_counter())
+                    if len(ends) > TIMED and device.type == "cpu" and is_main():
+                        # the first step warms up, and another may have to wait for the processor
+                        seconds = float(np.median(np.diff(ends)))
+                        warn_if_long(seconds, max_iter * steps - done - 1)
                 state.step = step + 1
                 if checkpoints is not None:
                     checkpoints.keep(state)
