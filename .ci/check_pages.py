@@ -2,9 +2,9 @@
 
     python .ci/check_pages.py docs/_build/html report.html [--pictures FOLDER]
 
-Opens HTML files, and those of folders, in headless Chromium, in windows as wide as those of a desktop
-and of a phone. Lists what is wrong with them and ends with status 1 if there is anything, with 2 if there
-is no browser. With `--pictures`, each page is also saved as it looks.
+Opens HTML files, and those of folders, in headless Chromium, in windows as wide as those of a
+desktop and of a phone. Lists what is wrong with them and ends with status 1 if there is anything,
+with 2 if there is no browser. With `--pictures`, each page is also saved as it looks.
 """
 
 import argparse
