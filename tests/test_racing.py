@@ -129,6 +129,25 @@ def test_students_bound_by_hand():
     assert_allclose(bound[0], 2.77645 * standard_error / 10, rtol=1e-5)
 
 
+def test_the_error_of_a_lag_where_each_order_reads_its_own_tokens():
+    """No less than that of a mean of three whole readings; a fourth has begun."""
+    log_prob = torch.tensor([[-3.0, -4, -30, -3, -5, -4, -9], [-2.0, -2, -1, -1, -1, -1, -1]])
+    lanes = Lanes(torch.tensor([0, 0]), torch.tensor([0, 1]), log_prob)
+    how = torch.zeros(2).double(), 2, 8  # tokens of an order, and of all four
+    _, alike, _ = lags(lanes, *how, error=0.01)
+    _, bound, _ = lags(lanes, *how, error=0.01, differ=True)
+    of_tokens = np.std([1, 2, 29, 2, 4, 3, 8], ddof=1) * np.sqrt(7 / 8) * 2 / 7
+    of_readings = np.std([1 + 2, 29 + 2, 4 + 3], ddof=1) * np.sqrt(1 / 8 / 3)
+    assert of_readings > of_tokens
+    assert_allclose(
+        [alike[0], bound[0]], np.maximum(np.log(100), 2 * np.array([of_tokens, of_readings]))
+    )
+    more = lanes._replace(log_prob=log_prob * 10)
+    _, alike, _ = lags(more, *how, error=0.01)
+    _, bound, _ = lags(more, *how, error=0.01, differ=True)
+    assert_allclose([alike[0], bound[0]], 20 * np.array([of_tokens, of_readings]), rtol=1e-5)
+
+
 def test_fill_by_hand():
     nan = np.nan
     ll = torch.tensor([[[-5.0, -7.0, nan], [-6.0, nan, nan], [nan, nan, nan]]]).double()

@@ -10,6 +10,7 @@ from scipy import stats
 
 from skaocls import AnyOrderARClassifier
 from skaocls.scoring.exhaustive import log_likelihoods
+from skaocls.scoring.racing import race
 from skaocls.scoring.stopping import stop_early
 
 
@@ -37,10 +38,10 @@ def scored(clf, digits):
     return prior, codes, orders, log_prior, tokens
 
 
-def orders_needed(tokens, log_prior, error):
+def orders_needed(tokens, log_prior, error, differ=False):
     """After how many orders an image (n_orders, n_tokens, n_classes) is decided."""
     n_orders, n_tokens, n_classes = tokens.shape
-    for k in range(1, n_orders):
+    for k in range(3 if differ else 1, n_orders):
         m = k * n_tokens
         score = tokens[:k].sum((0, 1)) / k + log_prior
         leader = score.argmax()
@@ -48,6 +49,9 @@ def orders_needed(tokens, log_prior, error):
         for c in set(range(n_classes)) - {leader}:
             d = (tokens[:k, :, leader] - tokens[:k, :, c]).ravel()
             spread = d.std(ddof=1) * np.sqrt(m * (1 - m / tokens[..., 0].size)) / k
+            if differ:
+                totals = d.reshape(k, n_tokens).sum(1)
+                spread = max(spread, totals.std(ddof=1) * np.sqrt((1 - k / n_orders) / k))
             wald = max(np.log((n_classes - 1) / error), 2 * spread)
             lags.append(score[leader] - score[c] > min(wald, stats.t.isf(error, m - 1) * spread))
         if all(lags):
@@ -67,6 +71,58 @@ def test_orders_stop_by_the_rule_and_what_is_read_is_exhaustive(scored, error):
     for ll, all_of_it, n in zip(race.log_likelihood, exact, race.evaluations // 16, strict=True):
         np.testing.assert_array_equal(ll[:n], all_of_it[:n])
         np.testing.assert_allclose(ll.mean(0), all_of_it[:n].mean(0), rtol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def misled(scored):
+    """Codes of images whose first reading, of twelve, is that of an image of another class.
+
+    And the classes that all readings together find; the first one alone finds the other one.
+    """
+    prior, codes, orders, log_prior, tokens = scored
+    sure = tokens.sum(2).mean(1) + log_prior
+    first = tokens[:, 0].sum(1) + log_prior
+    gaps = np.sort(first, 1)
+    other = np.array([np.flatnonzero(first.argmax(1) != c)[0] for c in sure.argmax(1)])
+    by_order = np.repeat(codes[:, None], len(orders), 1)
+    by_order[:, 0] = codes[other]
+    ll = log_likelihoods(prior, by_order, orders, np.arange(3))
+    found = (ll.mean(1) + log_prior).argmax(1)
+    some = found != (ll[:, 0] + log_prior).argmax(1)
+    assert some.sum() > 20 and (gaps[other, 2] - gaps[other, 1]).max() > 10  # nats
+    return by_order[some], found[some]
+
+
+@pytest.mark.parametrize("search", [stop_early, race])
+def test_one_reading_does_not_decide_where_others_read_other_tokens(scored, misled, search):
+    """As views may do: a background that is a rare code in one of them."""
+    prior, _, orders, log_prior, _ = scored
+    codes, found = misled
+    result = search(prior, codes, orders, np.arange(3), log_prior)
+    assert (result.evaluations >= 3 * 16).all()
+    assert ((result.log_likelihood.mean(1) + log_prior).argmax(1) == found).all()
+    # the same tokens in all orders are decided by one, if it is clear
+    same = search(prior, codes[:, 1], orders, np.arange(3), log_prior)
+    assert same.evaluations.min() == 16
+
+
+def test_views_are_decided_by_the_rule(scored):
+    prior, codes, orders, log_prior, _ = scored
+    rng = np.random.RandomState(0)
+    views = np.repeat(codes[:, None], len(orders), 1)
+    others = rng.permutation(len(codes))
+    views = np.where(rng.uniform(size=views.shape) < 0.2, codes[others][:, None], views)
+    tokens = np.empty((*views.shape, 3))
+    with torch.inference_mode():
+        for k, order in enumerate(orders):
+            for label in range(3):
+                asked = views[:, k], order[None], np.full(len(views), label)
+                read = prior.log_prob(*(torch.as_tensor(a) for a in asked))
+                tokens[:, k, :, label] = read
+    result = stop_early(prior, views, orders, np.arange(3), log_prior)
+    needed = np.array([orders_needed(image, log_prior, 1e-3, differ=True) for image in tokens])
+    assert (result.evaluations // 16 == needed).mean() >= 0.97
+    assert 3 < needed.mean() < 11
 
 
 def test_two_classes_are_decided_by_the_same_rule(scored):

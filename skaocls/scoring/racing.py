@@ -16,6 +16,11 @@ population, n_orders times n_tokens log-probabilities of each class. The lag aft
 sum over a sample drawn without replacement; its standard error is ``s * sqrt(m * (1 - m / M))``, s
 the standard deviation of the m differences, and the bound is that times Student's quantile of
 ``1 - error`` with m - 1 degrees of freedom. It tightens as the sum is completed.
+
+*Where each order reads other tokens of the image* (a view, a crop or noise of its own), tokens of
+one reading are no sample of all: a background that is a rare code in one view may be none in the
+next. Nobody leaves before `FEWEST_READINGS` of them, and the standard error is no less than that of
+the mean of whole readings.
 """
 
 from typing import NamedTuple
@@ -38,6 +43,7 @@ ROUNDS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 1)
 ROUNDS_OF_HEADS = (1 / 8, 1 / 4, 1 / 2, 1)  # of a shared trunk, which has read all of the order
 FEW_HEADS = 32  # classes from which on they pay
 FEWEST_TOKENS = 2  # before the first of them does
+FEWEST_READINGS = 3  # the same, where orders read different tokens
 STANDARD_ERRORS = 2.0  # that a lag beyond Wald's bound must have
 IMPOSSIBLE = -1e30  # log prior of a class of probability 0, with which one can calculate
 LANES_STARTED = 2**15  # classes times images that race at the same time
@@ -196,7 +202,8 @@ def race_some(
     ll = torch.full(
         (n_images, len(orders), n_classes), torch.nan, dtype=torch.float64, device=device
     )
-    population = len(orders) * n_tokens
+    population, differ = len(orders) * n_tokens, codes.ndim == 3
+    fewest = fewest_tokens(n_tokens, differ)
     shared = engine.prior.readings(2) == 1  # the trunk reads each order as a whole
     for k, order in enumerate(orders):
         if k:  # whoever is alone has won, and need not run on
@@ -223,8 +230,8 @@ def race_some(
                 last = lanes.log_prob[:, -n_tokens:].double().sum(1)
                 ll[lanes.image, k, lanes.label] = last
             read = stop
-            if (k * n_tokens + read) in range(FEWEST_TOKENS, population):
-                lag, bound, leader = lags(lanes, log_prior, n_tokens, population, error)
+            if (k * n_tokens + read) in range(fewest, population):
+                lag, bound, leader = lags(lanes, log_prior, n_tokens, population, error, differ)
                 leaves = lag > bound
                 out = lanes.image[leaves], lanes.label[leaves], leader[leaves], lag[leaves]
                 exits.append(out)
@@ -248,7 +255,12 @@ def cache_limit(engine: Engine) -> int:
 
 
 def lags(
-    lanes: Lanes, log_prior: Tensor, n_tokens: int, population: int, error: float
+    lanes: Lanes,
+    log_prior: Tensor,
+    n_tokens: int,
+    population: int,
+    error: float,
+    differ: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """How far each lane lags its image's leader, how far it may, and the leader's class.
 
@@ -265,19 +277,37 @@ def lags(
     leads = score == best[lanes.image]
     leader[lanes.image[leads]] = rows[leads]
     leader = leader[lanes.image]
-    spread = (lanes.log_prob[leader] - lanes.log_prob).std(1)
-    standard_error = spread.double() * (m * (1 - m / population)) ** 0.5 / orders_seen
-    bound = bound_of(standard_error, m, n_tokens, len(log_prior), error)
+    difference = lanes.log_prob[leader] - lanes.log_prob
+    error_of_lag = standard_error(difference, n_tokens, population, differ)
+    bound = bound_of(error_of_lag, m, n_tokens, len(log_prior), error)
     return best[lanes.image] - score, bound, lanes.label[leader]
 
 
-def bound_of(standard_error: Tensor, m: int, n_tokens: int, n_classes: int, error: float) -> Tensor:
+def fewest_tokens(n_tokens: int, differ: bool) -> int:
+    """Read before a class may leave; `differ`: orders read different tokens."""
+    return FEWEST_READINGS * n_tokens if differ else FEWEST_TOKENS
+
+
+def standard_error(difference: Tensor, n_tokens: int, population: int, differ: bool) -> Tensor:
+    """Of a lag in nats per order, from what it is in each token read (..., m)."""
+    m = difference.shape[-1]
+    left = 1 - m / population
+    found = difference.std(-1).double() * (m * left) ** 0.5 / max(1.0, m / n_tokens)
+    if not differ:
+        return found
+    n_read = m // n_tokens
+    readings = difference[..., : n_read * n_tokens].unflatten(-1, (n_read, n_tokens))
+    of_readings = readings.sum(-1, dtype=torch.float64).std(-1)
+    return torch.maximum(found, of_readings * (left / n_read) ** 0.5)
+
+
+def bound_of(error_of_lag: Tensor, m: int, n_tokens: int, n_classes: int, error: float) -> Tensor:
     """How far a class may lag after m tokens, of which an order has n_tokens."""
     wald = np.log(max(n_classes - 1, 1) / error)
-    bound = (STANDARD_ERRORS * standard_error).clamp_min(wald)
+    bound = (STANDARD_ERRORS * error_of_lag).clamp_min(wald)
     if m >= n_tokens:  # of fewer differences the spread is not known well enough
         quantile = stats.t.isf(max(error, 1e-12), m - 1)  # beyond, its accuracy ends
-        bound = torch.minimum(bound, quantile * standard_error)
+        bound = torch.minimum(bound, quantile * error_of_lag)
     return bound
 
 

@@ -6,7 +6,8 @@ read of an image is what exhaustive scoring reads, bit for bit, whatever else is
 after how many orders it stops depends on nothing but these numbers.
 
 An image is decided once every class but the leader lags by more than the bound that racing has
-(:mod:`skaocls.scoring.racing`): Wald's in the first order, then Student's.
+(:mod:`skaocls.scoring.racing`): Wald's in the first order, then Student's; where each order reads a
+view of its own, after three of them at the earliest.
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ from skaocls.devices import own_torch_state
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.scoring.exhaustive import checked, lanes_at_once
 from skaocls.scoring.heads import HeadEngine
-from skaocls.scoring.racing import FEWEST_TOKENS, IMPOSSIBLE, Race, bound_of
+from skaocls.scoring.racing import IMPOSSIBLE, Race, bound_of, fewest_tokens, standard_error
 
 NUMBERS_KEPT = 2**26  # log-probabilities of tokens, over the images that are read together
 
@@ -96,6 +97,7 @@ def stop_some(
 ) -> tuple[Tensor, Tensor]:
     """Log-likelihoods (n_images, n_orders, n_classes), and the orders that each image needed."""
     n_orders, n_classes, device = len(orders), engine.n_classes, codes.device
+    differ = codes.ndim == 3
     kept = torch.empty(
         len(codes), n_orders, orders.shape[1], n_classes, dtype=torch.float32, device=device
     )
@@ -110,12 +112,12 @@ def stop_some(
         for at in range(0, len(image), tile):
             rows = torch.arange(at, at + tile, device=device).clamp_(max=len(image) - 1)
             i, along = image[rows], order[rows]
-            tokens = codes[i] if codes.ndim == 2 else codes[i, along]
+            tokens = codes[i, along] if differ else codes[i]
             kept[i, along] = engine.tokens(engine.pairs(tokens, orders[along]))
         for k in range(read + 1, min(end, n_orders - 1) + 1):
             if not len(racing):
                 break
-            decided = are_decided(kept[racing, :k], log_prior, n_orders, error)
+            decided = are_decided(kept[racing, :k], log_prior, n_orders, error, differ)
             needed[racing[decided]] = k
             racing = racing[~decided]
         read = end
@@ -125,21 +127,25 @@ def stop_some(
     return torch.where(unread[..., None], ll.nanmean(1, keepdim=True), ll), needed
 
 
-def are_decided(log_prob: Tensor, log_prior: Tensor, n_orders: int, error: float) -> Tensor:
+def are_decided(
+    log_prob: Tensor, log_prior: Tensor, n_orders: int, error: float, differ: bool
+) -> Tensor:
     """Whether all classes lag the leader beyond the bound, (n_images,).
 
-    `log_prob` (n_images, n_read, n_tokens, n_classes) is of the orders read so far.
+    `log_prob` (n_images, n_read, n_tokens, n_classes) is of the orders read so far, which read
+    the same tokens or `differ`.
     """
     n_read, n_tokens, n_classes = log_prob.shape[1:]
     if n_classes == 1:
         return torch.ones(len(log_prob), dtype=torch.bool, device=log_prob.device)
     flat = log_prob.flatten(1, 2)
-    m, population = n_read * n_tokens, n_orders * n_tokens
-    if m < FEWEST_TOKENS:
+    m = n_read * n_tokens
+    if m < fewest_tokens(n_tokens, differ):
         return torch.zeros(len(log_prob), dtype=torch.bool, device=log_prob.device)
     score = flat.sum(1, dtype=torch.float64) / n_read + log_prior
     best, leader = score.max(1)
     own = flat.gather(2, leader[:, None, None].expand(-1, m, 1))
-    error_of_lag = (own - flat).std(1).double() * (m * (1 - m / population)) ** 0.5 / n_read
+    difference = (own - flat).movedim(1, 2)
+    error_of_lag = standard_error(difference, n_tokens, n_orders * n_tokens, differ)
     lags = best[:, None] - score > bound_of(error_of_lag, m, n_tokens, n_classes, error)
     return lags.sum(1) == n_classes - 1
