@@ -2,7 +2,7 @@
 How many orders are enough
 ==========================
 
-One order is a poor classifier, twenty are a good one. The curve shows the test accuracy on
+Twenty orders classify better than one. The curve shows the test accuracy on
 scikit-learn's digits against the number of orders, and above it what they cost. The vertical line
 is the number that a validation set finds enough: accuracy within one standard error of the best.
 """

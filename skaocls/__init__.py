@@ -14,6 +14,7 @@ from skaocls.tokenizers import (
     QuantileTokenizer,
 )
 from skaocls.tokenizers.cache import load_tokens
+from skaocls.tokenizers.checks import check_tokenizer
 from skaocls.version import __version__
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "QuantileTokenizer",
     "SharedTrunkPrior",
     "__version__",
+    "check_tokenizer",
     "load_image_folder",
     "load_tokens",
     "tokenize_dataset",

@@ -86,7 +86,7 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
 
     An image becomes a grid of discrete tokens; a transformer that reads tokens in any order
     gives log p(tokens | class, order); Bayes' rule and an average over random orders turn that
-    into p(class | image). One order is a poor classifier, twenty are a good one.
+    into p(class | image): twenty orders classify better than one.
 
     `fit` trains the transformer (the *prior*) on class-conditional likelihood. Numbers in a 2-D
     array are tabular data, one token per feature, unless `image_shape` says that they are images.
@@ -157,12 +157,12 @@ default="mean_log_likelihood"
         orders are read, with the published architecture because few classes are read far. The
         posterior of a class that was dropped is what it was at its exit. ``"auto"`` reads all
         classes, and no further order of an image that is decided
-        (:mod:`skaocls.scoring.stopping`), where that was measured to give the classes of exhaustive
-        search (``benchmarks/waiting.py``): in `predict`, `predict_proba` and their like, with a
-        shared trunk, `aggregation` at its default and no `memory`. Staged answers, `transform`,
-        `score_samples` and `explain` read every order. May be changed after `fit`.
+        (:mod:`skaocls.scoring.stopping`): in `predict`, `predict_proba` and their like, with a
+        shared trunk, `aggregation` at its default and no `memory`, where the classes were those of
+        exhaustive search (``benchmarks/waiting.py``). Staged answers, `transform`, `score_samples`
+        and `explain` read every order. May be changed after `fit`.
     racing_error : float, default=1e-3
-        Allowed probability that an image is decided for another class than exhaustive search ranks
+        Above 0 and below 0.5. Allowed probability that an image is decided for another class than exhaustive search ranks
         first. May be changed after `fit`.
     racing_screen : int, default=None
         How many classes of each image enter a race, the best by a first-order estimate that costs
@@ -710,6 +710,9 @@ default="mean_log_likelihood"
 
     def predict_proba(self, X):
         """Class probabilities: the order-marginalized posterior.
+
+        By default of as many orders as decide an image, which for most images are a few; of all
+        orders with ``search="exhaustive"``.
 
         Parameters
         ----------

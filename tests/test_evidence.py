@@ -67,7 +67,7 @@ def test_against_no_class_and_standard_error(fitted, digits):
 def test_pixels_of_patches_that_overhang():
     tokens = np.array([[[1.0, 2], [3, 4]]])
     expected = [[1, 1, 1, 2], [1, 1, 1, 2], [3, 3, 3, 4]]
-    np.testing.assert_array_equal(spread(tokens, (2, 3), (3, 4))[0], expected)
+    np.testing.assert_array_equal(spread(tokens, [0, 0, 1], [0, 0, 0, 1])[0], expected)
 
 
 def test_the_standard_error_is_over_orders():

@@ -19,6 +19,7 @@ from skaocls.scoring import sampling
 from skaocls.scoring.sampling import generate, known_log_likelihoods, step_ends, touched
 
 N = 20_000
+PAIRS = np.arange(8) // 2  # pixels of the digits, of which a token has two by two
 ORDERS = np.array([[2, 0, 3, 1]])
 
 
@@ -218,7 +219,9 @@ def test_touched():
     mask[0, 1, 5] = mask[1, 4, 6] = mask[2, 2, :4] = True
     expected = np.zeros((3, 3, 3), bool)  # of 2 x 3 pixels, the last ones overhang
     expected[0, 0, 1] = expected[1, 2, 2] = expected[2, 1, :2] = True
-    np.testing.assert_array_equal(touched(mask, (2, 3), (3, 3)), expected.reshape(3, 9))
+    rows, cols = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1, 1, 2])
+    found = touched(mask, rows, cols, (3, 3))
+    np.testing.assert_array_equal(found, expected.reshape(3, 9))
 
 
 @pytest.mark.parametrize("n_steps", [None, 6])
@@ -275,7 +278,7 @@ def test_inpainting(ten_digits):
     filled = clf.inpaint(X, mask, random_state=0)
     assert filled.shape == X.shape
     np.testing.assert_array_equal(filled[:, ~mask], X[:, ~mask])
-    known = ~touched(mask[None], (2, 2), (4, 4)).reshape(4, 4)
+    known = ~touched(mask[None], PAIRS, PAIRS, (4, 4)).reshape(4, 4)
     assert known.sum() == 7
     after = clf.tokenizer_.transform(filled, light=light)
     np.testing.assert_array_equal(after[:, known], before[:, known])
@@ -315,7 +318,7 @@ def test_class_by_the_known_half(ten_digits):
     mask = np.zeros((8, 8), bool)
     mask[4:] = True
     codes = clf.tokenizer_.transform(X).reshape(100, 16)
-    unknown = np.repeat(touched(mask[None], (2, 2), (4, 4)), 100, 0)
+    unknown = np.repeat(touched(mask[None], PAIRS, PAIRS, (4, 4)), 100, 0)
     columns = most_probable(clf, codes, unknown)
     assert (columns == y).mean() > 0.7
     everything = most_probable(clf, codes, np.zeros((100, 16), bool))

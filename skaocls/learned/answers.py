@@ -11,7 +11,7 @@ from sklearn.utils import gen_batches
 
 from skaocls.devices import ahead, moved, resolve_device
 from skaocls.images.reader import all_bad_named
-from skaocls.learned.encoding import encode_for_orders, patch_shape
+from skaocls.learned.encoding import encode_for_orders, tokens_of_pixels
 from skaocls.learned.model import FittedModel
 from skaocls.learned.parallel import in_parallel
 from skaocls.learned.pieces import EACH, Piece, pieces_of, share
@@ -295,10 +295,8 @@ def explain_some(
     tokens, error = weigh(np.stack(log_prob, axis=2), grid)[:2]
     if model.reader.image_shape is None:
         return Evidence(tokens, error)
-    height, width, _ = model.reader.image_shape
-    shape = height, width
-    patch = patch_shape(model.tokenizer, shape, grid)
-    return Evidence(tokens, error, spread(tokens, patch, shape), spread(error, patch, shape))
+    pixels = tokens_of_pixels(model.tokenizer, model.reader.image_shape[:2], grid)
+    return Evidence(tokens, error, spread(tokens, *pixels), spread(error, *pixels))
 
 
 def token_by_token(

@@ -7,7 +7,7 @@ import numpy as np
 
 from skaocls.devices import resolve_device
 from skaocls.images.lazy import in_memory
-from skaocls.learned.encoding import patch_shape, tokens
+from skaocls.learned.encoding import tokens, tokens_of_pixels
 from skaocls.learned.model import FittedModel
 from skaocls.scoring.exhaustive import scoring_dtype
 from skaocls.scoring.orders import DRAWN
@@ -46,7 +46,7 @@ def draw(
     Returns
     -------
     images : array
-        What the tokenizer's `inverse_transform` gives.
+        What the tokenizer's `inverse_transform` gives; with one channel, no axis of channels.
     """
     known = np.zeros(len(columns), dtype=int) if n_known is None else n_known
     out = np.empty_like(orders)
@@ -63,7 +63,8 @@ def draw(
     images: np.ndarray = model.tokenizer.inverse_transform(
         out.reshape(-1, *model.prior.grid), **light
     )
-    return images
+    gray = model.reader.image_shape is not None and images.ndim == 4 and images.shape[-1] == 1
+    return images[..., 0] if gray else images
 
 
 def fill_in(
@@ -117,7 +118,9 @@ def fill_in(
         shape = image_shape[0], image_shape[1]
         of_mask = shape
     mask = check_mask(mask, n, of_mask)
-    unknown = touched(mask.reshape(n, *shape), patch_shape(model.tokenizer, shape, grid), grid)
+    unknown = touched(
+        mask.reshape(n, *shape), *tokens_of_pixels(model.tokenizer, shape, grid), grid
+    )
     n_known = (~unknown).sum(1)
     known = batch
     if image_shape is not None:
@@ -137,6 +140,11 @@ def fill_in(
     images = draw(model, columns, orders, rng, how, **given, **light)
     if image_shape is None:
         return np.where(mask, images, batch)
+    if images.size != pixels.size:
+        raise ValueError(
+            f"{type(model.tokenizer).__name__}.inverse_transform makes images of shape "
+            f"{images.shape[1:]}, but those to fill in have {pixels.shape[1:]}."
+        )
     filled = np.where(mask[..., None], images.reshape(pixels.shape), pixels)
     return filled.reshape(images.shape)
 

@@ -26,6 +26,7 @@ from skaocls.tokenizers import (
     QuantileTokenizer,
 )
 from skaocls.tokenizers._codes import code_dtype
+from skaocls.tokenizers.checks import check_fitted, check_made
 
 ENCODE_AT_ONCE = 512  # images decoded and tokenized together, fewer if large:
 ENCODE_NUMBERS = 2**24
@@ -60,6 +61,7 @@ def fit_tokenizer(
             )
         tokenizer = PatchTokenizer() if images else QuantileTokenizer()
     if isinstance(tokenizer, FrozenEstimator):
+        check_fitted(tokenizer.estimator, tokenizer.estimator)
         return tokenizer.estimator
     tokenizer = clone(tokenizer)
     seed = rng.randint(2**31 - 1)
@@ -78,7 +80,7 @@ def fit_tokenizer(
             batch = batch[:]
     name, kind = type(tokenizer).__name__, "images" if images else "tabular data"
     say(verbose, f"fitting {name} to {len(batch)} samples")
-    tokenizer = tokenizer.fit(batch, y)
+    check_fitted(tokenizer, tokenizer.fit(batch, y))
     rows, cols = tokenizer.grid_
     why = f", the default for {kind}" if by_default else ""
     say(verbose, f"{name}{why}: {rows} x {cols} tokens of {tokenizer.n_codes_} values", 2)
@@ -281,14 +283,22 @@ def encode_for_orders(
 
 
 def tokens(tokenizer: Any, data: Any, **noise: Any) -> np.ndarray:
-    codes: np.ndarray = tokenizer.transform(data, **noise)
+    codes = check_made(tokenizer, tokenizer.transform(data, **noise), len(data))
     crops = codes.shape[1:2] if codes.ndim == 4 else ()
     return codes.reshape(len(data), *crops, -1).astype(np.int32)
 
 
-def patch_shape(tokenizer: Any, shape: Sequence[int], grid: Sequence[int]) -> tuple[int, int]:
-    """Height and width in pixels of what a token stands for, in images of that height and width."""
-    height, width = getattr(tokenizer, "patch_size_", None) or (
-        size // n for size, n in zip(shape, grid, strict=True)
+def tokens_of_pixels(
+    tokenizer: Any, shape: Sequence[int], grid: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which row of tokens each row of pixels belongs to, and which column each column.
+
+    Tokens are patches of `patch_size_` pixels, where the tokenizer has that, of which the last may
+    overhang; else they share the image evenly, as those of networks do that resize it.
+    """
+    patch = getattr(tokenizer, "patch_size_", None)
+    rows, cols = (
+        np.arange(size) * n // size if patch is None else np.arange(size) // patch[axis]
+        for axis, (size, n) in enumerate(zip(shape, grid, strict=True))
     )
-    return height, width
+    return rows.clip(max=grid[0] - 1), cols.clip(max=grid[1] - 1)

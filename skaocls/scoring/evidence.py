@@ -116,7 +116,7 @@ def weigh(log_prob: np.ndarray, grid: tuple[int, int]) -> Evidence:
     return Evidence(difference.mean(1), error)
 
 
-def spread(tokens: np.ndarray, patch: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
-    """Values of tokens (n, rows, cols) for each pixel, (n, height, width)."""
-    pixels = tokens.repeat(patch[0], axis=1).repeat(patch[1], axis=2)
-    return pixels[:, : shape[0], : shape[1]]
+def spread(tokens: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    """Values of tokens (n, rows, cols) for each pixel, by the row and column of its token."""
+    pixels: np.ndarray = tokens[:, rows][:, :, cols]
+    return pixels

@@ -292,7 +292,7 @@ def standard_error(difference: Tensor, n_tokens: int, population: int, differ: b
     """Of a lag in nats per order, from what it is in each token read (..., m)."""
     m = difference.shape[-1]
     left = 1 - m / population
-    found = difference.std(-1).double() * (m * left) ** 0.5 / max(1.0, m / n_tokens)
+    found: Tensor = difference.std(-1).double() * (m * left) ** 0.5 / max(1.0, m / n_tokens)
     if not differ:
         return found
     n_read = m // n_tokens

@@ -350,8 +350,14 @@ def known_first(orders: np.ndarray, unknown: np.ndarray) -> np.ndarray:
     return np.take_along_axis(orders, late.argsort(-1, kind="stable"), -1)
 
 
-def touched(mask: np.ndarray, patch: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
-    """Which tokens (n, rows * cols) have a pixel in the bool mask (n, height, width)."""
-    for axis, (size, n) in enumerate(zip(patch, grid, strict=True), start=1):
-        mask = np.logical_or.reduceat(mask, size * np.arange(n), axis)
+def touched(
+    mask: np.ndarray, rows: np.ndarray, cols: np.ndarray, grid: tuple[int, int]
+) -> np.ndarray:
+    """Which tokens (n, rows * cols) have a pixel in the bool mask (n, height, width).
+
+    `rows` (height,) and `cols` (width,) are of the token that a pixel belongs to.
+    """
+    for axis, (of_pixels, n) in enumerate(zip((rows, cols), grid, strict=True), start=1):
+        starts = of_pixels.searchsorted(np.arange(n)).clip(max=len(of_pixels) - 1)
+        mask = np.logical_or.reduceat(mask, starts, axis)
     return mask.reshape(len(mask), -1)
