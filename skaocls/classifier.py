@@ -162,8 +162,8 @@ default="mean_log_likelihood"
         exhaustive search (``benchmarks/waiting.py``). Staged answers, `transform`, `score_samples`
         and `explain` read every order. May be changed after `fit`.
     racing_error : float, default=1e-3
-        Above 0 and below 0.5. Allowed probability that an image is decided for another class than exhaustive search ranks
-        first. May be changed after `fit`.
+        Allowed probability that an image is decided for another class than exhaustive search ranks
+        first, above 0 and below 0.5. May be changed after `fit`.
     racing_screen : int, default=None
         How many classes of each image enter a race, the best by a first-order estimate that costs
         a few passes for all classes together (:mod:`skaocls.scoring.screening`). None is all of
