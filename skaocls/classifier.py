@@ -241,10 +241,11 @@ default="mean_log_likelihood"
         How often -log p(class | tokens, order) of an image, by Bayes' rule, is counted in training
         beside its -log p(tokens | class, order). With 0 training is purely generative, the
         published recipe. ``"auto"`` is 5 where a `SharedTrunkPrior` is trained as a whole, which
-        reads an image once for all classes, and on tables, which are soon overfitted, a thirtieth
-        of the number of columns; what it gains differs (``benchmarks/posterior.py``). Else
-        it is 0: with the published architecture each other class, 9 of them at most, is one more
-        reading of the image (:mod:`skaocls.training.posterior`).
+        reads an image once for all classes, and less in proportion to the number of tokens if they
+        are fewer than 48; on tables, which are soon overfitted, a thirtieth of the number of
+        columns. What it gains differs (``benchmarks/posterior.py``). Else it is 0: with the
+        published architecture each other class, 9 of them at most, is one more reading of the image
+        (:mod:`skaocls.training.posterior`).
     early_stopping : bool, default=False
         Hold out `validation_fraction` of the data, stop when its likelihood no longer rises, and
         keep the best weights.

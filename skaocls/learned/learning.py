@@ -34,7 +34,8 @@ RATE_TIMES_DIM = 0.4
 EPOCHS_OF_ADAMW = 50  # from which AdamW alone does as well or better
 # Of priors that read an image once for all classes; on tables, which are soon overfitted, for each
 # token (benchmarks/posterior.py)
-POSTERIOR_WEIGHT, OF_TABLES = 5.0, 1 / 30
+# As likelihoods of fewer tokens are fewer nats, the posterior would soon outweigh them
+POSTERIOR_WEIGHT, FROM_TOKENS, OF_TABLES = 5.0, 48, 1 / 30
 FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
 
 
@@ -338,7 +339,7 @@ def posterior_weight_of(prior: Prior, recipe: Recipe, mode: str | None) -> float
         return 0.0
     if recipe.tabular:
         return min(POSTERIOR_WEIGHT, OF_TABLES * prior.n_tokens)
-    return POSTERIOR_WEIGHT
+    return POSTERIOR_WEIGHT * min(1.0, prior.n_tokens / FROM_TOKENS)
 
 
 def train_one(
