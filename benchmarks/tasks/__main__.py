@@ -43,6 +43,7 @@ from skaocls.scoring.calibration import expected_calibration_error
 
 HERE = Path(__file__).parent
 OURS = "AnyOrderARClassifier()"
+TEMPERED = 'AnyOrderARClassifier(temperature="auto")'  # where the default is much too sure
 DRAWS = 200  # of labels, for the calibration error that is chance
 SMALL = 16  # pixels of a side, up to which the ResNet sees every one of them
 FLAT = {
@@ -62,12 +63,14 @@ OF_TABLES = {
     "HistGradientBoostingClassifier()": FLAT["HistGradientBoostingClassifier()"],
 }
 CONTESTANTS = dict.fromkeys(IMAGES, (OURS, *FLAT, "ResNet"))
+CONTESTANTS["textures"] += (TEMPERED,)
 CONTESTANTS |= dict.fromkeys(TABLES, (OURS, *OF_TABLES))
 
 
 def make(contestant, name, X, seed):
-    if contestant == OURS:
-        return AnyOrderARClassifier(random_state=seed, device="cpu")
+    if contestant in (OURS, TEMPERED):
+        clf = AnyOrderARClassifier(random_state=seed, device="cpu")
+        return clf.set_params(temperature="auto") if contestant == TEMPERED else clf
     if contestant == "ResNet":
         return NetworkClassifier(patch_size=1 + (X.shape[1] > SMALL), random_state=seed)
     return (FLAT if name in IMAGES else OF_TABLES)[contestant](seed)
