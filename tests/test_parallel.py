@@ -47,6 +47,14 @@ class Watched(TransformerMixin, BaseEstimator):
     def fit(self, X, y=None):
         return self
 
+    @property
+    def grid_(self):
+        return self.tokenizer.grid_
+
+    @property
+    def n_codes_(self):
+        return self.tokenizer.n_codes_
+
     def transform(self, X):
         begun = len(list(self.folder.glob("begun-*")))
         (self.folder / f"begun-{uuid.uuid4().hex}").touch()

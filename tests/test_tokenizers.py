@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 
-from skaocls import AnyOrderARClassifier, PatchTokenizer, QuantileTokenizer
+from skaocls import AnyOrderARClassifier, PatchTokenizer, QuantileTokenizer, check_tokenizer
 from skaocls.tokenizers.codebook import held_out_loss
 
 
@@ -203,8 +203,9 @@ def test_the_tokenizer_of_the_guide():
     section = guide.split("### A tokenizer of your own")[1]
     names: dict = {}
     exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
-    tokenizer = names["GrayLevels"](n_levels=2)
+    tokenizer = names["GrayBlocks"](side=1, n_levels=2)
     X, y = load_digits(n_class=2, return_X_y=True)
+    check_tokenizer(names["GrayBlocks"](), X.reshape(-1, 8, 8, 1))
     X = X.reshape(-1, 8, 8)[:, 1:7, 1:7]  # of 0 to 16
     clf = AnyOrderARClassifier(tokenizer=tokenizer, max_iter=2, n_orders=2, random_state=0)
     clf.fit(X[:200], y[:200])

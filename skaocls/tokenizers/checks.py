@@ -1,6 +1,6 @@
 """Whether a transformer is a tokenizer: what it must have, and how its codes must be."""
 
-import pickle
+import copy
 import warnings
 from numbers import Integral
 from typing import Any
@@ -72,7 +72,7 @@ def check_tokenizer(tokenizer: Any, X: Any, y: Any = None) -> None:
     ValueError
         If `fit` does not return the tokenizer or does not set `grid_` and `n_codes_`; if codes are
         no integers of shape (n_images, rows, cols) from 0 to `n_codes_` - 1; if they change when
-        images are read again, apart from the others or by a pickled copy; if X or a constructor
+        images are read again, apart from the others or by a copy; if X or a constructor
         parameter is changed; or if images made of codes have another shape than X (an axis of one
         channel may be left out).
 
@@ -105,14 +105,14 @@ def check_tokenizer(tokenizer: Any, X: Any, y: Any = None) -> None:
                 f"{name}.fit changed the parameter {key} from {params[key]!r:.80} to "
                 f"{value!r:.80}; what is learned goes into attributes that end with _."
             )
-    copy = pickle.loads(pickle.dumps(tokenizer))  # what was pickled just now
+    twin = copy.deepcopy(tokenizer)
     middle = len(X) // 2
     apart = [tokenizer.transform(some) for some in (X[:middle], X[middle:])]
     for what, again in (
         ("a second time", tokenizer.transform(X)),
         ("in two halves", np.concatenate(apart)),
         ("from last to first", np.asarray(tokenizer.transform(X[::-1]))[::-1]),
-        ("by a pickled copy", copy.transform(X)),
+        ("by a copy of it", twin.transform(X)),
     ):
         if not np.array_equal(codes, again):
             raise ValueError(
