@@ -29,13 +29,19 @@ def scored(clf, digits):
     codes = clf.tokenizer_.transform(X).reshape(len(X), -1)
     orders = np.stack([np.random.RandomState(k).permutation(16) for k in range(12)])
     log_prior = np.log([0.5, 0.3, 0.2])
-    tokens = np.empty((len(X), 12, 16, 3))
+    views = np.repeat(codes[:, None], len(orders), 1)
+    return prior, codes, orders, log_prior, token_log_prob(prior, views, orders)
+
+
+def token_log_prob(prior, views, orders):
+    """log p(token | class, order) of what each order reads, (n_images, n_orders, 16, 3)."""
+    tokens = np.empty((*views.shape, 3))
     with torch.inference_mode():
         for k, order in enumerate(orders):
             for label in range(3):
-                read = (torch.as_tensor(a) for a in (codes, order[None], np.full(len(X), label)))
-                tokens[:, k, :, label] = prior.log_prob(*read)
-    return prior, codes, orders, log_prior, tokens
+                asked = views[:, k], order[None], np.full(len(views), label)
+                tokens[:, k, :, label] = prior.log_prob(*(torch.as_tensor(a) for a in asked))
+    return tokens
 
 
 def orders_needed(tokens, log_prior, error, differ=False):
@@ -112,13 +118,7 @@ def test_views_are_decided_by_the_rule(scored):
     views = np.repeat(codes[:, None], len(orders), 1)
     others = rng.permutation(len(codes))
     views = np.where(rng.uniform(size=views.shape) < 0.2, codes[others][:, None], views)
-    tokens = np.empty((*views.shape, 3))
-    with torch.inference_mode():
-        for k, order in enumerate(orders):
-            for label in range(3):
-                asked = views[:, k], order[None], np.full(len(views), label)
-                read = prior.log_prob(*(torch.as_tensor(a) for a in asked))
-                tokens[:, k, :, label] = read
+    tokens = token_log_prob(prior, views, orders)
     result = stop_early(prior, views, orders, np.arange(3), log_prior)
     needed = np.array([orders_needed(image, log_prior, 1e-3, differ=True) for image in tokens])
     assert (result.evaluations // 16 == needed).mean() >= 0.97

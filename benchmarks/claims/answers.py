@@ -7,6 +7,7 @@ from scipy import stats
 
 OURS, RASTER, DIFFUSION, MASKED = "any-order AR", "raster AR", "diffusion", "masked"
 SHARED, DEFAULTS = "shared trunk", "our defaults"
+ANY_ORDER = (OURS, SHARED, DEFAULTS)
 OF = {OURS: "", DEFAULTS: ", defaults"}  # ends of a claim's name, by whose it is
 SAID = {OURS: "ours", DEFAULTS: DEFAULTS}
 CONFIDENCE = 0.95
@@ -62,7 +63,7 @@ class Results:
 
     def shown(self, contestant):
         """The setting at which a contestant is shown where there is one number."""
-        if contestant in (OURS, SHARED, DEFAULTS):
+        if contestant in ANY_ORDER:
             return {"orders": self.orders_shown(), "aggregation": AGGREGATION}
         if contestant == DIFFUSION:
             steps = [p["steps"] for p in self.find("standard", contestant=DIFFUSION)[0]["points"]]

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from answers import (
+    ANY_ORDER,
     DEFAULTS,
     DIFFUSION,
     MASKED,
@@ -153,7 +154,7 @@ def accuracy_table(results):
             fit = np.mean([row["fit_seconds"] for row in results.standard(task, name)])
             cells += [f"{flops / 1e6:.3g}", f"{1000 * seconds:.2g}", f"{fit:.0f}"]
             rows.append(cells)
-            if name in (OURS, DIFFUSION, SHARED, DEFAULTS):
+            if name in (*ANY_ORDER, DIFFUSION):
                 rows.append(raced(results, task, name, shown))
     heads = ["task", "contestant", "accuracy, %", "NLL", "ECE, %", "NLL, tempered"]
     heads += ["ECE, tempered, %", "MFLOP an image", "ms an image", "training, s"]
@@ -161,7 +162,7 @@ def accuracy_table(results):
 
 
 def label(name, shown):
-    if name in (OURS, SHARED, DEFAULTS):
+    if name in ANY_ORDER:
         return f"{name}, {shown['orders']} orders"
     if name == DIFFUSION:
         return f"{name}, {shown['steps']} timesteps"

@@ -41,13 +41,13 @@ def check_made(tokenizer: Any, codes: Any, n: int) -> np.ndarray:
     grid = tuple(map(int, tokenizer.grid_))
     flat = codes.reshape(-1, *codes.shape[2:]) if codes.ndim == 4 else codes  # crops of an image
     try:
-        checked: np.ndarray = check_codes(flat, grid, int(tokenizer.n_codes_))
+        checked = check_codes(flat, grid, int(tokenizer.n_codes_))
         if len(codes) != n:
             raise ValueError(f"codes are of {len(codes)} images, but there are {n}.")
     except ValueError as error:
         raise ValueError(f"{type(tokenizer).__name__}.transform: {error}") from None
-    checked = checked.reshape(codes.shape)
-    return checked
+    in_shape: np.ndarray = checked.reshape(codes.shape)
+    return in_shape
 
 
 def check_tokenizer(tokenizer: Any, X: Any, y: Any = None) -> None:
@@ -128,12 +128,8 @@ def check_tokenizer(tokenizer: Any, X: Any, y: Any = None) -> None:
             )
     if not np.array_equal(X, before):
         raise ValueError(f"{name} changes the X that it is given; copy it first.")
-    uneven = (
-        [size % n for size, n in zip(X.shape[1:3], tokenizer.grid_, strict=True)]
-        if X.ndim == 4
-        else []
-    )
-    if any(uneven) and getattr(tokenizer, "patch_size_", None) is None:
+    patches = X.ndim == 2 or getattr(tokenizer, "patch_size_", None) is not None
+    if not patches and any(np.mod(X.shape[1:3], tokenizer.grid_)):
         warnings.warn(
             f"{name} makes {tokenizer.grid_[0]} x {tokenizer.grid_[1]} tokens of images of "
             f"{X.shape[1]} x {X.shape[2]} pixels and has no patch_size_: they are taken to share "
