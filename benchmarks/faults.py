@@ -87,6 +87,7 @@ def fit(out, n_digits, folder=None):
     """Write the weights and the curves of a fit."""
     X, y = digits(n_digits)
     clf = AnyOrderARClassifier(
+        device="cpu",  # another cannot be used in processes that are forked
         prior=SIZES,
         max_iter=12,
         augmentation=2,
@@ -171,7 +172,7 @@ def kill_fits(n, rng, work, n_digits):
 def save_model(folder):
     X, y = digits()
     params = {"prior": SIZES, "max_iter": 3, "augmentation": None, "random_state": 0}
-    AnyOrderARClassifier(**params).fit(X, y).save_pretrained(folder)
+    AnyOrderARClassifier(device="cpu", **params).fit(X, y).save_pretrained(folder)
 
 
 def kill_predictions(n, rng, work, n_digits):

@@ -5,9 +5,10 @@
 
 Seconds of `fit` with default parameters, as a clock shows them, with as many threads as torch takes
 by itself, and milliseconds of `predict` for one image of some hundred. Nothing else should run.
-Writes ``results/waiting.md``.
+Writes ``results/waiting.md``, of a CUDA device ``results/waiting-cuda.md``.
 """
 
+import argparse
 import sys
 import time
 import warnings
@@ -27,8 +28,8 @@ from skaocls import AnyOrderARClassifier
 N_TEST = 450
 
 
-def measured(X, y, X_test):
-    clf = AnyOrderARClassifier(random_state=0, device="cpu")
+def measured(X, y, X_test, device):
+    clf = AnyOrderARClassifier(random_state=0, device=device)
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -44,6 +45,12 @@ def measured(X, y, X_test):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    device = torch.device(parser.parse_args().device)
+    cuda = device.type == "cuda"
+    call = "python benchmarks/waiting.py" + (" --device cuda" if cuda else "")
+    where = torch.cuda.get_device_name(device) if cuda else processor()
     X, y, X_test, _ = task("digits", 0)
     of_animals, labels = animals()
     shuffled = np.random.RandomState(0).permutation(len(labels))
@@ -54,7 +61,7 @@ def main():
     lines = [
         "# Waiting for a default fit",
         "",
-        f"`python benchmarks/waiting.py`; {processor()}, {torch.get_num_threads()} threads. "
+        f"`python benchmarks/waiting.py{' --device cuda' * cuda}`; {where}, {torch.get_num_threads()} threads. "
         f"Milliseconds are of one image of {N_TEST}, with orders that stop "
         '(`search="auto"`, the default) and with all 20; the last column says for how many images '
         "both find the same class.",
@@ -63,14 +70,15 @@ def main():
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, X, y, X_test in jobs:
-        clf, fitting, racing, exhaustive, same = measured(X, y, X_test)
+        clf, fitting, racing, exhaustive, same = measured(X, y, X_test, device)
         ms, all_ms = (1e3 * t / len(X_test) for t in (racing, exhaustive))
         lines.append(
             f"| {name} | {len(X)} | {clf.prior_.n_tokens} | {clf.n_iter_} | {fitting:.0f} | "
             f"{ms:.1f} | {all_ms:.1f} | {same:.1%} |"
         )
         print(lines[-1], flush=True)
-    (HERE / "results" / "waiting.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    page = "waiting-cuda.md" if cuda else "waiting.md"
+    (HERE / "results" / page).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

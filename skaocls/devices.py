@@ -22,16 +22,20 @@ MOST_THREADS = 8  # that read files; more wait for each other
 WORTH_THREADS = 16  # files
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 MOST_KEPT, MAPPED_FROM = 2**30, 2**25  # bytes; the second is the most that glibc takes
+OPERATIONS = ("conv", "matmul", "rnn")
 _claims: list[FileLock] = []  # held as long as this process lives
 _claiming = threading.Lock()
+_inside: list[Callable[[bool], None]] = []  # of each call that needs products in float32, the same
+_precise = threading.Lock()
 
 
 @contextmanager
 def own_torch_state(*, grad: bool = False) -> Iterator[None]:
     """Torch as we need it, in this thread: no autocast, tensors on the CPU, gradients as asked.
 
-    A context or a decorator. The default type of numbers belongs to the whole process, so it is
-    left alone: this library names the type of each tensor that it makes.
+    Also products of float32 that are in float32, see :func:`full_float32`. A context or a
+    decorator. The default type of numbers belongs to the whole process, so it is left alone: this
+    library names the type of each tensor that it makes.
 
     Parameters
     ----------
@@ -46,7 +50,56 @@ def own_torch_state(*, grad: bool = False) -> Iterator[None]:
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
+        stack.enter_context(full_float32())
         yield
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products of float32 tensors in float32: not in TF32 or bfloat16, whatever was allowed.
+
+    Torch has these settings once for the whole process, so the first thread to enter changes them
+    and the last to leave puts them back.
+    """
+    with _precise:
+        _inside.append(_inside[0] if _inside else float32_precision())
+        if len(_inside) == 1:
+            _inside[0](False)
+    try:
+        yield
+    finally:
+        with _precise:
+            put = _inside.pop()
+            if not _inside:
+                put(True)
+
+
+def float32_precision() -> Callable[[bool], None]:
+    """A function that puts the settings back as they are now or, given False, to float32."""
+    found = [(each, each.fp32_precision) for each in by_backend()]
+    try:
+        for_all = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # what was set by backend is not read, or set, for all
+        for_all = None
+
+    def put(back: bool) -> None:
+        if for_all is not None:
+            torch.set_float32_matmul_precision(for_all[0] if back else "highest")
+            torch.backends.cudnn.allow_tf32 = for_all[1] if back else False
+        for each, value in found:
+            if back:
+                each.fp32_precision = value
+            elif each.fp32_precision not in ("ieee", "none"):
+                each.fp32_precision = "ieee"
+
+    return put
+
+
+def by_backend() -> list[Any]:
+    """What has a precision of its own, since torch 2.9."""
+    own = torch.backends.cudnn, torch.backends.mkldnn
+    each = [torch.backends.cuda.matmul, *(getattr(b, of, None) for b in own for of in OPERATIONS)]
+    return [e for e in each if hasattr(e, "fp32_precision")]
 
 
 def moved(module: M, device: torch.device) -> M:
@@ -159,7 +212,8 @@ def own_cuda_device() -> Iterator[None]:
     A process claims its device by locking a file, so that any number of processes, of whatever
     engine, find theirs without being told of each other. It keeps it as long as it lives.
     """
-    if not torch.cuda.is_available():
+    # where a process was forked after CUDA was set up, torch says so if CUDA is asked for
+    if not torch.cuda.is_available() or torch.cuda._is_in_bad_fork():
         yield
         return
     devices = range(torch.cuda.device_count())

@@ -85,10 +85,23 @@ def join() -> None:
     """Meet the other processes; on GPUs each takes the one of its local rank."""
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own_device())
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend)
     atexit.register(leave)
+
+
+def own_device() -> int:
+    """The CUDA device of this process's local rank; NCCL lets no two processes have the same."""
+    local, n_devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= n_devices:
+        raise RuntimeError(
+            f"Process {local} of this machine has no CUDA device of its own: torch finds "
+            f"{n_devices}. Start as many processes on a machine as it has devices "
+            f"(--nproc-per-node {n_devices}), or set CUDA_VISIBLE_DEVICES to nothing to compute on "
+            "the CPU."
+        )
+    return local
 
 
 def leave() -> None:

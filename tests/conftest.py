@@ -84,6 +84,7 @@ def small_classifier(cls, **params):
     """Settings that train in about a second, with the published architecture."""
     sizes = {"architecture": "randar", "dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
     defaults = {"prior": sizes, "max_iter": 20, "batch_size": 16, "learning_rate_init": 5e-3}
-    # all orders read the same tokens, as references do that are computed from them
+    # all orders read the same tokens, in float32, as references do that are computed from them
     defaults |= {"n_orders": 4, "random_state": 0, "tol": 10.0, "crop": "center"}
+    defaults |= {"precision": "float32"}
     return cls(**(defaults | params))

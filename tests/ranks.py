@@ -39,7 +39,7 @@ def make(case="ddp", **params):
     sizes = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
     defaults = {"prior": sizes, "tokenizer": PatchTokenizer(n_codes=16), "augmentation": None}
     defaults |= {"max_iter": 5, "batch_size": 51, "learning_rate_init": 1e-3, "n_orders": 3}
-    wanted = defaults | {"random_state": 0} | CASES[case] | params
+    wanted = defaults | {"random_state": 0, "device": "cpu"} | CASES[case] | params
     return AnyOrderARClassifier(**{k: v for k, v in wanted.items() if k != "weighted"})
 
 

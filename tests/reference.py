@@ -5,7 +5,7 @@ import numpy as np
 
 def log_likelihoods(prior, codes, orders, labels):
     """log p(tokens | class, order), (n_images, n_orders, n_classes), term by term."""
-    w = {name: p.detach().double().numpy() for name, p in prior.state_dict().items()}
+    w = {name: p.detach().cpu().double().numpy() for name, p in prior.state_dict().items()}
     out = np.zeros((len(codes), len(orders), len(labels)))
     for i, image in enumerate(codes):
         for k, order in enumerate(orders):

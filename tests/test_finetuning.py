@@ -173,7 +173,7 @@ def test_dropout_while_fine_tuning_alone(digits):
         small_classifier(AnyOrderARClassifier, finetune_dropout=p, **how).fit(X, y)
         for p in (0.0, 0.1, "auto")
     ]
-    weights = [c.prior_.output.weight.detach().numpy() for c in tuned]
+    weights = [c.prior_.output.weight.detach().cpu().numpy() for c in tuned]
     assert not np.allclose(weights[0], weights[1], atol=1e-5)
     np.testing.assert_array_equal(weights[1], weights[2])
     assert prior.tok_dropout.p == 0

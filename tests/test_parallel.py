@@ -138,13 +138,20 @@ def test_all_that_reads_images_is_shared(fitted, X, tmp_path):
     assert count(tmp_path, "begun") == 5 * 5  # pieces of five calls
 
 
+def sequences_at_once(monkeypatch, prior, n):
+    """So many make a tile, on any device."""
+    rows = 2 * prior.n_tokens * n
+    monkeypatch.setattr(exhaustive, "STREAM_CPU", 1)
+    monkeypatch.setattr(exhaustive, "ROWS_CPU", rows)
+    monkeypatch.setattr(exhaustive, "STREAM_CUDA", rows * prior.dim)
+
+
 @pytest.mark.parametrize(
     "n_images, n_orders, n_workers", [(1, 1, 3), (1, 20, 2), (9, 4, 2), (2000, 3, 8)]
 )
 @pytest.mark.parametrize("lanes", [1, 3, 256])
 def test_pieces_are_the_whole_once(fitted, monkeypatch, n_images, n_orders, n_workers, lanes):
-    monkeypatch.setattr(exhaustive, "STREAM_CPU", 1)
-    monkeypatch.setattr(exhaustive, "ROWS_CPU", 2 * fitted.prior_.n_tokens * lanes)
+    sequences_at_once(monkeypatch, fitted.prior_, lanes)
     for how in ({}, {"racing": True}, {"whole": True}):
         pieces = pieces_of(fitted.model_, n_images, n_orders, n_workers, 256, **how)
         seen = np.zeros((n_images, n_orders, 3), int)
@@ -163,8 +170,7 @@ def test_pieces_are_the_whole_once(fitted, monkeypatch, n_images, n_orders, n_wo
 @pytest.mark.parametrize("kind", ["fitted", "heads"])
 def test_one_image_is_shared_by_orders_and_classes(request, X, monkeypatch, kind):
     clf = request.getfixturevalue(kind)
-    monkeypatch.setattr(exhaustive, "STREAM_CPU", 1)
-    monkeypatch.setattr(exhaustive, "ROWS_CPU", 1)
+    sequences_at_once(monkeypatch, clf.prior_, 1)
     pieces = pieces_of(clf.model_, 1, 2, 2, 256)
     # a trunk that all classes share is not read once more for some of them
     assert len({str(p.classes) for p in pieces}) == (3 if kind == "fitted" else 1)
@@ -175,8 +181,7 @@ def test_one_image_is_shared_by_orders_and_classes(request, X, monkeypatch, kind
 
 
 def test_crops_of_orders_stay_with_their_orders(fitted, X, monkeypatch):
-    monkeypatch.setattr(exhaustive, "STREAM_CPU", 1)
-    monkeypatch.setattr(exhaustive, "ROWS_CPU", 1)
+    sequences_at_once(monkeypatch, fitted.prior_, 1)
     alone = clone_fitted(fitted, crop="random").predict_joint_log_proba(X[:3])
     with joblib.parallel_config("threading", n_jobs=4):
         shared = clone_fitted(fitted, crop="random").predict_joint_log_proba(X[:3])
@@ -237,6 +242,13 @@ def test_processes_of_multiprocessing(fitted, X, monkeypatch, method):
     monkeypatch.setattr(joblib.parallel, "DEFAULT_MP_CONTEXT", context)
     with torch_threads(2):  # OpenMP's threads wait in a process that is forked from here
         torch.ones(500, 500) @ torch.ones(500, 500)
+    if method == "fork" and fitted.prior_.device.type == "cuda":
+        with (
+            joblib.parallel_config("multiprocessing", n_jobs=2),
+            pytest.raises(RuntimeError, match=r"CUDA .* 'spawn' start method"),
+        ):
+            clone_fitted(fitted).predict_proba(X)
+        return
     with joblib.parallel_config("multiprocessing", n_jobs=2):
         shared = clone_fitted(fitted).predict_proba(X)
     assert_allclose(shared, fitted.predict_proba(X), atol=1e-6)
@@ -305,7 +317,8 @@ def test_a_dask_worker_is_killed(dask_client, fitted, X, tmp_path):
     assert_allclose(found, fitted.predict_proba(X), atol=1e-6)
 
 
-def test_a_loky_process_is_killed(fitted, X, tmp_path):
+def test_a_loky_process_is_killed(fitted, X, tmp_path, monkeypatch):
+    sequences_at_once(monkeypatch, fitted.prior_, 256)
     shared = watched(clone_fitted(fitted, n_jobs=2), tmp_path, deaths=1)
     with pytest.warns(RuntimeWarning, match=r"A worker was lost .* of 5 pieces"):
         found = shared.predict_proba(X)
@@ -322,6 +335,7 @@ def test_what_came_back_is_not_computed_again(fitted, X, tmp_path, monkeypatch):
         list(found)
         raise BrokenPipeError
 
+    sequences_at_once(monkeypatch, fitted.prior_, 256)
     monkeypatch.setattr(parallel, "outputs", cut_off)
     with joblib.parallel_config("threading", n_jobs=2), pytest.warns(RuntimeWarning) as told:
         shared = watched(fitted, tmp_path).predict_proba(X)
@@ -339,6 +353,7 @@ def test_workers_are_not_replaced_for_ever(fitted, X, monkeypatch):
         raise BrokenPipeError("all are gone")
         yield
 
+    sequences_at_once(monkeypatch, fitted.prior_, 256)
     monkeypatch.setattr(parallel, "outputs", nothing)
     with (
         joblib.parallel_config("threading", n_jobs=2),

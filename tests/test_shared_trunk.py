@@ -43,9 +43,9 @@ def make(**params):
 
 def naive(prior, codes, orders, labels):
     """log p(tokens | class, order) in float64: the trunk by `reference`, the head in numpy."""
-    w = {k: p.detach().double().numpy() for k, p in prior.head.state_dict().items()}
-    body = {k: p.detach().double().numpy() for k, p in prior.body.state_dict().items()}
-    slots, size = prior.head.slots.numpy(), prior.head.group_size
+    w = {k: p.detach().cpu().double().numpy() for k, p in prior.head.state_dict().items()}
+    body = {k: p.detach().cpu().double().numpy() for k, p in prior.body.state_dict().items()}
+    slots, size = prior.head.slots.cpu().numpy(), prior.head.group_size
     group_of = slots // size
     out = np.zeros((len(codes), len(orders), len(labels)))
     for i, k, c in np.ndindex(*out.shape):

@@ -24,6 +24,7 @@ from sklearn.pipeline import make_pipeline
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, QuantileTokenizer
+from skaocls.learned.parallel import pickled
 from skaocls.priors.loading import load_prior
 
 
@@ -57,7 +58,9 @@ def paths(four, tmp_path_factory):
 
 def state_of(clf):
     """Everything that a classifier is, as bytes."""
-    return pickle.dumps(clf)
+    numbers = []
+    rest = pickled(clf, lambda buffer: numbers.append(bytes(buffer.raw())))
+    return rest + b"".join(numbers)
 
 
 @contextlib.contextmanager
@@ -320,6 +323,17 @@ def test_a_random_state_instance_advances_alike_cold_and_warm(four, tmp_path):
 
 
 @contextlib.contextmanager
+def rounded_products():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
 def default_dtype(dtype):
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -336,6 +350,7 @@ AMBIENT = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "rounded products": rounded_products,
 }
 
 

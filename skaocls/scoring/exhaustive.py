@@ -14,11 +14,11 @@ from skaocls.devices import own_torch_state
 from skaocls.priors.interface import Prior
 from skaocls.scoring.engines import make_engine
 
-# Numbers in the residual stream of one tile: small enough for caches (CPU) and memory (CUDA), but
-# on the CPU of so many rows that reading wide matrices does not cost more than multiplying
+# Numbers in the residual stream of one tile, which is filled up if there is less to read: on the
+# CPU small enough for caches, but of so many rows that reading wide matrices does not cost more
+# than multiplying; on CUDA as few as keep a large device busy, see benchmarks/tiles.py
 STREAM_CPU, ROWS_CPU = 2**18, 2**11
-STREAM_CUDA = 2**27
-MEMORY_SHARE = 0.5  # of the free memory of a CUDA device
+STREAM_CUDA = 2**24
 # Operations from which compiling is worth the minute that it takes; on CPUs it gains nothing that
 # matters, see benchmarks/scoring.py
 COMPILE_FROM = {"cuda": 1e17}
@@ -117,17 +117,10 @@ def checked(log_likelihood: np.ndarray) -> np.ndarray:
 
 def lanes_at_once(prior: Prior) -> int:
     """How many sequences to read together: a property of model and device alone."""
-    dim, device = prior.dim, prior.device
-    rows = STREAM_CUDA // dim if device.type == "cuda" else max(ROWS_CPU, STREAM_CPU // dim)
-    lanes = max(1, rows // (2 * prior.n_tokens))
-    if device.type == "cuda":
-        # the stream and its sums in float32; queries, keys, values and both gates in the type
-        # of the products, at most float32
-        hidden = prior.transformer.blocks[0].feed_forward.w1.weight.shape[0]
-        bytes_each = 4 * 2 * prior.n_tokens * (8 * dim + 2 * hidden)
-        free, _ = torch.cuda.mem_get_info(device)
-        lanes = max(1, min(lanes, int(MEMORY_SHARE * free) // bytes_each))
-    return lanes
+    dim = prior.dim
+    cuda = prior.device.type == "cuda"
+    rows = STREAM_CUDA // dim if cuda else max(ROWS_CPU, STREAM_CPU // dim)
+    return max(1, rows // (2 * prior.n_tokens))
 
 
 def operations(prior: Prior) -> float:

@@ -47,7 +47,8 @@ FEWEST_READINGS = 3  # the same, where orders read different tokens
 STANDARD_ERRORS = 2.0  # that a lag beyond Wald's bound must have
 IMPOSSIBLE = -1e30  # log prior of a class of probability 0, with which one can calculate
 LANES_STARTED = 2**15  # classes times images that race at the same time
-CACHE_BYTES, CACHE_BYTES_CUDA = 2**28, 2**33  # keys and values kept between rounds
+CACHE_BYTES, CACHE_BYTES_CUDA = 2**28, 2**33  # keys and values kept between rounds, at most
+CACHE_SHARE = 8  # an eighth of a CUDA device's memory at most
 
 
 class Race(NamedTuple):
@@ -251,7 +252,10 @@ def stops_of(engine: Engine, n_classes: float) -> list[int]:
 
 
 def cache_limit(engine: Engine) -> int:
-    return CACHE_BYTES_CUDA if engine.output.is_cuda else CACHE_BYTES
+    if not engine.output.is_cuda:
+        return CACHE_BYTES
+    total = torch.cuda.get_device_properties(engine.output.device).total_memory
+    return int(min(CACHE_BYTES_CUDA, total // CACHE_SHARE))
 
 
 def lags(
