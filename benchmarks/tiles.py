@@ -18,10 +18,10 @@ from scoring import PRECISIONS, SHAPES, make_prior, make_work, table_row
 from skaocls import SharedTrunkPrior
 from skaocls.scoring import exhaustive
 
-SIZES = [2**k for k in (20, 22, 23, 24, 25, 27)]  # numbers in the stream
-AMOUNTS = {"default": (2000, 20, 10), "tiny": (2000, 20, 10), "small": (100, 4, 100)}
-AMOUNTS |= {"RandAR-L": (4, 2, 125)}
-REPEATS = 3
+SIZES = [2**k for k in (20, 22, 24, 25, 27)]  # numbers in the stream
+AMOUNTS = {"default": (2000, 20, 10), "tiny": (2000, 20, 10), "small": (50, 4, 100)}
+AMOUNTS |= {"RandAR-L": (2, 1, 125)}
+REPEATS = 2
 
 
 def prior_of(name, device):

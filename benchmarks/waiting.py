@@ -47,7 +47,9 @@ def measured(X, y, X_test, device):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
-    device = torch.device(parser.parse_args().device)
+    parser.add_argument("--images", type=int, default=10_000 - N_TEST, help="of animals, at most")
+    args = parser.parse_args()
+    device = torch.device(args.device)
     cuda = device.type == "cuda"
     call = "python benchmarks/waiting.py" + (" --device cuda" if cuda else "")
     where = torch.cuda.get_device_name(device) if cuda else processor()
@@ -56,13 +58,13 @@ def main():
     shuffled = np.random.RandomState(0).permutation(len(labels))
     of_animals, labels = of_animals[shuffled], labels[shuffled]
     jobs = [("digits, 8 x 8", X[:1000], y[:1000], X_test)]
-    for n in (1000, 10_000 - N_TEST):
+    for n in sorted({min(1000, args.images), args.images}):
         jobs.append(("animals, 28 x 28", of_animals[:n], labels[:n], of_animals[-N_TEST:]))
     lines = [
         "# Waiting for a default fit",
         "",
-        f"`python benchmarks/waiting.py{' --device cuda' * cuda}`; {where}, {torch.get_num_threads()} threads. "
-        f"Milliseconds are of one image of {N_TEST}, with orders that stop "
+        f"`{call}`; {where}, {torch.get_num_threads()} threads. Milliseconds are of one image of "
+        f"{N_TEST}, with orders that stop "
         '(`search="auto"`, the default) and with all 20; the last column says for how many images '
         "both find the same class.",
         "",
@@ -77,8 +79,8 @@ def main():
             f"{ms:.1f} | {all_ms:.1f} | {same:.1%} |"
         )
         print(lines[-1], flush=True)
-    page = "waiting-cuda.md" if cuda else "waiting.md"
-    (HERE / "results" / page).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        page = "waiting-cuda.md" if cuda else "waiting.md"
+        (HERE / "results" / page).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
