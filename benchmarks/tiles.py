@@ -5,7 +5,7 @@
 Scoring reads tiles of one size, filled up if there is less to read, so that an answer does not
 depend on what else is asked: a large tile keeps the device busy, a small one is ready sooner for a
 single image and takes less memory. Made-up weights, of the shapes of ``benchmarks/scoring.py`` and
-of a prior of 28 x 28 pixels by default. Writes ``results/tiles.md``.
+of a prior of 28 x 28 pixels by default. Writes ``results/tiles.md``, after each row.
 """
 
 import time
@@ -79,7 +79,7 @@ def main():
         for row in rows_of(name, device):
             lines.append(table_row(row))
             print(lines[-1], flush=True)
-    (HERE / "results" / "tiles.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            (HERE / "results" / "tiles.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main():
     args = parser.parse_args()
     device = torch.device(args.device)
     cuda = device.type == "cuda"
-    call = "python benchmarks/waiting.py" + (" --device cuda" if cuda else "")
+    call = " ".join(["python benchmarks/waiting.py", *sys.argv[1:]])
     where = torch.cuda.get_device_name(device) if cuda else processor()
     X, y, X_test, _ = task("digits", 0)
     of_animals, labels = animals()

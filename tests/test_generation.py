@@ -29,7 +29,7 @@ def ten_digits():
     data = load_digits()
     # with a weight that tells classes apart by few tokens, too
     params = {"n_orders": 5, "augmentation": None, "max_iter": 30, "posterior_weight": 5.0}
-    clf = AnyOrderARClassifier(**params, random_state=0)
+    clf = AnyOrderARClassifier(**params, precision="float32", random_state=0)
     clf.fit(data.images[:1000], data.target[:1000])
     svc = SVC().fit(data.data, data.target)
     return data.images, data.target, clf, lambda images: svc.predict(images.reshape(-1, 64))

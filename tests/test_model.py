@@ -31,7 +31,7 @@ def model(estimator, digits):
 
 def likelihoods(model, X, n_orders=3):
     batch = model.reader.check(X)
-    parts = answers.races(model, batch, model.orders("random", n_orders))
+    parts = answers.races(model, batch, model.orders("random", n_orders), precision="float32")
     return np.concatenate([race.log_likelihood for race in parts])
 
 

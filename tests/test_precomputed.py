@@ -173,6 +173,7 @@ def test_published_weights_read_tokens_without_a_tokenizer(tmp_path):
     save_file(prior.state_dict(), tmp_path / "prior.safetensors")
     codes = np.random.RandomState(0).randint(40, size=(6, 2, 3, 2))  # rare codes need not be there
     how = {"tokenizer": "precomputed", "n_orders": 2, "random_state": 0}
+    how |= {"precision": "float32", "device": "cpu"}
     clf = AnyOrderARClassifier.from_pretrained(tmp_path, grid=(3, 2), num_classes=4, **how)
     ll = prior.log_prob(
         torch.tensor(codes[:, 1].reshape(6, 6)),

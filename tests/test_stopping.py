@@ -19,6 +19,7 @@ def clf(digits):
     small = {"dim": 32, "n_layer": 1, "n_head": 2, "multiple_of": 32, "rank": 16, "width": 24}
     params = {"prior": small, "n_orders": 12, "batch_size": 16, "learning_rate_init": 5e-3}
     params |= {"max_iter": 15, "tol": 10.0, "crop": "center", "random_state": 0}
+    params |= {"precision": "float32"}
     return AnyOrderARClassifier(**params).fit(*digits[:2])
 
 
@@ -40,7 +41,8 @@ def token_log_prob(prior, views, orders):
         for k, order in enumerate(orders):
             for label in range(3):
                 asked = views[:, k], order[None], np.full(len(views), label)
-                tokens[:, k, :, label] = prior.log_prob(*(torch.as_tensor(a) for a in asked))
+                on_device = (torch.as_tensor(a, device=prior.device) for a in asked)
+                tokens[:, k, :, label] = prior.log_prob(*on_device).cpu()
     return tokens
 
 
