@@ -3,14 +3,17 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("SCIPY_ARRAY_API", "1")  # else scikit-learn skips its array API checks
-if "PYTEST_XDIST_WORKER" in os.environ:  # a thread for each that tests, or they wait for each other
+BESIDE_OTHERS = "PYTEST_XDIST_WORKER" in os.environ
+if BESIDE_OTHERS:  # a thread for each that tests, or they wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from joblib import cpu_count
 from sklearn.datasets import load_digits
+from threadpoolctl import threadpool_limits
 
 # run after all others, so that most mistakes show early
 SLOW = {
@@ -21,6 +24,10 @@ SLOW = {
     "test_pretrained",
     "test_torchrun",
 }
+if BESIDE_OTHERS and os.environ["OMP_NUM_THREADS"] == "1":
+    # libraries that a plugin has loaded before have a thread for each core
+    torch.set_num_threads(1)
+    threadpool_limits(1)
 settings.register_profile("long", max_examples=10_000)
 SHARED = Path(__file__).parents[2] / "shared"
 
