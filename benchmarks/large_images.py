@@ -71,8 +71,8 @@ def main():
     lines = [
         "# Larger images",
         "",
-        f"`python benchmarks/large_images.py`; {machines}. {len(CHARACTERS)} letters, {N} images of "
-        "each, a quarter held out; one seed. The classifier has its defaults but for the patches.",
+        f"`python benchmarks/large_images.py`; {machines}. {len(CHARACTERS)} letters, {N} images "
+        "of each, a quarter held out; one seed. The classifier has defaults but for the patches.",
         "",
         "| pixels | made smaller to | patch | tokens | codes | fit and score, s | accuracy, % |",
         "|---" * 7 + "|",

@@ -3,8 +3,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("SCIPY_ARRAY_API", "1")  # else scikit-learn skips its array API checks
-BESIDE_OTHERS = "PYTEST_XDIST_WORKER" in os.environ
-if BESIDE_OTHERS:  # a thread for each that tests, or they wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:  # a thread for each that tests, or they wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -24,7 +23,7 @@ SLOW = {
     "test_pretrained",
     "test_torchrun",
 }
-if BESIDE_OTHERS and os.environ["OMP_NUM_THREADS"] == "1":
+if os.environ.get("OMP_NUM_THREADS") == "1":
     # libraries that a plugin has loaded before have a thread for each core
     torch.set_num_threads(1)
     threadpool_limits(1)
