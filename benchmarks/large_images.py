@@ -72,7 +72,8 @@ def main():
         "# Larger images",
         "",
         f"`python benchmarks/large_images.py`; {machines}. {len(CHARACTERS)} letters, {N} images "
-        "of each, a quarter held out; one seed. The classifier has defaults but for the patches.",
+        "of each, a quarter held out; one seed. The classifier has defaults but for the patches. "
+        "Seconds are rough, other work ran beside.",
         "",
         "| pixels | made smaller to | patch | tokens | codes | fit and score, s | accuracy, % |",
         "|---" * 7 + "|",
