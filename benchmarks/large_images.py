@@ -24,9 +24,10 @@ from contestants import CHARACTERS
 
 RECORD, PAGE = HERE / "results" / "large_images.json", HERE / "results" / "large_images.md"
 N = 80  # images of each letter, a quarter held out
-# Pixels of the images; to which they are made smaller first; of a patch, none for SVC
+# Pixels of the images; to which they are made smaller first; of a patch, none for SVC; codes
 TRIED = (
-    (64, 64, 8), (64, 32, 4), (64, 32, None), (64, 64, 4), (64, 32, 2), (64, 64, 16), (64, 16, 2),
+    (64, 64, 8), (64, 32, 4), (64, 32, None), (64, 64, 4), (64, 32, 2), (64, 32, 2, 32),
+    (64, 64, 16), (64, 16, 2),
     (128, 128, 16), (128, 32, 4), (128, 32, None), (128, 64, 8), (128, 128, 8),
     (256, 256, 32), (256, 32, 4), (256, 32, None),
 )  # fmt: skip
@@ -39,7 +40,7 @@ def shrunk(images, side):
     return images.reshape(n, side, times, side, times, channels).mean((2, 4), dtype=np.float32)
 
 
-def run(pixels, side, patch, seed=0):
+def run(pixels, side, patch, n_codes="auto", *, seed=0):
     data.GLYPH_SIZE = pixels
     X, y, *_ = data.glyphs(seed, characters=CHARACTERS, n_train=N, n_test=1)
     X = shrunk(X, side)
@@ -48,7 +49,9 @@ def run(pixels, side, patch, seed=0):
     if patch is None:
         X, X_held = X.reshape(len(X), -1), X_held.reshape(len(X_held), -1)
     else:
-        clf = AnyOrderARClassifier(tokenizer=PatchTokenizer(patch), random_state=seed)
+        clf = AnyOrderARClassifier(
+            tokenizer=PatchTokenizer(patch, n_codes=n_codes), random_state=seed
+        )
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -82,7 +85,7 @@ def main():
         row = record.get(json.dumps(tried))
         if row is None:
             continue
-        pixels, side, patch = tried
+        pixels, side, patch, *_ = tried
         smaller = "" if side == pixels else side
         sizes = f"{patch} | {row['tokens']} | {row['codes']}" if patch else "`SVC(C=10)` | | "
         lines.append(
