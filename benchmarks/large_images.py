@@ -82,9 +82,7 @@ def main():
         "|---" * 7 + "|",
     ]
     for tried in TRIED:
-        row = record.get(json.dumps(tried))
-        if row is None:
-            continue
+        row = record[json.dumps(tried)]
         pixels, side, patch, *_ = tried
         smaller = "" if side == pixels else side
         sizes = f"{patch} | {row['tokens']} | {row['codes']}" if patch else "`SVC(C=10)` | | "

@@ -8,12 +8,12 @@ single image and takes less memory. Made-up weights, of the shapes of ``benchmar
 of a prior of 28 x 28 pixels by default. Writes ``results/tiles.md``, after each row.
 """
 
-import time
+from functools import partial
 
 import numpy as np
 import torch
 from digits import HERE
-from scoring import PRECISIONS, SHAPES, make_prior, make_work, table_row
+from scoring import PRECISIONS, SHAPES, best_of, make_prior, make_work, table_row
 
 from skaocls import SharedTrunkPrior
 from skaocls.scoring import exhaustive
@@ -21,7 +21,7 @@ from skaocls.scoring import exhaustive
 SIZES = [2**k for k in (20, 22, 24, 25, 27)]  # numbers in the stream
 AMOUNTS = {"default": (2000, 20, 10), "tiny": (2000, 20, 10), "small": (50, 4, 100)}
 AMOUNTS |= {"RandAR-L": (2, 1, 125)}
-REPEATS = 2
+RUNS = 3  # of which the first warms up
 
 
 def prior_of(name, device):
@@ -32,28 +32,17 @@ def prior_of(name, device):
     return SharedTrunkPrior(256, (7, 7), 10, **sizes, generator=random).to(device).eval()
 
 
-def seconds(prior, work, dtype):
-    """The best of some, after one that warms up."""
-    best = np.inf
-    for repeat in range(REPEATS + 1):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        exhaustive.log_likelihoods(prior, *work, dtype=dtype)  # ends with a copy to the CPU
-        if repeat:
-            best = min(best, time.perf_counter() - start)
-    return best
-
-
 def rows_of(name, device):
     prior, amount = prior_of(name, device), AMOUNTS[name]
     all_of_it, one = make_work(prior, *amount), make_work(prior, 1, *amount[1:])
     used = exhaustive.STREAM_CUDA
     for precision, dtype in PRECISIONS.items():
+        score = partial(exhaustive.log_likelihoods, prior, dtype=dtype)
         for exhaustive.STREAM_CUDA in SIZES:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-            rate = np.prod(amount) / seconds(prior, all_of_it, dtype)
-            ms = 1e3 * seconds(prior, one, dtype)
+            rate = np.prod(amount) / best_of(device, score, *all_of_it, times=RUNS)
+            ms = 1e3 * best_of(device, score, *one, times=RUNS)
             peak = torch.cuda.max_memory_allocated() / 2**30
             n = exhaustive.lanes_at_once(prior)
             mark = " (used)" if used == exhaustive.STREAM_CUDA else ""
@@ -67,7 +56,7 @@ def main():
         "# Sequences read together on CUDA",
         "",
         f"`python benchmarks/tiles.py`; {torch.cuda.get_device_name(device)}, torch "
-        f"{torch.__version__}. Best of {REPEATS} runs. A sequence is one image in one order under "
+        f"{torch.__version__}. Best of {RUNS} runs. A sequence is one image in one order under "
         "one class; one image is in all orders and classes of its row: "
         + "; ".join(f"{name} {o} orders, {c} classes" for name, (_, o, c) in AMOUNTS.items())
         + ".",

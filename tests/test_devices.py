@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skaocls import distributed
-from skaocls.devices import by_backend, full_float32
+from skaocls.devices import by_backend, full_float32, own_cuda_device
 
 
 def settings():
@@ -73,3 +73,12 @@ def test_more_processes_than_devices(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(RuntimeError, match=r"Process 2 .* torch finds 2. .*--nproc-per-node 2"):
         distributed.own_device()
+
+
+def test_a_forked_worker_claims_no_device(monkeypatch):
+    """CUDA fails there, also for a model on the CPU, which does not need it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("CUDA was asked for"))
+    with own_cuda_device():
+        pass
