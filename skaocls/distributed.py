@@ -7,6 +7,7 @@ with NCCL between GPUs, with gloo between CPUs.
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import signal
@@ -23,13 +24,18 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+if dist.is_available():
+    # later it would keep the default group for ever, as the default argument of its functions
+    import torch.distributed.nn
+
 T = TypeVar("T")
 # what torchrun tells each process
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = timedelta(days=1)  # others wait while one tokenizes; who died is noticed at once
 
 _by_itself: ContextVar[bool] = ContextVar("by_itself", default=False)
-_talk: dict[str, Any] = {}  # the group in which to talk, and of which default group it was made
+# the group in which to talk, of which default group it was made, whether that was joined here
+_talk: dict[str, Any] = {}
 
 
 class Share(NamedTuple):
@@ -88,6 +94,7 @@ def join() -> None:
         torch.cuda.set_device(own_device())
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend)
+    _talk["joined"] = True
     atexit.register(leave)
 
 
@@ -105,9 +112,19 @@ def own_device() -> int:
 
 
 def leave() -> None:
-    """Part from the others, if they are there to part from."""
-    if dist.is_initialized() and "broken" not in _talk:
+    """Part from the others, if they are there to part from; a group that the caller set up stays.
+
+    The threads of what was set up here end with it, while the interpreter is there. One of gloo's
+    that lets go of a tensor when the interpreter has begun to end aborts the process.
+    """
+    if "broken" in _talk:
+        return
+    if "joined" in _talk and dist.is_initialized():
         dist.destroy_process_group()
+    elif "group" in _talk and dist.is_initialized() and _talk["of"] is dist.group.WORLD:
+        dist.destroy_process_group(_talk["group"])
+    _talk.clear()
+    gc.collect()  # of what was trained together
 
 
 def rank() -> int:
@@ -229,6 +246,7 @@ def talk() -> Any:
     default = dist.group.WORLD
     if _talk.get("of") is not default:
         _talk.update(of=default, group=dist.new_group(backend="gloo", timeout=PATIENCE))
+        atexit.register(leave)
     return _talk["group"]
 
 

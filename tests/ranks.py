@@ -1,5 +1,6 @@
 """What test_torchrun.py has the processes of torchrun do, and one process, to compare."""
 
+import atexit
 import faulthandler
 import os
 import signal
@@ -120,6 +121,23 @@ def go_on(folder):
     keep(folder, "two, then two", fit("ddp", make(**params)))
 
 
+def part(folder):
+    """They talk until the end; then says which of gloo's threads are left, where Linux tells."""
+    file = folder / f"threads-{os.environ['RANK']}.txt"
+
+    def tell():
+        names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+        file.write_text("".join(name for name in names if "gloo" in name))
+
+    atexit.register(tell)  # what is registered first is called last
+    fit("grown")
+    tell()
+    assert not Path("/proc/self/task").exists() or file.read_text().count("gloo") > 1
+    distributed.gathered("the end")
+
+
 if __name__ == "__main__":
+    faulthandler.enable()
     faulthandler.dump_traceback_later(SECONDS, exit=True)
-    {"work_together": work_together, "die": die, "go_on": go_on}[sys.argv[1]](Path(sys.argv[2]))
+    todo = {"work_together": work_together, "die": die, "go_on": go_on, "part": part}
+    todo[sys.argv[1]](Path(sys.argv[2]))

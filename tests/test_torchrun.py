@@ -98,6 +98,12 @@ def test_errors_are_raised_by_all(done, folder):
         assert "3.png" in said[1]
 
 
+def test_threads_end_before_the_interpreter_does(folder):
+    run = torchrun("part", folder)
+    assert run.returncode == 0, run.stderr
+    assert [(folder / f"threads-{rank}.txt").read_text() for rank in range(2)] == ["", ""]
+
+
 def test_a_process_that_dies_and_other_numbers_of_processes(folder, monkeypatch):
     whole = ranks.fit("ddp", ranks.make(verbose=0))
     run = torchrun("die", folder)
