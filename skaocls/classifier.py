@@ -586,6 +586,11 @@ default="mean_log_likelihood"
             it goes back to the last good weights with a ConvergenceWarning.
         OSError
             If `checkpoint_dir` cannot be written to, or another fit is using it.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the loss still falls when training ends.
         """
         self._validate_params()
         with together("fit", self._if_others_die(self.warm_start)):
