@@ -193,11 +193,11 @@ default="mean_log_likelihood"
         Epochs. ``"auto"`` is 120 for images, or as many as a budget of operations pays for, 10 at
         least: about a minute on two cores for up to 1000 images, eight minutes for 10,000, and
         no faster growing than their number (:mod:`skaocls.learned.lengths`). A given prior is
-        trained for 120. Of tables it is 16, or as many as make 100 steps if they have fewer than
-        1000 rows: with more, most small tables are overfitted.
+        trained for 120. Of tables it is 60 at most within the same budget, and fewer of more than
+        1000 rows, so that the steps grow with the root of the rows (``benchmarks/tables.py``).
     batch_size : int or "auto", default="auto"
-        Images per training step. ``"auto"`` is as many as have 1024 tokens, at most an eighth of
-        the images, of a table a 32nd of its rows; between 16 and 64.
+        Images or rows per training step. ``"auto"`` is as many as have 1024 tokens, at most an
+        eighth of the images, a 32nd of the rows; between 16 and 64.
     learning_rate_init : float or "auto", default="auto"
         Peak learning rate; it warms up over 5 % of the steps, then falls to a 20th by a cosine.
         ``"auto"`` is ``0.4 / dim`` for a new prior, which is the published 4e-4 at the published

@@ -32,13 +32,22 @@ def test_operations_are_those_that_torch_counts(grid, vocab_size):
 def test_a_fit_is_as_long_as_its_budget():
     prior = prior_for((7, 7))
     sizes = np.array([1000, 3000, 10_000, 30_000])
-    epochs = np.array([epochs_of(n, batch_of(n, 49), prior) for n in sizes])
+    epochs = np.array([epochs_of(n, prior) for n in sizes])
     assert (np.diff(epochs) < 0).all()
     work = epochs * sizes
     assert (np.diff(work) > 0).all()  # more images are worth more steps, and less than as many more
     assert work[2] < 8 * work[0]  # a minute for 1000, eight minutes for 10,000
-    assert epochs_of(100, 16, prior_for((2, 4))) == 120
-    assert epochs_of(10**7, 16, prior_for((16, 16))) == 10
+    assert epochs_of(100, prior_for((2, 4))) == 120
+    assert epochs_of(10**7, prior_for((16, 16))) == 10
+
+
+def test_tables_take_more_steps_the_more_rows_they_have():
+    prior = prior_for((1, 20))
+    sizes = np.array([40, 999, 1001, 4000, 10**7])
+    epochs = np.array([epochs_of(n, prior, rivals=2, tabular=True) for n in sizes])
+    assert epochs.tolist() == [60, 60, 59, 30, 10]
+    wide = prior_for((1, 200))  # the budget is that of images
+    assert epochs_of(1000, wide, tabular=True) == epochs_of(1000, wide) == 10
 
 
 def test_a_batch_has_about_as_many_tokens_whatever_an_image_has():
@@ -46,6 +55,7 @@ def test_a_batch_has_about_as_many_tokens_whatever_an_image_has():
     assert batch_of(80, 16) == 16
     assert batch_of(320, 16, tabular=True) == 16
     assert batch_of(10_000, 16, tabular=True) == 64
+    assert batch_of(10_000, 64, tabular=True) == 16
 
 
 @pytest.mark.parametrize("seconds, minutes", [(0.1, None), (10.0, "15 minutes: 90 steps")])

@@ -317,14 +317,16 @@ def split_off(
     return np.concatenate([train, everything[single]]), rest
 
 
-def trained_by_muon(prior: Prior, n_views: int, max_iter: int, mode: str | None) -> bool:
+def trained_by_muon(
+    prior: Prior, n_views: int, tabular: bool, max_iter: int, mode: str | None
+) -> bool:
     """Whether to train by Muon: new priors that have little time, and what goes on from them.
 
-    Without several views of each image, as for tables, and in many epochs, as on small digits, it
+    Without several views of each image, and in many epochs, as on small digits and small tables, it
     overfits (``benchmarks/optimizers.py``). Published weights came from AdamW.
     """
     ours = mode is None or (mode == "full" and isinstance(prior, SharedTrunkPrior))
-    return ours and n_views > 1 and max_iter < EPOCHS_OF_ADAMW
+    return ours and (n_views > 1 or tabular) and max_iter < EPOCHS_OF_ADAMW
 
 
 def posterior_weight_of(prior: Prior, recipe: Recipe, mode: str | None) -> float:
@@ -368,7 +370,7 @@ def train_one(
         max_iter = EPOCHS  # of a given prior, which may be of any size and on any device
         if mode is None or recipe.tabular:
             rivals = rivals_of(prior) if posterior_weight else 0
-            max_iter = epochs_of(len(train), batch_size, prior, rivals, recipe.tabular)
+            max_iter = epochs_of(len(train), prior, rivals, recipe.tabular)
     validation = None
     if recipe.early_stopping and rest is not None:
         validation = in_memory(first_views(codes, rest)), rows[rest], weights[rest]
@@ -392,7 +394,7 @@ def train_one(
         learning_rate=rate,
         # a body that stays as it is must keep its null class
         weight_decay=0.0 if frozen else recipe.weight_decay,
-        muon=trained_by_muon(prior, codes.shape[1], max_iter, mode),
+        muon=trained_by_muon(prior, codes.shape[1], recipe.tabular, max_iter, mode),
         class_dropout=0.0 if frozen else recipe.class_dropout,
         posterior_weight=posterior_weight,
         orders=orders,

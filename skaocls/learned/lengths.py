@@ -10,9 +10,7 @@ from skaocls.training.posterior import EVERY
 
 OVERHEAD = 3.5  # of a head's class beyond its products: it is small, and memory takes the time
 EPOCHS, FEWEST_EPOCHS = 120, 10
-EPOCHS_OF_TABLES = 16  # they have no views, and are soon overfitted
-STEPS_OF_SMALL_TABLES = 100
-SMALL_TABLE = 1000  # has fewer rows
+EPOCHS_OF_TABLES = 60  # which have no views; with more rows than IMAGES fewer, by the root of them
 # Operations of a whole training for so many images, a minute on two cores; for more they grow by
 # this power of their number, so that 10,000 take eight minutes at most
 OPERATIONS, IMAGES, GROWTH = 3.3e12, 1000, 0.9
@@ -33,27 +31,22 @@ def batch_of(n_samples: int, n_tokens: int, tabular: bool = False) -> int:
     (64, 20, 25)
     """
     least, most = BATCH
-    if tabular:
-        return int(np.clip(n_samples // SHARE_OF_TABLES, least, most))
-    return int(np.clip(min(n_samples // SHARE, TOKENS // n_tokens), least, most))
+    share = SHARE_OF_TABLES if tabular else SHARE
+    return int(np.clip(min(n_samples // share, TOKENS // n_tokens), least, most))
 
 
-def epochs_of(
-    n_samples: int, batch_size: int, prior: Prior, rivals: int = 0, tabular: bool = False
-) -> int:
+def epochs_of(n_samples: int, prior: Prior, rivals: int = 0, tabular: bool = False) -> int:
     """Epochs that are worth their time.
 
     On images 120, or as many as a budget of operations pays for, but 10 at least. The budget is
     that of a minute for up to 1000 images and grows no faster than their number, so the time to
-    wait is known before.
+    wait is known before. Of tables they are 60 at most, and fewer of more than 1000 rows, so that
+    the steps grow with the root of the rows.
     """
-    if tabular:
-        if n_samples >= SMALL_TABLE:
-            return EPOCHS_OF_TABLES
-        return math.ceil(STEPS_OF_SMALL_TABLES / max(1, n_samples // batch_size))
-    budget = OPERATIONS * max(1.0, n_samples / IMAGES) ** GROWTH
-    epochs = budget / (n_samples * training_operations(prior, rivals))
-    return int(np.clip(epochs, FEWEST_EPOCHS, EPOCHS))
+    more = max(1.0, n_samples / IMAGES)
+    epochs = OPERATIONS * more**GROWTH / (n_samples * training_operations(prior, rivals))
+    most = EPOCHS_OF_TABLES / math.sqrt(more) if tabular else EPOCHS
+    return int(max(FEWEST_EPOCHS, min(epochs, most)))
 
 
 def training_operations(prior: Prior, rivals: int = 0) -> float:

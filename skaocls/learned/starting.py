@@ -11,7 +11,6 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 
 from skaocls.devices import own_torch_state, resolve_device
 from skaocls.images.lazy import first_views
-from skaocls.learned.lengths import SMALL_TABLE
 from skaocls.learned.published import (
     check_agreement,
     grid_for,
@@ -178,6 +177,6 @@ def default_sizes(grid: tuple[int, ...], n_samples: int, tabular: bool = False) 
 
     Many steps of a small prior beat few of a large one in the same time.
     """
-    if grid[0] * grid[1] < 8 or n_samples < (SMALL_TABLE if tabular else 200):
+    if grid[0] * grid[1] < 8 or n_samples < (1000 if tabular else 200):
         return {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
     return {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
