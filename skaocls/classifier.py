@@ -193,8 +193,8 @@ default="mean_log_likelihood"
         Epochs. ``"auto"`` is 120 for images, or as many as a budget of operations pays for, 10 at
         least: about a minute on two cores for up to 1000 images, eight minutes for 10,000, and
         no faster growing than their number (:mod:`skaocls.learned.lengths`). A given prior is
-        trained for 120. Of tables it is 60 at most within the same budget, and fewer of more than
-        1000 rows, so that the steps grow with the root of the rows (``benchmarks/tables.py``).
+        trained for 120. Of tables it is 30, or as many as the same budget pays for, 10 at least:
+        with more, small tables are overfitted (``benchmarks/tables.py``).
     batch_size : int or "auto", default="auto"
         Images or rows per training step. ``"auto"`` is as many as have 1024 tokens, at most an
         eighth of the images, a 32nd of the rows; between 16 and 64.

@@ -1,7 +1,5 @@
 """How long a new prior is trained, and on how many images at a time, if nobody says."""
 
-import math
-
 import numpy as np
 
 from skaocls.priors.interface import Prior
@@ -10,7 +8,7 @@ from skaocls.training.posterior import EVERY
 
 OVERHEAD = 3.5  # of a head's class beyond its products: it is small, and memory takes the time
 EPOCHS, FEWEST_EPOCHS = 120, 10
-EPOCHS_OF_TABLES = 60  # which have no views; with more rows than IMAGES fewer, by the root of them
+EPOCHS_OF_TABLES = 30  # which have no views, and are soon overfitted
 # Operations of a whole training for so many images, a minute on two cores; for more they grow by
 # this power of their number, so that 10,000 take eight minutes at most
 OPERATIONS, IMAGES, GROWTH = 3.3e12, 1000, 0.9
@@ -40,13 +38,11 @@ def epochs_of(n_samples: int, prior: Prior, rivals: int = 0, tabular: bool = Fal
 
     On images 120, or as many as a budget of operations pays for, but 10 at least. The budget is
     that of a minute for up to 1000 images and grows no faster than their number, so the time to
-    wait is known before. Of tables they are 60 at most, and fewer of more than 1000 rows, so that
-    the steps grow with the root of the rows.
+    wait is known before. Of tables they are 30 at most.
     """
-    more = max(1.0, n_samples / IMAGES)
-    epochs = OPERATIONS * more**GROWTH / (n_samples * training_operations(prior, rivals))
-    most = EPOCHS_OF_TABLES / math.sqrt(more) if tabular else EPOCHS
-    return int(max(FEWEST_EPOCHS, min(epochs, most)))
+    budget = OPERATIONS * max(1.0, n_samples / IMAGES) ** GROWTH
+    epochs = budget / (n_samples * training_operations(prior, rivals))
+    return int(np.clip(epochs, FEWEST_EPOCHS, EPOCHS_OF_TABLES if tabular else EPOCHS))
 
 
 def training_operations(prior: Prior, rivals: int = 0) -> float:
