@@ -33,7 +33,7 @@ from skaocls.training.loop import train_prior
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-TASKS = ["digits", "glyphs", "textures", "animals", "digits as a table"]
+TASKS = ["digits", "glyphs", "textures", "animals"]
 
 
 def run(name, seed, muon, fonts):

@@ -22,6 +22,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skaocls import AnyOrderARClassifier
+from skaocls.learned import learning
+from skaocls.training.loop import train_prior
 
 SIZES = {"n_samples": 400, "n_features": 20, "n_informative": 10, "n_redundant": 5, "n_classes": 3}
 TABLES = {
@@ -30,8 +32,10 @@ TABLES = {
     "breast cancer": load_breast_cancer(return_X_y=True),
     "made up": make_classification(**SIZES, random_state=0),
 }
+ADAMW = "the same, by AdamW"
 CLASSIFIERS = {
     "`AnyOrderARClassifier()`": AnyOrderARClassifier(random_state=0),
+    ADAMW: AnyOrderARClassifier(random_state=0),
     "the same, 10 epochs": AnyOrderARClassifier(random_state=0, max_iter=10),
     "the same, 120 epochs": AnyOrderARClassifier(random_state=0, max_iter=120),
     "`GaussianNB`": GaussianNB(),
@@ -73,6 +77,8 @@ def main():
     ]
     for table, (X, y) in TABLES.items():
         for name, clf in CLASSIFIERS.items():
+            muon = {"muon": False} if name == ADAMW else {}
+            learning.train_prior = lambda *args, how=muon, **kw: train_prior(*args, **kw | how)
             accuracy, nats, seconds = judge(clf, X, y, folds)
             lines.append(f"| {table} | {name} | {accuracy:.3f} | {nats:.3f} | {seconds:.2g} |")
             print(lines[-1], flush=True)
