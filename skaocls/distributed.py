@@ -121,7 +121,7 @@ def leave() -> None:
         return
     if "joined" in _talk and dist.is_initialized():
         dist.destroy_process_group()
-    elif "group" in _talk and dist.is_initialized() and _talk["of"] is dist.group.WORLD:
+    elif "group" in _talk and _talk["of"] is dist.group.WORLD:
         dist.destroy_process_group(_talk["group"])
     _talk.clear()
     gc.collect()  # of what was trained together

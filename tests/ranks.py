@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch import distributed as dist
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer, distributed
 from skaocls.training import checkpoints
@@ -136,8 +137,15 @@ def part(folder):
     distributed.gathered("the end")
 
 
+def part_as_called(folder):
+    """The same, where the caller sets up torch.distributed and ends it."""
+    dist.init_process_group("gloo")
+    part(folder)
+    dist.destroy_process_group()
+
+
 if __name__ == "__main__":
     faulthandler.enable()
     faulthandler.dump_traceback_later(SECONDS, exit=True)
-    todo = {"work_together": work_together, "die": die, "go_on": go_on, "part": part}
-    todo[sys.argv[1]](Path(sys.argv[2]))
+    todo = (work_together, die, go_on, part, part_as_called)
+    {function.__name__: function for function in todo}[sys.argv[1]](Path(sys.argv[2]))

@@ -98,8 +98,9 @@ def test_errors_are_raised_by_all(done, folder):
         assert "3.png" in said[1]
 
 
-def test_threads_end_before_the_interpreter_does(folder):
-    run = torchrun("part", folder)
+@pytest.mark.parametrize("what", ["part", "part_as_called"])
+def test_threads_end_before_the_interpreter_does(folder, what):
+    run = torchrun(what, folder)
     assert run.returncode == 0, run.stderr
     assert [(folder / f"threads-{rank}.txt").read_text() for rank in range(2)] == ["", ""]
 

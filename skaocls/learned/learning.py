@@ -323,7 +323,8 @@ def trained_by_muon(
     """Whether to train by Muon: new priors that have little time, and what goes on from them.
 
     Without several views of each image, and in many epochs, as on small digits, it overfits
-    (``benchmarks/optimizers.py``). Published weights came from AdamW.
+    (``benchmarks/optimizers.py``). Of tables it can learn what AdamW does not in so few epochs
+    (``benchmarks/tables.py``). Published weights came from AdamW.
     """
     ours = mode is None or (mode == "full" and isinstance(prior, SharedTrunkPrior))
     return ours and (n_views > 1 or tabular) and max_iter < EPOCHS_OF_ADAMW

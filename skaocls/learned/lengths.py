@@ -8,7 +8,7 @@ from skaocls.training.posterior import EVERY
 
 OVERHEAD = 3.5  # of a head's class beyond its products: it is small, and memory takes the time
 EPOCHS, FEWEST_EPOCHS = 120, 10
-EPOCHS_OF_TABLES = 30  # which have no views, and are soon overfitted
+EPOCHS_OF_TABLES = 30  # they have no views, and are soon overfitted
 # Operations of a whole training for so many images, a minute on two cores; for more they grow by
 # this power of their number, so that 10,000 take eight minutes at most
 OPERATIONS, IMAGES, GROWTH = 3.3e12, 1000, 0.9
