@@ -32,7 +32,7 @@ from strokes import characters
 from torch.nn import functional as F
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer, SharedTrunkPrior
-from skaocls.learned.encoding import training_tokens
+from skaocls.fitted.tokenization import training_tokens
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.training.loop import AVERAGING, CLIP_NORM, schedule
 from skaocls.training.optimizer import make_optimizer
@@ -126,7 +126,7 @@ def measures(prior, codes, y, orders):
 
 def views(clf, X):
     model = clf.model_
-    reading = model.tokenizer, model.reader, model.reader.check(X)
+    reading = model.tokenizer, model.reader, model.reader.open(X)
     return training_tokens(*reading, clf.augmentation, np.random.RandomState(0))
 
 

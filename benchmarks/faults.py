@@ -32,8 +32,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from skaocls import AnyOrderARClassifier
+from skaocls.fitted import store
 from skaocls.images import image_shape_of, load_images
-from skaocls.learned import store
 
 RESULTS = Path(__file__).parent / "results" / "faults.md"
 SIZES = {"dim": 32, "n_layer": 1, "n_head": 2, "multiple_of": 32}

@@ -21,7 +21,7 @@ from sklearn.model_selection import train_test_split
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer
 from skaocls.images.augmentation import random_views
-from skaocls.tokenizers.light import NORMALIZATIONS
+from skaocls.tokenizers.normalization import NORMALIZATIONS
 
 sys.path.append(str(HERE / "claims"))
 from contestants import load

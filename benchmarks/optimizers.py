@@ -28,7 +28,7 @@ from digits import PLAIN, processor
 from sources import task
 
 from skaocls import AnyOrderARClassifier
-from skaocls.learned import learning
+from skaocls.fitted import learning
 from skaocls.training.loop import train_prior
 
 HERE = Path(__file__).parent

@@ -29,7 +29,7 @@ from digits import processor
 from sources import IMAGES, TABLES, task
 
 from skaocls import AnyOrderARClassifier
-from skaocls.learned.answers import log_likelihoods
+from skaocls.fitted.prediction import log_likelihoods
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -66,8 +66,8 @@ def run(name, seed, weight, fonts):
 def token_nats(clf, X, y):
     """Of the true class, as a generative model is judged."""
     model = clf.model_
-    batch = model.reader.check(X)
-    data = batch if model.reader.image_shape is None else model.reader.images(batch)
+    batch = model.reader.open(X)
+    data = batch if model.reader.image_shape is None else model.batch.images()
     codes = model.tokenizer.transform(data).reshape(len(X), -1)
     ll = log_likelihoods(model, codes, clf.orders_[:4]).mean(1)
     return float(-ll[np.arange(len(X)), model.columns(y)].mean() / codes.shape[1])

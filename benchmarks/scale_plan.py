@@ -30,11 +30,11 @@ sys.path.insert(0, str(HERE / "claims"))
 from flops import ar_flops
 
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, SharedTrunkPrior
+from skaocls.fitted import parallel
+from skaocls.fitted.pieces import Piece
+from skaocls.fitted.prediction import score_piece
+from skaocls.fitted.tokenization import encode
 from skaocls.images import load_images
-from skaocls.learned import parallel
-from skaocls.learned.answers import race_of_piece
-from skaocls.learned.encoding import encode
-from skaocls.learned.pieces import Piece
 from skaocls.tokenizers.vq_networks import LlamaGenVQ
 
 PEAK, SHARE = 989e12, 0.4  # an H100's dense bfloat16, and the share of it that is assumed
@@ -54,7 +54,7 @@ def on_cpu(n_images, repeats):
     """Seconds per image of each step with a small prior, and bytes per image."""
     clf, X = made_up(n_images)
     model = clf.model_
-    batch = model.reader.check(X)
+    batch = model.reader.open(X)
     steps = {
         "tokenizing": lambda: encode(model.tokenizer, model.reader, batch, slice(0, len(X))),
         "scoring, exhaustive": lambda: alone(clf.set_params(search="exhaustive"), X),
@@ -181,7 +181,7 @@ def check(n_images, repeats):
 
     def shared(size):
         calls = [lambda at=at: argument(at, size) for at in range(0, size * n_chunks, size)]
-        return list(parallel.in_parallel(race_of_piece, model, calls, 2))
+        return list(parallel.in_parallel(score_piece, model, calls, 2))
 
     def empty(n):
         return list(parallel.in_parallel(nothing, model, [tuple] * n, 2))
@@ -192,7 +192,7 @@ def check(n_images, repeats):
         size = n_images // n_chunks
         real, predicted = [], []
         for repeat in range(repeats):
-            one = timed(race_of_piece, model, *argument(0, size))[0]
+            one = timed(score_piece, model, *argument(0, size))[0]
             few, many = timed(empty, 2)[0], timed(empty, 66)[0]
             rng = np.random.RandomState(repeat)
             each = max(0.0, many - few) / 64

@@ -23,9 +23,9 @@ from digits import HERE, machine
 from sklearn.datasets import load_digits
 
 from skaocls import AnyOrderARClassifier
-from skaocls.learned.answers import at_once
-from skaocls.learned.parallel import in_parallel, packed_in_file
-from skaocls.learned.pieces import pieces_of
+from skaocls.fitted.parallel import in_parallel, packed_in_file
+from skaocls.fitted.pieces import pieces_of
+from skaocls.fitted.prediction import at_once
 
 SIZES = (4, 16, 64, 256, 1024)  # images of jobs that may be too small to be shared
 

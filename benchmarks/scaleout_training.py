@@ -78,7 +78,7 @@ def work(name, repeats, into):
     prior = SharedTrunkPrior(CODES, GRID, CLASSES, **sizes)
     found = {"parameters": sum(p.numel() for p in prior.parameters()), "rounds": []}
     for _ in range(1 + repeats):
-        ways = {"one": distributed.from_main(lambda: per_step(sizes, steps))}
+        ways = {"one": distributed.run_on_main(lambda: per_step(sizes, steps))}
         ways |= {how: per_step(sizes, steps, how) for how in ("ddp", "fsdp")}
         print(name, ways, flush=True)
         found["rounds"].append(ways)

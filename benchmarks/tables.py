@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skaocls import AnyOrderARClassifier
-from skaocls.learned import learning
+from skaocls.fitted import learning
 from skaocls.training.loop import train_prior
 
 SIZES = {"n_samples": 400, "n_features": 20, "n_informative": 10, "n_redundant": 5, "n_classes": 3}

@@ -1,8 +1,8 @@
 """Generative image classification with any-order autoregressive models."""
 
 from skaocls.classifier import AnyOrderARClassifier
+from skaocls.fitted.token_dataset import tokenize_dataset
 from skaocls.images.folders import load_image_folder
-from skaocls.learned.tokenizing import tokenize_dataset
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.tokenizers import (
@@ -13,8 +13,8 @@ from skaocls.tokenizers import (
     PrecomputedTokenizer,
     QuantileTokenizer,
 )
-from skaocls.tokenizers.cache import load_tokens
 from skaocls.tokenizers.checks import check_tokenizer
+from skaocls.tokenizers.token_files import load_tokens
 from skaocls.version import __version__
 
 __all__ = [

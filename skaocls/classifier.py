@@ -29,22 +29,14 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attributes import kept_in
-from skaocls.distributed import same, together
-from skaocls.images.advice import gathered
-from skaocls.images.inputs import check_image_shape, shortened
-from skaocls.images.lazy import rows_of
-from skaocls.images.reader import (
-    all_bad_named,
-    as_tokens,
-    find_unreadable,
-    learn_reader,
-    token_reader,
-)
-from skaocls.learned import answers, drawing, saving
-from skaocls.learned.effects import OF_SEARCH, OF_TRAINING, without_effect
-from skaocls.learned.labels import class_log_prior, known_classes, read_labels
-from skaocls.learned.learning import FINETUNE_RATE, extend, learn
-from skaocls.learned.published import (
+from skaocls.distributed import broadcast, collective_call
+from skaocls.fitted import generation, prediction, saving
+from skaocls.fitted.config import TrainingConfig
+from skaocls.fitted.effects import OF_SEARCH, OF_TRAINING, without_effect
+from skaocls.fitted.fit import FINETUNE_RATE, extend_model, fit_model
+from skaocls.fitted.initialization import new_prior_sizes, resolve_prior
+from skaocls.fitted.labels import class_log_prior, known_classes, read_labels
+from skaocls.fitted.pretrained import (
     grid_for,
     is_published,
     load_published,
@@ -52,10 +44,16 @@ from skaocls.learned.published import (
     reading_tokens,
     ready_tokenizer,
 )
-from skaocls.learned.recipe import Recipe
-from skaocls.learned.starting import new_prior, starting_point
-from skaocls.learned.store import open_store
-from skaocls.learned.together import races_together
+from skaocls.fitted.result_cache import open_cache
+from skaocls.fitted.together import score_batches_on_ranks
+from skaocls.images.advice import gathered
+from skaocls.images.inputs import check_image_shape, shortened
+from skaocls.images.reader import (
+    all_bad_named,
+    find_unreadable,
+    learn_reader,
+    learn_tokens,
+)
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
@@ -114,7 +112,7 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
         architecture, which reads it once for each; their size follows the data. A dict gives sizes
         of a new prior (`dim`, `n_layer`, `n_head`, `multiple_of`, `dropout`; of a shared trunk also
         `width` and `rank`) and may name its `architecture`. A module is copied, weights are
-        loaded (:func:`skaocls.learned.published.load_published`: ``"randar-l"`` and other short
+        loaded (:func:`skaocls.fitted.pretrained.load_published`: ``"randar-l"`` and other short
         names, hub repositories, folders, files; also what `save_pretrained` wrote), and both are
         fine-tuned to the classes in y. Weights are worth only as much as the tokens they were
         trained on: with a module, pass its tokenizer in ``sklearn.frozen.FrozenEstimator``.
@@ -192,7 +190,7 @@ default="mean_log_likelihood"
     max_iter : int or "auto", default="auto"
         Epochs. ``"auto"`` is 120 for images, or as many as a budget of operations pays for, 10 at
         least: about a minute on two cores for up to 1000 images, eight minutes for 10,000, and
-        no faster growing than their number (:mod:`skaocls.learned.lengths`). A given prior is
+        no faster growing than their number (:mod:`skaocls.fitted.lengths`). A given prior is
         trained for 120. Of tables it is 30, or as many as the same budget pays for, 10 at least:
         with more, small tables are overfitted (``benchmarks/tables.py``).
     batch_size : int or "auto", default="auto"
@@ -331,7 +329,7 @@ default="mean_log_likelihood"
     Attributes
     ----------
     model_ : FittedModel
-        All that was learned as one value, see :class:`skaocls.learned.FittedModel`; the attributes
+        All that was learned as one value, see :class:`skaocls.fitted.FittedModel`; the attributes
         below are read from it.
     classes_ : ndarray of shape (n_classes,)
         Class labels.
@@ -593,7 +591,7 @@ default="mean_log_likelihood"
             If the loss still falls when training ends.
         """
         self._validate_params()
-        with together("fit", self._if_others_die(self.warm_start)):
+        with collective_call("fit", self._if_others_die(self.warm_start)):
             unused = without_effect(OF_SEARCH + OF_TRAINING, self.get_params(False), defaults())
             self._warn_of(unused)
             if self.warm_start and hasattr(self, "model_"):
@@ -661,7 +659,7 @@ default="mean_log_likelihood"
                 'class_weight="balanced" is not supported for partial_fit: it needs the counts of '
                 "all classes at once. Pass a dict of weights, or sample_weight."
             )
-        with together("partial_fit", self._if_others_die(True)):
+        with collective_call("partial_fit", self._if_others_die(True)):
             if hasattr(self, "model_"):
                 return self._extend(X, y, sample_weight, grow=True, classes=classes)
             return self._learn(X, y, sample_weight, classes)
@@ -872,16 +870,16 @@ default="mean_log_likelihood"
                 f'rival must be "runner-up", one class for each image, or None; got {rival!r}.'
             )
         X = gathered(X)  # it is gone through twice
-        batch = model.reader.check(X)
+        batch = model.reader.open(X)
         own = None if y is None else model.columns(y)
         rivals = None if rival is None or runner_up else model.columns(rival, "rival")
-        check_consistent_length(batch, own, rivals)
+        check_consistent_length(batch.data, own, rivals)
         if own is None or runner_up:
             joint = self.predict_joint_log_proba(X)
             own = joint.argmax(1) if own is None else own
             joint[np.arange(len(own)), own] = -np.inf
             rivals = joint.argmax(1) if runner_up else rivals
-        return answers.explain(model, batch, own, rivals, self.orders_, **self._reading())
+        return prediction.explain(model, batch, own, rivals, self.orders_, **self._reading())
 
     def sample(
         self,
@@ -964,8 +962,8 @@ default="mean_log_likelihood"
             columns = rng.choice(len(p), n_samples, p=p / p.sum())
         else:
             columns = self._columns_for(y, n_samples)
-        orders = drawing.orders_to_draw(model, self.order, self.n_orders, n_samples, rng)
-        return drawing.draw(model, columns, orders, rng, how, device=self.device)
+        orders = generation.generation_orders(model, self.order, self.n_orders, n_samples, rng)
+        return generation.generate_images(model, columns, orders, rng, how, device=self.device)
 
     def inpaint(
         self,
@@ -1036,8 +1034,8 @@ default="mean_log_likelihood"
             "guidance": guidance,
         }
         validate_parameter_constraints(HOW, how, "inpaint")
-        batch = model.reader.check(X, scale=False)
-        return drawing.fill_in(
+        batch = model.reader.open(X, scale=False)
+        return generation.inpaint_images(
             model,
             batch,
             mask,
@@ -1078,7 +1076,7 @@ default="mean_log_likelihood"
         source : str, path or module
             A folder or hub repository written by `save_pretrained` or `push_to_hub`; published
             weights or one's own of that architecture, see
-            :func:`skaocls.learned.published.load_published`; or a prior, which is copied.
+            :func:`skaocls.fitted.pretrained.load_published`; or a prior, which is copied.
         filename : str, default=None
             File of published weights within a folder or repository.
         revision : str, default=None
@@ -1143,7 +1141,7 @@ default="mean_log_likelihood"
                 if "params" not in config:
                     raise ValueError(
                         f"{source!s} holds a model that was saved without a classifier's "
-                        "parameters. Load it with skaocls.learned.saving.load."
+                        "parameters. Load it with skaocls.fitted.saving.load."
                     )
                 model = saving.load(config, source, **at)
                 saved, about = saving.about_from_json(config, source, defaults(), ABOUT)
@@ -1179,7 +1177,7 @@ default="mean_log_likelihood"
         return clf._put_in_place(model, class_log_prior_=log_prior)
 
     def save_pretrained(self, folder):
-        """Write the fitted classifier as JSON and safetensors; see :mod:`skaocls.learned.saving`.
+        """Write the fitted classifier as JSON and safetensors; see :mod:`skaocls.fitted.saving`.
 
         A prior module given as parameter is stored as its sizes; a RandomState, `memory` and
         `checkpoint_dir` as None.
@@ -1272,20 +1270,18 @@ default="mean_log_likelihood"
         """Learn everything anew."""
         X, y, sample_weight, skipped = self._readable(X, y, sample_weight, self.decoding)
         owner, seed = type(self).__name__, self._seed()
-        given, tokenizer, shape = starting_point(
+        given, tokenizer, shape = resolve_prior(
             self.prior, self.tokenizer, self.image_shape, self.filename, self.revision
         )
         if isinstance(getattr(tokenizer, "estimator", tokenizer), PrecomputedTokenizer):
-            batch = as_tokens(X)
-            reader = token_reader(owner, batch.shape[-2:])
+            batch = learn_tokens(X, owner)
         else:
-            reader, batch = learn_reader(X, owner, shape, decoding=self.decoding)
+            batch = learn_reader(X, owner, shape, decoding=self.decoding)
         some, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         classes = known_classes(y, classes)
         self._check_priors(classes)
-        with all_bad_named(batch, reader.decoding):
-            learned = learn(
-                reader,
+        with all_bad_named(batch.data, batch.reader.decoding):
+            learned = fit_model(
                 some,
                 y,
                 weights,
@@ -1294,7 +1290,7 @@ default="mean_log_likelihood"
                 seed,
                 tokenizer=tokenizer,
                 given=given,
-                store=open_store(self.memory),
+                store=open_cache(self.memory),
                 checkpoint_dir=self.checkpoint_dir,
                 seeded=self.random_state is not None,
             )
@@ -1305,14 +1301,14 @@ default="mean_log_likelihood"
         model, rng = self.model_, np.random.RandomState(self._seed())
         decoding = model.reader.decoding
         X, y, sample_weight, skipped = self._readable(X, y, sample_weight, decoding)
-        batch = model.reader.check(X)
+        batch = model.reader.open(X)
         owner = type(self).__name__
         some, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         if grow:
             model = model.with_classes(known_classes(y, classes))
         self._check_priors(model.classes)
-        with all_bad_named(batch, model.reader.decoding):
-            learned = extend(model, some, y, weights, self._recipe(), rng, grow=grow)
+        with all_bad_named(batch.data, model.reader.decoding):
+            learned = extend_model(model, some, y, weights, self._recipe(), rng, grow=grow)
         return self._accept(learned, some, skipped)
 
     def _check_priors(self, classes):
@@ -1335,11 +1331,11 @@ default="mean_log_likelihood"
         }
         if self.temperature == "auto":
             rows, columns, weights = held_out
-            some = rows_of(batch, rows)
-            orders, store = model.orders(self.order, self.n_orders), open_store(self.memory)
-            read = races_together(model, some, orders, store=store, **self._reading())
+            some = batch.take(rows)
+            orders, store = model.orders(self.order, self.n_orders), open_cache(self.memory)
+            read = score_batches_on_ranks(model, some, orders, store=store, **self._reading())
             ll = np.concatenate([race.log_likelihood for race in read])
-            about["_fitted_temperature"] = same(
+            about["_fitted_temperature"] = broadcast(
                 fit_temperature(ll, columns, log_prior, self.aggregation, weights)
             )
         # the length of training on a table is chosen so that it is not overfitted
@@ -1365,7 +1361,7 @@ default="mean_log_likelihood"
         """An int that stands for `random_state`, of which it takes one number."""
         if isinstance(self.random_state, Integral):
             return int(self.random_state)
-        return same(check_random_state(self.random_state).randint(2**31 - 1))
+        return broadcast(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _if_others_die(self, goes_on):
         """What to do where another process has died in training, which perhaps goes on from one."""
@@ -1379,10 +1375,12 @@ default="mean_log_likelihood"
         )
 
     def _recipe(self):
-        params = {f.name: getattr(self, f.name) for f in fields(Recipe) if hasattr(self, f.name)}
-        return Recipe(
+        params = {
+            f.name: getattr(self, f.name) for f in fields(TrainingConfig) if hasattr(self, f.name)
+        }
+        return TrainingConfig(
             **params,
-            **new_prior(self.prior),
+            **new_prior_sizes(self.prior),
             keep_classes=isinstance(self.prior, Prior),
             hold_out=self.temperature == "auto",
         )
@@ -1420,13 +1418,13 @@ default="mean_log_likelihood"
 
     def _races(self, X, decides=False):
         """Yield log-likelihoods and what they took, a few images at a time."""
-        with together("A prediction"):
+        with collective_call("A prediction"):
             model = self._fitted()
             self._validate_params()
             self._warn_of(without_effect(OF_SEARCH, self.get_params(False), defaults()))
-        batch, store = model.reader.check(X), open_store(self.memory)
+        batch, store = model.reader.open(X), open_cache(self.memory)
         how = {"racing": self._ends(decides), "store": store, "verbose": self.verbose}
-        return races_together(model, batch, self.orders_, **self._reading(), **how)
+        return score_batches_on_ranks(model, batch, self.orders_, **self._reading(), **how)
 
     def _log_likelihoods(self, X):
         """Yield log p(tokens | class, order), (n, n_orders, n_classes), a few images at a time."""

@@ -38,7 +38,7 @@ _by_itself: ContextVar[bool] = ContextVar("by_itself", default=False)
 _talk: dict[str, Any] = {}
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """The rows that this process works on: as many in each, so that none waits for another.
 
     Attributes
@@ -53,7 +53,7 @@ class Share(NamedTuple):
     real: Tensor | None
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes work together here, 1 for one alone.
 
     Those that ``torchrun`` has started are joined by the first call. A process that one of them
@@ -67,7 +67,7 @@ def size() -> int:
     Examples
     --------
     >>> from skaocls import distributed
-    >>> distributed.size(), distributed.rank(), distributed.is_main()
+    >>> distributed.world_size(), distributed.rank(), distributed.is_main()
     (1, 0, True)
     """
     main = threading.current_thread() is threading.main_thread()
@@ -75,19 +75,19 @@ def size() -> int:
     if _by_itself.get() or not (main and own and dist.is_available()):
         return 1
     if not dist.is_initialized():
-        if not launched():
+        if not started_by_torchrun():
             return 1
-        join()
+        join_group()
     return dist.get_world_size()
 
 
-def launched() -> bool:
+def started_by_torchrun() -> bool:
     """Whether torchrun, or what sets the same variables, has started this process and others."""
     told = all(name in os.environ for name in ENVIRONMENT)
     return told and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def join() -> None:
+def join_group() -> None:
     """Meet the other processes; on GPUs each takes the one of its local rank."""
     backend = "gloo"
     if torch.cuda.is_available():
@@ -95,7 +95,7 @@ def join() -> None:
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend)
     _talk["joined"] = True
-    atexit.register(leave)
+    atexit.register(leave_group)
 
 
 def own_device() -> int:
@@ -111,7 +111,7 @@ def own_device() -> int:
     return local
 
 
-def leave() -> None:
+def leave_group() -> None:
     """Part from the others, if they are there to part from; a group that the caller set up stays.
 
     The threads of what was set up here end with it, while the interpreter is there. One of gloo's
@@ -135,7 +135,7 @@ def rank() -> int:
     rank : int
         From 0; of one alone 0.
     """
-    return dist.get_rank() if size() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_main() -> bool:
@@ -150,7 +150,7 @@ def is_main() -> bool:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def single_process() -> Iterator[None]:
     """What is within is computed by this process alone, whoever else there is.
 
     Without it, a prediction that only one process asks for waits for the others.
@@ -163,8 +163,8 @@ def alone() -> Iterator[None]:
     Examples
     --------
     >>> from skaocls import distributed
-    >>> with distributed.alone():
-    ...     distributed.size()
+    >>> with distributed.single_process():
+    ...     distributed.world_size()
     1
     """
     token = _by_itself.set(True)
@@ -175,7 +175,7 @@ def alone() -> Iterator[None]:
 
 
 @contextmanager
-def together(what: str, after: str = "") -> Iterator[None]:
+def collective_call(what: str, after: str = "") -> Iterator[None]:
     """A call that all processes make: warnings come once, and who is left alone is told so.
 
     Parameters
@@ -190,11 +190,11 @@ def together(what: str, after: str = "") -> Iterator[None]:
     RuntimeError
         If another process died, or does not take part.
     """
-    if size() == 1:
+    if world_size() == 1:
         yield
         return
-    where = f"{what} was ended in process {rank()} of {size()}"
-    with told_of_end(where, after), warnings.catch_warnings():
+    where = f"{what} was ended in process {rank()} of {world_size()}"
+    with explain_sigterm(where, after), warnings.catch_warnings():
         if not is_main():
             warnings.simplefilter("ignore")
         try:
@@ -203,7 +203,7 @@ def together(what: str, after: str = "") -> Iterator[None]:
             _talk["broken"] = True
             raise
         except RuntimeError as exc:
-            if not is_about_others(exc):
+            if not is_peer_error(exc):
                 raise
             _talk["broken"] = True
             reason = str(exc).strip().splitlines()[0].split(". ")[0]
@@ -211,12 +211,12 @@ def together(what: str, after: str = "") -> Iterator[None]:
                 f"{where}, because another process has died, has raised an error of its own, "
                 f"which stands in its output, or did not call {what} ({reason}). {after}"
                 "All processes that torchrun starts must make the same calls; within "
-                "skaocls.distributed.alone() one computes alone."
+                "skaocls.distributed.single_process() one computes alone."
             ) from exc
 
 
 @contextmanager
-def told_of_end(where: str, after: str) -> Iterator[None]:
+def explain_sigterm(where: str, after: str) -> Iterator[None]:
     """SIGTERM, by which torchrun ends the others when one process has died, says what to do."""
     before = signal.getsignal(signal.SIGTERM)
     if before is not signal.SIG_DFL:
@@ -235,22 +235,22 @@ def told_of_end(where: str, after: str) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def is_about_others(exc: RuntimeError) -> bool:
+def is_peer_error(exc: RuntimeError) -> bool:
     """Whether an error says that another process is missing; gloo has no type of its own for it."""
     signs = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
     return isinstance(exc, dist.DistError) or any(sign in str(exc) for sign in signs)
 
 
-def talk() -> Any:
+def cpu_group() -> Any:
     """The group in which objects and small numbers are sent."""
     default = dist.group.WORLD
     if _talk.get("of") is not default:
         _talk.update(of=default, group=dist.new_group(backend="gloo", timeout=PATIENCE))
-        atexit.register(leave)
+        atexit.register(leave_group)
     return _talk["group"]
 
 
-def from_main(function: Callable[[], T]) -> T:
+def run_on_main(function: Callable[[], T]) -> T:
     """What function() gives in the main process, in all of them; so do its errors.
 
     Parameters
@@ -263,17 +263,17 @@ def from_main(function: Callable[[], T]) -> T:
     result : object
         In the others a copy.
     """
-    if size() == 1:
+    if world_size() == 1:
         return function()
     told: list[Any] = [None]
     mine: Exception | None = None
     if is_main():
         try:
-            with alone():
+            with single_process():
                 told = [(True, function())]
         except Exception as exc:
             mine, told = exc, [(False, exc)]
-    dist.broadcast_object_list(told, src=0, group=talk())
+    dist.broadcast_object_list(told, src=0, group=cpu_group())
     good, result = told[0]
     if good:
         given: T = result
@@ -281,69 +281,69 @@ def from_main(function: Callable[[], T]) -> T:
     raise mine or result
 
 
-def same(value: T) -> T:
+def broadcast(value: T) -> T:
     """The main process's value, in all of them."""
-    return from_main(lambda: value)
+    return run_on_main(lambda: value)
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """The values of all processes, in the order of their ranks."""
-    if size() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * size()
-    dist.all_gather_object(values, value, group=talk())
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=cpu_group())
     return values
 
 
-def by_each(function: Callable[[], T]) -> list[T]:
+def map_ranks(function: Callable[[], T]) -> list[T]:
     """What function() gives in each process, in all of them; an error of one is raised in all."""
-    if size() == 1:
+    if world_size() == 1:
         return [function()]
     mine: Exception | None = None
     try:
-        with alone():
+        with single_process():
             done: tuple[bool, Any] = True, function()
     except Exception as exc:
         mine, done = exc, (False, exc)
-    everyone = gathered(done)
+    everyone = all_gather(done)
     errors = [result for good, result in everyone if not good]
     if errors:
         raise mine or errors[0]
     return [result for _, result in everyone]
 
 
-def total(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all processes, the same in each."""
-    if size() == 1:
+    if world_size() == 1:
         return tensor
     summed = tensor.detach().cpu().clone()
-    dist.all_reduce(summed, group=talk())
+    dist.all_reduce(summed, group=cpu_group())
     return summed.to(tensor.device)
 
 
-def all_of(good: bool) -> bool:
+def all_ranks_true(good: bool) -> bool:
     """Whether it is so in all processes."""
-    return bool(total(torch.tensor(int(not good))) == 0)
+    return bool(all_reduce_sum(torch.tensor(int(not good))) == 0)
 
 
-def decided(value: bool) -> bool:
+def broadcast_flag(value: bool) -> bool:
     """The main process's decision, for which a number is sent and no object."""
-    return bool(total(torch.tensor(int(value and is_main()))) > 0)
+    return bool(all_reduce_sum(torch.tensor(int(value and is_main()))) > 0)
 
 
-def spread(tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def broadcast_tensor(tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The main process's tensor, in all of them, on the CPU; the others have none to give."""
-    if size() == 1:
+    if world_size() == 1:
         assert tensor is not None
         return tensor
     if tensor is None:
         tensor = torch.empty(tuple(shape), dtype=dtype)
     sent = tensor.detach().cpu().contiguous()
-    dist.broadcast(sent, src=0, group=talk())
+    dist.broadcast(sent, src=0, group=cpu_group())
     return sent
 
 
-def share_of(n: int) -> Share:
+def shard_rows(n: int) -> Shard:
     """This process's share of n rows.
 
     Parameters
@@ -361,20 +361,20 @@ def share_of(n: int) -> Share:
     >>> share_of(3)
     Share(rows=tensor([0, 1, 2]), real=None)
     """
-    each = -(-n // size())
+    each = -(-n // world_size())
     rows = torch.arange(each, dtype=torch.int64) + rank() * each
-    real = None if each * size() == n else (rows < n).float()
-    return Share(rows.clamp(max=n - 1), real)
+    real = None if each * world_size() == n else (rows < n).float()
+    return Shard(rows.clamp(max=n - 1), real)
 
 
-def part_of(n: int, at_once: int = 1) -> slice:
+def rank_slice(n: int, at_once: int = 1) -> slice:
     """This process's part of n things in a row, whole lots of them; later ranks may have none."""
     lots = -(-n // at_once)
-    each = -(-lots // size()) * at_once
+    each = -(-lots // world_size()) * at_once
     return slice(min(rank() * each, n), min((rank() + 1) * each, n))
 
 
-def check_same(what: dict[str, Any]) -> None:
+def check_same_on_ranks(what: dict[str, Any]) -> None:
     """Refuse to work on what differs between processes.
 
     Parameters
@@ -388,7 +388,7 @@ def check_same(what: dict[str, Any]) -> None:
         In all processes, if something differs.
     """
     mine = list(what.items())
-    everyone = gathered(mine)
+    everyone = all_gather(mine)
     wrong = [
         name
         for k, (name, _) in enumerate(mine)

@@ -67,7 +67,7 @@ def learned(clf):
 
 def keep(folder, name, clf):
     arrays = {k: np.asarray(v) for k, v in learned(clf).items()}
-    with distributed.alone():
+    with distributed.single_process():
         arrays["alone"] = clf.predict_proba(data()[2])
     np.savez(folder / f"{name}-{distributed.rank()}.npz", **arrays)
 
@@ -134,7 +134,7 @@ def part(folder):
     fit("grown")
     tell()
     assert not Path("/proc/self/task").exists() or file.read_text().count("gloo") > 1
-    distributed.gathered("the end")
+    distributed.all_gather("the end")
 
 
 def part_as_called(folder):

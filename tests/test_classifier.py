@@ -26,7 +26,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 import reference
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, QuantileTokenizer
-from skaocls.learned.learning import split_off
+from skaocls.fitted.fit import split_validation
 from skaocls.scoring.aggregation import AGGREGATIONS
 from skaocls.scoring.orders import draw_orders
 
@@ -69,7 +69,7 @@ def test_answers_do_not_depend_on_the_batch(fitted, digits, monkeypatch):
     whole = fitted.predict_proba(X)
     rows = np.concatenate([fitted.predict_proba(X[i : i + 1]) for i in range(len(X))])
     np.testing.assert_allclose(rows, whole, atol=1e-6, rtol=0)
-    monkeypatch.setattr("skaocls.learned.answers.SCORE_AT_ONCE", 7)
+    monkeypatch.setattr("skaocls.fitted.prediction.SCORE_AT_ONCE", 7)
     np.testing.assert_allclose(fitted.predict_proba(X), whole, atol=1e-6, rtol=0)
     shuffled = np.random.RandomState(0).permutation(30)
     np.testing.assert_allclose(
@@ -608,7 +608,7 @@ def test_a_single_sample_of_a_class_is_trained_on():
     rows = np.array([0, 1, 2, 2, 2, 2, 2, 2, 2, 2])
     recipe = make(early_stopping=True, validation_fraction=0.4)._recipe()
     for seed in range(20):
-        train, rest = split_off(rows, recipe, np.random.RandomState(seed))
+        train, rest = split_validation(rows, recipe, np.random.RandomState(seed))
         assert {0, 1} < set(train) and len(rest) == 4
         assert sorted([*train, *rest]) == list(range(10))
 

@@ -17,7 +17,7 @@ FLOORS = [
     {"tokenizers", "priors"},
     {"scoring"},
     {"training"},
-    {"learned"},
+    {"fitted"},
     {"classifier"},
     {"displays", "selection"},
     {"__init__"},

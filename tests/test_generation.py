@@ -14,7 +14,7 @@ from test_scoring import make_prior
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
-from skaocls.learned import drawing
+from skaocls.fitted import drawing
 from skaocls.scoring import sampling
 from skaocls.scoring.sampling import generate, known_log_likelihoods, step_ends, touched
 
@@ -310,7 +310,7 @@ def test_a_mask_for_each_image(ten_digits):
 
 def most_probable(clf, codes, unknown):
     """Columns of the classes most probable given the known tokens."""
-    ll = drawing.given_known(clf.model_, codes, unknown, clf.orders_)
+    ll = drawing.known_token_log_likelihoods(clf.model_, codes, unknown, clf.orders_)
     return clf._joint_log_proba(ll).argmax(1)
 
 

@@ -557,9 +557,9 @@ def test_wrong_values():
 
 def random_crops(X, shape, draws):
     """Of one image, given as it is to an estimator."""
-    reader, batch = learn_reader(X, "Estimator", shape)
-    [image] = reader.originals(batch)
-    return [random_crop(image, reader.image_shape, side, np.array(at)) for side, *at in draws]
+    batch = learn_reader(X, "Estimator", shape)
+    [image] = batch.originals()
+    return [random_crop(image, batch.reader.image_shape, side, np.array(at)) for side, *at in draws]
 
 
 @pytest.mark.parametrize(
@@ -666,8 +666,8 @@ def test_channels_are_found_where_they_are(channels, size):
     first = last.transpose(0, 3, 1, 2)
     for X in (last, first, torch.tensor(last), torch.tensor(first), list(first)):
         np.testing.assert_array_equal(load(X), last)
-    reader, _ = learn_reader(last, "Reader")
-    np.testing.assert_array_equal(reader.images(reader.check(torch.tensor(first))), last)
+    reader = learn_reader(last, "Reader").reader
+    np.testing.assert_array_equal(reader.open(torch.tensor(first)).images(), last)
     mixed = as_batch([last[0], torch.tensor(first[1])])
     np.testing.assert_array_equal(load_images(mixed, (*size, channels)), last[:2])
 
@@ -718,12 +718,12 @@ def test_what_can_be_gone_through(save, tmp_path):
         (p for p in sorted(tmp_path.glob("*.png"))),
         dict.fromkeys(paths).keys(),
     ):
-        reader, batch = learn_reader(X, "Reader")
-        np.testing.assert_array_equal(reader.images(batch), expected)
-        np.testing.assert_array_equal(reader.images(reader.check(iter(paths))), expected)
+        batch = learn_reader(X, "Reader")
+        np.testing.assert_array_equal(batch.images(), expected)
+        np.testing.assert_array_equal(batch.reader.open(iter(paths)).images(), expected)
     images = [Image.open(path) for path in paths]
-    reader, batch = learn_reader(Items(images), "Reader")
-    np.testing.assert_array_equal(reader.images(batch), expected)
+    batch = learn_reader(Items(images), "Reader")
+    np.testing.assert_array_equal(batch.images(), expected)
 
 
 def test_the_right_call_is_shown(save, tmp_path):
@@ -755,14 +755,14 @@ def test_the_right_call_is_shown(save, tmp_path):
 @pytest.mark.parametrize("shape", [(8, 6), (8, 6, 3), (8, 8, 1), (6, 6, 2)])
 def test_one_image(shape):
     X = np.random.RandomState(0).rand(5, *shape)
-    reader, _ = learn_reader(X, "Reader")
+    reader = learn_reader(X, "Reader").reader
     for image in (X[0], torch.tensor(X[0])):
         with pytest.raises(ValueError, match=r"is one image of shape .*: X\[None\]"):
-            reader.check(image)
-    assert len(reader.images(reader.check(X[0][None]))) == 1
+            reader.open(image)
+    assert len(reader.open(X[0][None]).images()) == 1
     if len(shape) == 3 and shape[2] > 1:  # (1, height, width) is a batch
         with pytest.raises(ValueError, match=r"is one image of shape .*: X\[None\]"):
-            reader.check(torch.tensor(X[0]).permute(2, 0, 1))
+            reader.open(torch.tensor(X[0]).permute(2, 0, 1))
 
 
 def test_image_folder(tmp_path):
@@ -793,20 +793,20 @@ def test_image_folder(tmp_path):
 def test_numbers_on_another_scale_are_named():
     x = np.random.RandomState(0).randint(256, size=(9, 8, 8)).astype(np.uint8)
     x[0, 0, :2] = 0, 255
-    bytes_, _ = learn_reader(x, "Reader")
-    floats, _ = learn_reader(x / 255, "Reader")
-    wide, _ = learn_reader(x.astype(np.float32), "Reader")
+    bytes_ = learn_reader(x, "Reader").reader
+    floats = learn_reader(x / 255, "Reader").reader
+    wide = learn_reader(x.astype(np.float32), "Reader").reader
     for reader in (bytes_, floats):
         for form in (x.astype(int), x.astype(np.float32), x.tolist(), torch.tensor(x).float()):
             with pytest.raises(ValueError, match=r"numbers from 0 to 255, but .* from 0 to 1 "):
-                reader.check(form)
+                reader.open(form)
         with pytest.warns(UserWarning, match=r"numbers from 0 to 2, but .* from 0 to 1 "):
-            reader.check(x / 127.5)
-        reader.check(x / 255)
+            reader.open(x / 127.5)
+        reader.open(x / 255)
     with pytest.raises(ValueError, match=r"numbers from 0 to 1, but .* from 0 to 255 "):
-        wide.check(x)
+        wide.open(x)
     with pytest.warns(UserWarning, match=r"numbers from 0 to 1, but .* from 0 to 255 "):
-        wide.check(x / 255)
+        wide.open(x / 255)
 
 
 def test_floats_of_0_to_255_become_the_same_tokens():

@@ -20,10 +20,10 @@ from skaocls import (
     load_tokens,
     tokenize_dataset,
 )
+from skaocls.fitted import encoding
+from skaocls.fitted.result_cache import data_hash
 from skaocls.images.lazy import Lazy, Mapped
 from skaocls.images.reader import learn_reader
-from skaocls.learned import encoding
-from skaocls.learned.store import content
 
 PRIOR = {"dim": 16, "n_layer": 1, "n_head": 1, "multiple_of": 16}
 HOW = {"prior": PRIOR, "max_iter": 2, "n_orders": 2, "random_state": 0, "tol": 10.0}
@@ -85,7 +85,7 @@ def test_where_images_lie_changes_nothing(images, monkeypatch):
     X, y, mapped, paths = images
     expected = make().fit(X, y)
     proba = expected.predict_proba(X)
-    assert isinstance(learn_reader(mapped, "Reader")[1], Lazy)
+    assert isinstance(learn_reader(mapped, "Reader").data, Lazy)
     for form in (mapped, Counting(X, y), Column(X), paths):
         clf = make().fit(form, y)
         assert same(clf, expected)
@@ -96,7 +96,7 @@ def test_where_images_lie_changes_nothing(images, monkeypatch):
     held = {"early_stopping": True, "validation_fraction": 0.2}
     clf = make(**held).fit(mapped, y)
     codes = encoding.training_tokens(
-        clf.tokenizer_, clf.model_.reader, Mapped(mapped), 3, np.random.RandomState(0)
+        clf.tokenizer_, clf.model_.reader.open(mapped), 3, np.random.RandomState(0)
     )
     assert isinstance(codes, Mapped) and codes.dtype == np.uint16 and codes.shape == (90, 3, 4)
     monkeypatch.undo()
@@ -135,18 +135,18 @@ def test_an_item_is_asked_for_as_often_as_documented(images, monkeypatch):
 
 def test_more_threads_give_the_same(images, monkeypatch):
     paths = images[3]
-    reader, batch = learn_reader(paths, "Reader")
+    batch = learn_reader(paths, "Reader")
     monkeypatch.setattr("skaocls.devices.cpu_count", lambda: 1)
-    alone = reader.images(batch)
+    alone = batch.images()
     monkeypatch.setattr("skaocls.devices.cpu_count", lambda: 4)
-    np.testing.assert_array_equal(reader.images(batch), alone)
+    np.testing.assert_array_equal(batch.images(), alone)
     with pytest.raises(ValueError, match=r"X\[17\] cannot be read.*missing"):
-        reader.images(np.array([*paths[:17], "missing.png", *paths[18:]], dtype=object))
+        batch.reader.images(np.array([*paths[:17], "missing.png", *paths[18:]], dtype=object))
 
 
 def test_what_is_known_again(images):
     X, _, mapped, _ = images
-    assert content(Mapped(mapped)) == content(X) != content(X + np.uint8(1))
+    assert data_hash(Mapped(mapped)) == data_hash(X) != data_hash(X + np.uint8(1))
 
 
 def test_what_can_only_be_gone_through_is_named(images):
@@ -253,7 +253,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from skaocls import PatchTokenizer, tokenize_dataset
-from skaocls.learned import tokenizing
+from skaocls.fitted import tokenizing
 
 write_all, done = tokenizing.write_all, []
 
@@ -279,7 +279,7 @@ def test_a_kill_costs_one_shard(images, tokenizer, tmp_path, monkeypatch):
     assert any(name.startswith(".tokens-000002") for name in os.listdir(tmp_path / "killed"))
     made, write = [], encoding.views_of
     monkeypatch.setattr(
-        "skaocls.learned.tokenizing.views_of",
+        "skaocls.fitted.token_dataset.views_of",
         lambda tokenizer, images, *rest: (
             made.append(len(images)) or write(tokenizer, images, *rest)
         ),

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer, SharedTrunkPrior
-from skaocls.learned.lengths import batch_of, epochs_of, training_operations
+from skaocls.fitted.lengths import batch_of, epochs_of, training_operations
 from skaocls.training import loop
 
 

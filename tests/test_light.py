@@ -7,7 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer
-from skaocls.tokenizers.light import NORMALIZATIONS, light_of, relit
+from skaocls.tokenizers.normalization import NORMALIZATIONS, light_of, relit
 
 RNG = np.random.RandomState(0)
 # skewed, so that polarity is plain

@@ -15,8 +15,8 @@ from sklearn.utils import gen_batches
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, PatchTokenizer
-from skaocls.learned import learning, store
-from skaocls.learned.store import Store, digest
+from skaocls.fitted import learning, store
+from skaocls.fitted.result_cache import ResultCache, content_hash
 
 GRID = {"n_orders": [1, 2, 5]}
 
@@ -201,10 +201,10 @@ def test_digests():
         return [x[part] for part in gen_batches(len(x), 2)]
 
     x = torch.arange(4.0)
-    assert digest(x) == digest(x.clone()) == digest(torch.nn.Parameter(x.clone()))
+    assert content_hash(x) == content_hash(x.clone()) == content_hash(torch.nn.Parameter(x.clone()))
     different = [x, x.double(), x + 1, x[:3], x.view(2, 2), x.numpy(), halves(x), None]
-    assert len({digest(thing) for thing in different}) == len(different)
-    assert digest({"a": x, "b": 1}) == digest({"b": 1, "a": x})
+    assert len({content_hash(thing) for thing in different}) == len(different)
+    assert content_hash({"a": x, "b": 1}) == content_hash({"b": 1, "a": x})
 
 
 # What goes wrong --------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_a_folder_that_cannot_be_written_to(digits, tmp_path):
 
 
 def test_what_killed_processes_have_left_goes(tmp_path):
-    results = Store(tmp_path)
+    results = ResultCache(tmp_path)
     results.recall("a", lambda: np.arange(3))
     left, fresh = (results.folder / name for name in (".left", ".fresh"))
     for path in (left, fresh):
@@ -281,7 +281,7 @@ def test_what_killed_processes_have_left_goes(tmp_path):
     os.utime(left, (0, 0))
     results.reduce()
     assert fresh.exists() and not left.exists()
-    np.testing.assert_array_equal(Store(tmp_path).recall("a", full), np.arange(3))
+    np.testing.assert_array_equal(ResultCache(tmp_path).recall("a", full), np.arange(3))
 
 
 def test_memory_here_hides_no_package(digits, tmp_path, monkeypatch):
@@ -293,7 +293,7 @@ def test_memory_here_hides_no_package(digits, tmp_path, monkeypatch):
 def call_often(folder, seed):
     rng = np.random.RandomState(seed)
     for i in rng.randint(20, size=100):
-        if not (Store(folder).recall(str(i), lambda i=i: np.full(500, i)) == i).all():
+        if not (ResultCache(folder).recall(str(i), lambda i=i: np.full(500, i)) == i).all():
             return False
     return True
 

@@ -8,10 +8,10 @@ import pytest
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
+from skaocls.fitted import FittedModel, generation, prediction, saving
+from skaocls.fitted.fit import extend_model, fit_model
+from skaocls.fitted.labels import read_labels
 from skaocls.images.reader import learn_reader
-from skaocls.learned import FittedModel, answers, drawing, saving
-from skaocls.learned.labels import read_labels
-from skaocls.learned.learning import extend, learn
 from skaocls.scoring.aggregation import joint_log_proba
 from skaocls.scoring.sampling import HOW
 
@@ -24,14 +24,16 @@ def estimator():
 @pytest.fixture(scope="module")
 def model(estimator, digits):
     X, y, _, _ = digits
-    reader, batch = learn_reader(X, "A script")
+    batch = learn_reader(X, "A script")
     batch, y, weights = read_labels(batch, y, owner="A script")
-    return learn(reader, batch, y, weights, np.unique(y), estimator._recipe(), 0).model
+    return fit_model(batch, y, weights, np.unique(y), estimator._recipe(), 0).model
 
 
 def likelihoods(model, X, n_orders=3):
-    batch = model.reader.check(X)
-    parts = answers.races(model, batch, model.orders("random", n_orders), precision="float32")
+    batch = model.reader.open(X)
+    parts = prediction.score_batches(
+        model, batch, model.orders("random", n_orders), precision="float32"
+    )
     return np.concatenate([race.log_likelihood for race in parts])
 
 
@@ -48,10 +50,14 @@ def test_extending_makes_another_one(estimator, model, digits):
     X, y, X_test, _ = digits
     before, ll = pickle.dumps(model), likelihoods(model, X_test)
     recipe, rng = estimator._recipe(), np.random.RandomState(1)
-    more = extend(model, X[:40], y[:40], np.ones(40), recipe, rng, grow=True).model
+    more = extend_model(
+        model, model.reader.open(X[:40]), y[:40], np.ones(40), recipe, rng, grow=True
+    ).model
     grown = model.with_classes(np.array([7]))
     sevens = np.full(40, 7)
-    new = extend(grown, X[:40], sevens, np.ones(40), recipe, rng, grow=True).model
+    new = extend_model(
+        grown, model.reader.open(X[:40]), sevens, np.ones(40), recipe, rng, grow=True
+    ).model
     assert np.abs(likelihoods(more, X_test) - ll).max() > 0.1
     np.testing.assert_array_equal(new.classes, [0, 1, 2, 7])
     np.testing.assert_allclose(likelihoods(new, X_test)[..., :3], ll, atol=1e-4)
@@ -82,18 +88,22 @@ def test_it_is_sent_to_workers(model, digits):
     X, orders = digits[2], model.orders("random", 2)
     codes = model.tokenizer.transform(X).reshape(len(X), -1)
     halves = joblib.Parallel(2)(
-        joblib.delayed(answers.log_likelihoods)(model, part, orders)
+        joblib.delayed(prediction.log_likelihoods)(model, part, orders)
         for part in np.array_split(codes, 2)
     )
-    whole = answers.log_likelihoods(model, codes, orders)
+    whole = prediction.log_likelihoods(model, codes, orders)
     np.testing.assert_allclose(np.concatenate(halves), whole, atol=1e-5)
 
 
 def test_it_explains_and_draws(model, digits):
-    batch, orders = model.reader.check(digits[2][:5]), model.orders("random", 2)
-    evidence = answers.explain(model, batch, np.zeros(5, int), np.ones(5, int), orders)
+    batch, orders = model.reader.open(digits[2][:5]), model.orders("random", 2)
+    evidence = prediction.explain(model, batch, np.zeros(5, int), np.ones(5, int), orders)
     difference = likelihoods(model, digits[2][:5], 2).mean(1) @ [1, -1, 0]
     np.testing.assert_allclose(evidence.tokens.sum((1, 2)), difference, atol=1e-4)
     rng, how = np.random.RandomState(0), dict.fromkeys(HOW) | {"temperature": 1.0, "guidance": 1.0}
-    along = drawing.orders_to_draw(model, "random", 1, 4, rng)
-    assert drawing.draw(model, np.array([0, 1, 2, 0]), along, rng, how).shape == (4, 8, 8)
+    along = generation.generation_orders(model, "random", 1, 4, rng)
+    assert generation.generate_images(model, np.array([0, 1, 2, 0]), along, rng, how).shape == (
+        4,
+        8,
+        8,
+    )

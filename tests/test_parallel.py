@@ -24,9 +24,9 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
 from skaocls.devices import first_free, glibc, torch_threads
+from skaocls.fitted import answers, parallel
+from skaocls.fitted.pieces import pieces_of
 from skaocls.images.inputs import BadImage
-from skaocls.learned import answers, parallel
-from skaocls.learned.pieces import pieces_of
 from skaocls.scoring import exhaustive
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,12 @@ from sklearn.metrics import log_loss
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, SharedTrunkPrior
 from skaocls.training.loop import train_prior
 from skaocls.training.parallel import Loss
-from skaocls.training.posterior import MOST_RIVALS, draw_rivals, log_shares, surprise
+from skaocls.training.posterior import (
+    MOST_RIVALS,
+    class_log_frequencies,
+    draw_rivals,
+    posterior_loss,
+)
 
 
 def made_up(cls, num_classes=4, **params):
@@ -44,14 +49,14 @@ def test_rivals_are_all_others_or_some_of_them():
 def test_surprise_is_by_bayes_rule():
     rng = np.random.RandomState(0)
     likelihood, labels = rng.uniform(size=(5, 4)), np.array([0, 1, 2, 3, 1])
-    log_share = log_shares(np.repeat(range(4), [1, 2, 3, 4]), None, 4)
+    log_share = class_log_frequencies(np.repeat(range(4), [1, 2, 3, 4]), None, 4)
     np.testing.assert_allclose(log_share.exp(), [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
     posterior = likelihood * [0.1, 0.2, 0.3, 0.4]
     posterior /= posterior.sum(1, keepdims=True)
     rivals = (torch.as_tensor(labels)[:, None] + torch.arange(1, 4)) % 4
     columns = np.column_stack([labels, rivals])
     ll = torch.as_tensor(np.log(np.take_along_axis(likelihood, columns, 1))).float()
-    found = surprise(ll, torch.as_tensor(labels), rivals, log_share)
+    found = posterior_loss(ll, torch.as_tensor(labels), rivals, log_share)
     expected = -np.log(posterior[range(5), labels])
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -62,15 +67,15 @@ def test_drawn_rivals_stand_for_all():
     ll[0, 0] = 0.0
     label, log_share = torch.tensor([7]), torch.full((1000,), 1 / 1000).log()
     rivals = draw_rivals(label, 1000, torch.Generator().manual_seed(0))
-    found = surprise(ll, label, rivals, log_share)
+    found = posterior_loss(ll, label, rivals, log_share)
     np.testing.assert_allclose(found, np.log1p(999 * np.exp(-3.0)), rtol=1e-5)
 
 
 def test_shares_follow_weights_and_absent_classes_are_no_rivals():
-    log_share = log_shares(np.array([0, 0, 2]), np.array([1.0, 2.0, 3.0]), 4)
+    log_share = class_log_frequencies(np.array([0, 0, 2]), np.array([1.0, 2.0, 3.0]), 4)
     np.testing.assert_allclose(log_share.exp(), [0.5, 0, 0.5, 0], rtol=1e-6)
     rivals = torch.tensor([[1, 2, 3]])
-    found = surprise(torch.zeros(1, 4), torch.tensor([0]), rivals, log_share)
+    found = posterior_loss(torch.zeros(1, 4), torch.tensor([0]), rivals, log_share)
     np.testing.assert_allclose(found, [np.log(2)], rtol=1e-6)
 
 

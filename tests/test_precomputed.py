@@ -10,9 +10,9 @@ from sklearn.frozen import FrozenEstimator
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, PrecomputedTokenizer
+from skaocls.fitted.prediction import encode_all
+from skaocls.fitted.tokenization import training_tokens
 from skaocls.images.reader import token_reader
-from skaocls.learned.answers import encode_all
-from skaocls.learned.encoding import training_tokens
 
 
 def make(**params):

@@ -38,8 +38,8 @@ from skaocls import (
     PatchTokenizer,
 )
 from skaocls.files import ask_hub
-from skaocls.learned import saving
-from skaocls.learned.published import load_published
+from skaocls.fitted import saving
+from skaocls.fitted.pretrained import load_published
 from skaocls.priors.loading import load_prior
 from skaocls.scoring.exhaustive import log_likelihoods
 
@@ -380,7 +380,7 @@ CALLS = """
 import json, sys, time
 time.sleep = lambda seconds: None  # the client waits before it tries again
 from skaocls import AnyOrderARClassifier
-from skaocls.learned.published import load_published
+from skaocls.fitted.pretrained import load_published
 
 for args, params in json.loads(sys.argv[1]):
     try:

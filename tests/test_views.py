@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
+from skaocls.fitted.prediction import log_likelihoods
+from skaocls.fitted.tokenization import OF_ORDERS
 from skaocls.images.augmentation import random_views
-from skaocls.learned.answers import log_likelihoods
-from skaocls.learned.encoding import OF_ORDERS
 
 
 def other(fitted, **params):
@@ -58,7 +58,7 @@ def test_a_view_by_hand(digits):
 
 def test_each_order_reads_its_view_and_the_first_the_image(clf, digits):
     X, model = digits[2][:5], clf.model_
-    images = model.reader.images(model.reader.check(X))
+    images = model.reader.open(X).images()
     ll = np.concatenate(list(clf._log_likelihoods(X)))
     for k in range(4):
         drawing = np.random.RandomState([model.order_seed, 2, k])

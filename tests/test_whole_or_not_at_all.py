@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, QuantileTokenizer
-from skaocls.learned.parallel import pickled
+from skaocls.fitted.parallel import pickled
 from skaocls.priors.loading import load_prior
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from skaocls.fitted.tokenization import N_VIEWS, SHARP_EVERY
 from skaocls.images.augmentation import random_views
-from skaocls.learned.encoding import N_VIEWS, SHARP_EVERY
 from skaocls.training.loop import AVERAGING, CLIP_NORM, schedule, use
 from skaocls.training.optimizer import make_optimizer
 

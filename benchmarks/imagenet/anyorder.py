@@ -12,8 +12,8 @@ from records import weights_hash
 from skaocls import AnyOrderARClassifier
 from skaocls.devices import resolve_device, resolve_precision
 from skaocls.files import write_all
-from skaocls.learned.answers import encode_all, log_likelihoods
-from skaocls.learned.published import load_published, published_tokenizer
+from skaocls.fitted.prediction import encode_all, log_likelihoods
+from skaocls.fitted.pretrained import load_published, published_tokenizer
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 
 PARAMS = ("filename", "revision", "n_orders", "order", "crop", "latent_noise", "decoding")
@@ -76,7 +76,7 @@ def token_file(folder, file):
 def encoded(clf, files, write_to):
     """Tokens of images, as each order sees them, kept in a folder if it is given."""
     model, tokens = clf.model_, clf.model_.tokenizer
-    batch = model.reader.check([opened(f) for f in files])
+    batch = model.reader.open([opened(f) for f in files])
     seen = len(clf.orders_), clf.crop, clf.latent_noise
     codes = np.concatenate(list(encode_all(model, batch, *seen)))
     if write_to is not None:
@@ -98,7 +98,7 @@ def read_tokens(clf, files, folder):
     X = [np.load(token_file(folder, f)) for f in files]
     model = clf.model_
     return np.concatenate(
-        list(encode_all(model, model.reader.check(np.stack(X)), len(clf.orders_), "center", 0.0))
+        list(encode_all(model, model.reader.open(np.stack(X)), len(clf.orders_), "center", 0.0))
     )
 
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from skaocls.fitted.pretrained import imagenet_classes
 from skaocls.images.folders import EXTENSIONS
 from skaocls.images.inputs import read
-from skaocls.learned.published import imagenet_classes
 
 FACTS = json.loads((Path(__file__).parent / "folders.json").read_text(encoding="utf-8"))
 WORDNET_IDS = [row["wordnet_id"] for row in imagenet_classes()]

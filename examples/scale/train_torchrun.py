@@ -41,4 +41,4 @@ accuracy = clf.score(X_test, y_test)  # called by all: each reads its share of t
 
 if distributed.is_main():
     clf.save_pretrained(args.output)
-    print(f"accuracy {accuracy:.3f}, with {distributed.size()} processes; saved in {args.output}")
+    print(f"accuracy {accuracy:.3f}, with {distributed.world_size()} processes")

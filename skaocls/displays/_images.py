@@ -10,7 +10,7 @@ def images_of(clf, X, caller):
     """X as the classifier reads it, (n, height, width, channels)."""
     check_images(clf, caller)
     reader = clf.model_.reader
-    return reader.images(reader.check(X))
+    return reader.open(X).images()
 
 
 def check_images(clf, caller):

@@ -5,8 +5,6 @@ from sklearn.utils import check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.images.lazy import in_memory
-
 # Okabe and Ito's colours, which all eyes tell apart
 CURVE, *OTHERS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00"
 DASHES = ["--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (8, 3))]
@@ -262,8 +260,8 @@ class OrderCurveDisplay:
 def rows_of(clf, X):
     """X as scikit-learn's classifiers read it: tables as they are, of each image one row."""
     reader = clf.model_.reader
-    batch = in_memory(reader.check(X))
+    batch = reader.open(X)
     if reader.image_shape is None:
         return X
-    images = reader.images(batch) if batch.dtype == object else batch
+    images = batch.images() if batch.data.dtype == object else batch.values()
     return images.reshape(len(images), -1)

@@ -12,6 +12,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import _check_feature_names, validate_data
 
 from skaocls.images.advice import gathered
+from skaocls.images.batch import Batch
 from skaocls.images.crops import originals
 from skaocls.images.decoding import decoded, full_scale, load_images
 from skaocls.images.inputs import (
@@ -66,8 +67,8 @@ class Reader:
     decoding: str = "as_seen"
     grid: tuple[int, int] | None = None
 
-    def check(self, X: Any, *, scale: bool = True) -> Any:
-        """X as something to slice, if it looks like the data of `fit`.
+    def open(self, X: Any, *, scale: bool = True) -> Batch:
+        """Validate X against the data of `fit`.
 
         Tables become arrays; images are decoded later, by :meth:`images`. Without `scale`, numbers
         may lie anywhere.
@@ -78,7 +79,7 @@ class Reader:
             If it does not.
         """
         if self.grid is not None:
-            return as_tokens(X, self.grid)
+            return Batch(self, as_tokens(X, self.grid))
         X = gathered(X, self.image_shape, rows=self.reads_rows)
         batch = as_batch(X)
         images = holds_images(batch)
@@ -102,7 +103,7 @@ class Reader:
             batch = left_there(batch) if self.reads_rows else batch
         if scale and self.value_range is not None:
             self.check_range(batch)
-        return batch
+        return Batch(self, batch)
 
     def images(self, batch: Any, part: Any = slice(None)) -> np.ndarray:
         """Decode batch[part]: float32 (n, height, width, channels)."""
@@ -176,7 +177,7 @@ def learn_reader(
     *,
     signals: bool = False,
     decoding: str = "as_seen",
-) -> tuple[Reader, Any]:
+) -> Batch:
     """Learn how data look.
 
     Parameters
@@ -193,9 +194,8 @@ def learn_reader(
 
     Returns
     -------
-    reader : Reader
-    batch : object
-        What :meth:`Reader.check` returns for X.
+    batch : Batch
+        With the `reader` that was learned.
 
     Raises
     ------
@@ -206,8 +206,8 @@ def learn_reader(
     --------
     >>> import numpy as np
     >>> from skaocls.images.reader import learn_reader
-    >>> reader, batch = learn_reader(np.zeros((5, 8, 6), np.uint8), "MyEstimator")
-    >>> reader.image_shape, reader.images(batch, slice(0, 2)).shape
+    >>> batch = learn_reader(np.zeros((5, 8, 6), np.uint8), "MyEstimator")
+    >>> batch.reader.image_shape, batch.images(slice(0, 2)).shape
     ((8, 6, 1), (2, 8, 6, 1))
     """
     declared = check_image_shape(image_shape)
@@ -239,7 +239,7 @@ def learn_reader(
         None if shape is None else value_range(batch),
         decoding,
     )
-    return reader, batch
+    return Batch(reader, batch)
 
 
 def find_unreadable(X: Any, decoding: str = "as_seen") -> dict[int, str]:
@@ -295,6 +295,12 @@ def token_reader(owner: str, grid: Any) -> Reader:
     """A reader of tokens on that grid."""
     rows, cols = int(grid[0]), int(grid[1])
     return Reader(owner, None, None, rows * cols, grid=(rows, cols))
+
+
+def learn_tokens(X: Any, owner: str) -> Batch:
+    """Validate tokens and learn their grid."""
+    codes = as_tokens(X)
+    return Batch(token_reader(owner, codes.shape[-2:]), codes)
 
 
 def as_tokens(X: Any, grid: Any = None) -> Any:

@@ -51,7 +51,7 @@ CACHE_BYTES, CACHE_BYTES_CUDA = 2**28, 2**33  # keys and values kept between rou
 CACHE_SHARE = 8  # an eighth of a CUDA device's memory at most
 
 
-class Race(NamedTuple):
+class ScoringResult(NamedTuple):
     """What scoring found.
 
     Attributes
@@ -91,7 +91,7 @@ def race(
     error: float = 1e-3,
     screen: int | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Race:
+) -> ScoringResult:
     """Log-likelihoods of the classes that matter, estimates for the others.
 
     Parameters
@@ -171,7 +171,7 @@ def race(
                 screening = enter, score
             parts.append(race_some(engine, all_codes[few], all_orders, weighs, error, screening))
     ll, evaluations = (torch.cat(a).cpu().numpy() for a in zip(*parts, strict=True))
-    return Race(checked(ll), evaluations)
+    return ScoringResult(checked(ll), evaluations)
 
 
 def race_some(

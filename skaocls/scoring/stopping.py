@@ -18,7 +18,13 @@ from skaocls.devices import own_torch_state
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.scoring.exhaustive import checked, lanes_at_once
 from skaocls.scoring.heads import HeadEngine
-from skaocls.scoring.racing import IMPOSSIBLE, Race, bound_of, fewest_tokens, standard_error
+from skaocls.scoring.racing import (
+    IMPOSSIBLE,
+    ScoringResult,
+    bound_of,
+    fewest_tokens,
+    standard_error,
+)
 
 NUMBERS_KEPT = 2**26  # log-probabilities of tokens, over the images that are read together
 
@@ -33,7 +39,7 @@ def stop_early(
     *,
     error: float = 1e-3,
     dtype: torch.dtype = torch.float32,
-) -> Race:
+) -> ScoringResult:
     """Log-likelihoods of all classes in as many orders as each image needs.
 
     Parameters
@@ -89,7 +95,7 @@ def stop_early(
         ]
     ll = torch.cat([part[0] for part in parts]).cpu().numpy()
     needed = torch.cat([part[1] for part in parts]).cpu().numpy()
-    return Race(checked(ll), needed * n_tokens)
+    return ScoringResult(checked(ll), needed * n_tokens)
 
 
 def stop_some(

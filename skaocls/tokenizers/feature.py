@@ -184,7 +184,8 @@ class FeatureTokenizer(TransformerMixin, BaseEstimator):
         """
         self._validate_params()
         rng = check_random_state(self.random_state)
-        reader, batch = learn_reader(X, type(self).__name__, self.image_shape)
+        batch = learn_reader(X, type(self).__name__, self.image_shape)
+        reader = batch.reader
         if reader.image_shape is None:
             raise ValueError(
                 f"{type(self).__name__} reads images, but X is a table. Pass image_shape if its "
@@ -200,7 +201,7 @@ class FeatureTokenizer(TransformerMixin, BaseEstimator):
         elif self.layer is not None:
             raise ValueError("layer names a submodule, but the backbone is no torch.nn.Module.")
         chosen = rng.permutation(len(batch))
-        probe = self._features(backbone, reader.images(batch, chosen[:1]))
+        probe = self._features(backbone, batch.images(chosen[:1]))
         rows, cols, channels = probe.shape[1:]
         if rows * cols > MANY_TOKENS:
             warnings.warn(
@@ -213,7 +214,7 @@ class FeatureTokenizer(TransformerMixin, BaseEstimator):
         chosen = np.sort(chosen[:n])
         vectors = np.concatenate(
             [
-                self._features(backbone, reader.images(batch, chosen[part])).reshape(-1, channels)
+                self._features(backbone, batch.images(chosen[part])).reshape(-1, channels)
                 for part in gen_batches(len(chosen), self.batch_size)
             ]
         )
@@ -252,10 +253,10 @@ class FeatureTokenizer(TransformerMixin, BaseEstimator):
             Tokens, from 0 to ``n_codes_ - 1``.
         """
         check_is_fitted(self)
-        X = self.reader_.check(X)
+        X = self.reader_.open(X)
         codes = []
         for part in gen_batches(len(X), self.batch_size):
-            features = self._features(self.backbone_, self.reader_.images(X, part))
+            features = self._features(self.backbone_, X.images(part))
             vectors = features.reshape(-1, features.shape[-1])
             if self.components_ is not None:
                 vectors = self.components_.transform(vectors)

@@ -22,7 +22,7 @@ from skaocls.tokenizers.codebook import (
     components,
     learn_codebook,
 )
-from skaocls.tokenizers.light import (
+from skaocls.tokenizers.normalization import (
     NORMALIZATIONS,
     light_of,
     light_of_the_whole,
@@ -171,7 +171,8 @@ default="auto"
         self._validate_params()
         rng = check_random_state(self.random_state)
         owner = type(self).__name__
-        reader, batch = learn_reader(X, owner, self.image_shape, signals=True)
+        batch = learn_reader(X, owner, self.image_shape, signals=True)
+        reader = batch.reader
         assert reader.image_shape is not None
         patch = resolve_patch_size(self.patch_size, reader.image_shape)
         grid = tuple(-(-size // side) for size, side in zip(reader.image_shape, patch))
@@ -188,7 +189,7 @@ default="auto"
         lights: dict[str, list[np.ndarray]] = {how: [] for how in candidates if how is not None}
         cuts = []
         for part in gen_batches(len(chosen), IMAGES_AT_ONCE):
-            images = reader.images(batch, chosen[part])
+            images = batch.images(chosen[part])
             cuts.append(cut(images, patch, grid))
             for how in lights:
                 lights[how].append(light_of(images, how))
@@ -265,13 +266,13 @@ default="auto"
             as they are.
         """
         check_is_fitted(self)
-        X = self.reader_.check(X, scale=False)
+        X = self.reader_.open(X, scale=False)
         if self.normalize_ is None:
             return None
         lights = []
         for part in gen_batches(len(X), IMAGES_AT_ONCE):
             seen = None if known is None else np.asarray(known)[part]
-            lights.append(self._light(self.reader_.images(X, part), seen))
+            lights.append(self._light(X.images(part), seen))
         return np.concatenate(lights)
 
     def _light(self, images: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
@@ -323,13 +324,13 @@ default="auto"
             Tokens, from 0 to ``n_codes_ - 1``.
         """
         check_is_fitted(self)
-        X = self.reader_.check(X)
+        X = self.reader_.open(X)
         n_patches = self.grid_[0] * self.grid_[1]
         noise = np.random.RandomState(seed).randn(n_patches, self.codebook_.shape[1])
         noise = (latent_noise * self.patch_std_ * noise).astype(np.float32)
         codes = []
         for part in gen_batches(len(X), IMAGES_AT_ONCE):
-            images = self.reader_.images(X, part)
+            images = X.images(part)
             if self.normalize_ is not None:
                 own = self._light(images) if light is None else light[part]
                 images = relit(images, own, self.reference_light_)

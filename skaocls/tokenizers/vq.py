@@ -169,12 +169,12 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
             Tokens, from 0 to ``n_codes_ - 1``.
         """
         check_is_fitted(self)
-        X = self.reader_.check(X)
+        X = self.reader_.open(X)
         device, autocast, batch_size = self._resolve()
         model = moved(self.model_, device)
         codes = []
         for part in gen_batches(len(X), batch_size):
-            pixels = to_pixels(self.reader_.images(X, part), batch_size).to(device)
+            pixels = to_pixels(X.images(part), batch_size).to(device)
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
                 latents = model.encode(pixels).float()
             codes.append(model.nearest(noisy(latents, latent_noise, seed)).cpu().numpy())

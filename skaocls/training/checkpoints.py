@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from skaocls.distributed import decided, from_main, is_main
+from skaocls.distributed import broadcast_flag, is_main, run_on_main
 from skaocls.files import read_state_dict, tensor_writer, write_all
 from skaocls.training.state import TrainingState
 
@@ -57,7 +57,7 @@ class Checkpoints:
         self.folder, self.about, self.seed = Path(folder), about, seed
         self.due, self.n = 0.0, 0
         self.found: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-        self.seed = from_main(self.look)
+        self.seed = run_on_main(self.look)
 
     def look(self) -> int:
         """Find the last whole checkpoint, and tell its seed or else the given one."""
@@ -123,13 +123,13 @@ class Checkpoints:
 
     def resume(self, state: TrainingState) -> None:
         """Set the state to the one that was found, if any."""
-        if decided(self.found is not None):
+        if broadcast_flag(self.found is not None):
             state.restore(*(self.found or ({}, {})))
             self.found = None
 
     def keep(self, state: TrainingState) -> None:
         """Write a checkpoint if it is time and the state is a good one; say so if that fails."""
-        if not (decided(time.monotonic() >= self.due) and state.is_finite()):
+        if not (broadcast_flag(time.monotonic() >= self.due) and state.is_finite()):
             return
         begin = time.monotonic()
         tensors, facts = state.tensors(), state.facts()
@@ -190,7 +190,7 @@ def checkpoints_in(
         yield None
         return
     lock = FileLock(Path(folder) / "checkpoint.lock", timeout=0)
-    from_main(lambda: take(lock, folder))
+    run_on_main(lambda: take(lock, folder))
     try:
         yield Checkpoints(folder, about, seed)
     finally:

@@ -12,7 +12,7 @@ from sklearn.utils import gen_batches
 from torch import Tensor
 
 from skaocls.devices import own_torch_state
-from skaocls.distributed import all_of, is_main, share_of, size, total
+from skaocls.distributed import all_ranks_true, all_reduce_sum, is_main, shard_rows, world_size
 from skaocls.images.lazy import of_views
 from skaocls.priors.interface import Prior
 from skaocls.progress import progress
@@ -21,7 +21,7 @@ from skaocls.scoring.orders import draw_orders
 from skaocls.training.checkpoints import Checkpoints
 from skaocls.training.optimizer import make_optimizer
 from skaocls.training.parallel import Loss, Parallel, use
-from skaocls.training.posterior import EVERY, draw_rivals, log_shares
+from skaocls.training.posterior import EVERY, class_log_frequencies, draw_rivals
 from skaocls.training.state import LOWERED, History, TrainingState, are_finite, copies
 
 CLIP_NORM = 1.0
@@ -163,7 +163,7 @@ def train_prior(
     all_orders = None if orders is None else torch.as_tensor(orders)
     weights = None if sample_weight is None else torch.as_tensor(sample_weight).float()
     told_apart = posterior_weight > 0 and prior.num_classes > 1
-    log_share = log_shares(labels, sample_weight, prior.num_classes).to(device)
+    log_share = class_log_frequencies(labels, sample_weight, prior.num_classes).to(device)
     optimizer = make_optimizer(engine.prior, learning_rate, weight_decay, muon)
     n, n_views, n_tokens = codes.shape
     steps = max(1, n // batch_size)
@@ -202,8 +202,8 @@ def train_prior(
                     order = all_orders[which]
                 rivals = draw_rivals(label, prior.num_classes, random) if told_apart else None
                 weight = None if weights is None else weights[i]
-                share = share_of(len(i))
-                if size() > 1:
+                share = shard_rows(len(i))
+                if world_size() > 1:
                     batch, label, order = (a[share.rows] for a in (batch, label, order))
                     weight = None if weight is None else weight[share.rows]
                     rivals = None if rivals is None else rivals[share.rows]
@@ -229,7 +229,7 @@ def train_prior(
                             )
                         loss = loss * ((few.stop - few.start) / len(i))
                         # torch's engines take the mean over the processes
-                        (loss * size()).backward()
+                        (loss * world_size()).backward()
                     state.losses += loss.detach()
                 torch.nn.utils.clip_grad_norm_(engine.prior.parameters(), CLIP_NORM)
                 optimizer.step()
@@ -252,7 +252,7 @@ def train_prior(
                 bar.update(-steps)
                 continue
             state.good, state.step = copies(state.own), 0
-            history.loss_curve.append(total(state.losses).item() / steps)
+            history.loss_curve.append(all_reduce_sum(state.losses).item() / steps)
             history.n_iter = epoch + 1
             if validation is not None or verbose:
                 with engine.showing(state.own, state.mean):
@@ -277,7 +277,7 @@ def train_prior(
         use(state.trained, state.own)
     kept = state.mean if state.best is None else state.best
     with torch.no_grad():  # what Ctrl-C cuts short may be about to go back
-        torch._foreach_copy_(state.own, kept if all_of(are_finite(kept)) else state.good)
+        torch._foreach_copy_(state.own, kept if all_ranks_true(are_finite(kept)) else state.good)
     engine.close()
     prior.transformer.checkpointing = False
     prior.eval()
@@ -309,7 +309,7 @@ def interruptible(history: History) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         # several processes are never interrupted at the same step
-        if not history.n_iter or size() > 1:
+        if not history.n_iter or world_size() > 1:
             raise
         history.interrupted = True
         warnings.warn("Training interrupted by user.", UserWarning, stacklevel=2)
@@ -343,8 +343,8 @@ def held_out(
     """Mean log-likelihood per token of held-out data, over a few fixed orders."""
     weights = np.ones(len(codes)) if weights is None else weights
     everything = weights.sum() * len(orders)
-    if size() > 1:
-        rows, real = share_of(len(codes))
+    if world_size() > 1:
+        rows, real = shard_rows(len(codes))
         codes, labels, weights = codes[rows], labels[rows], weights[rows]
         weights = weights if real is None else weights * real.numpy()
     loss.eval()
@@ -358,7 +358,7 @@ def held_out(
             weight = torch.as_tensor(weights[at : at + 256]).float().to(device)
             for order in places:
                 found -= loss(batch, order.expand_as(batch), label, weight).item() * len(batch)
-    return total(torch.tensor(found, dtype=torch.float64)).item() / float(everything)
+    return all_reduce_sum(torch.tensor(found, dtype=torch.float64)).item() / float(everything)
 
 
 def how_it_goes(

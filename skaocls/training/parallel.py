@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from skaocls.distributed import is_main, rank, size, spread, talk
+from skaocls.distributed import broadcast_tensor, cpu_group, is_main, rank, world_size
 from skaocls.priors.interface import Prior
-from skaocls.training.posterior import EVERY, surprise
+from skaocls.training.posterior import EVERY, posterior_loss
 
 
 class Loss(nn.Module):
@@ -61,7 +61,7 @@ class Loss(nn.Module):
             codes, orders, labels, some, rivals[some], steps, generator
         )
         joint = torch.cat([own[some, steps].sum(1, keepdim=True), others.sum(1)], 1)
-        told = surprise(joint, labels[some], rivals[some], log_share)
+        told = posterior_loss(joint, labels[some], rivals[some], log_share)
         weight = self.posterior_weight / codes.shape[1]
         each = (-own.mean(1)).index_add(0, some, weight * told)
         return each.mean() if weights is None else (weights * each).mean()
@@ -100,19 +100,19 @@ class Parallel:
         posterior_weight: float = 0.0,
     ):
         self.given = self.prior = prior
-        self.sharded = size() > 1 and parallel == "fsdp"
+        self.sharded = world_size() > 1 and parallel == "fsdp"
         self.device = prior.device
-        if size() > 1:
+        if world_size() > 1:
             for tensor in [*prior.parameters(), *prior.buffers()]:
-                tensor.data.copy_(spread(tensor.data, tensor.shape, tensor.dtype))
+                tensor.data.copy_(broadcast_tensor(tensor.data, tensor.shape, tensor.dtype))
         if self.sharded:
             self.prior = copy.deepcopy(prior.cpu())
         self.loss: Any = Loss(self.prior, posterior_weight)
         self.judge = self.loss
         if self.sharded:
             shard(self.loss, self.device, autocast)
-        elif size() > 1:
-            group = talk() if self.device.type == "cpu" else None
+        elif world_size() > 1:
+            group = cpu_group() if self.device.type == "cpu" else None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of a name that older torch needs
                 self.loss = DistributedDataParallel(
@@ -126,7 +126,7 @@ class Parallel:
         """In which gradients are computed and, if they are the step's last, summed."""
         if self.sharded:
             self.loss.set_requires_gradient_sync(last)
-        if last or size() == 1 or self.sharded:
+        if last or world_size() == 1 or self.sharded:
             return nullcontext()
         return self.loss.no_sync()  # type: ignore[no-any-return]
 
@@ -168,7 +168,7 @@ def shard(loss: Loss, device: torch.device, autocast: torch.dtype | None) -> Non
         register_fsdp_forward_method,
     )
 
-    mesh = init_device_mesh(device.type, (size(),))
+    mesh = init_device_mesh(device.type, (world_size(),))
     policy = MixedPrecisionPolicy(
         param_dtype=autocast, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
@@ -210,18 +210,18 @@ def whole_of(tensor: Tensor) -> Tensor:
     piece = piece_of(tensor)
     if piece is tensor:
         return tensor
-    rows = -(-tensor.shape[0] // size())  # of all pieces but the last ones
+    rows = -(-tensor.shape[0] // world_size())  # of all pieces but the last ones
     padded = piece.new_zeros(rows, *tensor.shape[1:])
     padded[: len(piece)] = piece
-    parts = [torch.empty_like(padded) for _ in range(size())]
-    dist.all_gather(parts, padded, group=None if padded.is_cuda else talk())
+    parts = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(parts, padded, group=None if padded.is_cuda else cpu_group())
     return torch.cat(parts)[: tensor.shape[0]]
 
 
 def cut(like: Tensor, whole: Tensor) -> Tensor:
     """This process's piece of what is like a parameter, on the parameter's device."""
     if piece_of(like) is not like:
-        pieces = whole.chunk(size())
+        pieces = whole.chunk(world_size())
         whole = pieces[rank()] if rank() < len(pieces) else whole[:0]
     return whole.to(like.device, copy=True)
 

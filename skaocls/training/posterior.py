@@ -34,14 +34,16 @@ def draw_rivals(labels: Tensor, n_classes: int, generator: Generator) -> Tensor:
     return (labels[:, None] + ahead) % n_classes
 
 
-def log_shares(labels: np.ndarray, weights: np.ndarray | None, n_classes: int) -> Tensor:
+def class_log_frequencies(labels: np.ndarray, weights: np.ndarray | None, n_classes: int) -> Tensor:
     """Log of each class's share of the training images, or of their weight."""
     counts = np.bincount(labels, weights, minlength=n_classes)
     with np.errstate(divide="ignore"):
         return torch.from_numpy(np.log(counts / counts.sum())).float()
 
 
-def surprise(log_likelihood: Tensor, labels: Tensor, rivals: Tensor, log_share: Tensor) -> Tensor:
+def posterior_loss(
+    log_likelihood: Tensor, labels: Tensor, rivals: Tensor, log_share: Tensor
+) -> Tensor:
     """-log p(class | tokens) of each image, (items,).
 
     Parameters

@@ -9,7 +9,15 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from skaocls.distributed import all_of, is_main, rank, same, size, spread, total
+from skaocls.distributed import (
+    all_ranks_true,
+    all_reduce_sum,
+    broadcast,
+    broadcast_tensor,
+    is_main,
+    rank,
+    world_size,
+)
 from skaocls.priors.interface import Prior
 from skaocls.training.parallel import as_piece, cut, kept_by_main, piece_of
 
@@ -85,7 +93,7 @@ class TrainingState:
         self.seed, device = seed, prior.device
         self.random = torch.Generator().manual_seed(seed)
         self.dropping = self.random
-        if device.type != "cpu" or size() > 1:
+        if device.type != "cpu" or world_size() > 1:
             self.dropping = torch.Generator(device).manual_seed(seed)
         self.step, self.lowered = 0, 0
         self.shuffled = torch.empty(0, dtype=torch.int64)
@@ -94,7 +102,7 @@ class TrainingState:
 
     def is_finite(self) -> bool:
         """Whether losses and weights are numbers."""
-        return all_of(are_finite([self.losses, *self.own]))
+        return all_ranks_true(are_finite([self.losses, *self.own]))
 
     def begin_step(self, step: int) -> None:
         """Let dropout of one of several processes follow from the step, so as to be resumed."""
@@ -135,7 +143,7 @@ class TrainingState:
 
         :meth:`restore` takes them back, by as many processes or by others.
         """
-        named = {"shuffled": self.shuffled, "losses": total(self.losses)}
+        named = {"shuffled": self.shuffled, "losses": all_reduce_sum(self.losses)}
         named["generator.0"] = self.random.get_state()
         named["generator.1"] = self.dropping.get_state()
         weights = {"own": self.own, "mean": self.mean, "good": self.good, "best": self.best or []}
@@ -156,10 +164,10 @@ class TrainingState:
         `history` stays the same object.
         """
         told = {key: (tuple(t.shape), t.dtype) for key, t in tensors.items()}
-        told, facts = same((told, facts))
+        told, facts = broadcast((told, facts))
 
         def whole(key: str) -> Tensor:
-            return spread(tensors.get(key), *told[key])
+            return broadcast_tensor(tensors.get(key), *told[key])
 
         if "best.0" in told:
             self.best = copies(self.own)
@@ -183,7 +191,7 @@ class TrainingState:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         dropping = whole("generator.1")
-        if size() == 1:  # else each step begins anew
+        if world_size() == 1:  # else each step begins anew
             self.dropping.set_state(dropping)
         self.random.set_state(whole("generator.0"))
         self.shuffled = whole("shuffled").clone()

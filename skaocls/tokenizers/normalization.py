@@ -31,7 +31,7 @@ def light_of(images: np.ndarray, normalize: str, known: np.ndarray | None = None
     Examples
     --------
     >>> import numpy as np
-    >>> from skaocls.tokenizers.light import light_of
+    >>> from skaocls.tokenizers.normalization import light_of
     >>> stroke = np.zeros((1, 2, 2, 1))
     >>> stroke[0, 0, 0] = 4
     >>> light_of(stroke, "image").round(2).tolist()

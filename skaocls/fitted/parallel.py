@@ -32,7 +32,7 @@ from joblib.parallel import get_active_backend
 from sklearn.utils.parallel import Parallel, delayed
 
 from skaocls.devices import all_threads, freed_memory_kept, own_cuda_device, torch_threads
-from skaocls.learned.model import FittedModel
+from skaocls.fitted.model import FittedModel
 
 TRIES = 3  # in a row of which none brings anything back
 LOT = 4  # tasks of each worker at a time where an engine hands back whole lists only

@@ -4,6 +4,6 @@
 ``drawing`` draws images, ``saving`` and ``published`` bring it in and out.
 """
 
-from skaocls.learned.model import FittedModel
+from skaocls.fitted.model import FittedModel
 
 __all__ = ["FittedModel"]

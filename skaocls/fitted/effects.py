@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from skaocls.learned.starting import is_new
+from skaocls.fitted.initialization import is_new
 from skaocls.priors.interface import Prior
 
 OF_SEARCH = ("racing_error", "racing_screen")

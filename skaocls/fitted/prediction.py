@@ -10,46 +10,51 @@ import numpy as np
 from sklearn.utils import gen_batches
 
 from skaocls.devices import ahead, moved, resolve_device
+from skaocls.fitted.model import FittedModel
+from skaocls.fitted.parallel import in_parallel
+from skaocls.fitted.pieces import EACH, Piece, pieces_of, share
+from skaocls.fitted.result_cache import (
+    ResultCache,
+    cached_log_likelihoods,
+    content_hash,
+    prior_weights,
+)
+from skaocls.fitted.tokenization import encode_for_orders, tokens_of_pixels
 from skaocls.images.reader import all_bad_named
-from skaocls.learned.encoding import encode_for_orders, tokens_of_pixels
-from skaocls.learned.model import FittedModel
-from skaocls.learned.parallel import in_parallel
-from skaocls.learned.pieces import EACH, Piece, pieces_of, share
-from skaocls.learned.store import Store, digest, recall_log_likelihoods, weights_of
 from skaocls.progress import progress
 from skaocls.scoring.evidence import Evidence, spread, token_log_likelihoods, weigh
 from skaocls.scoring.exhaustive import log_likelihoods as score
 from skaocls.scoring.exhaustive import scoring_dtype
-from skaocls.scoring.racing import Race
+from skaocls.scoring.racing import ScoringResult
 
 SCORE_AT_ONCE = 256  # images scored before their orders are aggregated
 LARGE = 512, 32  # priors so wide score so many: they take long, and `verbose` shows each lot
 
 
-def races(
+def score_batches(
     model: FittedModel,
     batch: Any,
     orders: np.ndarray,
     *,
     crop: str = "auto",
     latent_noise: float = 0.0,
-    racing: Callable[..., Race] | None = None,
+    racing: Callable[..., ScoringResult] | None = None,
     device: Any = "auto",
     precision: str = "auto",
-    store: Store | None = None,
+    store: ResultCache | None = None,
     n_jobs: int | None = None,
     verbose: int = 0,
-) -> Iterator[Race]:
+) -> Iterator[ScoringResult]:
     """Yield log p(tokens | class, order) and what it took, a few images at a time.
 
     Parameters
     ----------
     model : FittedModel
     batch : object
-        What ``model.reader.check`` returns.
+        What ``model.reader.open`` returns.
     orders : int array of shape (n_orders, n_tokens)
     crop, latent_noise : str, float
-        Of the images, see :func:`skaocls.learned.encoding.encode_for_orders`; ``"auto"`` is
+        Of the images, see :func:`skaocls.fitted.tokenization.encode_for_orders`; ``"auto"`` is
         ``"views"`` for a model that learned from views, else ``"center"``.
     racing : callable, default=None
         :func:`skaocls.scoring.racing.race` or, of a shared trunk,
@@ -60,7 +65,7 @@ def races(
     store : Store, default=None
         Keeps the log-likelihoods of exhaustive scoring.
     n_jobs : int, default=None
-        How many of joblib's workers share the work, see :mod:`skaocls.learned.parallel`.
+        How many of joblib's workers share the work, see :mod:`skaocls.fitted.parallel`.
     verbose : int, default=0
         Whether to show how far it is.
 
@@ -80,31 +85,31 @@ def races(
             racing=is_race(model, racing),
             whole=store is not None,
         )
-        found = shared_out(model, batch, orders, pieces, reading, how, n_jobs)
+        found = score_in_parallel(model, batch, orders, pieces, reading, how, n_jobs)
     else:
         encoded = encode_all(model, batch, len(orders), crop, latent_noise)
         prepared = ahead(encoded) if resolve_device(device).type == "cuda" else encoded
-        found = (race_or_score(model, codes, orders, **how) for codes in prepared)
+        found = (score_codes(model, codes, orders, **how) for codes in prepared)
     with progress(len(batch), "scoring", "image", verbose) as bar:
         for some in found:
             yield some
             bar.update(len(some.evaluations))
 
 
-def is_race(model: FittedModel, racing: Callable[..., Race] | None) -> bool:
+def is_race(model: FittedModel, racing: Callable[..., ScoringResult] | None) -> bool:
     return racing is not None and len(model.priors) == 1
 
 
-def race_or_score(
+def score_codes(
     model: FittedModel,
     codes: np.ndarray,
     orders: np.ndarray,
     *,
-    racing: Callable[..., Race] | None,
+    racing: Callable[..., ScoringResult] | None,
     device: Any,
     precision: str,
-    store: Store | None,
-) -> Race:
+    store: ResultCache | None,
+) -> ScoringResult:
     """What :func:`races` yields, of codes."""
     on = resolve_device(device)
     if racing is not None and is_race(model, racing):
@@ -112,10 +117,10 @@ def race_or_score(
         dtype = scoring_dtype(prior, precision)
         return racing(prior, codes, orders, model.rows, dtype=dtype)
     ll = log_likelihoods(model, codes, orders, device=on, precision=precision, store=store)
-    return Race(ll, np.full(len(codes), orders.size * model.readings))
+    return ScoringResult(ll, np.full(len(codes), orders.size * model.readings))
 
 
-def shared_out(
+def score_in_parallel(
     model: FittedModel,
     batch: Any,
     orders: np.ndarray,
@@ -123,12 +128,12 @@ def shared_out(
     reading: dict[str, Any],
     how: dict[str, Any],
     n_jobs: int | None,
-) -> Iterator[Race]:
+) -> Iterator[ScoringResult]:
     """Yield a race for each slice of images, put together from its pieces."""
     calls = [partial(arguments, batch, orders, piece, reading, how) for piece in pieces]
     shape, evaluations = (len(orders), len(model.classes)), orders.size * model.readings
-    with all_bad_named(batch, model.reader.decoding):  # a worker sees a few images only
-        found = in_parallel(race_of_piece, model, calls, n_jobs)
+    with all_bad_named(batch.data, model.reader.decoding):  # a worker sees a few images only
+        found = in_parallel(score_piece, model, calls, n_jobs)
         # asked first, what was found comes to its end
         for images, group in groupby(zip(found, pieces), key=lambda pair: pair[1].images):
             ll = np.empty((images.stop - images.start, *shape))
@@ -137,24 +142,24 @@ def shared_out(
                 ll[:, piece.orders, piece.classes] = some.log_likelihood
                 if is_race(model, how["racing"]):
                     took = some.evaluations
-            yield Race(ll, took)
+            yield ScoringResult(ll, took)
 
 
 def arguments(
     batch: Any, orders: np.ndarray, piece: Piece, reading: dict[str, Any], how: dict[str, Any]
 ) -> tuple[Any, ...]:
     """What :func:`race_of_piece` is sent."""
-    return batch[piece.images], orders, piece, reading, how
+    return batch.take(piece.images), orders, piece, reading, how
 
 
-def race_of_piece(
+def score_piece(
     model: FittedModel,
     images: Any,
     orders: np.ndarray,
     piece: Piece,
     reading: dict[str, Any],
     how: dict[str, Any],
-) -> Race:
+) -> ScoringResult:
     """The race of some images in some of the orders and under some classes."""
     (codes,) = encode_all(model, images, len(orders), **reading, together=len(images))
     if codes.ndim == 3:
@@ -162,7 +167,7 @@ def race_of_piece(
     columns = range(len(model.classes))[piece.classes]
     if len(columns) < len(model.classes):
         model = model.restricted(columns)
-    return race_or_score(model, codes, orders[piece.orders], **how)
+    return score_codes(model, codes, orders[piece.orders], **how)
 
 
 def encode_all(
@@ -179,7 +184,6 @@ def encode_all(
     for part in gen_batches(len(batch), together or at_once(model)):
         yield encode_for_orders(
             model.tokenizer,
-            model.reader,
             batch,
             part,
             n_orders,
@@ -202,7 +206,7 @@ def log_likelihoods(
     *,
     device: Any = "auto",
     precision: str = "auto",
-    store: Store | None = None,
+    store: ResultCache | None = None,
 ) -> np.ndarray:
     """log p(codes | class, order), (n, n_orders, n_classes), each class by its prior.
 
@@ -213,7 +217,7 @@ def log_likelihoods(
     for prior, where in model.by_prior(columns, resolve_device(device)):
         read = partial(score, prior)
         if store is not None:
-            read = partial(recall_log_likelihoods, store, prior, digest(weights_of(prior)))
+            read = partial(cached_log_likelihoods, store, prior, content_hash(prior_weights(prior)))
         dtype = scoring_dtype(prior, precision)
         ll[:, :, where] = read(codes, orders, labels=model.rows[where], dtype=dtype)
     return ll
@@ -256,11 +260,11 @@ def explain(
 
     def arguments(part: slice) -> tuple[Any, ...]:
         against = None if rivals is None else rivals[part]
-        return batch[part], own[part], against, orders, how
+        return batch.take(part), own[part], against, orders, how
 
     calls = [partial(arguments, part) for part in gen_batches(len(batch), images)]
     if n_workers > 1:
-        with all_bad_named(batch, model.reader.decoding):
+        with all_bad_named(batch.data, model.reader.decoding):
             parts = list(in_parallel(explain_some, model, calls, n_jobs))
     else:
         parts = [explain_some(model, *call()) for call in calls]

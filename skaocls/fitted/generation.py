@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 
 from skaocls.devices import resolve_device
-from skaocls.images.lazy import in_memory
-from skaocls.learned.encoding import tokens, tokens_of_pixels
-from skaocls.learned.model import FittedModel
+from skaocls.fitted.model import FittedModel
+from skaocls.fitted.tokenization import tokens, tokens_of_pixels
 from skaocls.scoring.exhaustive import scoring_dtype
 from skaocls.scoring.orders import DRAWN
 from skaocls.scoring.sampling import generate, known_first, known_log_likelihoods, touched
 
 
-def draw(
+def generate_images(
     model: FittedModel,
     columns: np.ndarray,
     orders: np.ndarray,
@@ -67,7 +66,7 @@ def draw(
     return images[..., 0] if gray else images
 
 
-def fill_in(
+def inpaint_images(
     model: FittedModel,
     batch: Any,
     mask: Any,
@@ -87,7 +86,7 @@ def fill_in(
     ----------
     model : FittedModel
     batch : object
-        What ``model.reader.check`` returns.
+        What ``model.reader.open`` returns.
     mask : bool array-like of shape (height, width) or (n, height, width)
         Of tables (n_features,) or (n, n_features), of tokens (rows, cols) or (n, rows, cols).
     columns : int array of shape (n,) or None
@@ -105,15 +104,14 @@ def fill_in(
     -------
     images : array
     """
-    batch = in_memory(batch)
     n, grid, image_shape = len(batch), model.prior.grid, model.reader.image_shape
     of_mask: tuple[int, ...]
     if model.reader.grid is not None:
         shape = of_mask = grid
-        if batch.ndim == 4:
+        if batch.values().ndim == 4:
             raise ValueError(f"inpaint takes tokens of one crop, (n, {grid[0]}, {grid[1]}).")
     elif image_shape is None:
-        shape, of_mask = (1, batch.shape[1]), (batch.shape[1],)
+        shape, of_mask = (1, model.reader.n_features), (model.reader.n_features,)
     else:
         shape = image_shape[0], image_shape[1]
         of_mask = shape
@@ -122,9 +120,10 @@ def fill_in(
         mask.reshape(n, *shape), *tokens_of_pixels(model.tokenizer, shape, grid), grid
     )
     n_known = (~unknown).sum(1)
-    known = batch
-    if image_shape is not None:
-        pixels = model.reader.images(batch)
+    if image_shape is None:
+        known = batch.values()
+    else:
+        pixels = batch.images()
         low, high = model.reader.value_range or (-np.inf, np.inf)
         known = np.where(mask[..., None], pixels.clip(low, high), pixels)
     light = {}
@@ -133,23 +132,27 @@ def fill_in(
     codes = tokens(model.tokenizer, known, **light)
     if columns is None:
         along = model.orders(order, n_orders)
-        ll = given_known(model, codes, unknown, along, device=device, precision=precision)
+        ll = known_token_log_likelihoods(
+            model, codes, unknown, along, device=device, precision=precision
+        )
         columns = joint(ll).argmax(1)
-    orders = known_first(orders_to_draw(model, order, n_orders, n, rng), unknown)
+    orders = known_first(generation_orders(model, order, n_orders, n, rng), unknown)
     given = {"codes": codes, "n_known": n_known, "device": device}
-    images = draw(model, columns, orders, rng, how, **given, **light)
+    images = generate_images(model, columns, orders, rng, how, **given, **light)
     if image_shape is None:
-        return np.where(mask, images, batch)
+        filled_in: np.ndarray = np.where(mask, images, known)
+        return filled_in
     if images.size != pixels.size:
         raise ValueError(
             f"{type(model.tokenizer).__name__}.inverse_transform makes images of shape "
             f"{images.shape[1:]}, but those to fill in have {pixels.shape[1:]}."
         )
     filled = np.where(mask[..., None], images.reshape(pixels.shape), pixels)
-    return filled.reshape(images.shape)
+    completed: np.ndarray = filled.reshape(images.shape)
+    return completed
 
 
-def given_known(
+def known_token_log_likelihoods(
     model: FittedModel,
     codes: np.ndarray,
     unknown: np.ndarray,
@@ -174,7 +177,7 @@ def given_known(
     return ll
 
 
-def orders_to_draw(
+def generation_orders(
     model: FittedModel, order: Any, n_orders: int, n: int, rng: np.random.RandomState
 ) -> np.ndarray:
     """An order for each of n images, of those that the prior was trained for."""

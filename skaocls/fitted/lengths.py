@@ -24,7 +24,7 @@ def batch_of(n_samples: int, n_tokens: int, tabular: bool = False) -> int:
 
     Examples
     --------
-    >>> from skaocls.learned.lengths import batch_of
+    >>> from skaocls.fitted.lengths import batch_of
     >>> batch_of(1000, n_tokens=16), batch_of(1000, n_tokens=49), batch_of(200, n_tokens=16)
     (64, 20, 25)
     """

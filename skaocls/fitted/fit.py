@@ -9,16 +9,21 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from skaocls.devices import own_torch_state, resolve_device, resolve_precision
-from skaocls.distributed import check_same, is_main, size
+from skaocls.distributed import check_same_on_ranks, is_main, world_size
+from skaocls.fitted.config import TrainingConfig
+from skaocls.fitted.initialization import initial_prior, prepare
+from skaocls.fitted.lengths import EPOCHS, batch_of, epochs_of
+from skaocls.fitted.model import FittedModel
+from skaocls.fitted.result_cache import ResultCache, content_hash, data_hash, prior_weights
+from skaocls.fitted.together import (
+    fit_tokenizer_on_ranks,
+    get_or_compute_on_ranks,
+    training_tokens_on_ranks,
+)
+from skaocls.fitted.tokenization import has_views
+from skaocls.images.batch import Batch
 from skaocls.images.lazy import first_views, in_memory, rows_of
 from skaocls.images.reader import Reader
-from skaocls.learned.encoding import has_views
-from skaocls.learned.lengths import EPOCHS, batch_of, epochs_of
-from skaocls.learned.model import FittedModel
-from skaocls.learned.recipe import Recipe
-from skaocls.learned.starting import prepare, starting_prior
-from skaocls.learned.store import Store, content, digest, weights_of
-from skaocls.learned.together import fit_together, recall_together, tokens_together
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.progress import say
@@ -47,7 +52,7 @@ class HeldOut(NamedTuple):
     weights: np.ndarray
 
 
-class Learned(NamedTuple):
+class FitResult(NamedTuple):
     """A model and how it came about: a history of each training, and the data held out.
 
     `checkpoints` are those of a training that has come to its end, to be removed when they are
@@ -65,29 +70,28 @@ class Interrupted(Exception):
 
 
 @own_torch_state(grad=True)
-def learn(
-    reader: Reader,
-    batch: Any,
+def fit_model(
+    batch: Batch,
     y: np.ndarray,
     weights: np.ndarray,
     classes: np.ndarray,
-    recipe: Recipe,
+    recipe: TrainingConfig,
     seed: int,
     *,
     tokenizer: Any = "auto",
     given: Prior | None = None,
-    store: Store | None = None,
+    store: ResultCache | None = None,
     checkpoint_dir: Any = None,
     seeded: bool = True,
-) -> Learned:
+) -> FitResult:
     """Learn everything from data.
 
     Parameters
     ----------
-    reader, batch : Reader, object
+    batch : Batch
         From :func:`skaocls.images.reader.learn_reader`.
     y, weights : arrays of shape (n,)
-        From :func:`skaocls.learned.labels.read_labels`.
+        From :func:`skaocls.fitted.labels.read_labels`.
     classes : array of shape (n_classes,)
         All labels, sorted; there may be more than in y.
     recipe : Recipe
@@ -108,15 +112,15 @@ def learn(
     -------
     learned : Learned
     """
-    columns = np.searchsorted(classes, y)
+    columns, reader = np.searchsorted(classes, y), batch.reader
     recipe = prepared(recipe, reader, y, weights)
     depends: dict[str, Any] = {}
     if store is not None or checkpoint_dir is not None:
         depends = recipe.of_results() | {
             "tokenizer": tokenizer,
-            "prior": None if given is None else weights_of(given),
+            "prior": None if given is None else prior_weights(given),
             "random_state": seed if seeded else None,
-            "X": (content(batch), reader.declared_shape, reader.decoding),
+            "X": (data_hash(batch.data), reader.declared_shape, reader.decoding),
             "y": columns,
             "sample_weight": weights,
             "classes": classes,
@@ -124,7 +128,7 @@ def learn(
     opened: list[Checkpoints] = []
 
     def train() -> tuple[dict[str, Any], History, HeldOut | None]:
-        about = {name: digest(value) for name, value in depends.items()}
+        about = {name: content_hash(value) for name, value in depends.items()}
         about["version of skaocls"] = __version__
         with checkpoints_in(checkpoint_dir, about, seed) as checkpoints:
             if checkpoints is None:
@@ -138,15 +142,15 @@ def learn(
         rng = np.random.RandomState(seed)
         device, verbose = resolve_device(recipe.device), recipe.verbose
         say(verbose, f"computing on {device} (device={recipe.device!r})", 2)
-        fitted = fit_together(tokenizer, reader, batch, y, rng, verbose)
-        codes = tokens_together(fitted, reader, batch, recipe.augmentation, rng, verbose)
+        fitted = fit_tokenizer_on_ranks(tokenizer, batch, y, rng, verbose)
+        codes = training_tokens_on_ranks(fitted, batch, recipe.augmentation, rng, verbose)
         seen, rows = np.unique(columns, return_inverse=True)
-        prior = starting_prior(given, fitted, codes, rows, len(seen), recipe, rng)
+        prior = initial_prior(given, fitted, codes, rows, len(seen), recipe, rng)
         order_seed = rng.randint(2**31 - 1)
-        split = split_off(rows, recipe, rng)
+        split = split_validation(rows, recipe, rng)
         mode = None if given is None else recipe.finetune
         some = codes, rows, weights, split, recipe, mode, order_seed, rng
-        history = train_one(prior, *some, checkpoints)
+        history = train_classes(prior, *some, checkpoints)
         # classes that have no images yet are read as no class at all
         class_rows = np.full(len(classes), prior.num_classes)
         class_rows[seen] = np.arange(len(seen))
@@ -169,26 +173,28 @@ def learn(
         if store is None:
             parts, history, held_out = train()
         else:
-            parts, history, held_out = recall_together(store, digest("fit", depends), train)
+            parts, history, held_out = get_or_compute_on_ranks(
+                store, content_hash("fit", depends), train
+            )
     except Interrupted as exc:
         parts, history, held_out = exc.args
         opened.clear()  # to go on from where it was
     count = np.bincount(columns, weights, minlength=len(classes))
     model = FittedModel(reader=reader, classes=classes, class_count=count, **parts)
-    return Learned(model, [history], held_out, *opened)
+    return FitResult(model, [history], held_out, *opened)
 
 
 @own_torch_state(grad=True)
-def extend(
+def extend_model(
     model: FittedModel,
-    batch: Any,
+    batch: Batch,
     y: np.ndarray,
     weights: np.ndarray,
-    recipe: Recipe,
+    recipe: TrainingConfig,
     rng: np.random.RandomState,
     *,
     grow: bool,
-) -> Learned:
+) -> FitResult:
     """Train on further images; the model given stays as it is.
 
     With `grow`, classes of the model may be without a prior yet
@@ -222,16 +228,16 @@ def extend(
     columns = np.searchsorted(model.classes, y)
     count = np.bincount(columns, weights, minlength=len(model.classes))
     views = recipe.augmentation, rng, recipe.verbose
-    codes = tokens_together(model.tokenizer, model.reader, batch, *views)
+    codes = training_tokens_on_ranks(model.tokenizer, batch, *views)
     priors, rows, sources = list(model.priors), model.rows.copy(), model.sources.copy()
     new = (sources == 0) & (rows == priors[0].num_classes)
     histories: list[History] = []
     held_out: list[int] = []
 
     def train(prior: Prior, mine: np.ndarray, rows: np.ndarray, mode: str | None) -> Prior:
-        split = split_off(rows, recipe, rng)
+        split = split_validation(rows, recipe, rng)
         some = rows_of(codes, mine), rows, weights[mine], split, recipe, mode
-        histories.append(train_one(prior, *some, model.order_seed, rng))
+        histories.append(train_classes(prior, *some, model.order_seed, rng))
         if grow and histories[-1].interrupted:  # others would be left behind
             raise KeyboardInterrupt
         held_out.extend([] if split[1] is None else mine[split[1]])
@@ -274,15 +280,19 @@ def extend(
         class_count=model.class_count + count if grow else count,
     )
     rest = np.array(held_out, dtype=int)
-    return Learned(grown, histories, HeldOut(rest, columns[rest], weights[rest]))
+    return FitResult(grown, histories, HeldOut(rest, columns[rest], weights[rest]))
 
 
-def prepared(recipe: Recipe, reader: Reader, y: np.ndarray, weights: np.ndarray) -> Recipe:
+def prepared(
+    recipe: TrainingConfig, reader: Reader, y: np.ndarray, weights: np.ndarray
+) -> TrainingConfig:
     """The recipe for these data; of several processes all must be given the same, and one talks."""
-    if size() > 1:
+    if world_size() > 1:
         params = {"parallel": recipe.parallel, **recipe.of_results()}
-        data = {"y": digest(y), "sample_weight": digest(weights)}
-        check_same({**data, **{name: digest(value) for name, value in params.items()}})
+        data = {"y": content_hash(y), "sample_weight": content_hash(weights)}
+        check_same_on_ranks(
+            {**data, **{name: content_hash(value) for name, value in params.items()}}
+        )
     return replace(recipe, tabular=reader.tabular, verbose=recipe.verbose if is_main() else 0)
 
 
@@ -291,8 +301,8 @@ def chosen(value: Any, why: str) -> str:
     return why if isinstance(value, str) else ""
 
 
-def split_off(
-    rows: np.ndarray, recipe: Recipe, rng: np.random.RandomState
+def split_validation(
+    rows: np.ndarray, recipe: TrainingConfig, rng: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Indices to train on, and held-out ones or None."""
     everything = np.arange(len(rows))
@@ -330,7 +340,7 @@ def trained_by_muon(
     return ours and (n_views > 1 or tabular) and max_iter < EPOCHS_OF_ADAMW
 
 
-def posterior_weight_of(prior: Prior, recipe: Recipe, mode: str | None) -> float:
+def posterior_weight_of(prior: Prior, recipe: TrainingConfig, mode: str | None) -> float:
     """How much the posterior counts beside the likelihood.
 
     Published weights came from likelihood alone, and of a prior that reads an image once for each
@@ -345,13 +355,13 @@ def posterior_weight_of(prior: Prior, recipe: Recipe, mode: str | None) -> float
     return POSTERIOR_WEIGHT * min(1.0, prior.n_tokens / FROM_TOKENS)
 
 
-def train_one(
+def train_classes(
     prior: Prior,
     codes: np.ndarray,
     rows: np.ndarray,
     weights: np.ndarray,
     split: tuple[np.ndarray, np.ndarray | None],
-    recipe: Recipe,
+    recipe: TrainingConfig,
     mode: str | None,
     order_seed: int,
     rng: np.random.RandomState,

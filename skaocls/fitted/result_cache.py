@@ -43,13 +43,13 @@ class Hasher(NumpyHasher):
         super().save(obj)
 
 
-def digest(*things: Any) -> str:
+def content_hash(*things: Any) -> str:
     """Hash of the content of things, the same in every process."""
     found: str = Hasher(hash_name="md5").hash(things)
     return found
 
 
-def content(batch: Any) -> Any:
+def data_hash(batch: Any) -> Any:
     """What images are made of, hashed one after the other: of files their bytes, not their names.
 
     Of arrays it is the same whether they are in memory or in a file.
@@ -62,23 +62,23 @@ def content(batch: Any) -> Any:
         return batch.shape, batch.dtype.str, found.hexdigest()
     for i, item in enumerate(batch):
         if isinstance(item, (str, os.PathLike)):
-            item = digest(Path(item).read_bytes())
+            item = content_hash(Path(item).read_bytes())
         elif isinstance(item, Image.Image):
             item = item.mode, item.size, orientation_of(item), read(item, i, pixels_digest)
-        found.update(digest(item).encode())
+        found.update(content_hash(item).encode())
     return len(batch), found.hexdigest()
 
 
 def pixels_digest(image: Image.Image) -> str:
-    return digest(image.tobytes())
+    return content_hash(image.tobytes())
 
 
-def weights_of(prior: Prior) -> tuple[Any, ...]:
+def prior_weights(prior: Prior) -> tuple[Any, ...]:
     """All that a prior's answers depend on."""
     return prior.grid, prior.transformer.n_head, dict(prior.state_dict())
 
 
-class Store:
+class ResultCache:
     """A folder of results, shared by processes.
 
     An entry is a file, written whole or not at all, which ends with a hash of what is before it:
@@ -110,7 +110,7 @@ class Store:
 
     def path(self, key: str) -> Path:
         """Where the result of that key is kept."""
-        return self.folder / digest(__version__, key)
+        return self.folder / content_hash(__version__, key)
 
     def read(self, path: Path) -> tuple[Any] | None:
         """What is kept there, if it is whole."""
@@ -189,15 +189,15 @@ def hash_of(file: Any, end: int) -> bytes:
     return found.digest()
 
 
-def open_store(memory: Any) -> Store | None:
+def open_cache(memory: Any) -> ResultCache | None:
     """Where to keep results, if anywhere."""
     if memory is None or (isinstance(memory, joblib.Memory) and memory.location is None):
         return None
-    return Store(memory)
+    return ResultCache(memory)
 
 
-def recall_log_likelihoods(
-    store: Store,
+def cached_log_likelihoods(
+    store: ResultCache,
     prior: Prior,
     known_as: str,
     codes: np.ndarray,
@@ -213,7 +213,7 @@ def recall_log_likelihoods(
     parts = []
     for k, order in enumerate(orders):
         tokens = codes if codes.ndim == 2 else codes[:, k]
-        key = digest(known_as, tokens, order, labels, str(dtype))
+        key = content_hash(known_as, tokens, order, labels, str(dtype))
         parts.append(
             store.recall(
                 key,

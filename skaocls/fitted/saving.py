@@ -21,9 +21,9 @@ from sklearn.frozen import FrozenEstimator
 
 from skaocls.devices import own_torch_state
 from skaocls.files import find_file, read_state_dict, tensor_writer, write_all
+from skaocls.fitted.model import FittedModel
+from skaocls.fitted.saving_checks import check_config, check_model
 from skaocls.images.reader import Reader
-from skaocls.learned.checks import check_config, check_model
-from skaocls.learned.model import FittedModel
 from skaocls.priors.interface import Prior
 from skaocls.priors.loading import own_prior_from_state_dict, shared_trunk_from_state_dict
 from skaocls.tokenizers import (

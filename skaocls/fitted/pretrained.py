@@ -11,9 +11,9 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
+from skaocls.fitted.model import FittedModel
 from skaocls.images.inputs import check_image_shape
 from skaocls.images.reader import Reader, token_reader
-from skaocls.learned.model import FittedModel
 from skaocls.priors.interface import Prior
 from skaocls.priors.loading import load_prior
 from skaocls.priors.transformer import AnyOrderPrior
@@ -227,11 +227,11 @@ def imagenet_classes() -> list[dict[str, str]]:
 
     Examples
     --------
-    >>> from skaocls.learned.published import imagenet_classes
+    >>> from skaocls.fitted.pretrained import imagenet_classes
     >>> imagenet_classes()[1]
     {'wordnet_id': 'n01443537', 'name': 'goldfish'}
     """
-    with (files("skaocls.learned") / "imagenet_classes.csv").open(encoding="utf-8") as file:
+    with (files("skaocls.fitted") / "imagenet_classes.csv").open(encoding="utf-8") as file:
         return [{"wordnet_id": r["wordnet_id"], "name": r["name"]} for r in DictReader(file)]
 
 

@@ -19,17 +19,17 @@ from torch.utils.data import IterableDataset
 
 from skaocls.devices import ahead
 from skaocls.files import write_all
+from skaocls.fitted.model import FittedModel
+from skaocls.fitted.result_cache import content_hash
+from skaocls.fitted.saving import TOKENIZERS, tokenizer_state
+from skaocls.fitted.tokenization import drawn, encoded_at_once, views_of
 from skaocls.images.advice import gathered
 from skaocls.images.inputs import as_batch, is_items
 from skaocls.images.lazy import Items, image_of
 from skaocls.images.reader import Reader, learn_reader
-from skaocls.learned.encoding import drawn, encoded_at_once, views_of
-from skaocls.learned.model import FittedModel
-from skaocls.learned.saving import TOKENIZERS, tokenizer_state
-from skaocls.learned.store import digest
 from skaocls.progress import progress
 from skaocls.tokenizers._codes import code_dtype
-from skaocls.tokenizers.cache import (
+from skaocls.tokenizers.token_files import (
     CODEBOOK,
     FORMAT,
     HEADER,
@@ -133,14 +133,15 @@ def tokenize_dataset(
         singles = one_by_one(X)
         if reader is None:
             first = list(islice(singles, 1))
-            reader, _ = learn_reader(apart(first)[0], type(tokenizer).__name__)
+            reader = learn_reader(apart(first)[0], type(tokenizer).__name__).reader
             singles = chain(first, singles)
     else:
         X = gathered(X)
         if reader is None:
-            reader, batch = learn_reader(X, type(tokenizer).__name__)
+            batch = learn_reader(X, type(tokenizer).__name__)
+            reader = batch.reader
         else:
-            batch = reader.check(X)
+            batch = reader.open(X)
         if y is not None:
             y = plain(y)
             check_consistent_length(batch, y)
@@ -155,8 +156,8 @@ def tokenize_dataset(
         "dtype": code_dtype(tokenizer.n_codes_).name,
         "about": {
             "tokenizer": of_tokenizer(tokenizer, reader),
-            "X": None if batch is None else of_images(batch),
-            "y": None if y is None else digest(y),
+            "X": None if batch is None else of_images(batch.data),
+            "y": None if y is None else content_hash(y),
             "random_state": int(seed),
         },
     }
@@ -241,14 +242,16 @@ def chunks_of(
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Decoded images and labels of some rows, a few at a time."""
     assert reader.image_shape is not None
-    pairs = isinstance(batch, Items) and y is None and of_pairs(batch.items(np.arange(1))[0])
+    pairs = (
+        isinstance(batch.data, Items) and y is None and of_pairs(batch.data.items(np.arange(1))[0])
+    )
     for few in gen_batches(rows.stop - rows.start, encoded_at_once(reader.image_shape)):
         part = slice(rows.start + few.start, rows.start + few.stop)
         if pairs:
-            images, labels = apart(batch.items(np.arange(part.start, part.stop)))
+            images, labels = apart(batch.data.items(np.arange(part.start, part.stop)))
             yield reader.images(images), labels
         else:
-            yield reader.images(batch, part), None if y is None else y[part]
+            yield batch.images(part), None if y is None else y[part]
 
 
 def chunks_of_stream(reader: Reader, singles: Iterator[Any]) -> Iterator[tuple[np.ndarray, Any]]:
@@ -256,7 +259,7 @@ def chunks_of_stream(reader: Reader, singles: Iterator[Any]) -> Iterator[tuple[n
     assert reader.image_shape is not None
     while items := list(islice(singles, encoded_at_once(reader.image_shape))):
         images, labels = apart(items)
-        yield reader.images(reader.check(images)), labels
+        yield reader.open(images).images(), labels
 
 
 def one_by_one(X: Iterable[Any]) -> Iterator[Any]:
@@ -358,9 +361,9 @@ def of_tokenizer(tokenizer: Any, reader: Reader | None) -> str:
     """Digest of what the tokens of an image depend on."""
     how = None if reader is None else (reader.declared_shape, reader.image_shape, reader.decoding)
     if TOKENIZERS.get(type(tokenizer).__name__) is not type(tokenizer):
-        return digest(tokenizer, how)
+        return content_hash(tokenizer, how)
     config, arrays = tokenizer_state(tokenizer)
-    return digest(config["type"], config.get("attributes"), dict(arrays), how)
+    return content_hash(config["type"], config.get("attributes"), dict(arrays), how)
 
 
 def of_images(batch: Any) -> str:

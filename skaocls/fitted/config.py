@@ -8,7 +8,7 @@ from skaocls.scoring.orders import DRAWN
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingConfig:
     """How to train: parameters of the classifier, under their names and with their meaning.
 
     Beside these, `architecture` and `sizes` are those of a new prior (None follows the data),

@@ -10,8 +10,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 
 from skaocls.devices import own_torch_state, resolve_device
-from skaocls.images.lazy import first_views
-from skaocls.learned.published import (
+from skaocls.fitted.config import TrainingConfig
+from skaocls.fitted.pretrained import (
     check_agreement,
     grid_for,
     is_published,
@@ -19,8 +19,8 @@ from skaocls.learned.published import (
     precomputed_for,
     published_tokenizer,
 )
-from skaocls.learned.recipe import Recipe
-from skaocls.learned.saving import load, read_config
+from skaocls.fitted.saving import load, read_config
+from skaocls.images.lazy import first_views
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior, similar_slots
 from skaocls.priors.transformer import AnyOrderPrior
@@ -52,7 +52,7 @@ def is_new(prior: Any) -> bool:
 
 
 @own_torch_state(grad=True)
-def starting_point(
+def resolve_prior(
     prior: Any, tokenizer: Any, image_shape: Any, filename: str | None, revision: str | None
 ) -> tuple[Prior | None, Any, Any]:
     """Find what the classifier's parameters of these names stand for.
@@ -70,7 +70,7 @@ def starting_point(
         To which files are resized.
     """
     if isinstance(tokenizer, str) and tokenizer == "precomputed":
-        given = starting_point(prior, PrecomputedTokenizer(), None, filename, revision)[0]
+        given = resolve_prior(prior, PrecomputedTokenizer(), None, filename, revision)[0]
         tokenizer = PrecomputedTokenizer() if given is None else precomputed_for(given)
         return given, tokenizer, None
     if isinstance(prior, Prior):
@@ -91,13 +91,13 @@ def starting_point(
     return given, own if isinstance(tokenizer, str) else tokenizer, image_shape or own_shape
 
 
-def starting_prior(
+def initial_prior(
     given: Prior | None,
     tokenizer: Any,
     codes: np.ndarray,
     rows: np.ndarray,
     n_classes: int,
-    recipe: Recipe,
+    recipe: TrainingConfig,
     rng: np.random.RandomState,
 ) -> Prior:
     """The prior that training starts from: a new one, or the given one with its new classes."""
@@ -107,7 +107,7 @@ def starting_prior(
         sizes = dict(recipe.sizes or default_sizes(grid, len(rows), recipe.tabular))
         sizes["generator"] = torch.Generator().manual_seed(seed)
         if recipe.architecture == "shared_trunk":
-            sizes["slots"] = slots_of(tokenizer)
+            sizes["slots"] = code_slots(tokenizer)
         why = f"for {grid[0] * grid[1]} tokens and {len(rows)} samples"
         shown = {name: value for name, value in sizes.items() if name in SIZES | SIZES_OF_HEAD}
         say(recipe.verbose, f"a new {recipe.architecture} prior {why}: {shown}", 2)
@@ -121,7 +121,7 @@ def starting_prior(
             given.vocab_size,
             given.grid,
             n_classes,
-            slots=slots_of(tokenizer),
+            slots=code_slots(tokenizer),
             generator=random,
             body=given,
         )
@@ -134,7 +134,7 @@ def starting_prior(
     return given
 
 
-def prepare(prior: Prior, recipe: Recipe, seed: int) -> None:
+def prepare(prior: Prior, recipe: TrainingConfig, seed: int) -> None:
     """Choose what fine-tuning changes, and drops."""
     dropout = recipe.finetune_dropout
     if isinstance(dropout, str):
@@ -145,7 +145,7 @@ def prepare(prior: Prior, recipe: Recipe, seed: int) -> None:
     prepare_finetuning(prior, recipe.finetune, **sizes, generator=random)
 
 
-def new_prior(prior: Any) -> dict[str, Any]:
+def new_prior_sizes(prior: Any) -> dict[str, Any]:
     """`architecture` and `sizes` of a new prior, from the classifier's parameter `prior`."""
     if isinstance(prior, str) and prior in ARCHITECTURES:
         return {"architecture": prior, "sizes": None}
@@ -165,7 +165,7 @@ def new_prior(prior: Any) -> dict[str, Any]:
     return {"architecture": architecture, "sizes": sizes or None}
 
 
-def slots_of(tokenizer: Any) -> np.ndarray | None:
+def code_slots(tokenizer: Any) -> np.ndarray | None:
     """Places of a tokenizer's codes among their like; None if they have no codebook."""
     codebook = getattr(tokenizer, "codebook_", None)
     codebook = np.asarray([] if codebook is None else codebook)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from sklearn.utils import gen_batches
 
-from skaocls.learned.model import FittedModel
+from skaocls.fitted.model import FittedModel
 from skaocls.scoring.exhaustive import lanes_at_once
 
 EACH = 4  # pieces for each worker, so that none waits long for the last one

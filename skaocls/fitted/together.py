@@ -9,11 +9,19 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 
-from skaocls.distributed import by_each, from_main, is_main, part_of, rank, size, together
-from skaocls.images.lazy import Lazy, in_memory, rows_of
-from skaocls.images.reader import Reader
-from skaocls.learned.answers import at_once, races
-from skaocls.learned.encoding import (
+from skaocls.distributed import (
+    collective_call,
+    is_main,
+    map_ranks,
+    rank,
+    rank_slice,
+    run_on_main,
+    world_size,
+)
+from skaocls.fitted.model import FittedModel
+from skaocls.fitted.prediction import at_once, score_batches
+from skaocls.fitted.result_cache import ResultCache
+from skaocls.fitted.tokenization import (
     drawn,
     encoded_at_once,
     fit_tokenizer,
@@ -21,53 +29,50 @@ from skaocls.learned.encoding import (
     training_tokens,
     views_wanted,
 )
-from skaocls.learned.model import FittedModel
-from skaocls.learned.store import Store
+from skaocls.images.lazy import in_memory
 from skaocls.progress import progress
-from skaocls.scoring.racing import Race
+from skaocls.scoring.racing import ScoringResult
 
 T = TypeVar("T")
 OF_A_VIEW = 5  # numbers that `random_views` draws for each image
 
 
-def fit_together(
+def fit_tokenizer_on_ranks(
     tokenizer: Any,
-    reader: Reader,
     batch: Any,
     y: np.ndarray,
     rng: np.random.RandomState,
     verbose: int = 0,
 ) -> Any:
-    """As :func:`skaocls.learned.encoding.fit_tokenizer`, done by the main process for all."""
-    if size() == 1 or isinstance(tokenizer, FrozenEstimator):
-        return fit_tokenizer(tokenizer, reader, batch, y, rng, verbose)
+    """As :func:`skaocls.fitted.tokenization.fit_tokenizer`, done by the main process for all."""
+    if world_size() == 1 or isinstance(tokenizer, FrozenEstimator):
+        return fit_tokenizer(tokenizer, batch, y, rng, verbose)
 
     def fit() -> tuple[Any, Any]:
-        return fit_tokenizer(tokenizer, reader, batch, y, rng, verbose), rng.get_state()
+        return fit_tokenizer(tokenizer, batch, y, rng, verbose), rng.get_state()
 
-    fitted, after = from_main(fit)
+    fitted, after = run_on_main(fit)
     rng.set_state(after)
     return fitted
 
 
-def tokens_together(
+def training_tokens_on_ranks(
     tokenizer: Any,
-    reader: Reader,
     batch: Any,
     augmentation: int | str | None,
     rng: np.random.RandomState,
     verbose: int = 0,
 ) -> Any:
-    """As :func:`skaocls.learned.encoding.training_tokens`, of which each process makes a part.
+    """As :func:`skaocls.fitted.tokenization.training_tokens`, of which each process makes a part.
 
     Bit for bit the same: a part is whole lots of images, as one process makes them, and what is
     drawn for other parts is drawn here too.
     """
-    shape = reader.image_shape
-    if size() == 1 or (shape is None and isinstance(batch, Lazy)):  # whose tokens are there
-        return training_tokens(tokenizer, reader, batch, augmentation, rng, verbose)
+    shape = batch.reader.image_shape
+    if world_size() == 1 or (shape is None and batch.lazy):  # whose tokens are there
+        return training_tokens(tokenizer, batch, augmentation, rng, verbose)
     lot_size = len(batch) if shape is None else encoded_at_once(shape)
-    part = part_of(len(batch), lot_size)
+    part = rank_slice(len(batch), lot_size)
     n_drawn = 0 if shape is None else len(drawn(views_wanted(tokenizer, augmentation)))
     each = OF_A_VIEW * n_drawn
 
@@ -83,21 +88,21 @@ def tokens_together(
         skip(part.stop - part.start)
         after: Any = rng.get_state()
         rng.set_state(known)
-        images = rows_of(batch, np.arange(part.start, part.stop))
-        mine = training_tokens(tokenizer, reader, images, augmentation, rng, verbose)
+        images = batch.take(part)
+        mine = training_tokens(tokenizer, images, augmentation, rng, verbose)
         now: Any = rng.get_state()
         assert np.array_equal(now[1], after[1]) and now[2] == after[2], "views draw other numbers"
         codes: np.ndarray = in_memory(mine)  # what is sent; it comes together as one process has it
         return codes
 
-    parts = [codes for codes in by_each(make) if codes is not None]
+    parts = [codes for codes in map_ranks(make) if codes is not None]
     skip(len(batch) - part.stop)
     return kept(iter(parts), (len(batch), *parts[0].shape[1:]), tokenizer.n_codes_)
 
 
-def recall_together(store: Store, key: str, function: Callable[[], T]) -> T:
+def get_or_compute_on_ranks(store: ResultCache, key: str, function: Callable[[], T]) -> T:
     """As :meth:`Store.recall`; the main process reads and writes, the function is called by all."""
-    if size() == 1:
+    if world_size() == 1:
         result: T = store.recall(key, function)
         return result
     path = store.path(key)
@@ -107,7 +112,7 @@ def recall_together(store: Store, key: str, function: Callable[[], T]) -> T:
             locked.enter_context(store.lock(path.name))
             return store.read(path)
 
-        if (known := from_main(look)) is not None:
+        if (known := run_on_main(look)) is not None:
             return known[0]
         result = function()
         if is_main() and store.writable:
@@ -115,26 +120,26 @@ def recall_together(store: Store, key: str, function: Callable[[], T]) -> T:
     return result
 
 
-def races_together(
+def score_batches_on_ranks(
     model: FittedModel, batch: Any, orders: np.ndarray, *, verbose: int = 0, **how: Any
-) -> Iterator[Race]:
-    """As :func:`skaocls.learned.answers.races`, of which each process reads a share of the images.
+) -> Iterator[ScoringResult]:
+    """As :func:`skaocls.fitted.prediction.score_batches`; each process scores a share.
 
     All yield all of it, in order. As many images are scored together as by one process, or fewer
     where there are too few for all processes.
     """
-    if size() == 1:
-        yield from races(model, batch, orders, verbose=verbose, **how)
+    if world_size() == 1:
+        yield from score_batches(model, batch, orders, verbose=verbose, **how)
         return
     n = len(batch)
-    each = min(at_once(model), -(-n // size()))
+    each = min(at_once(model), -(-n // world_size()))
     with progress(n, "scoring", "image", verbose if is_main() else 0) as bar:
-        for lot in gen_batches(n, each * size()):
-            with together("A prediction"):
+        for lot in gen_batches(n, each * world_size()):
+            with collective_call("A prediction"):
                 start = min(lot.start + rank() * each, lot.stop)
-                mine = batch[start : min(start + each, lot.stop)]
-                read = partial(races, model, mine, orders, **how)
-                found = by_each(lambda: list(read()) if len(mine) else [])  # noqa: B023
+                mine = batch.take(slice(start, min(start + each, lot.stop)))
+                read = partial(score_batches, model, mine, orders, **how)
+                found = map_ranks(lambda: list(read()) if len(mine) else [])  # noqa: B023
             for some in found:
                 yield from some
             bar.update(lot.stop - lot.start)

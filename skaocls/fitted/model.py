@@ -53,9 +53,9 @@ class FittedModel:
     >>> X, y = load_digits(n_class=2, return_X_y=True)
     >>> clf = AnyOrderARClassifier(image_shape=(8, 8), max_iter=5, random_state=0).fit(X, y)
     >>> model = clf.model_
-    >>> batch = model.reader.check(X[:5])
-    >>> codes = model.tokenizer.transform(model.reader.images(batch)).reshape(5, -1)
-    >>> from skaocls.learned.answers import log_likelihoods
+    >>> batch = model.reader.open(X[:5])
+    >>> codes = model.tokenizer.transform(batch.images()).reshape(5, -1)
+    >>> from skaocls.fitted.prediction import log_likelihoods
     >>> log_likelihoods(model, codes, model.orders("random", 3)).shape
     (5, 3, 2)
     """

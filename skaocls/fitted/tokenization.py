@@ -13,6 +13,7 @@ from sklearn.utils import gen_batches
 from skaocls.devices import ahead
 from skaocls.images.advice import pixels_in_rows
 from skaocls.images.augmentation import random_views
+from skaocls.images.batch import Batch
 from skaocls.images.crops import random_crop
 from skaocls.images.inputs import shape_of_array
 from skaocls.images.lazy import Lazy, Mapped, Picked
@@ -41,19 +42,18 @@ SHARP_EVERY = 5  # of the views one is the image itself, or blurred tokens becom
 
 def fit_tokenizer(
     tokenizer: Any,
-    reader: Reader,
-    batch: Any,
+    batch: Batch,
     y: np.ndarray,
     rng: np.random.RandomState,
     verbose: int = 0,
 ) -> Any:
     """The given tokenizer, or the default for the data, cloned and fitted unless frozen."""
-    by_default = isinstance(tokenizer, str)
+    by_default, reader = isinstance(tokenizer, str), batch.reader
     images = reader.image_shape is not None
     if isinstance(tokenizer, str):
-        if not images and (shape := pixels_in_rows(batch)):
+        if not images and (shape := pixels_in_rows(batch.values())):
             warnings.warn(
-                f"X has {batch.shape[1]} columns, none of them negative and all on one scale: if "
+                f"X has {reader.n_features} columns, none of them negative, all on one scale: if "
                 f"they are the pixels of images, pass image_shape={shape}, which is faster and "
                 "more accurate. If they are not, tokenizer=QuantileTokenizer() says so.",
                 UserWarning,
@@ -74,13 +74,16 @@ def fit_tokenizer(
         size = int(np.prod(reader.image_shape))
         n = max(1, FIT_TOKENIZER_ON // size)
         some = np.sort(rng.permutation(len(batch))[:n])
-        large = isinstance(batch, Lazy) or len(some) * size > DECODED_AT_ONCE
-        batch, y = Decoded(reader, batch, some), y[some]
+        large = batch.lazy or len(some) * size > DECODED_AT_ONCE
+        data: Any = Decoded(batch, some)
+        y = y[some]
         if not (large and isinstance(tokenizer, PatchTokenizer)):
-            batch = batch[:]
+            data = data[:]
+    else:
+        data = batch.values()
     name, kind = type(tokenizer).__name__, "images" if images else "tabular data"
-    say(verbose, f"fitting {name} to {len(batch)} samples")
-    check_fitted(tokenizer, tokenizer.fit(batch, y))
+    say(verbose, f"fitting {name} to {len(data)} samples")
+    check_fitted(tokenizer, tokenizer.fit(data, y))
     rows, cols = tokenizer.grid_
     why = f", the default for {kind}" if by_default else ""
     say(verbose, f"{name}{why}: {rows} x {cols} tokens of {tokenizer.n_codes_} values", 2)
@@ -97,8 +100,7 @@ def tells_channels(shape: tuple[int, ...]) -> bool:
 
 def training_tokens(
     tokenizer: Any,
-    reader: Reader,
-    batch: Any,
+    batch: Batch,
     augmentation: int | str | None,
     rng: np.random.RandomState,
     verbose: int = 0,
@@ -108,14 +110,15 @@ def training_tokens(
     Of data that are tokens, crops are views. Those that are mapped from a file stay there, and
     those that would take much memory go into one that has no name, which the system removes.
     """
-    if isinstance(batch, Lazy) and reader.image_shape is None:
+    reader = batch.reader
+    if batch.lazy and reader.image_shape is None:
         for part in batch.parts():
             tokens(tokenizer, part)  # which checks them
-        assert batch.shape is not None
-        crops = batch.shape[1] if batch.ndim == 4 else 1
-        return Picked(batch, use=as_views, row_shape=(crops, reader.n_features))
+        data = batch.data
+        crops = data.shape[1] if data.ndim == 4 else 1
+        return Picked(data, use=as_views, row_shape=(crops, reader.n_features))
     if reader.image_shape is None:
-        codes = encode(tokenizer, reader, batch, slice(0, len(batch)))
+        codes = encode(tokenizer, batch, slice(0, len(batch)))
         return codes if codes.ndim == 3 else codes[:, None]
     n_views = views_wanted(tokenizer, augmentation)
     if isinstance(augmentation, str):
@@ -125,7 +128,7 @@ def training_tokens(
     shape = len(batch), n_views, int(rows) * int(cols)
     in_parts = gen_batches(len(batch), encoded_at_once(reader.image_shape))
     with progress(len(batch) * (1 + len(drawn(n_views))), "tokenizing", "view", verbose) as bar:
-        decoded = ahead(reader.images(batch, part) for part in in_parts)
+        decoded = ahead(batch.images(part) for part in in_parts)
         views = (views_of(tokenizer, images, n_views, rng, bar) for images in decoded)
         return kept(views, shape, tokenizer.n_codes_)
 
@@ -206,14 +209,15 @@ def kept(parts: Iterator[np.ndarray], shape: tuple[int, ...], n_codes: int) -> A
 class Decoded(Lazy):
     """Images as numbers, decoded when they are asked for."""
 
-    def __init__(self, reader: Reader, batch: Any, rows: np.ndarray):
+    def __init__(self, batch: Batch, rows: np.ndarray):
         super().__init__(len(rows))
+        reader = batch.reader
         assert reader.image_shape is not None
         self.reader, self.batch, self.rows = reader, batch, rows
         self.shape, self.dtype = (len(rows), *reader.image_shape), np.dtype(np.float32)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        return self.reader.images(self.batch, self.rows[rows])
+        return self.batch.images(self.rows[rows])
 
     def for_range(self) -> Iterator[np.ndarray]:
         yield np.array(self.reader.value_range)
@@ -225,19 +229,19 @@ def as_views(codes: np.ndarray) -> np.ndarray:
     return codes.reshape(len(codes), crops, -1)
 
 
-def encode(tokenizer: Any, reader: Reader, batch: Any, part: slice) -> np.ndarray:
+def encode(tokenizer: Any, batch: Batch, part: slice) -> np.ndarray:
     """Tokens of batch[part] as it is, (n, n_tokens), or (n, n_crops, n_tokens) if it has crops."""
+    reader = batch.reader
     if reader.image_shape is None:
-        return tokens(tokenizer, batch[part])
+        return tokens(tokenizer, batch.values(part))
     step = encoded_at_once(reader.image_shape)
     few = (slice(at, min(at + step, part.stop)) for at in range(part.start, part.stop, step))
-    return np.concatenate([tokens(tokenizer, reader.images(batch, part)) for part in few])
+    return np.concatenate([tokens(tokenizer, batch.images(part)) for part in few])
 
 
 def encode_for_orders(
     tokenizer: Any,
-    reader: Reader,
-    batch: Any,
+    batch: Batch,
     part: slice,
     n_orders: int,
     *,
@@ -255,19 +259,20 @@ def encode_for_orders(
     -------
     codes : int array of shape (n, n_tokens) or (n, n_orders, n_tokens)
     """
+    reader = batch.reader
     if reader.grid is not None:
         if crop != "center" or latent_noise:
             raise ValueError(
                 f"crop={crop!r} and latent_noise need images, but the classifier reads tokens. "
                 "Pass tokens of several crops, (n, n_crops, rows, cols): each order reads one."
             )
-        codes = encode(tokenizer, reader, batch, part)
+        codes = encode(tokenizer, batch, part)
         return codes if codes.ndim == 2 else codes[:, np.arange(n_orders) % codes.shape[1]]
     if reader.image_shape is None or (crop == "center" and not latent_noise):
-        return encode(tokenizer, reader, batch, part)
+        return encode(tokenizer, batch, part)
     rng = np.random.RandomState(seed)
     sides = np.random.RandomState([seed, 1]).uniform(size=n_orders)
-    images: Any = reader.originals(batch, part) if crop == "random" else reader.images(batch, part)
+    images: Any = batch.originals(part) if crop == "random" else batch.images(part)
     views = []
     for order, side in enumerate(sides):
         where, noise_seed = rng.uniform(size=2), rng.randint(2**31 - 1)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from skaocls.learned.model import FittedModel
-from skaocls.tokenizers.light import NORMALIZATIONS
+from skaocls.fitted.model import FittedModel
+from skaocls.tokenizers.normalization import NORMALIZATIONS
 
 MOST_TOKENS = 2**18  # of an image
 MOST_ORDERS = 2**24  # numbers in all orders together

@@ -13,7 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 
 from skaocls.images.inputs import as_array, orientation_of
-from skaocls.images.lazy import Lazy, rows_of
+from skaocls.images.lazy import Lazy
 
 
 def read_labels(
@@ -51,16 +51,16 @@ def read_labels(
         weights *= weights_of_classes(class_weight, y, weights)
     if not weights.all():
         kept = weights > 0
-        batch, y, weights = rows_of(batch, kept), y[kept], weights[kept]
-    if isinstance(batch, Lazy) and not batch.merged:
+        batch, y, weights = batch.take(kept), y[kept], weights[kept]
+    if isinstance(batch.data, Lazy) and not batch.data.merged:
         return batch, y, weights
     names, labels = np.unique(y, return_inverse=True)
-    digests = (digest_of(x, names[label]) for x, label in zip(batch, labels))
+    digests = (digest_of(x, names[label]) for x, label in zip(batch.data, labels))
     keys = np.fromiter(digests, "S32", len(y))
     _, first, which = np.unique(keys, return_index=True, return_inverse=True)
     if len(first) == len(y) and (weights == weights[0]).all():
         return batch, y, weights
-    return rows_of(batch, first), y[first], np.bincount(which, weights)
+    return batch.take(first), y[first], np.bincount(which, weights)
 
 
 def weights_of_classes(class_weight: Any, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
