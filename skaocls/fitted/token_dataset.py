@@ -17,7 +17,7 @@ from sklearn.utils import check_consistent_length, gen_batches
 from sklearn.utils.validation import check_is_fitted
 from torch.utils.data import IterableDataset
 
-from skaocls.devices import ahead
+from skaocls.devices import prefetch
 from skaocls.files import write_all
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.result_cache import content_hash
@@ -227,7 +227,7 @@ def make_shard(
     n_views, rng = header["n_views"], np.random.RandomState([seed, k])
     codes: list[np.ndarray] = []
     labels: list[Any] = []
-    for images, some in ahead(chunks):
+    for images, some in prefetch(chunks):
         codes.append(views_of(tokenizer, images, n_views, rng, bar).astype(header["dtype"]))
         labels.append(some)
     if not codes:
