@@ -16,10 +16,10 @@ from skaocls.fitted.pieces import EACH, Piece, pieces_of, share
 from skaocls.fitted.result_cache import (
     ResultCache,
     cached_log_likelihoods,
-    content_hash,
     prior_weights,
 )
 from skaocls.fitted.tokenization import encode_for_orders, tokens_of_pixels
+from skaocls.hashing import hash_object
 from skaocls.images.reader import all_bad_named
 from skaocls.progress import progress
 from skaocls.scoring.evidence import Evidence, spread, token_log_likelihoods, weigh
@@ -217,7 +217,7 @@ def log_likelihoods(
     for prior, where in model.by_prior(columns, resolve_device(device)):
         read = partial(score, prior)
         if store is not None:
-            read = partial(cached_log_likelihoods, store, prior, content_hash(prior_weights(prior)))
+            read = partial(cached_log_likelihoods, store, prior, hash_object(prior_weights(prior)))
         dtype = scoring_dtype(prior, precision)
         ll[:, :, where] = read(codes, orders, labels=model.rows[where], dtype=dtype)
     return ll

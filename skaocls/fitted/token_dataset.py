@@ -20,9 +20,9 @@ from torch.utils.data import IterableDataset
 from skaocls.devices import prefetch
 from skaocls.files import write_all
 from skaocls.fitted.model import FittedModel
-from skaocls.fitted.result_cache import content_hash
 from skaocls.fitted.saving import TOKENIZERS, tokenizer_state
 from skaocls.fitted.tokenization import drawn, encoded_at_once, views_of
+from skaocls.hashing import hash_object
 from skaocls.images.advice import gathered
 from skaocls.images.inputs import as_batch, is_items
 from skaocls.images.lazy import Items, image_of
@@ -157,7 +157,7 @@ def tokenize_dataset(
         "about": {
             "tokenizer": of_tokenizer(tokenizer, reader),
             "X": None if batch is None else of_images(batch.data),
-            "y": None if y is None else content_hash(y),
+            "y": None if y is None else hash_object(y),
             "random_state": int(seed),
         },
     }
@@ -361,9 +361,9 @@ def of_tokenizer(tokenizer: Any, reader: Reader | None) -> str:
     """Digest of what the tokens of an image depend on."""
     how = None if reader is None else (reader.declared_shape, reader.image_shape, reader.decoding)
     if TOKENIZERS.get(type(tokenizer).__name__) is not type(tokenizer):
-        return content_hash(tokenizer, how)
+        return hash_object(tokenizer, how)
     config, arrays = tokenizer_state(tokenizer)
-    return content_hash(config["type"], config.get("attributes"), dict(arrays), how)
+    return hash_object(config["type"], config.get("attributes"), dict(arrays), how)
 
 
 def of_images(batch: Any) -> str:
