@@ -42,8 +42,8 @@ numpydoc_validation_exclude = {
     r"^skaocls\.(files|fitted|images|priors|training)\.",
     r"^skaocls\.scoring\.(?!evidence\.Evidence)",
 }
-# Inherited docstrings refer to labels on scikit-learn's pages. Spaces in the path of the repository do
-# not break links within the site.
+# Inherited docstrings refer to labels on scikit-learn's pages. Spaces in the path of the repository
+# do not break links within the site.
 suppress_warnings = ["ref.ref", "sphinx_gallery.space_in_filename"]
 
 intersphinx_mapping = {
@@ -62,7 +62,7 @@ plot_gallery = "True"
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
-    "ignore_pattern": r"__init__\.py|examples/scale/",  # scripts for clusters, included in other pages
+    "ignore_pattern": r"__init__\.py|examples/scale/",  # scripts for clusters
     "show_memory": False,
     "show_signature": False,
     "write_computation_times": False,
