@@ -51,8 +51,8 @@ INTRO = Path(__file__).with_name("intro.md")
 EARLY_STOPPED = {"racing": "early-stopped"}  # label of a search that the results name differently
 PUBLISHED = """
 `python benchmarks/imagenet --data imagenet=FOLDER --data imagenet-a=FOLDER` runs the same
-comparison with published weights on ImageNet, V2, A, R, Sketch, C and ObjectNet folders. It scores with
-1 to 20 orders, in raster order, and with a diffusion classifier on DiT weights, and counts the
+comparison with published weights on ImageNet, V2, A, R, Sketch, C and ObjectNet folders. It scores
+with 1 to 20 orders, in raster order, and with a diffusion classifier on DiT weights, and counts the
 operations of each. It has not been run on the real data, which is not available here.
 """
 REMEDIES = Path(__file__).with_name("remedies.md")

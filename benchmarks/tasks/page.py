@@ -15,15 +15,15 @@ COLUMNS = {
 }
 INTRO = """# Default parameters on a table of tasks
 
-This page compares `AnyOrderARClassifier` with default parameters to other classifiers with default
-parameters, and to the small ResNet of [the test of the claims](claims.md) with 16 views per image. The tasks
-need no download unless a package is named. Nothing was tuned on these test data.
+This page compares `AnyOrderARClassifier` with other classifiers, all with default parameters, and
+with the small ResNet of [the test of the claims](claims.md), which trains on 16 views per image. The
+tasks need no download unless a package is named. Nothing was tuned on these test data.
 
 `python benchmarks/tasks`; {machine}, one thread per job. Numbers are means over the seeds, which
-draw the split, the images and the weights. Accuracies have their standard deviation. *Nats* is the mean
-negative log-probability of the true class. *ECE* is the expected calibration error with 15 bins; classifiers
-without probabilities have a dash. *Fit* is the CPU time of one `fit`. *Predict* is the CPU time of
-`predict` per image or row, in batches.
+draw the split, the images and the weights. *Accuracy* has its standard deviation. *Nats* is the
+mean negative log-probability of the true class. *ECE* is the expected calibration error with 15
+bins. A dash means that a classifier has no probabilities. *Fit* is the CPU time of one `fit`.
+*Predict* is the CPU time of `predict` per image or row, in batches.
 """
 ABOUT = {
     "digits": "scikit-learn's handwritten digits, 8 x 8",
@@ -77,8 +77,9 @@ def chosen(rows):
         for k, values in several.items()
     }
     return (
-        f"The defaults chose {told['tokens']} tokens, {told['codes']} codes, {told['layers']} layers "
-        f"of width {told['width']} and {told['epochs']} epochs. The temperature is {told['temperature']}."
+        f"The defaults chose {told['tokens']} tokens, {told['codes']} codes, {told['layers']} "
+        f"layers of width {told['width']} and {told['epochs']} epochs. The temperature is "
+        f"{told['temperature']}."
     )
 
 
@@ -88,8 +89,8 @@ def by_chance(rows):
     if not known:
         return []
     return [
-        "If its probabilities were perfectly calibrated, `AnyOrderARClassifier()` would have an ECE "
-        f"of {100 * np.mean(known):.1f} % on this many samples.",
+        "Perfectly calibrated probabilities of `AnyOrderARClassifier()` would have an ECE of "
+        f"{100 * np.mean(known):.1f} % on this test set.",
         "",
     ]
 
