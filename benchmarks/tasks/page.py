@@ -16,7 +16,7 @@ COLUMNS = {
 INTRO = """# Default parameters on a table of tasks
 
 This page compares `AnyOrderARClassifier` with other classifiers, all with default parameters, and
-with the small ResNet of [the test of the claims](claims.md), which trains on 16 views per image. The
+with the small ResNet of [the test of the claims](claims.md), trained on 16 views per image. The
 tasks need no download unless a package is named. Nothing was tuned on these test data.
 
 `python benchmarks/tasks`; {machine}, one thread per job. Numbers are means over the seeds, which
