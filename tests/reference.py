@@ -60,7 +60,7 @@ def attention(x, layer, rotations, n_head):
 
 
 def rotation(row, col, head_dim):
-    """Return the matrix that rotates interleaved pairs: the first half by row, the rest by column."""
+    """Return the matrix that rotates pairs: the first half by row, the rest by column."""
     turn = np.zeros((head_dim, head_dim))
     quarter = head_dim // 4
     for pair in range(head_dim // 2):
