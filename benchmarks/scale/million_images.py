@@ -277,38 +277,13 @@ def projected_section(record):
     )
     decode = record["decoding"]
     return [
-        *blocks, common.table(["", "per image", *IMAGES], rows), f"With early stopping, one such GPU
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501
-        # noqa: E501 would score {1 / trunk:.0f} images per second with a " f"{common.SHARED} and {1
-        / published:.1f} with the {common.PUBLISHED}. Decoding their " f"files would keep {decode /
-        trunk:.1f} and {decode / published:.2f} of these processors busy, " f"and reading them takes
-        {volume(FILE_BYTES / trunk)}/s and " f"{volume(FILE_BYTES / published)}/s.",
+        *blocks,
+        common.table(["", "per image", *IMAGES], rows),
+        f"With early stopping, one such GPU would score {1 / trunk:.0f} images per second with a "
+        f"{common.SHARED} and {1 / published:.1f} with the {common.PUBLISHED}. Decoding their "
+        f"files would keep {decode / trunk:.1f} and {decode / published:.2f} of these processors "
+        f"busy, and reading them takes {volume(FILE_BYTES / trunk)}/s and "
+        f"{volume(FILE_BYTES / published)}/s.",
     ]
 
 

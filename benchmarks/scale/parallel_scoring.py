@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.scale.parallel_scoring
 
-All variants are timed alternately, with one thread for each process. The upper bound on this machine
-is the speed-up of two independent processes, each with half of the images. Writes
+All variants are timed alternately, with one thread for each process. The upper bound on this
+machine is the speed-up of two independent processes, each with half of the images. Writes
 ``parallel_scoring.json`` and ``parallel_scoring.md``.
 """
 

@@ -4,9 +4,9 @@
 
 Measures several allowed errors on 1000 synthetic characters and on scikit-learn's digits, and the
 growth of the work with the number of classes. The classifier of the characters is trained first, in
-under half an hour on two cores. It is kept in ``benchmarks/cache`` with its exhaustive scores, so an
-interrupted run continues. Writes ``early_stopping_errors.json``, ``early_stopping_errors.md`` and
-``docs/early-stopping-*.png``.
+under half an hour on two cores. It is kept in ``benchmarks/cache`` with its exhaustive scores, so
+an interrupted run continues. Writes ``early_stopping_errors.json``, ``early_stopping_errors.md``
+and ``docs/early-stopping-*.png``.
 """
 
 from pathlib import Path

@@ -3,10 +3,11 @@
     git worktree add /tmp/before REVISION
     python -m benchmarks.speed.training_steps --before /tmp/before
 
-Each variant is timed in a process of its own, alternately, on digits of 8 x 8 pixels and enlarged to
-28 x 28. A step trains on 64 images (16 tokens) or 20 images (49 tokens). Its time is the difference
-between fits of one and of five epochs, which excludes the tokenizer and other work done once. All
-variants use AdamW; the cost of Muon is in ``optimizers.md``. Writes ``training_steps.md``.
+Each variant is timed in a process of its own, alternately, on digits of 8 x 8 pixels and enlarged
+to 28 x 28. A step trains on 64 images (16 tokens) or 20 images (49 tokens). Its time is the
+difference between fits of one and of five epochs, which excludes the tokenizer and other work done
+once. All variants use AdamW; the cost of Muon is in ``optimizers.md``. Writes
+``training_steps.md``.
 """
 
 import os
