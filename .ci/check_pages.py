@@ -1,6 +1,6 @@
 """Check in a browser that no page is wider than the window, and that no image is missing.
 
-    python .ci/check_pages.py docs/_build/html report.html [--screenshots FOLDER]
+    python .ci/check_pages.py docs/_build/html report.html [--pictures FOLDER]
 
 Opens HTML files, also those in folders, in headless Chromium, in windows as wide as a desktop's and
 a phone's. Prints the faults and exits with status 1 if there are any, or with 2 if there is no
@@ -33,7 +33,7 @@ addEventListener("load", () => {
       faults.push(`is ${root.scrollWidth} pixels wide in a window of ${root.clientWidth}`);
     for (const image of page.images)
       if (!(image.complete && image.naturalWidth))
-        faults.push(`lacks the image ${(image.getAttribute("src") || "").slice(0, 80)}`);
+        faults.push(`lacks the picture ${(image.getAttribute("src") || "").slice(0, 80)}`);
     return faults;
   });
   document.getElementById("found").textContent = JSON.stringify(found);
@@ -80,7 +80,7 @@ def run_browser(folder, *args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="+", type=Path, help="HTML files or folders")
-    parser.add_argument("--screenshots", type=Path, help="folder for screenshots of the pages")
+    parser.add_argument("--pictures", type=Path, help="folder for screenshots of the pages")
     args = parser.parse_args()
     if browser() is None:
         print(f"No page was checked, because there is no browser: install {' or '.join(BROWSERS)}.")
@@ -98,9 +98,9 @@ def main():
                 n_faults += len(faults)
                 for fault in faults:
                     print(f"{page}: {device}: {fault}")
-                if args.screenshots is not None:
-                    args.screenshots.mkdir(parents=True, exist_ok=True)
-                    screenshot(page, width, args.screenshots / f"{page.stem}-{device}.png")
+                if args.pictures is not None:
+                    args.pictures.mkdir(parents=True, exist_ok=True)
+                    screenshot(page, width, args.pictures / f"{page.stem}-{device}.png")
     print(f"{len(pages)} pages checked, {n_faults} faults")
     return bool(n_faults)
 

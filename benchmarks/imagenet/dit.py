@@ -1,7 +1,7 @@
 """A diffusion classifier with published DiT weights, which compares predictions of latent noise.
 
-The networks are those of a `DiTPipeline` of diffusers. Each image has one noise for each step, which
-all classes share, and the worst classes are dropped after some steps.
+The networks are those of a `DiTPipeline` of diffusers. Each image has one noise for each step,
+which all classes share, and the worst classes are dropped after some steps.
 
 References
 ----------
@@ -31,7 +31,7 @@ def load_dit(args):
         from diffusers import DiTPipeline
     except ImportError as exc:
         raise SystemExit(
-            "--methods diffusion needs diffusers. Run: pip install -c constraints.txt '.[benchmarks]'"
+            "--methods diffusion needs diffusers: pip install -c constraints.txt '.[benchmarks]'"
         ) from exc
     # low_cpu_mem_usage=True would need accelerate
     pipe = DiTPipeline.from_pretrained(
