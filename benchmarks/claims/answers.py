@@ -188,17 +188,17 @@ def answers(results):
 
     k = results.table_orders()
     for task in results.tasks:
-        gain = f"accuracy with {k} orders minus that"
-        add("more orders", task, gains_of_orders(results, task), f"{gain} with one")
+        gain = f"accuracy with {k} orders minus accuracy"
+        add("more orders", task, gains_of_orders(results, task), f"{gain} with one order")
 
         ours, single = results.accuracy(task, OURS), one_order(results, task)
         name = max(single, key=lambda name: single[name].mean())
         judge = saturated if ours.mean() >= SATURATED else positive
-        add("one order", task, ours - single[name], f"{gain} of {name}", judge)
+        add("one order", task, ours - single[name], f"{gain} with {name}", judge)
 
         gap = ours - results.accuracy(task, DIFFUSION)
-        add("diffusion, accuracy", task, gap, "accuracy minus the diffusion classifier's")
-        meaning = "operations of the diffusion classifier over ours at equal accuracy"
+        add("diffusion, accuracy", task, gap, "accuracy minus that of the diffusion classifier")
+        meaning = "operations of the diffusion classifier divided by ours, at equal accuracy"
         ratios = np.log10(cost_ratios(results, task))
         add("diffusion, compute", task, ratios, meaning, much_cheaper, "times")
 
@@ -206,9 +206,6 @@ def answers(results):
             gap = results.accuracy(task, SHARED) - ours
             add("shared trunk, accuracy", task, gap, f"accuracy minus that of {OURS}", level)
             ratios = np.log10(cost_ratios(results, task, SHARED))
-            meaning = (
-                "operations of the diffusion classifier over the shared trunk's at equal accuracy"
-            )
             add("shared trunk, compute", task, ratios, meaning, much_cheaper, "times")
 
         rival = results.best(task, [n for n in results.contestants(task) if n in DISCRIMINATIVE])
@@ -222,7 +219,9 @@ def answers(results):
                 level,
             )
             gap = results.drops(task, rival) - results.drops(task, name)
-            meaning = f"share of accuracy lost by {rival} minus that lost by {DESCRIPTION[name]}"
+            meaning = (
+                f"share of the accuracy lost by {rival} minus that lost by {DESCRIPTION[name]}"
+            )
             add("shifts" + CLAIM_SUFFIX[name], task, gap, meaning)
     for kind in results.kinds:
         accuracies = {
@@ -232,7 +231,7 @@ def answers(results):
         }
         ours = {name: accuracies.pop(name) for name in (OURS, DEFAULTS) if name in accuracies}
         rival = max(accuracies, key=lambda name: accuracies[name].mean())
-        meaning = f"accuracy on conflicting images minus that of {rival}"
+        meaning = f"accuracy on images with the mark of another class minus that of {rival}"
         for name, accuracy in ours.items():
             add("shortcuts" + CLAIM_SUFFIX[name], kind, accuracy - accuracies[rival], meaning)
     return rows

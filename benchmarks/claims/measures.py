@@ -16,7 +16,7 @@ FAST_TIMESTEPS = 16  # under shift and for tuning, with elimination
 FAST_MASKS = 16
 STOPPED_ORDERS = (4, 8, 20)
 ELIMINATION_STEPS = (4, 8, 16, 32)
-EARLY_STOPPING, ELIMINATION = "early stopping", "elimination"
+EARLY_STOPPED, ELIMINATION = "early-stopped", "elimination"
 MIN_PROBA = 1e-12
 
 
@@ -96,7 +96,7 @@ def ar_points(clf, X, labels, ll, seconds):
         seconds, (joint, stats) = common.timed(clf.predict_joint_log_proba, X, return_stats=True)
         share = stats["evaluations"].mean() / stats["exhaustive_evaluations"]
         exhaustive = joint_log_proba(ll[:, :k], clf.class_log_prior_, AGGREGATIONS[0])
-        setting = {"orders": k, "search": EARLY_STOPPING, "evaluations": float(share)}
+        setting = {"orders": k, "search": EARLY_STOPPED, "evaluations": float(share)}
         setting["agrees"] = float((exhaustive.argmax(1) == joint.argmax(1)).mean())
         cost = stopped_flops(clf, k, share), seconds / len(X)
         points.append(point(joint, labels, *cost, **setting))

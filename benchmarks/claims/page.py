@@ -24,21 +24,21 @@ from .answers import (
     shortcut,
 )
 from .contestants import DISCRIMINATIVE, GENERATIVE
-from .measures import EARLY_STOPPING, ELIMINATION
+from .measures import EARLY_STOPPED, ELIMINATION
 from .shifts import SHIFTS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 CLAIMS = {
-    "more orders": "More orders are better",
-    "one order": "Averaging beats any single order",
+    "more orders": "More orders are more accurate",
+    "one order": "The average is more accurate than any single order",
     "diffusion, accuracy": "More accurate than a diffusion classifier",
-    "diffusion, compute": "Needs up to 25 times less compute than a diffusion classifier",
-    "shared trunk, accuracy": "A trunk shared by all classes is as accurate",
-    "shared trunk, compute": "A shared trunk needs up to 25 times less compute, too",
+    "diffusion, compute": "Up to 25 times less compute than diffusion",
+    "shared trunk, accuracy": "A shared trunk is as accurate as the published architecture",
+    "shared trunk, compute": "A shared trunk needs 25 times less compute than diffusion",
     "discriminative": "As accurate as strong discriminative models",
-    "discriminative, defaults": "As accurate as they are, with our defaults",
+    "discriminative, defaults": "As accurate as strong discriminative models, with our defaults",
     "shifts": "More robust to distribution shift",
     "shifts, defaults": "More robust to distribution shift, with our defaults",
     "shortcuts": "More robust to shortcuts",
@@ -46,15 +46,15 @@ CLAIMS = {
 }
 OTHERS = [name for name in (*GENERATIVE, *DISCRIMINATIVE) if name != DEFAULTS]
 COLOURS = {name: f"C{i}" for i, name in enumerate(OTHERS)} | {DEFAULTS: "black"}
-# Contestants whose accuracy grows with the compute of an image
+# Models whose accuracy depends on the number of orders, timesteps or masks
 STAGED = (OURS, DIFFUSION, MASKED, SHARED, DEFAULTS)
 STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 INTRO = Path(__file__).with_name("intro.md")
 PUBLISHED = """
-`python -m benchmarks.imagenet --data imagenet=FOLDER --data imagenet-a=FOLDER` evaluates published
-weights on folders of ImageNet, V2, A, R, Sketch, C and ObjectNet: the prior with 1 to 20 orders and
-in raster order, and a diffusion classifier with DiT weights, with the operations of each. It has
-not been run on these data sets, which are not available here.
+`python -m benchmarks.imagenet --data imagenet=FOLDER --data imagenet-a=FOLDER` runs the same
+comparison with published weights on ImageNet, V2, A, R, Sketch, C and ObjectNet folders. It scores
+with 1 to 20 orders, in raster order, and with a diffusion classifier on DiT weights, and counts the
+operations of each. It has not been run on the real data, which is not available here.
 """
 REMEDIES = Path(__file__).with_name("remedies.md")
 TUNING = common.RESULTS / "claims-tuning.json"
@@ -78,14 +78,14 @@ def page(record, results):
     about_run = (
         f"`python -m benchmarks.claims`, commit{'s' * many} {', '.join(about['commits'])}; "
         f"{about['machine']}; {about['core_hours']:.1f} core hours; {versions}. Seeds {seeds}; "
-        "± is the half-width of Student's 95 % interval over them." + about.get("note", "")
+        "± is half the width of Student's 95 % interval over the seeds."
     )
     return common.page(
         "Are the claims true?",
         INTRO.read_text(encoding="utf-8").strip(),
         about_run,
-        "## Answers",
-        sentences(results),
+        "## Results",
+        verdict_table(results),
         "## Accuracy and cost",
         accuracy_table(results),
         "![Accuracy against operations](claims-cost.png)",
@@ -110,24 +110,25 @@ def percent(values):
     return f"{100 * value:.1f}" + (f" ± {100 * half:.1f}" if len(values) > 1 else "")
 
 
-def sentences(results):
-    """Return a line for each claim with the verdict on each task."""
-    rows, lines = answers(results), []
-    for claim, title in CLAIMS.items():
-        verdicts = [verdict(row) for row in rows if row["claim"] == claim]
-        if verdicts:
-            lines.append(f"- **{title}.** {'; '.join(verdicts)}.")
-    return lines
+def verdict_table(results):
+    """Return a table with the verdict on each claim and task."""
+    found = answers(results)
+    rows = [
+        [title, row["task"], row["verdict"], estimate(row), row["meaning"]]
+        for claim, title in CLAIMS.items()
+        for row in found
+        if row["claim"] == claim
+    ]
+    return common.table(["claim", "task", "verdict", "estimate", "measured as"], rows)
 
 
-def verdict(row):
+def estimate(row):
+    """Return the estimate of a claim with its 95 % interval, as text."""
     value, half = row["value"], row["half"]
     if row["unit"] == "times":
         low, middle, high = (10**v for v in (value - half, value, value + half))
-        number = f"{middle:.3g} times ({low:.2g} to {high:.2g})"
-    else:
-        number = f"{100 * value:+.1f} ± {100 * half:.1f} points"
-    return f"{row['task']}: {row['verdict']}, {number} ({row['meaning']})"
+        return f"{middle:.3g} times ({low:.2g} to {high:.2g})"
+    return f"{100 * value:+.1f} ± {100 * half:.1f} points"
 
 
 def accuracy_table(results):
@@ -144,7 +145,7 @@ def accuracy_table(results):
             rows.append(cells)
             if name in (*ANY_ORDER, DIFFUSION):
                 rows.append(fast_search_row(results, task, name, setting))
-    heads = ["task", "contestant", "accuracy, %", "NLL", "ECE, %", "NLL, tempered"]
+    heads = ["task", "model", "accuracy, %", "NLL", "ECE, %", "NLL, tempered"]
     heads += ["ECE, tempered, %", "MFLOP per image", "ms per image", "training, s"]
     return common.table(heads, rows)
 
@@ -170,7 +171,7 @@ def calibration(results, task, name, setting):
 
 def fast_search_row(results, task, name, setting):
     """Return the row of the same contestant with early stopping or elimination."""
-    search, key = (ELIMINATION, "steps") if name == DIFFUSION else (EARLY_STOPPING, "orders")
+    search, key = (ELIMINATION, "steps") if name == DIFFUSION else (EARLY_STOPPED, "orders")
     points = results.standard(task, name)[0]["points"]
     counts = [p[key] for p in points if p.get("search") == search]
     setting = {key: min(setting[key], max(counts)), "search": search}
@@ -200,12 +201,12 @@ def orders_table(results):
         cells = [percent([summary(r["random"]) for r in orders[task]]) for task in results.tasks]
         rows.append([f"one random order, {name}", *cells])
     cells = [percent([row["disagreement"] for row in orders[task]]) for task in results.tasks]
-    rows.append(["two random orders disagree", *cells])
+    rows.append(["images on which two random orders disagree", *cells])
     return common.table(["accuracy, %", *results.tasks], rows)
 
 
 def shift_table(results):
-    heads = ["share of accuracy lost, %", "contestant", *SHIFTS, "mean"]
+    heads = ["accuracy lost, % of the unshifted accuracy", "model", *SHIFTS, "mean"]
     rows = []
     for task in results.tasks:
         for name in results.contestants(task):
@@ -230,14 +231,14 @@ def shortcut_table(results):
         for kind in results.kinds
         for name in names
     ]
-    heads = ["digits with a mark", "contestant", "accuracy, mark as in training, %"]
+    heads = ["shortcut on digits", "model", "accuracy, mark as in training, %"]
     return common.table(
-        [*heads, "mark at random, %", "mark of another class, %", "fooled, %"], rows
+        [*heads, "mark at random, %", "mark of another class, %", "misled, %"], rows
     )
 
 
 def remedies(results):
-    """Return the section about remedies for weaknesses of our classifier, if any were tried."""
+    """Return the section on changes of our method, or nothing if none were run."""
     rows = results.find("remedy")
     if not rows:
         return []
@@ -252,8 +253,10 @@ def remedies(results):
             cells = [percent([run[key] for run in runs]) for key in ("accuracy", "single")]
             cells.append("" if kind else percent([run["drop"] for run in runs]))
             data = f"{task}, {kind}" if kind else task
-            table.append([data, variant, setting, *cells, f"{seconds:.0f}"])
-    heads = ["task", "training", "prediction", "accuracy, %", "one order, %", "lost to shifts, %"]
+            training = "unchanged" if variant == "as chosen" else variant
+            table.append([data, training, setting, *cells, f"{seconds:.0f}"])
+    heads = ["task", "change of training", "change of scoring", "accuracy, %", "one order, %"]
+    heads += ["lost by shifts, %"]
     return [
         "## Remedies",
         REMEDIES.read_text(encoding="utf-8").strip(),
@@ -277,7 +280,7 @@ def settings_table(results):
         cells += [f"{bold}{100 * row['accuracy']:.1f}{bold}", f"{row['fit_seconds']:.0f}"]
         rows.append(cells)
     return common.table(
-        ["task", "contestant", "parameters", "held-out accuracy, %", "training, s"], rows
+        ["task", "model", "parameters", "held-out accuracy, %", "training, s"], rows
     )
 
 

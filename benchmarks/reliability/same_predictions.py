@@ -213,7 +213,7 @@ def main(argv=None):
         f"{args.epochs}`; {common.machine()}, torch {torch.__version__}. Largest differences from "
         "a prediction of all samples at once, with one thread, in one process. "
         f"{N_TEST} samples of each data set, shared trunk and published architecture, exhaustive "
-        "search and early stopping, 8 orders, float32. The columns are the difference of "
+        "and early-stopped scoring, 8 orders, float32. The columns are the difference of "
         "log p(x, y) in nats, the same relative to its size, and the difference of p(y | x).",
         common.table(["setting", "nats", "relative", "probability"], rows),
     )

@@ -44,7 +44,7 @@ FILE_BYTES = 110_000  # mean size of an image of ImageNet
 # workers, and their slowdown
 LIFETIME, RESTART, SLOW_SHARE, SLOWDOWN = 10.0, 120.0, 0.02, 3.0
 CHUNKS = (16, 64, 256, 1024)
-STOPPED = {name: f"scoring, {name}, early stopping" for name in common.ARCHITECTURES}
+STOPPED = {name: f"scoring, {name}, early-stopped" for name in common.ARCHITECTURES}
 
 
 def median_seconds(function, repeats, *args):
@@ -57,9 +57,7 @@ def measure_cpu(n_images, repeats):
     steps = {
         "tokenizing": lambda: common.codes_of(clf, X),
         "scoring, exhaustive": lambda: one_process(clf.set_params(search="exhaustive"), X),
-        "scoring, early stopping": lambda: one_process(
-            clf.set_params(**common.early_stopping()), X
-        ),
+        "scoring, early-stopped": lambda: one_process(clf.set_params(**common.early_stopping()), X),
     }
     seconds = {name: median_seconds(step, repeats) / n_images for name, step in steps.items()}
     seconds["training, per epoch"] = epoch_seconds(X, repeats)
@@ -118,7 +116,7 @@ def early_stopping_shares():
     rows = common.read_json(common.RESULTS / "many_classes.json")["rows"]
     (passes,) = [
         r["passes"] for r in rows
-        if (r["prior"], r["search"]) == (common.SHARED, "early stopping")
+        if (r["prior"], r["search"]) == (common.SHARED, "early-stopped")
     ]  # fmt: skip
     return 1 / fewer, passes / N_ORDERS
 
@@ -248,7 +246,7 @@ def projected_section(record):
     blocks = [
         "## Counted and projected: the shape of RandAR-L",
         f"{large['weights'] / 1e6:.0f} M weights, 256 tokens, {N_ORDERS} orders, {N_CLASSES} "
-        "classes. Operations are counted. Early stopping is assumed to read as much as with small "
+        "classes. Operations are counted. Early-stopped scoring is assumed to read as much as with small "
         f"priors: 1/{1 / large['tokens_read']:.0f} of the tokens with the {common.PUBLISHED} (1000 "
         f"synthetic characters), {large['orders_read']:.0%} of the orders with a {common.SHARED} "
         "(300 characters). **Projected, not run**: GPUs that reach "
@@ -279,7 +277,7 @@ def projected_section(record):
     return [
         *blocks,
         common.table(["", "per image", *IMAGES], rows),
-        f"With early stopping, one such GPU would score {1 / trunk:.0f} images per second with a "
+        f"Early-stopped, one such GPU would score {1 / trunk:.0f} images per second with a "
         f"{common.SHARED} and {1 / published:.1f} with the {common.PUBLISHED}. Decoding their "
         f"files would keep {decode / trunk:.1f} and {decode / published:.2f} of these processors "
         f"busy, and reading them takes {volume(FILE_BYTES / trunk)}/s and "
@@ -303,7 +301,7 @@ def simulated_section(record):
     heads = ["workers", "images per chunk", "ideal", "all alike", "some slow", "and some die"]
     return [
         "## Simulated: scheduling",
-        f"1 M images of {1e3 * published:.0f} ms each ({common.PUBLISHED}, early stopping). The "
+        f"1 M images of {1e3 * published:.0f} ms each ({common.PUBLISHED}, early-stopped). The "
         f"client assigns one chunk after the other, in {1e3 * record['overhead']:.1f} ms each. "
         f"Slow: {SLOW_SHARE:.0%} of the workers take {SLOWDOWN:.0f} times as long. Dying: a worker "
         f"dies after {LIFETIME:.0f} h on average, its chunk is lost, and another worker replaces "

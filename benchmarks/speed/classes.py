@@ -3,8 +3,8 @@
     python -m benchmarks.speed.classes [--large]
 
 The priors have random weights: small ones with two codebooks and, with ``--large``, one of
-RandAR-L's shape in bfloat16. The images are sampled from the priors, so that early stopping meets
-classes that differ. Each time is the best of several runs. Writes ``classes.json``, ``classes.md``
+RandAR-L's shape in bfloat16. The images are sampled from the priors, so that early-stopped scoring
+meets classes that differ. Each time is the best of several runs. Writes ``classes.json``, ``classes.md``
 and ``docs/classes.png``.
 """
 
@@ -58,7 +58,7 @@ def best_seconds(function, *args, **kwargs):
 
 
 def measure_small(vocab_size, counts):
-    """Measure seconds and operations per image, exhaustive and with early stopping."""
+    """Measure seconds and operations per image, exhaustive and early-stopped."""
     rows = []
     for name, kind in PRIORS.items():
         prior = random_prior(kind, vocab_size, (4, 4), max(counts), common.SMALL_PRIOR)
@@ -108,7 +108,7 @@ def ratio_table(rows):
         for cost, key, base in (
             ("operations", "flops", "flops"),
             ("seconds", "seconds", "seconds"),
-            ("seconds, early stopping", "stopped_seconds", "seconds"),
+            ("seconds, early-stopped", "stopped_seconds", "seconds"),
         ):
             cells = [f"{row[key] / curve[0][base]:.3g}" for row in curve]
             lines.append([f"{vocab_size} codes, {name}, {cost}", *cells])
@@ -119,7 +119,7 @@ def page(record, command):
     stopped = [r["stopped_orders"] for r in record["small"] if r["prior"] == common.SHARED]
     blocks = [
         ratio_table(record["small"]),
-        f"With early stopping, the shared trunk reads {min(stopped):.2f} to {max(stopped):.2f} of "
+        f"With early-stopped scoring, the shared trunk reads {min(stopped):.2f} to {max(stopped):.2f} of "
         "the orders." + record.get("note", ""),
     ]
     if "large" in record:
@@ -155,7 +155,7 @@ def plot(rows, file):
         x, one = [row["classes"] for row in curve], curve[0]["seconds"]
         ax.plot(x, [r["seconds"] / one for r in curve], f"{colour}o-", label=name)
         stopped = [r["stopped_seconds"] / one for r in curve]
-        ax.plot(x, stopped, f"{colour}s--", label=f"{name}, early stopping")
+        ax.plot(x, stopped, f"{colour}s--", label=f"{name}, early-stopped")
         ax.set(xscale="log", yscale="log", xlabel="classes", title=f"{vocab_size} codes")
     for ax in axes[0]:
         ax.axhline(1, color="grey", linewidth=1)

@@ -45,7 +45,7 @@ def page(device, runs):
         heads += ["all orders, ms", "same class"]
         blocks.append(common.table(heads, run["rows"]))
     about = (
-        f"`{command}`. Milliseconds per image, for {N_TEST} images: with early stopping "
+        f"`{command}`. Milliseconds per image, for {N_TEST} images: early-stopped "
         '(`search="auto"`, the default) and with all 20 orders. The last column is the share of '
         "images for which both predict the same class."
     )

@@ -1,4 +1,4 @@
-"""Early stopping against exhaustive scoring: work saved and classes that differ.
+"""Early-stopped against exhaustive scoring: work saved and classes that differ.
 
     python -m benchmarks.speed.early_stopping_errors
 
@@ -152,7 +152,7 @@ def page(record):
         for r in many["classes"]
     ]  # fmt: skip
     return common.page(
-        "Errors of early stopping",
+        "Early-stopped against exhaustive scoring",
         f"`python -m benchmarks.speed.early_stopping_errors`; {record['machine']}. Published "
         "architecture, 20 orders." + record.get("note", ""),
         f"1000 synthetic characters, 36 tokens, {many['n_images']} test images. Training the prior "
@@ -164,8 +164,8 @@ def page(record):
         error_table(digits),
         "The first characters only, allowed error 0.001, at most 100 images:",
         common.table(
-            ["classes", "token evaluations per image, exhaustive", "early stopping",
-             "s per image, early stopping"],
+            ["classes", "token evaluations per image, exhaustive", "early-stopped",
+             "s per image, early-stopped"],
             rows,
         ),
     )  # fmt: skip
@@ -186,7 +186,7 @@ def plot(record, folder):
     rows = record["characters"]["classes"]
     classes = [row["n_classes"] for row in rows]
     axes.loglog(classes, [row["exhaustive"] for row in rows], "o-", label="exhaustive")
-    axes.loglog(classes, [row["evaluations"] for row in rows], "s-", label="early stopping")
+    axes.loglog(classes, [row["evaluations"] for row in rows], "s-", label="early-stopped")
     axes.set_xlabel("classes")
     axes.set_ylabel("token evaluations per image")
     save(figure, axes, folder / "early-stopping-classes.png")

@@ -3,8 +3,8 @@
     python -m benchmarks.speed.many_classes
 
 Both priors train on the same synthetic characters for the same number of steps and are kept in
-``benchmarks/cache``. The published architecture is scored with early stopping only, because
-exhaustive scoring takes too long. Writes ``many_classes.json`` and ``many_classes.md``.
+``benchmarks/cache``. The published architecture is only scored with early stopping, because exhaustive
+scoring takes too long. Writes ``many_classes.json`` and ``many_classes.md``.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def evaluate(clf, X, y, search, **params):
 
 def measure(args):
     X, y = draw_test_images(args.classes, args.images)
-    searches = {"exhaustive": {"search": "exhaustive"}, "early stopping": common.early_stopping()}
+    searches = {"exhaustive": {"search": "exhaustive"}, "early-stopped": common.early_stopping()}
     rows = []
     for name, architecture in common.ARCHITECTURES.items():
         folder = args.cache / f"many-{args.classes}-{args.epochs}-{architecture}"
@@ -45,7 +45,7 @@ def measure(args):
             row, predicted[search] = evaluate(clf, X, y, search, **params)
             rows.append(row | about)
         if len(predicted) == 2:
-            same = predicted["exhaustive"] == predicted["early stopping"]
+            same = predicted["exhaustive"] == predicted["early-stopped"]
             rows[-1]["agreement"] = float(same.mean())
         print(*rows[-len(predicted) :], sep="\n", flush=True)
     return {
@@ -74,7 +74,7 @@ def page(record, command):
         f"{record['images']} test images, 36 tokens, 20 orders. Transformer passes are counted per "
         "image, over all orders and classes." + record.get("note", ""),
         common.table(heads, rows),
-        "With the shared trunk, early stopping found the class of exhaustive search for "
+        "With the shared trunk, early-stopped scoring found the class of exhaustive scoring for "
         f"{100 * record['rows'][-1]['agreement']:.1f} % of the images. Its operations include the "
         "heads of all classes in every order it read, also of dropped classes.",
     )

@@ -12,22 +12,21 @@ COLUMNS = {
     "ms": ("Predict, ms", 1, 2),
 }
 INTRO = """
-The classifier of this library with default parameters, on tasks that need no download. It is
-compared with scikit-learn's classifiers, also with default parameters unless the table shows
-others, and with the small ResNet of [the claims](claims.md), trained on 16 views of each image.
-Nothing was tuned on the test data.
+This page compares `AnyOrderARClassifier` with other classifiers, all with default parameters, and
+with the small ResNet of [the test of the claims](claims.md), trained on 16 views per image. The
+tasks need no download unless a package is named. Nothing was tuned on these test data.
 
-`python -m benchmarks.quality.tasks`; {machine}, one thread for each job. Accuracy is the mean over
-the seeds with its standard deviation; a seed determines the split, the images and the weights.
-*Fit* is the CPU time of one `fit`, *predict* that of `predict` per image or row, in batches. *Nats*
-are the mean negative log-probability of the true class. *ECE* is the expected calibration error in
-15 bins. A dash marks classifiers without probabilities.
+`python -m benchmarks.quality.tasks`; {machine}, one thread per job. Numbers are means over the
+seeds, which draw the split, the images and the weights. *Accuracy* has its standard deviation.
+*Nats* is the mean negative log-probability of the true class. *ECE* is the expected calibration
+error with 15 bins. A dash means that a classifier has no probabilities. *Fit* is the CPU time of
+one `fit`. *Predict* is the CPU time of `predict` per image or row, in batches.
 """
 ABOUT = {
     "digits": "scikit-learn's handwritten digits, 8 x 8",
     "glyphs": "ten letters in many fonts and colours, 32 x 32",
-    "textures": "patches of 16 x 16 from two photographs, to be assigned to twelve areas; the test "
-    "patches come from stripes that no training patch shows",
+    "textures": "patches of two photographs, 16 x 16; the class is the area that a patch is from, "
+    "and test patches come from stripes that training does not show",
     "characters": "100 synthetic characters with 20 images each, 32 x 32",
     "animals": "silhouettes of ten animals, 28 x 28 (package `animal-mnist`)",
     "iris": "a table",
@@ -35,10 +34,11 @@ ABOUT = {
     "breast cancer": "a table",
     "digits as a table": "the digits as 64 columns, not as images",
 }
+# Why probabilities are less well calibrated on a task
 NOTES = {
-    "textures": "Training patches overlap each other and also the held-out ones, of which 88.6 % "
-    "are right ([views and the posterior](benchmarks.md#views-and-the-posterior)). A temperature "
-    "that calibrates the held-out patches is therefore too low for patches from other stripes.",
+    "textures": "Patches that are held out in training overlap with training patches. Of those, "
+    "88.6 % are correct ([views and the posterior](benchmarks.md#views-and-the-posterior)). A "
+    "temperature that is fitted on them is therefore too low for patches from other stripes.",
 }
 
 
@@ -65,27 +65,27 @@ def task_table(rows):
 
 
 def defaults(rows):
-    """Return a sentence about the values that the default parameters were resolved to."""
+    """Return a sentence with the values that the defaults chose."""
     choices = [row["chosen"] for row in rows if "chosen" in row]
     text = {}
     for key in choices[0]:
         values = sorted({choice[key] for choice in choices})
         text[key] = " or ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
     return (
-        f"Chosen by default: {text['tokens']} tokens of {text['codes']} codes, a prior of "
-        f"{text['layers']} layers of width {text['width']}, {text['epochs']} epochs, temperature "
+        f"The defaults chose {text['tokens']} tokens, {text['codes']} codes, {text['layers']} "
+        f"layers of width {text['width']} and {text['epochs']} epochs. The temperature is "
         f"{text['temperature']}."
     )
 
 
 def chance(rows):
-    """Return a sentence about the calibration error that is due to chance, if it was measured."""
+    """Return a sentence with the ECE of a perfectly calibrated classifier, if it is known."""
     known = [row["chance_ece"] for row in rows if "chance_ece" in row and "chosen" in row]
     if not known:
         return ""
     return (
-        f"An ECE of {100 * np.mean(known):.1f} % is due to chance: it results for "
-        "`AnyOrderARClassifier()` if labels are drawn from its own probabilities."
+        "Perfectly calibrated probabilities of `AnyOrderARClassifier()` would have an ECE of "
+        f"{100 * np.mean(known):.1f} % on this test set."
     )
 
 
@@ -97,7 +97,7 @@ def page(results):
         first = ABOUT[name][0].upper() + ABOUT[name][1:]
         blocks += [
             f"## {name.capitalize()}",
-            f"{first}; {rows[0]['n']} for training, {rows[0]['n_test']} for testing.",
+            f"{first}; {rows[0]['n']} training and {rows[0]['n_test']} test samples.",
             task_table(rows),
             defaults(rows),
             chance(rows),
