@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -100,24 +101,29 @@ def training_tokens_on_ranks(
     return kept(iter(parts), (len(batch), *parts[0].shape[1:]), tokenizer.n_codes_)
 
 
-def get_or_compute_on_ranks(store: ResultCache, key: str, function: Callable[[], T]) -> T:
-    """As :meth:`Store.recall`; the main process reads and writes, the function is called by all."""
-    if world_size() == 1:
-        result: T = store.recall(key, function)
-        return result
-    path = store.path(key)
-    with ExitStack() as locked:
+def get_or_compute_on_ranks(
+    cache: ResultCache, key: str, function: Callable[[], tuple[T, bool]]
+) -> T:
+    """Return a cached result, or compute it on all ranks and cache it on the main one.
 
-        def look() -> tuple[T] | None:
-            locked.enter_context(store.lock(path.name))
-            return store.read(path)
-
-        if (known := run_on_main(look)) is not None:
-            return known[0]
-        result = function()
-        if is_main() and store.writable:
-            store.write(path, result)
+    `function` returns the result and whether it may be cached.
+    """
+    path = cache.path(key)
+    with ExitStack() as stack:
+        cached = run_on_main(partial(lock_and_read, cache, path, stack))
+        if cached is not None:
+            known: T = cached[0]
+            return known
+        result, may_be_cached = function()
+        if may_be_cached and is_main() and cache.writable:
+            cache.write(path, result)
     return result
+
+
+def lock_and_read(cache: ResultCache, path: Path, stack: ExitStack) -> tuple[Any] | None:
+    """Lock an entry of the cache until the stack closes, and read it if it exists."""
+    stack.enter_context(cache.lock(path.name))
+    return cache.read(path)
 
 
 def score_batches_on_ranks(

@@ -8,6 +8,7 @@ second token only. Steps alternate between odd and even tokens.
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -179,3 +180,10 @@ def distribute(loss: TrainingLoss) -> nn.Module:
         return DistributedDataParallel(
             loss, process_group=group, broadcast_buffers=False, gradient_as_bucket_view=True
         )
+
+
+def average_over_ranks(loss: nn.Module, enabled: bool) -> AbstractContextManager[None]:
+    """Return a context in which backward passes average gradients over ranks, if enabled."""
+    if enabled or not isinstance(loss, DistributedDataParallel):
+        return nullcontext()
+    return loss.no_sync()
