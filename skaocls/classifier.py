@@ -410,7 +410,7 @@ default="mean_log_likelihood"
         "max_iter": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "learning_rate_init": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "finetune": [StrOptions(set(FINETUNE_MODES))],
+        "finetune": [StrOptions(set(FINETUNE_MODES)), FineTuning],
         "lora_rank": [Interval(Integral, 1, None, closed="left")],
         "lora_alpha": [Interval(Real, 0, None, closed="neither")],
         "finetune_dropout": [Interval(Real, 0, 1, closed="left"), StrOptions({"auto"})],
@@ -1339,13 +1339,14 @@ default="mean_log_likelihood"
         params = {
             f.name: getattr(self, f.name) for f in fields(TrainingConfig) if hasattr(self, f.name)
         }
-        params["finetune"] = FineTuning(
-            self.finetune,
-            lora_rank=self.lora_rank,
-            lora_alpha=self.lora_alpha,
-            dropout=self.finetune_dropout,
-            new_classes=self.new_classes,
-        )
+        if not isinstance(self.finetune, FineTuning):
+            params["finetune"] = FineTuning(
+                self.finetune,
+                lora_rank=self.lora_rank,
+                lora_alpha=self.lora_alpha,
+                dropout=self.finetune_dropout,
+                new_classes=self.new_classes,
+            )
         return TrainingConfig(
             **params,
             **new_prior_sizes(self.prior),

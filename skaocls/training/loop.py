@@ -172,9 +172,9 @@ class Trainer:
         self.labels = torch.as_tensor(labels)
         self.weights = None if sample_weight is None else torch.as_tensor(sample_weight).float()
         self.orders = None if config.orders is None else torch.as_tensor(config.orders)
-        n, self.n_views, self.n_tokens = codes.shape
-        self.batch_size = min(config.batch_size, n)
-        self.n_steps = n // self.batch_size  # per epoch
+        self.n_views, self.n_tokens = codes.shape[1:]
+        self.batch_size = min(config.batch_size, len(labels))
+        self.n_steps = len(labels) // self.batch_size  # per epoch
         self.class_dropout = 0.0 if config.keep_null_class else CLASS_DROPOUT
         self.uses_posterior = config.posterior_weight > 0 and prior.num_classes > 1
         n_rivals = number_of_rivals(prior.num_classes) if self.uses_posterior else 0

@@ -52,7 +52,7 @@ class Muon(torch.optim.AdamW):
         all_groups = self.param_groups
         self.param_groups = [group for group in all_groups if "muon" not in group]
         try:
-            loss = super().step(closure)
+            loss: float | None = super().step(closure)
         finally:
             self.param_groups = all_groups
         for group in all_groups:
@@ -102,7 +102,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     for _ in range(NEWTON_SCHULZ_ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    result: Tensor = x.mT if tall else x
+    return result
 
 
 def make_optimizer(
