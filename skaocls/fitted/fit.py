@@ -13,7 +13,7 @@ from skaocls.devices import own_torch_state, resolve_device
 from skaocls.distributed import check_same_on_ranks, is_main, world_size
 from skaocls.fitted.initialization import initial_prior, start_finetuning
 from skaocls.fitted.model import FittedModel
-from skaocls.fitted.result_cache import ResultCache, content_hash, data_hash, prior_weights
+from skaocls.fitted.result_cache import ResultCache, content_hash, prior_weights
 from skaocls.fitted.together import (
     fit_tokenizer_on_ranks,
     get_or_compute_on_ranks,
@@ -132,7 +132,7 @@ def fit_model(
             "tokenizer": tokenizer,
             "prior": None if pretrained is None else prior_weights(pretrained),
             "random_state": seed if seeded else None,
-            "X": (data_hash(batch.data), reader.declared_shape, reader.decoding),
+            "X": batch.content_hash(),
             "y": columns,
             "sample_weight": weights,
             "classes": classes,
