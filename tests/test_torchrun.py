@@ -94,7 +94,7 @@ def test_only_the_main_rank_prints_and_warns(run, folder):
 def test_errors_are_raised_on_all_ranks(run, folder):
     first, second = messages_of_ranks(folder)
     assert first[0] == second[0]
-    assert " different y" in first[0]
+    assert "The processes have different y." in first[0]
     for messages in (first, second):
         assert "3.png" in messages[1]
 
@@ -110,8 +110,7 @@ def test_a_killed_rank_and_resuming_with_another_number_of_ranks(folder, monkeyp
     uninterrupted = ranks.fit("weighted", ranks.make(verbose=0))
     run = torchrun("kill_one_rank", folder)
     assert run.returncode != 0
-    assert "process 0 of 2" in run.stderr
-    assert "from the last checkpoint in checkpoint_dir=" in run.stderr
+    assert "SIGKILL" in run.stderr
     shutil.copytree(folder / "two", folder / "copied")
 
     class Killed(Exception):

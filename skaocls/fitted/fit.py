@@ -13,13 +13,10 @@ from skaocls.devices import own_torch_state, resolve_device
 from skaocls.distributed import check_same_on_ranks, is_main, world_size
 from skaocls.fitted.initialization import initial_prior, start_finetuning
 from skaocls.fitted.model import FittedModel
-from skaocls.fitted.result_cache import ResultCache, content_hash, prior_weights
-from skaocls.fitted.together import (
-    fit_tokenizer_on_ranks,
-    get_or_compute_on_ranks,
-    training_tokens_on_ranks,
-)
+from skaocls.fitted.result_cache import ResultCache, prior_weights
+from skaocls.fitted.together import fit_tokenizer_on_ranks, training_tokens_on_ranks
 from skaocls.fitted.tokenization import has_views
+from skaocls.hashing import hash_object
 from skaocls.images.batch import Batch
 from skaocls.images.lazy import first_views, in_memory, rows_of
 from skaocls.priors.interface import Prior
@@ -78,6 +75,10 @@ class Training(NamedTuple):
     model_fields: dict[str, Any]
     history: History
     held_out: HeldOut | None
+
+    def is_complete(self) -> bool:
+        """Return whether the training was not interrupted, so that it may be cached."""
+        return not self.history.interrupted
 
 
 @own_torch_state(grad=True)
@@ -138,7 +139,7 @@ def fit_model(
             "classes": classes,
             "version of skaocls": __version__,
         }
-        fingerprint = {name: content_hash(value) for name, value in inputs.items()}
+        fingerprint = {name: hash_object(value) for name, value in inputs.items()}
     call = FitCall(
         batch,
         Samples(None, columns, weights),
@@ -151,10 +152,10 @@ def fit_model(
         fingerprint,
     )
     if cache is None:
-        training, _ = call.run()
+        training = call.run()
     else:
-        key = content_hash("fit", fingerprint)
-        training = get_or_compute_on_ranks(cache, key, call.run)
+        key = hash_object("fit", fingerprint)
+        training = cache.get_or_compute(key, call.run, keep=Training.is_complete)
     count = np.bincount(columns, weights, minlength=len(classes))
     model = FittedModel(reader=reader, classes=classes, class_count=count, **training.model_fields)
     return FitResult(model, [training.history], training.held_out, call.checkpoints)
@@ -175,14 +176,13 @@ class FitCall:
     fingerprint: dict[str, str]
     checkpoints: Checkpoints | None = field(default=None, init=False)
 
-    def run(self) -> tuple[Training, bool]:
-        """Train, and return the result and whether it may be cached."""
+    def run(self) -> Training:
+        """Train, and keep the checkpoints for the caller if the training is complete."""
         with checkpoints_in(self.checkpoint_dir, self.fingerprint, self.seed) as checkpoints:
             seed = self.seed if checkpoints is None else checkpoints.seed
             training = self.train(np.random.RandomState(seed), checkpoints)
-        complete = not training.history.interrupted
-        self.checkpoints = checkpoints if complete else None
-        return training, complete
+        self.checkpoints = checkpoints if training.is_complete() else None
+        return training
 
     def train(self, rng: np.random.RandomState, checkpoints: Checkpoints | None) -> Training:
         """Fit the tokenizer, tokenize, and train the prior."""
@@ -385,7 +385,7 @@ def config_for(
     """
     if world_size() > 1:
         values = config.identity() | {"y": y, "sample_weight": weights}
-        check_same_on_ranks({name: content_hash(value) for name, value in values.items()})
+        check_same_on_ranks({name: hash_object(value) for name, value in values.items()})
     verbose = config.verbose if is_main() else 0
     return replace(config, tabular=batch.reader.tabular, verbose=verbose)
 

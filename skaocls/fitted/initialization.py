@@ -39,7 +39,7 @@ ARCHITECTURES: dict[str, type[SharedTrunkPrior] | type[AnyOrderPrior]] = {
 FINETUNING_DROPOUT = 0.1  # rate of the published recipe (arXiv 2412.01827, appendix)
 
 # Sizes of new priors. In the same time, many steps of a small prior reach a better accuracy than
-# few steps of a large one (benchmarks/digits.py for images, benchmarks/tables.py for tables).
+# few steps of a large one (benchmarks/quality/digits.py, benchmarks/quality/tables.py).
 SMALL_SIZES = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
 DEFAULT_SIZES = {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
 MIN_TOKENS = 8  # below which a prior is small

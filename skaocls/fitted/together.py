@@ -1,9 +1,7 @@
 """What processes do together before and after training: tokens, results kept, predictions."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +19,6 @@ from skaocls.distributed import (
 )
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.prediction import at_once, score_batches
-from skaocls.fitted.result_cache import ResultCache
 from skaocls.fitted.tokenization import (
     drawn,
     encoded_at_once,
@@ -99,31 +96,6 @@ def training_tokens_on_ranks(
     parts = [codes for codes in map_ranks(make) if codes is not None]
     skip(len(batch) - part.stop)
     return kept(iter(parts), (len(batch), *parts[0].shape[1:]), tokenizer.n_codes_)
-
-
-def get_or_compute_on_ranks(
-    cache: ResultCache, key: str, function: Callable[[], tuple[T, bool]]
-) -> T:
-    """Return a cached result, or compute it on all ranks and cache it on the main one.
-
-    `function` returns the result and whether it may be cached.
-    """
-    path = cache.path(key)
-    with ExitStack() as stack:
-        cached = run_on_main(partial(lock_and_read, cache, path, stack))
-        if cached is not None:
-            known: T = cached[0]
-            return known
-        result, may_be_cached = function()
-        if may_be_cached and is_main() and cache.writable:
-            cache.write(path, result)
-    return result
-
-
-def lock_and_read(cache: ResultCache, path: Path, stack: ExitStack) -> tuple[Any] | None:
-    """Lock an entry of the cache until the stack closes, and read it if it exists."""
-    stack.enter_context(cache.lock(path.name))
-    return cache.read(path)
 
 
 def score_batches_on_ranks(

@@ -7,32 +7,33 @@ from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.training.loss import POSTERIOR_STRIDE, number_of_rivals
 
 # Epochs. The budget takes about a minute on two cores for up to 1000 images and grows less than
-# linearly, to eight minutes for 10,000 (benchmarks/waiting.py). Tables need fewer epochs because
-# they have no augmented views and overfit sooner (benchmarks/tables.py).
+# linearly, to eight minutes for 10,000 (benchmarks/speed/waiting.py). Tables need fewer epochs,
+# because they have no augmented views and overfit sooner (benchmarks/quality/tables.py).
 MAX_EPOCHS, MAX_EPOCHS_OF_TABLES, MIN_EPOCHS = 120, 30, 10
 BUDGET_OPERATIONS, BUDGET_IMAGES, BUDGET_EXPONENT = 3.3e12, 1000, 0.9
-# Time of one rival class in the class head, relative to its matrix products (benchmarks/steps.py).
+# Time of one rival class in the class head, relative to its matrix products
+# (benchmarks/speed/steps.py).
 RIVAL_OVERHEAD = 3.5
 
 # Batch size. With many tokens per image, batches of about 1024 tokens need a quarter of the epochs
-# that batches of 64 images need (benchmarks/waiting.py). The gradients of much smaller batches are
-# noisy.
+# that batches of 64 images need (benchmarks/speed/waiting.py). The gradients of much smaller
+# batches are noisy.
 BATCH_TOKENS = 1024
 MIN_BATCH, MAX_BATCH = 16, 64
 MIN_STEPS_PER_EPOCH, MIN_STEPS_PER_EPOCH_OF_TABLES = 8, 32
 
 # Learning rates. The rate of a new prior is 0.4 / dim, the published 4e-4 at the published width of
-# 1024 (chosen for small priors by benchmarks/digits.py). Fine-tuning multiplies it by a factor
-# (benchmarks/finetuning.py).
+# 1024 (benchmarks/quality/digits.py for small priors). Fine-tuning multiplies it by a factor
+# (benchmarks/quality/finetuning.py).
 RATE_TIMES_DIM = 0.4
 FINETUNING_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
 
 # Muon trains priors for fewer than 50 epochs. AdamW is at least as good in longer trainings
-# (benchmarks/optimizers.py, benchmarks/tables.py).
+# (benchmarks/quality/optimizers.py, benchmarks/quality/tables.py).
 MUON_MAX_EPOCHS = 50
 
-# Weight of the posterior in the loss (benchmarks/posterior.py). It falls in proportion to the
-# number of tokens below 48, because the likelihood of fewer tokens is fewer nats.
+# Weight of the posterior in the loss (benchmarks/quality/posterior.py). Below 48 tokens it falls in
+# proportion to their number, because the likelihood of fewer tokens is fewer nats.
 POSTERIOR_WEIGHT, FULL_WEIGHT_TOKENS = 5.0, 48
 POSTERIOR_WEIGHT_PER_COLUMN = 1 / 30  # of a table
 

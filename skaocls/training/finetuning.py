@@ -9,7 +9,7 @@ from skaocls.priors.interface import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 
-# Search for the old classes that are nearest to a new one (benchmarks/finetuning.py)
+# Search for the old classes that are nearest to a new one (benchmarks/quality/finetuning.py)
 PROBE_IMAGES = 8  # images of each new class
 PROBE_ORDERS = 2
 N_NEAREST = 3  # old classes whose vectors are averaged

@@ -44,7 +44,7 @@ CLASS_DROPOUT = 0.1  # probability that the null class replaces a label
 CLIP_NORM = 1.0
 WARMUP_SHARE = 0.05  # of all steps
 FINAL_RATE = 0.05  # relative to the peak learning rate
-# Decay of the running average of the weights, which is kept (chosen by benchmarks/digits.py)
+# Decay of the running average of the weights, which the prior keeps (benchmarks/quality/digits.py)
 AVERAGE_DECAY = 0.99
 # Fixed orders and images per pass of the validation, chosen to cost a small part of an epoch
 VALIDATION_ORDERS, VALIDATION_BATCH = 4, 256

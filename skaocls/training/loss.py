@@ -20,7 +20,7 @@ from skaocls.distributed import broadcast_tensor, cpu_group, world_size
 from skaocls.priors.interface import Prior
 
 # Both constants limit the cost of the posterior. With nine rivals and every second token, a
-# training step takes about a third longer than without it (benchmarks/steps.py).
+# training step takes about a third longer than without it (benchmarks/speed/steps.py).
 MAX_RIVALS = 9  # per image and step; with more classes, rivals are drawn at random
 POSTERIOR_STRIDE = 2  # the posterior uses one token of each group of this many
 

@@ -3,7 +3,7 @@
 AdamW changes all weights by steps of similar size. Most of a gradient matrix lies along a few
 singular directions, so AdamW learns the other directions slowly. Muon replaces the gradient by the
 nearest orthogonal matrix, so that all directions are learned at the same rate. It reaches a lower
-loss in few epochs but overfits in many (``benchmarks/optimizers.py``).
+loss in few epochs but overfits in many (``benchmarks/quality/optimizers.py``).
 """
 
 from collections import defaultdict
