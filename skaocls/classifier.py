@@ -30,10 +30,9 @@ from sklearn.utils.validation import check_is_fitted
 from skaocls.attributes import kept_in
 from skaocls.distributed import broadcast, collective_call
 from skaocls.fitted import generation, prediction, saving
-from skaocls.fitted.config import TrainingConfig
 from skaocls.fitted.effects import OF_SEARCH, OF_TRAINING, without_effect
-from skaocls.fitted.fit import FINETUNE_RATE, extend_model, fit_model
-from skaocls.fitted.initialization import new_prior_sizes, resolve_prior
+from skaocls.fitted.fit import extend_model, fit_model
+from skaocls.fitted.initialization import is_new, new_prior_sizes, resolve_prior
 from skaocls.fitted.labels import class_log_prior, known_classes, read_labels
 from skaocls.fitted.pretrained import (
     grid_for,
@@ -53,6 +52,7 @@ from skaocls.images.reader import (
     learn_reader,
     learn_tokens,
 )
+from skaocls.parameters import FINETUNE_MODES, FineTuning, PretrainedWeights
 from skaocls.priors.interface import Prior
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
 from skaocls.scoring.calibration import fit_temperature
@@ -60,6 +60,7 @@ from skaocls.scoring.early_stopping import score_until_decided
 from skaocls.scoring.orders import DRAWN
 from skaocls.scoring.sampling import HOW
 from skaocls.tokenizers import PrecomputedTokenizer
+from skaocls.training.config import TrainingConfig
 from skaocls.warn import warn
 
 COLDEST = 1e-30  # temperature by which log-likelihoods can be divided without an overflow
@@ -94,11 +95,11 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
     - orders and the answer, which may be changed after `fit`: `n_orders`, `order`, `aggregation`,
       `temperature`, `search`, `racing_error`, `racing_screen`, `crop`, `latent_noise`; before it
       `priors`;
-    - training: `max_iter`, `batch_size`, `learning_rate_init`, `augmentation`, `weight_decay`,
-      `class_dropout`, `posterior_weight`, `class_weight`, `early_stopping`, `validation_fraction`,
-      `n_iter_no_change`, `tol`, `warm_start`;
+    - training: `max_iter`, `batch_size`, `learning_rate_init`, `augmentation`,
+      `posterior_weight`, `class_weight`, `early_stopping`, `validation_fraction`,
+      `n_iter_no_change`, `tol`;
     - fine-tuning: `finetune`, `lora_rank`, `lora_alpha`, `finetune_dropout`, `new_classes`;
-    - resources: `checkpoint_dir`, `memory`, `micro_batch_size`, `checkpointing`, `parallel`,
+    - resources: `checkpoint_dir`, `memory`,
       `n_jobs`, `device`, `precision`, `random_state`, `verbose`.
 
     Parameters
@@ -188,7 +189,7 @@ default="mean_log_likelihood"
     max_iter : int or "auto", default="auto"
         Epochs. ``"auto"`` is 120 for images, or as many as a budget of operations pays for, 10 at
         least: about a minute on two cores for up to 1000 images, eight minutes for 10,000, and
-        no faster growing than their number (:mod:`skaocls.fitted.lengths`). A given prior is
+        no faster growing than their number (:mod:`skaocls.training.defaults`). A given prior is
         trained for 120. Of tables it is 30, or as many as the same budget pays for, 10 at least:
         with more, small tables are overfitted (``benchmarks/tables.py``).
     batch_size : int or "auto", default="auto"
@@ -199,18 +200,6 @@ default="mean_log_likelihood"
         ``"auto"`` is ``0.4 / dim`` for a new prior, which is the published 4e-4 at the published
         width of 1024; a tenth of that for ``finetune="full"``, half of it for ``"lora"``, as much
         for ``"head"``, and five times as much for ``"class_embedding"``.
-    micro_batch_size : int, default=None
-        Images per forward pass if fewer than `batch_size`: gradients are accumulated, which saves
-        memory and changes nothing else.
-    checkpointing : bool, default=False
-        Compute activations again in the backward pass instead of keeping them: less memory for
-        about a third more time.
-    parallel : {"ddp", "fsdp"}, default="ddp"
-        How the processes that ``torchrun`` starts share the training. In ``"ddp"`` each holds all
-        weights and takes its share of every batch. In ``"fsdp"`` each also holds only its piece of
-        the weights, gradients, optimizer and running mean while training, for priors whose
-        training does not fit into one device: six times the weights are shared out, for
-        more that is sent. The result is the same. Started without ``torchrun`` it does nothing.
     finetune : {"full", "lora", "class_embedding", "head"}, default="full"
         What training changes if `prior` is given or loaded: all weights; low-rank updates of the
         attention and feed-forward matrices (merged afterwards) and class vectors; class vectors
@@ -228,11 +217,6 @@ default="mean_log_likelihood"
         Where the class vectors start if a given or loaded prior has not as many classes as y, or
         was loaded by name: at the mean of the three old classes under which a few images of the
         new class are most likely, or at the null class.
-    weight_decay : float, default=0.05
-        Of the optimizer, on matrices only.
-    class_dropout : float, default=0.1
-        Share of training labels replaced by the null class, so that the prior also knows
-        log p(tokens).
     posterior_weight : float or "auto", default="auto"
         How often -log p(class | tokens, order) of an image, by Bayes' rule, is counted in training
         beside its -log p(tokens | class, order). With 0 training is purely generative, the
@@ -241,7 +225,7 @@ default="mean_log_likelihood"
         are fewer than 48; on tables, which are soon overfitted, a thirtieth of the number of
         columns. What it gains differs (``benchmarks/posterior.py``). Else it is 0: with the
         published architecture each other class, 9 of them at most, is one more reading of the image
-        (:mod:`skaocls.training.posterior`).
+        (:mod:`skaocls.training.loss`).
     early_stopping : bool, default=False
         Hold out `validation_fraction` of the data, stop when its likelihood no longer rises, and
         keep the best weights.
@@ -271,8 +255,6 @@ default="mean_log_likelihood"
     latent_noise : float, default=0.0
         t in ``(1 - t) latent + t noise``, applied before quantization with new noise for each
         order, the same for all images; the tokenizer must know it. May be changed after `fit`.
-    warm_start : bool, default=False
-        `fit` goes on from the last one's tokenizer, prior and orders.
     priors : array-like of shape (n_classes,), default=None
         Class probabilities; the network is `prior`. None takes the frequencies in y, weighted.
     class_weight : dict, "balanced" or None, default=None
@@ -288,8 +270,8 @@ default="mean_log_likelihood"
         whole or not at all; damaged ones are dropped with a warning and made again, and where
         nothing can be written a warning says so. Those of `fit` are pickles. Their total size is
         kept below 10 GiB, those not used for longest go first.
-        Without a folder nothing is kept from call to call. Not used where `partial_fit` or
-        `warm_start` go on from what was learned, and for the reading of a race.
+        Without a folder nothing is kept from call to call. Not used where `partial_fit`
+        goes on from what was learned, and for the reading of a race.
     checkpoint_dir : str or path, default=None
         Folder in which `fit` writes, while it trains, all that it needs to go on: weights,
         optimizer, generators and place in the data, the last two good states, as safetensors and
@@ -298,8 +280,8 @@ default="mean_log_likelihood"
         on a CPU to the same weights bit for bit; tokenizer and tokens are made again. So it is for
         ``random_state=None``, whose seed is written, too. Checkpoints of other data or parameters
         are refused. When `fit` comes to its end, it removes them; to keep what it learned, use
-        `memory` or save it. One `fit` at a time uses a folder. Not used where `partial_fit` or
-        `warm_start` go on from what was learned.
+        `memory` or save it. One `fit` at a time uses a folder. Not used where `partial_fit`
+        goes on from what was learned.
     n_jobs : int, default=None
         Workers that share predictions and `explain`: processes, or what
         ``joblib.parallel_config`` names, such as a Dask or Ray cluster. None is 1 unless that says
@@ -426,16 +408,11 @@ default="mean_log_likelihood"
         "max_iter": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "learning_rate_init": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "micro_batch_size": [Interval(Integral, 1, None, closed="left"), None],
-        "checkpointing": ["boolean"],
-        "parallel": [StrOptions({"ddp", "fsdp"})],
-        "finetune": [StrOptions(set(FINETUNE_RATE))],
+        "finetune": [StrOptions(set(FINETUNE_MODES)), FineTuning],
         "lora_rank": [Interval(Integral, 1, None, closed="left")],
         "lora_alpha": [Interval(Real, 0, None, closed="neither")],
         "finetune_dropout": [Interval(Real, 0, 1, closed="left"), StrOptions({"auto"})],
         "new_classes": [StrOptions({"nearest", "null"})],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "class_dropout": [Interval(Real, 0, 1, closed="left")],
         "posterior_weight": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
@@ -443,7 +420,6 @@ default="mean_log_likelihood"
         "tol": [Interval(Real, 0, None, closed="left")],
         "crop": [StrOptions({"auto", "center", "random", "views"})],
         "latent_noise": [Interval(Real, 0, 1, closed="both")],
-        "warm_start": ["boolean"],
         "memory": [str, os.PathLike, joblib.Memory, None],
         "checkpoint_dir": [str, os.PathLike, None],
         "priors": ["array-like", None],
@@ -476,16 +452,11 @@ default="mean_log_likelihood"
         max_iter="auto",
         batch_size="auto",
         learning_rate_init="auto",
-        micro_batch_size=None,
-        checkpointing=False,
-        parallel="ddp",
         finetune="full",
         lora_rank=8,
         lora_alpha=16.0,
         finetune_dropout="auto",
         new_classes="nearest",
-        weight_decay=0.05,
-        class_dropout=0.1,
         posterior_weight="auto",
         early_stopping=False,
         validation_fraction=0.1,
@@ -493,7 +464,6 @@ default="mean_log_likelihood"
         tol=2e-2,
         crop="auto",
         latent_noise=0.0,
-        warm_start=False,
         priors=None,
         class_weight=None,
         memory=None,
@@ -522,16 +492,11 @@ default="mean_log_likelihood"
         self.max_iter = max_iter
         self.batch_size = batch_size
         self.learning_rate_init = learning_rate_init
-        self.micro_batch_size = micro_batch_size
-        self.checkpointing = checkpointing
-        self.parallel = parallel
         self.finetune = finetune
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.finetune_dropout = finetune_dropout
         self.new_classes = new_classes
-        self.weight_decay = weight_decay
-        self.class_dropout = class_dropout
         self.posterior_weight = posterior_weight
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
@@ -539,7 +504,6 @@ default="mean_log_likelihood"
         self.tol = tol
         self.crop = crop
         self.latent_noise = latent_noise
-        self.warm_start = warm_start
         self.priors = priors
         self.class_weight = class_weight
         self.memory = memory
@@ -589,11 +553,9 @@ default="mean_log_likelihood"
             If the loss still falls when training ends.
         """
         self._validate_params()
-        with collective_call("fit", self._if_others_die(self.warm_start)):
+        with collective_call("fit", self._if_others_die(False)):
             unused = without_effect(OF_SEARCH + OF_TRAINING, self.get_params(False), defaults())
             self._warn_of(unused)
-            if self.warm_start and hasattr(self, "model_"):
-                return self._extend(X, y, sample_weight, grow=False)
             return self._learn(X, y, sample_weight)
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
@@ -659,7 +621,7 @@ default="mean_log_likelihood"
             )
         with collective_call("partial_fit", self._if_others_die(True)):
             if hasattr(self, "model_"):
-                return self._extend(X, y, sample_weight, grow=True, classes=classes)
+                return self._extend(X, y, sample_weight, classes)
             return self._learn(X, y, sample_weight, classes)
 
     def predict_joint_log_proba(self, X, return_stats=False):
@@ -1268,9 +1230,10 @@ default="mean_log_likelihood"
         """Learn everything anew."""
         X, y, sample_weight, skipped = self._readable(X, y, sample_weight, self.decoding)
         owner, seed = type(self).__name__, self._seed()
-        given, tokenizer, shape = resolve_prior(
-            self.prior, self.tokenizer, self.image_shape, self.filename, self.revision
-        )
+        source = self.prior
+        if not (is_new(source) or isinstance(source, Prior)):
+            source = PretrainedWeights(source, self.filename, self.revision)
+        pretrained, tokenizer, shape = resolve_prior(source, self.tokenizer, self.image_shape)
         if isinstance(getattr(tokenizer, "estimator", tokenizer), PrecomputedTokenizer):
             batch = learn_tokens(X, owner)
         else:
@@ -1287,14 +1250,14 @@ default="mean_log_likelihood"
                 self._recipe(),
                 seed,
                 tokenizer=tokenizer,
-                given=given,
-                store=open_cache(self.memory),
+                pretrained=pretrained,
+                cache=open_cache(self.memory),
                 checkpoint_dir=self.checkpoint_dir,
                 seeded=self.random_state is not None,
             )
         return self._accept(learned, some, skipped)
 
-    def _extend(self, X, y, sample_weight, grow, classes=None):
+    def _extend(self, X, y, sample_weight, classes=None):
         """Train what was learned on further images."""
         model, rng = self.model_, np.random.RandomState(self._seed())
         decoding = model.reader.decoding
@@ -1302,11 +1265,10 @@ default="mean_log_likelihood"
         batch = model.reader.open(X)
         owner = type(self).__name__
         some, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
-        if grow:
-            model = model.with_classes(known_classes(y, classes))
+        model = model.with_classes(known_classes(y, classes))
         self._check_priors(model.classes)
         with all_bad_named(batch.data, model.reader.decoding):
-            learned = extend_model(model, some, y, weights, self._recipe(), rng, grow=grow)
+            learned = extend_model(model, some, y, weights, self._recipe(), rng)
         return self._accept(learned, some, skipped)
 
     def _check_priors(self, classes):
@@ -1375,6 +1337,14 @@ default="mean_log_likelihood"
         params = {
             f.name: getattr(self, f.name) for f in fields(TrainingConfig) if hasattr(self, f.name)
         }
+        if not isinstance(self.finetune, FineTuning):
+            params["finetune"] = FineTuning(
+                self.finetune,
+                lora_rank=self.lora_rank,
+                lora_alpha=self.lora_alpha,
+                dropout=self.finetune_dropout,
+                new_classes=self.new_classes,
+            )
         return TrainingConfig(
             **params,
             **new_prior_sizes(self.prior),
