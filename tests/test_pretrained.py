@@ -346,7 +346,7 @@ def test_no_state_dict(tmp_path, content):
 
 def test_state_dict_of_another_model(tmp_path):
     save_file({"conv.weight": torch.zeros(2)}, tmp_path / "prior.safetensors")
-    with pytest.raises(ValueError, match=r"holds no RandAR prior.*conv\.weight"):
+    with pytest.raises(ValueError, match=r"is not a RandAR prior.*conv\.weight"):
         load_tiny(tmp_path)
 
 
@@ -357,8 +357,8 @@ def test_class_table_with_and_without_a_null_row(golden_prior, tiny, tmp_path, g
         warnings.simplefilter("always")
         prior = load_tiny(tmp_path, num_classes=given)
     assert [str(w.message).split("has ")[1] for w in caught] == [
-        "a class table of 6 rows: taken for 5 classes, with the last row for the null class. Pass "
-        "num_classes=5 to load_prior or from_pretrained if so, num_classes=6 if not."
+        "a class table of 6 rows, which is read as 5 classes with the last row for the null class. "
+        "Pass num_classes=5 to load_prior or from_pretrained if this is right, num_classes=6 if not."
     ] * (given is None)
     assert prior.num_classes == loaded
     expected, rows = golden_prior[1], prior.class_table.detach()

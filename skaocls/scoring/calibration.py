@@ -64,28 +64,28 @@ def fit_temperature(
     >>> round(100 ** (1 / t), 2)
     2.0
     """
-    weights = np.ones(len(labels)) if sample_weight is None else np.asarray(sample_weight)
-    labels = np.asarray(labels)
+    columns = np.asarray(labels)
+    weights = np.ones(len(columns)) if sample_weight is None else np.asarray(sample_weight)
     possible = np.isfinite(class_log_prior)
-    kept = possible[labels]
+    kept = possible[columns]
     log_likelihood, weights = log_likelihood[kept][:, :, possible], weights[kept]
-    labels = (np.cumsum(possible) - 1)[labels][kept]
+    columns = (np.cumsum(possible) - 1)[columns][kept]
     class_log_prior = class_log_prior[possible]
     own = joint_log_proba(log_likelihood, class_log_prior, aggregation)[
-        np.arange(len(labels)), labels
+        np.arange(len(columns)), columns
     ]
     kept = np.isfinite(own)
-    log_likelihood, weights, labels = log_likelihood[kept], weights[kept], labels[kept]
-    if not len(labels) or len(class_log_prior) == 1:
+    log_likelihood, weights, columns = log_likelihood[kept], weights[kept], columns[kept]
+    if not len(columns) or len(class_log_prior) == 1:
         return 1.0
-    n, rows = weights.sum(), np.arange(len(labels))
+    n, rows = weights.sum(), np.arange(len(columns))
 
     def loss(log_temperature: float) -> float:
         tempered = log_likelihood / np.exp(log_temperature)
         joint = torch.from_numpy(joint_log_proba(tempered, class_log_prior, aggregation))
         log_proba = joint.log_softmax(1).numpy()
-        own = log_proba[rows, labels].copy()
-        log_proba[rows, labels] = -np.inf
+        own = log_proba[rows, columns].copy()
+        log_proba[rows, columns] = -np.inf
         runner_up = log_proba.max(1)
         runner_up[runner_up == -np.inf] = 0  # impossible at any temperature
         return float(-weights @ ((n + 1) * own + runner_up))
@@ -126,7 +126,7 @@ def expected_calibration_error(proba: ArrayLike, labels: ArrayLike, n_bins: int 
     0.15
     """
     proba, labels = np.asarray(proba), np.asarray(labels)
-    confidence, right = proba.max(1), proba.argmax(1) == labels
+    confidence, correct = proba.max(1), proba.argmax(1) == labels
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    gaps = np.bincount(bins, confidence - right, minlength=n_bins)
+    gaps = np.bincount(bins, confidence - correct, minlength=n_bins)
     return float(np.abs(gaps).sum() / len(labels))
