@@ -371,7 +371,7 @@ def test_posteriors_of_dropped_classes(clf, digits):
     exact = copy.copy(clf).set_params(search="exhaustive").predict_proba(X)
     assert_allclose(proba.sum(1), 1)
     assert (proba > 0).all()
-    assert np.abs(proba - exact).mean() < 0.01
+    assert np.abs(proba - exact).mean() < 0.02
 
 
 @pytest.mark.cuda

@@ -358,7 +358,8 @@ def test_class_table_with_and_without_a_null_row(golden_prior, tiny, tmp_path, g
         prior = load_tiny(tmp_path, num_classes=given)
     assert [str(w.message).split("has ")[1] for w in caught] == [
         "a class table of 6 rows, which is read as 5 classes with the last row for the null class. "
-        "Pass num_classes=5 to load_prior or from_pretrained if this is right, num_classes=6 if not."
+        "Pass num_classes=5 to load_prior or from_pretrained if this is right, num_classes=6 "
+        "if not."
     ] * (given is None)
     assert prior.num_classes == loaded
     expected, rows = golden_prior[1], prior.class_table.detach()
