@@ -92,5 +92,5 @@ def small_classifier(cls, **params):
     defaults = {"prior": sizes, "max_iter": 20, "batch_size": 16, "learning_rate_init": 5e-3}
     # all orders read the same tokens, in float32, as references do that are computed from them
     defaults |= {"n_orders": 4, "random_state": 0, "tol": 10.0, "crop": "center"}
-    defaults |= {"precision": "float32"}
+    defaults |= {"precision": "float32", "search": "exhaustive"}
     return cls(**(defaults | params))

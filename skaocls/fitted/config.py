@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skaocls.devices import resolve_device
+from skaocls.parameters import FineTuning
 from skaocls.scoring.orders import DRAWN
 
 
@@ -27,16 +28,7 @@ class TrainingConfig:
     max_iter: int | str
     batch_size: int | str
     learning_rate_init: float | str
-    micro_batch_size: int | None
-    checkpointing: bool
-    parallel: str
-    finetune: str
-    lora_rank: int
-    lora_alpha: float
-    finetune_dropout: float | str
-    new_classes: str
-    weight_decay: float
-    class_dropout: float
+    finetune: FineTuning
     posterior_weight: float | str
     early_stopping: bool
     validation_fraction: float
@@ -46,6 +38,11 @@ class TrainingConfig:
     precision: str
     verbose: int
     tabular: bool = False
+    micro_batch_size: int | None = None
+    checkpointing: bool = False
+    parallel: str = "ddp"
+    weight_decay: float = 0.05
+    class_dropout: float = 0.1
 
     @property
     def any_order(self) -> bool:
@@ -54,7 +51,10 @@ class TrainingConfig:
 
     def of_results(self) -> dict[str, Any]:
         """All that what is learned depends on, to be hashed."""
-        about = dict(vars(self)) | {"device": resolve_device(self.device).type}
+        about = dict(vars(self)) | {
+            "finetune": self.finetune.get_params(),
+            "device": resolve_device(self.device).type,
+        }
         del about["verbose"], about["parallel"]
         if isinstance(self.order, str):
             del about["n_orders"]

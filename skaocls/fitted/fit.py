@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.model_selection import train_test_split
 
 from skaocls.devices import own_torch_state, resolve_device, resolve_precision
@@ -148,7 +149,7 @@ def fit_model(
         prior = initial_prior(given, fitted, codes, rows, len(seen), recipe, rng)
         order_seed = rng.randint(2**31 - 1)
         split = split_validation(rows, recipe, rng)
-        mode = None if given is None else recipe.finetune
+        mode = None if given is None else recipe.finetune.mode
         some = codes, rows, weights, split, recipe, mode, order_seed, rng
         history = train_classes(prior, *some, checkpoints)
         # classes that have no images yet are read as no class at all
@@ -193,7 +194,7 @@ def extend_model(
     recipe: TrainingConfig,
     rng: np.random.RandomState,
     *,
-    grow: bool,
+    grow: bool = True,
 ) -> FitResult:
     """Train on further images; the model given stays as it is.
 
@@ -250,7 +251,7 @@ def extend_model(
             all_of_it = not grow or len(np.unique(of_mine)) == prior.num_classes
             copied = copy.deepcopy(prior).to(device)
             mode = None if all_of_it else "class_embedding"
-            if all_of_it and recipe.finetune == "head" and isinstance(prior, SharedTrunkPrior):
+            if all_of_it and recipe.finetune.mode == "head" and isinstance(prior, SharedTrunkPrior):
                 mode = "head"  # its body stays
             prepare_finetuning(copied, mode or "full")
             priors[source] = train(copied, mine, of_mine, mode)
@@ -260,13 +261,13 @@ def extend_model(
     if len(mine):
         which, of_mine = np.unique(columns[mine], return_inverse=True)
         added = copy.deepcopy(priors[0]).to(device)
-        keep = recipe.finetune in ("class_embedding", "head")
-        mode = "class_embedding" if keep else recipe.finetune
+        keep = recipe.finetune.mode in ("class_embedding", "head")
+        mode = "class_embedding" if keep else recipe.finetune.mode
         first = added.num_classes if keep else 0
         seed = rng.randint(2**31 - 1)
         some = first_views(codes, mine), of_mine, len(which)
-        set_classes(added, *some, recipe.new_classes, seed, keep=keep)
-        prepare(added, replace(recipe, finetune=mode), seed)
+        set_classes(added, *some, recipe.finetune.new_classes, seed, keep=keep)
+        prepare(added, replace(recipe, finetune=clone(recipe.finetune).set_params(mode=mode)), seed)
         train(added, mine, first + of_mine, mode)
         priors = [added, *priors[1:]] if keep else [*priors, added]
         rows[new] = priors[0].num_classes

@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 from skaocls.devices import own_torch_state, resolve_device
 from skaocls.fitted.config import TrainingConfig
 from skaocls.fitted.pretrained import (
-    check_agreement,
+    check_match,
     grid_for,
     is_published,
     load_published,
@@ -21,6 +21,7 @@ from skaocls.fitted.pretrained import (
 )
 from skaocls.fitted.saving import load, read_config
 from skaocls.images.lazy import first_views
+from skaocls.parameters import validated_weights
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior, similar_slots
 from skaocls.priors.transformer import AnyOrderPrior
@@ -52,9 +53,7 @@ def is_new(prior: Any) -> bool:
 
 
 @own_torch_state(grad=True)
-def resolve_prior(
-    prior: Any, tokenizer: Any, image_shape: Any, filename: str | None, revision: str | None
-) -> tuple[Prior | None, Any, Any]:
+def resolve_prior(prior: Any, tokenizer: Any, image_shape: Any) -> tuple[Prior | None, Any, Any]:
     """Find what the classifier's parameters of these names stand for.
 
     Tokens that were made elsewhere are those that a given prior reads; a tokenizer that was saved
@@ -70,22 +69,24 @@ def resolve_prior(
         To which files are resized.
     """
     if isinstance(tokenizer, str) and tokenizer == "precomputed":
-        given = resolve_prior(prior, PrecomputedTokenizer(), None, filename, revision)[0]
+        given = resolve_prior(prior, PrecomputedTokenizer(), None)[0]
         tokenizer = PrecomputedTokenizer() if given is None else precomputed_for(given)
         return given, tokenizer, None
     if isinstance(prior, Prior):
         return copy.deepcopy(prior), tokenizer, image_shape
     if is_new(prior):
         return None, tokenizer, image_shape
-    known = is_published(prior) or filename is not None
-    config = None if known else read_config(prior, revision=revision)
+    weights = validated_weights(prior)
+    source, filename, revision = weights.source, weights.filename, weights.revision
+    known = is_published(source) or filename is not None
+    config = None if known else read_config(source, revision=revision)
     if config is not None:
-        model = load(config, prior, revision=revision)
+        model = load(config, source, revision=revision)
         given, own = model.prior, FrozenEstimator(model.tokenizer)
         own_shape = model.reader.declared_shape
     else:
         grid = grid_for(tokenizer, image_shape)
-        given = load_published(prior, filename, revision=revision, grid=grid)
+        given = load_published(source, filename, revision=revision, grid=grid)
         own = published_tokenizer(given) if isinstance(tokenizer, str) else None
         own_shape = getattr(own or tokenizer, "image_shape", None)
     return given, own if isinstance(tokenizer, str) else tokenizer, image_shape or own_shape
@@ -114,8 +115,8 @@ def initial_prior(
         architecture: Any = ARCHITECTURES[recipe.architecture]
         prior: Prior = architecture(tokenizer.n_codes_, grid, n_classes, **sizes)
         return prior.to(device)
-    check_agreement(given, tokenizer)
-    if recipe.finetune == "head" and isinstance(given, AnyOrderPrior):
+    check_match(given, tokenizer)
+    if recipe.finetune.mode == "head" and isinstance(given, AnyOrderPrior):
         random = torch.Generator().manual_seed(seed)
         given = SharedTrunkPrior(
             given.vocab_size,
@@ -129,20 +130,21 @@ def initial_prior(
         return given.to(device)
     given.to(device)
     if given.num_classes != n_classes or not recipe.keep_classes:
-        set_classes(given, first_views(codes), rows, n_classes, recipe.new_classes, seed)
+        set_classes(given, first_views(codes), rows, n_classes, recipe.finetune.new_classes, seed)
     prepare(given, recipe, seed)
     return given
 
 
 def prepare(prior: Prior, recipe: TrainingConfig, seed: int) -> None:
     """Choose what fine-tuning changes, and drops."""
-    dropout = recipe.finetune_dropout
+    options = recipe.finetune
+    dropout = options.dropout
     if isinstance(dropout, str):
-        dropout = PUBLISHED_DROPOUT if recipe.finetune in ("full", "lora") else 0.0
+        dropout = PUBLISHED_DROPOUT if options.mode in ("full", "lora") else 0.0
     prior.transformer.set_dropout(dropout)
     random = torch.Generator().manual_seed(seed)
-    sizes: dict[str, Any] = {"rank": recipe.lora_rank, "alpha": recipe.lora_alpha}
-    prepare_finetuning(prior, recipe.finetune, **sizes, generator=random)
+    sizes: dict[str, Any] = {"rank": options.lora_rank, "alpha": options.lora_alpha}
+    prepare_finetuning(prior, options.mode, **sizes, generator=random)
 
 
 def new_prior_sizes(prior: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,15 @@ class FittedModel:
             class_names=named(self.class_names),
             wordnet_ids=named(self.wordnet_ids),
         )
+
+    def chosen_sizes(self) -> dict[str, dict[str, Any]]:
+        """Return the sizes of the prior, and the values that the tokenizer chose in `fit`."""
+        tokenizer = self.tokenizer
+        names = tokenizer.get_params(deep=False) if hasattr(tokenizer, "get_params") else ()
+        values = {name: getattr(tokenizer, f"{name}_", NotImplemented) for name in names}
+        plain = (int, str, tuple, NoneType)
+        chosen = {name: value for name, value in values.items() if isinstance(value, plain)}
+        return {"prior": self.prior.sizes, "tokenizer": chosen}
 
     def __getstate__(self) -> dict[str, Any]:
         """What was trained on a GPU loads without one."""
