@@ -2,7 +2,6 @@
 
 import copy
 import os
-import warnings
 from dataclasses import fields, replace
 from functools import partial
 from numbers import Integral, Real
@@ -51,6 +50,7 @@ from skaocls.scoring.racing import race
 from skaocls.scoring.sampling import HOW
 from skaocls.scoring.stopping import stop_early
 from skaocls.tokenizers import PrecomputedTokenizer
+from skaocls.warn import warn
 
 SMALLEST_TEMPERATURE = 1e-30  # dividing log-likelihoods by less could overflow
 STOPPING_ERROR = 1e-3  # allowed error of search="auto" (benchmarks/waiting.py)
@@ -1078,7 +1078,7 @@ default="mean_log_likelihood"
         """Train a new model."""
         config, seed = self._training_config(), self._seed()
         if is_new(self.prior) and self.finetune != "full":
-            self._warn(
+            warn(
                 f"finetune={self.finetune!r} has no effect in fit: prior={self.prior!r} is a new "
                 "prior, which is trained in full. Pass a prior with weights to fine-tune it."
             )
@@ -1128,7 +1128,7 @@ default="mean_log_likelihood"
         X, y, sample_weight, reasons = drop_unreadable(X, y, sample_weight, decoding)
         if reasons:
             listed = shortened(list(reasons.values()))
-            self._warn(f"Skipping {len(reasons)} unreadable images: {listed}")
+            warn(f"Skipping {len(reasons)} unreadable images: {listed}")
         return X, y, sample_weight, list(reasons)
 
     def _check_class_prior(self, classes):
@@ -1146,7 +1146,7 @@ default="mean_log_likelihood"
         # max_iter="auto" limits training on tables so that it does not overfit
         limited = isinstance(self.max_iter, str) and model.reader.tabular
         if not limited and not all(h.converged or h.interrupted for h in histories):
-            self._warn(
+            warn(
                 f"Stochastic Optimizer: Maximum iterations ({n_iter}) reached and the "
                 "optimization hasn't converged yet. Consider increasing max_iter.",
                 ConvergenceWarning,
@@ -1291,9 +1291,6 @@ default="mean_log_likelihood"
         params = self.get_params(deep=False) | {"memory": None, "checkpoint_dir": None}
         names = [name for name in TRAINING_HISTORY if hasattr(self, name)]
         return {"params": params, "history": {name: getattr(self, name) for name in names}}
-
-    def _warn(self, message, category=UserWarning):
-        warnings.warn(message, category, stacklevel=4)
 
     def get_feature_names_out(self, input_features=None):
         """Return the names of the columns of :meth:`transform`.
