@@ -25,7 +25,6 @@ from sklearn.utils.validation import check_is_fitted
 from skaocls.attributes import read_from
 from skaocls.distributed import broadcast, collective_call
 from skaocls.fitted import generation, prediction, saving
-from skaocls.fitted.config import TrainingConfig
 from skaocls.fitted.fit import extend_model, fit_model
 from skaocls.fitted.initialization import is_new, new_prior_sizes, resolve_prior
 from skaocls.fitted.labels import class_log_prior, drop_unreadable, known_classes, read_labels
@@ -50,6 +49,7 @@ from skaocls.scoring.racing import race
 from skaocls.scoring.sampling import HOW
 from skaocls.scoring.stopping import stop_early
 from skaocls.tokenizers import PrecomputedTokenizer
+from skaocls.training.config import TrainingConfig
 from skaocls.warn import warn
 
 SMALLEST_TEMPERATURE = 1e-30  # dividing log-likelihoods by less could overflow
@@ -152,8 +152,8 @@ default="mean_log_likelihood"
         images alone, as do tables.
     max_iter : int or "auto", default="auto"
         Number of epochs. ``"auto"`` depends on the size of the data and the prior: at most 120 for
-        images and 30 for tables, at least 10 (:mod:`skaocls.fitted.lengths`). Fine-tuning on images
-        always takes 120.
+        images and 30 for tables, at least 10 (:mod:`skaocls.training.defaults`). For fine-tuning on
+        images it is 120.
     batch_size : int or "auto", default="auto"
         Images or rows per training step. ``"auto"`` selects a value from 16 to 64.
     learning_rate_init : float or "auto", default="auto"
@@ -1101,8 +1101,8 @@ default="mean_log_likelihood"
                 config,
                 seed,
                 tokenizer=tokenizer,
-                given=prior,
-                store=open_cache(self.memory),
+                pretrained=prior,
+                cache=open_cache(self.memory),
                 checkpoint_dir=self.checkpoint_dir,
                 seeded=self.random_state is not None,
             )

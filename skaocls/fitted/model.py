@@ -108,10 +108,11 @@ class FittedModel:
 
     def columns(self, y: ArrayLike, name: str = "y") -> np.ndarray:
         """Return the columns of labels. `name` is the argument named in errors."""
-        y = column_or_1d(y)
-        columns: np.ndarray = np.searchsorted(self.classes, y).clip(max=len(self.classes) - 1)
-        if (unknown := self.classes[columns] != y).any():
-            raise ValueError(f"{name} has classes that fit has not seen: {np.unique(y[unknown])}.")
+        labels: np.ndarray = column_or_1d(y)
+        columns: np.ndarray = np.searchsorted(self.classes, labels).clip(max=len(self.classes) - 1)
+        unknown = np.unique(labels[self.classes[columns] != labels])
+        if len(unknown):
+            raise ValueError(f"{name} has classes that fit has not seen: {unknown}.")
         return columns
 
     def restricted(self, columns: Sequence[int]) -> "FittedModel":
