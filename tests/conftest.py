@@ -91,5 +91,5 @@ def small_classifier(cls, **params):
     defaults = {"prior": sizes, "max_iter": 20, "batch_size": 16, "learning_rate_init": 5e-3}
     # Reference computations use the same tokens for all orders, in float32.
     defaults |= {"n_orders": 4, "random_state": 0, "tol": 10.0, "crop": "center"}
-    defaults |= {"precision": "float32"}
+    defaults |= {"precision": "float32", "search": "exhaustive"}
     return cls(**(defaults | params))
