@@ -41,13 +41,11 @@ from skaocls.parameters import (
     validated_finetuning,
 )
 from skaocls.priors.interface import Prior
-from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
 from skaocls.scoring.calibration import fit_temperature
+from skaocls.scoring.early_stopping import score_until_decided
 from skaocls.scoring.orders import DRAWN
-from skaocls.scoring.racing import race
 from skaocls.scoring.sampling import HOW
-from skaocls.scoring.stopping import stop_early
 from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.training.config import TrainingConfig
 from skaocls.warn import warn
@@ -1229,9 +1227,10 @@ default="mean_log_likelihood"
         by_mean = self.aggregation == "mean_log_likelihood"
         if self.search == "exhaustive" or not by_mean or self.memory is not None:
             return None
-        shared = isinstance(self.prior_, SharedTrunkPrior)
+        if len(self.model_.priors) > 1:  # added classes are scored by priors of their own
+            return None
         return partial(
-            stop_early if shared else race,
+            score_until_decided,
             # the prior's weight relative to untempered log-likelihoods
             class_log_prior=self.temperature_ * self.class_log_prior_,
             error=STOPPING_ERROR if self.search == "auto" else self.search,
