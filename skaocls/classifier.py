@@ -147,7 +147,7 @@ default="mean_log_likelihood"
     augmentation : int, "auto" or None, default="auto"
         Number of views of each image to train on: the image, and small random shifts, rotations and
         stretches of it. ``"auto"`` is 16, or 4 with the published tokenizers. None trains on the
-        images alone, as do tables.
+        images alone. Tables are never augmented.
     max_iter : int or "auto", default="auto"
         Number of epochs. ``"auto"`` depends on the size of the data and the prior: at most 120 for
         images and 30 for tables, at least 10 (:mod:`skaocls.training.defaults`). For fine-tuning on

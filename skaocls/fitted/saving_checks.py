@@ -16,7 +16,10 @@ MAX_PIXELS = 2**30  # numbers in an image
 MAX_LABEL_BYTES = 2**30
 
 
-def check_config(config: dict[str, Any]) -> None:
+Config = dict[str, Any]  # JSON
+
+
+def check_config(config: Config) -> None:
     """Reject sizes that are impossible or contradict each other.
 
     Raises
@@ -49,7 +52,7 @@ def check_config(config: dict[str, Any]) -> None:
             raise ValueError(f"normalization {method!r} with reference {reference} is invalid")
 
 
-def check_sizes(name: str, sizes: Sequence[Any], n: int, maximum: int) -> list[int]:
+def check_sizes(name: str, sizes: Sequence[int], n: int, maximum: int) -> list[int]:
     """Return n positive integers whose product is at most the maximum, or raise a ValueError."""
     integers = all(isinstance(s, Integral) and not isinstance(s, bool) for s in sizes)
     if not integers or len(sizes) != n or min(sizes) < 1 or math.prod(sizes) > maximum:
