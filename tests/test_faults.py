@@ -26,7 +26,7 @@ from skaocls.files import find_file, read_state_dict, tensor_writer, write_all
 from skaocls.priors.loading import load_prior
 from skaocls.scoring.aggregation import AGGREGATIONS
 
-FAULTS = Path(__file__).parents[1] / "benchmarks" / "faults.py"
+FAULTS = Path(__file__).parents[1] / "benchmarks" / "reliability" / "faults.py"
 SIZES = {"dim": 32, "n_layer": 1, "n_head": 2, "multiple_of": 32}
 
 

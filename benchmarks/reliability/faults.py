@@ -8,7 +8,6 @@ printed and written to ``benchmarks/results/faults.md``.
 """
 
 import argparse
-import hashlib
 import io
 import json
 import os
@@ -33,6 +32,7 @@ from sklearn.datasets import load_digits
 
 from skaocls import AnyOrderARClassifier
 from skaocls.fitted import store
+from skaocls.hashing import hash_bytes
 from skaocls.images import image_shape_of, load_images
 
 RESULTS = Path(__file__).parent / "results" / "faults.md"
@@ -121,7 +121,7 @@ def damaged_checkpoints(folder):
     count = 0
     for rest in Path(folder).glob("checkpoint-*.json"):
         content = rest.with_suffix(".safetensors").read_bytes()
-        hashed = hashlib.blake2b(content, digest_size=16).hexdigest()
+        hashed = hash_bytes(content)
         count += json.loads(rest.read_text())["hash"] != hashed
     return count
 
@@ -132,8 +132,8 @@ def damaged_entries(folder):
     for path in (Path(folder) / "skaocls-memory").glob("[!.]*"):
         if path.is_file():
             content = path.read_bytes()
-            hashed = hashlib.blake2b(content[:-16], digest_size=16).digest()
-            count += content[-16:] != hashed
+            hashed = hash_bytes(content[:-32]).encode()
+            count += content[-32:] != hashed
     return count
 
 
