@@ -23,9 +23,8 @@ from skaocls.hashing import hash_object
 from skaocls.images.reader import all_bad_named
 from skaocls.progress import progress
 from skaocls.scoring.evidence import Evidence, spread, token_log_likelihoods, weigh
+from skaocls.scoring.exhaustive import ScoringResult, scoring_dtype
 from skaocls.scoring.exhaustive import log_likelihoods as score
-from skaocls.scoring.exhaustive import scoring_dtype
-from skaocls.scoring.racing import ScoringResult
 
 SCORE_AT_ONCE = 256  # images scored before their orders are aggregated
 LARGE = 512, 32  # priors so wide score so many: they take long, and `verbose` shows each lot
@@ -57,9 +56,8 @@ def score_batches(
         Of the images, see :func:`skaocls.fitted.tokenization.encode_for_orders`; ``"auto"`` is
         ``"views"`` for a model that learned from views, else ``"center"``.
     racing : callable, default=None
-        :func:`skaocls.scoring.racing.race` or, of a shared trunk,
-        :func:`skaocls.scoring.stopping.stop_early`, with class priors and options. None scores all
-        classes to the end, as does a model of several priors.
+        :func:`skaocls.scoring.early_stopping.score_until_decided` with class priors and options.
+        None scores all classes exhaustively, as does a model of several priors.
     device, precision : str
         Where and in which type of products to compute.
     store : Store, default=None

@@ -29,7 +29,7 @@ from skaocls.fitted.tokenization import (
 )
 from skaocls.images.lazy import in_memory
 from skaocls.progress import progress
-from skaocls.scoring.racing import ScoringResult
+from skaocls.scoring.exhaustive import ScoringResult
 
 T = TypeVar("T")
 OF_A_VIEW = 5  # numbers that `random_views` draws for each image
