@@ -26,7 +26,7 @@ from skaocls.files import find_file, read_state_dict, tensor_writer, write_all
 from skaocls.priors.loading import load_prior
 from skaocls.scoring.aggregation import AGGREGATIONS
 
-FAULTS = Path(__file__).parents[1] / "benchmarks" / "faults.py"
+ROOT = Path(__file__).parents[1]
 SIZES = {"dim": 32, "n_layer": 1, "n_head": 2, "multiple_of": 32}
 
 
@@ -210,9 +210,9 @@ def test_killed_calls_go_on(tmp_path):
     """Three fits and three predictions; the longer run is in benchmarks/results/faults.md."""
     out = tmp_path / "faults.md"
     sizes = ["--kills", "3", "--digits", "90", "--images", "150", "--models", "30", "--out", out]
-    call = [sys.executable, FAULTS, *sizes]
-    environment = os.environ | {"PYTHONPATH": str(FAULTS.parents[1]), "OMP_NUM_THREADS": "1"}
-    subprocess.run(call, check=True, env=environment, capture_output=True)
+    call = [sys.executable, "-m", "benchmarks.reliability.faults", *sizes]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(call, check=True, env=environment, cwd=ROOT, capture_output=True)
     counted = {}
     for line in out.read_text().splitlines()[6:]:
         _, what, told, _ = line.split("|")
