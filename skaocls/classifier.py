@@ -54,13 +54,11 @@ from skaocls.images.reader import (
     learn_tokens,
 )
 from skaocls.priors.interface import Prior
-from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
 from skaocls.scoring.calibration import fit_temperature
+from skaocls.scoring.early_stopping import score_until_decided
 from skaocls.scoring.orders import DRAWN
-from skaocls.scoring.racing import race
 from skaocls.scoring.sampling import HOW
-from skaocls.scoring.stopping import stop_early
 from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.warn import warn
 
@@ -1404,16 +1402,13 @@ default="mean_log_likelihood"
     def _ends(self, decides):
         """What ends the reading of an image early, if anything; `decides`: a class is asked for."""
         racing = self.search == "racing"
-        shared = len(self.model_.priors) == 1 and isinstance(self.prior_, SharedTrunkPrior)
         by_mean = self.aggregation == defaults()["aggregation"]
-        stops = decides and shared and by_mean and self.memory is None
+        stops = decides and len(self.model_.priors) == 1 and by_mean and self.memory is None
         if not (racing or (self.search == "auto" and stops)):
             return None
         # what the class priors weigh beside likelihoods
         weigh = {"class_log_prior": self.temperature_ * self.class_log_prior_}
-        if racing:
-            return partial(race, **weigh, error=self.racing_error, screen=self.racing_screen)
-        return partial(stop_early, **weigh, error=self.racing_error)
+        return partial(score_until_decided, **weigh, error=self.racing_error)
 
     def _races(self, X, decides=False):
         """Yield log-likelihoods and what they took, a few images at a time."""

@@ -93,5 +93,5 @@ def test_the_api_reference_lists_what_is_public():
     public |= {"selection.smallest_n_orders", "scoring.evidence.Evidence"}
     public |= {"images.resize_crop", "images.find_unreadable"}
     public |= {"scoring.calibration.expected_calibration_error"}
-    public |= {f"distributed.{n}" for n in ("alone", "is_main", "rank", "size")}
+    public |= {f"distributed.{n}" for n in ("is_main", "rank", "single_process", "world_size")}
     assert set(re.findall(r"^   ([\w.]+)$", text, re.MULTILINE)) == public
