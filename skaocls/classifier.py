@@ -18,7 +18,7 @@ from sklearn.base import (
 )
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import accuracy_score
-from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state
+from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
@@ -45,14 +45,9 @@ from skaocls.fitted.pretrained import (
 )
 from skaocls.fitted.result_cache import open_cache
 from skaocls.fitted.together import score_batches_on_ranks
-from skaocls.images.advice import gathered
-from skaocls.images.inputs import check_image_shape, shortened
-from skaocls.images.reader import (
-    all_bad_named,
-    find_unreadable,
-    learn_reader,
-    learn_tokens,
-)
+from skaocls.images.inputs import convert_input
+from skaocls.images.reader import learn_reader, learn_tokens
+from skaocls.images.shapes import check_image_shape
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
@@ -94,7 +89,7 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
     - images and model: `image_shape`, `decoding`, `on_bad_image`, `tokenizer`, `prior`, `filename`,
       `revision`;
     - orders and the answer, which may be changed after `fit`: `n_orders`, `order`, `aggregation`,
-      `temperature`, `search`, `racing_error`, `racing_screen`, `crop`, `latent_noise`; before it
+      `temperature`, `search`, `racing_error`, `racing_screen`, `crop`; before it
       `priors`;
     - training: `max_iter`, `batch_size`, `learning_rate_init`, `augmentation`, `weight_decay`,
       `class_dropout`, `posterior_weight`, `class_weight`, `early_stopping`, `validation_fraction`,
@@ -184,7 +179,7 @@ default="mean_log_likelihood"
         what to leave out before.
     augmentation : int, "auto" or None, default="auto"
         Views of each image to train on: itself, and small shifts, turns and stretches of it
-        (:func:`skaocls.images.augmentation.random_views`), tokenized once. ``"auto"`` is 16, or 4
+        (:func:`skaocls.images.views.random_views`), tokenized once. ``"auto"`` is 16, or 4
         with the published tokenizers, which take seconds for an image on a CPU. None, and tabular
         data: the data as it is.
     max_iter : int or "auto", default="auto"
@@ -266,13 +261,10 @@ default="mean_log_likelihood"
         ``"random"`` reads a crop of its own for each order, as the paper does: the image as it
         came, a file at its full size, is resized so that its shorter side has between 1 and 1.25
         times the pixels that are wanted, and a window is cut out anywhere
-        (:func:`skaocls.images.crops.random_crop`). Scale and place are drawn from `random_state`,
+        (:func:`skaocls.images.views.random_crop`). Scale and place are drawn from `random_state`,
         the same for all images. Arrays have the wanted size already and are resized all the same;
         only images under 64 pixels that have it, arrays or files, are shifted instead, their edges
         repeated, which is not the paper's. May be changed after `fit`.
-    latent_noise : float, default=0.0
-        t in ``(1 - t) latent + t noise``, applied before quantization with new noise for each
-        order, the same for all images; the tokenizer must know it. May be changed after `fit`.
     warm_start : bool, default=False
         `fit` goes on from the last one's tokenizer, prior and orders.
     priors : array-like of shape (n_classes,), default=None
@@ -444,7 +436,6 @@ default="mean_log_likelihood"
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "crop": [StrOptions({"auto", "center", "random", "views"})],
-        "latent_noise": [Interval(Real, 0, 1, closed="both")],
         "warm_start": ["boolean"],
         "memory": [str, os.PathLike, joblib.Memory, None],
         "checkpoint_dir": [str, os.PathLike, None],
@@ -494,7 +485,6 @@ default="mean_log_likelihood"
         n_iter_no_change=10,
         tol=2e-2,
         crop="auto",
-        latent_noise=0.0,
         warm_start=False,
         priors=None,
         class_weight=None,
@@ -540,7 +530,6 @@ default="mean_log_likelihood"
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
         self.crop = crop
-        self.latent_noise = latent_noise
         self.warm_start = warm_start
         self.priors = priors
         self.class_weight = class_weight
@@ -869,11 +858,11 @@ default="mean_log_likelihood"
             raise ValueError(
                 f'rival must be "runner-up", one class for each image, or None; got {rival!r}.'
             )
-        X = gathered(X)  # it is gone through twice
+        X = convert_input(X)  # an iterator is consumed only once
         batch = model.reader.open(X)
         own = None if y is None else model.columns(y)
         rivals = None if rival is None or runner_up else model.columns(rival, "rival")
-        check_consistent_length(batch.data, own, rivals)
+        check_consistent_length(batch, own, rivals)
         if own is None or runner_up:
             joint = self.predict_joint_log_proba(X)
             own = joint.argmax(1) if own is None else own
@@ -1034,7 +1023,7 @@ default="mean_log_likelihood"
             "guidance": guidance,
         }
         validate_parameter_constraints(HOW, how, "inpaint")
-        batch = model.reader.open(X, scale=False)
+        batch = model.reader.open(X, check_scale=False)
         return generation.inpaint_images(
             model,
             batch,
@@ -1246,29 +1235,9 @@ default="mean_log_likelihood"
             )
         return self._fitted_temperature
 
-    def _readable(self, X, y, sample_weight, decoding):
-        """The data without images that cannot be read, if that is asked for, and their indices."""
-        if self.on_bad_image == "raise" or y is None:
-            return X, y, sample_weight, []
-        X = gathered(X)
-        bad = find_unreadable(X, decoding)
-        if not bad:
-            return X, y, sample_weight, []
-        if np.ndim(sample_weight) == 0:  # None, or one weight for all
-            check_consistent_length(X, y)
-            weights = sample_weight
-        else:
-            check_consistent_length(X, y, sample_weight)
-            weights = np.delete(np.asarray(sample_weight), list(bad))
-        kept = np.delete(np.arange(len(X)), list(bad))
-        if not len(kept):
-            raise ValueError(f"None of the {len(bad)} images can be read: {bad[0]}")
-        self._warn_of([f"{len(bad)} images are left out: {shortened(list(bad.values()))}"])
-        return _safe_indexing(X, kept), np.asarray(y)[kept], weights, list(bad)
-
     def _learn(self, X, y, sample_weight, classes=None):
         """Learn everything anew."""
-        X, y, sample_weight, skipped = self._readable(X, y, sample_weight, self.decoding)
+        skip = self.on_bad_image == "skip"
         owner, seed = type(self).__name__, self._seed()
         given, tokenizer, shape = resolve_prior(
             self.prior, self.tokenizer, self.image_shape, self.filename, self.revision
@@ -1276,40 +1245,36 @@ default="mean_log_likelihood"
         if isinstance(getattr(tokenizer, "estimator", tokenizer), PrecomputedTokenizer):
             batch = learn_tokens(X, owner)
         else:
-            batch = learn_reader(X, owner, shape, decoding=self.decoding)
+            batch = learn_reader(X, owner, shape, decoding=self.decoding, skip_unreadable=skip)
         some, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         classes = known_classes(y, classes)
         self._check_priors(classes)
-        with all_bad_named(batch.data, batch.reader.decoding):
-            learned = fit_model(
-                some,
-                y,
-                weights,
-                classes,
-                self._recipe(),
-                seed,
-                tokenizer=tokenizer,
-                given=given,
-                store=open_cache(self.memory),
-                checkpoint_dir=self.checkpoint_dir,
-                seeded=self.random_state is not None,
-            )
-        return self._accept(learned, some, skipped)
+        learned = fit_model(
+            some,
+            y,
+            weights,
+            classes,
+            self._recipe(),
+            seed,
+            tokenizer=tokenizer,
+            given=given,
+            store=open_cache(self.memory),
+            checkpoint_dir=self.checkpoint_dir,
+            seeded=self.random_state is not None,
+        )
+        return self._accept(learned, some, list(batch.skipped))
 
     def _extend(self, X, y, sample_weight, grow, classes=None):
         """Train what was learned on further images."""
         model, rng = self.model_, np.random.RandomState(self._seed())
-        decoding = model.reader.decoding
-        X, y, sample_weight, skipped = self._readable(X, y, sample_weight, decoding)
-        batch = model.reader.open(X)
+        batch = model.reader.open(X, skip_unreadable=self.on_bad_image == "skip")
         owner = type(self).__name__
         some, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         if grow:
             model = model.with_classes(known_classes(y, classes))
         self._check_priors(model.classes)
-        with all_bad_named(batch.data, model.reader.decoding):
-            learned = extend_model(model, some, y, weights, self._recipe(), rng, grow=grow)
-        return self._accept(learned, some, skipped)
+        learned = extend_model(model, some, y, weights, self._recipe(), rng, grow=grow)
+        return self._accept(learned, some, list(batch.skipped))
 
     def _check_priors(self, classes):
         """Refuse wrong class probabilities before training, not after it."""
@@ -1398,7 +1363,7 @@ default="mean_log_likelihood"
 
     def _reading(self):
         """How images are read and scored."""
-        names = ("crop", "latent_noise", "device", "precision", "n_jobs")
+        names = ("crop", "device", "precision", "n_jobs")
         return {name: getattr(self, name) for name in names}
 
     def _ends(self, decides):

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior
-from skaocls.images.augmentation import random_views
+from skaocls.images.views import random_views
 from skaocls.scoring import engine
 from skaocls.training.loop import schedule
 

@@ -120,7 +120,7 @@ def test_images_of_any_kind():
 def test_what_is_wrong_is_said():
     net = network()
     for params, X, message in [
-        ({"layer": "nine"}, IMAGES, r"layer='nine' is none of the backbone's: \['0', '1'"),
+        ({"layer": "nine"}, IMAGES, r"layer='nine' is not a submodule of the backbone, which has \['0', '1'"),
         ({}, IMAGES, r"must give a feature map .* it gave \(8, 2\)"),
         ({"layer": "3"}, 9 * IMAGES, "must have values in"),
         ({"layer": "3"}, IMAGES[..., :2], "one channel or three, not 2"),

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from skaocls import AnyOrderARClassifier, AnyOrderPrior
-from skaocls.images import load_images
+from skaocls.images.reader import learn_reader
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "imagenet"
@@ -44,7 +44,7 @@ class MeansTokenizer(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X):
-        means = load_images(X, self.image_shape_).reshape(-1, 16, 16, 16, 16, 3).mean((2, 4))
+        means = learn_reader(X, "Colours").images().reshape(-1, 16, 16, 16, 16, 3).mean((2, 4))
         r, g, b = np.moveaxis((means * [15.9, 7.9, 7.9]).astype(int), -1, 0)
         return (r * 8 + g) * 8 + b
 
@@ -156,7 +156,7 @@ def test_one_table(scored, weights, dit_folder, tmp_path, capsys):
     np.testing.assert_allclose(ours["flops"], ours["flops"][0] * np.arange(1, N_ORDERS + 1))
 
     diffusion = mini["methods"]["diffusion"]
-    images = load_images(files, (16, 16, 3), resize=True)
+    images = learn_reader(files, "DiT", (16, 16, 3)).images()
     errors = dit.class_errors(DiTPipeline.from_pretrained(dit_folder), images, [0, 1, 2], STAGES, 0)
     assert diffusion["accuracy"] == {"error": [np.mean(errors.argmin(1).numpy() == y)]}
 
@@ -199,7 +199,9 @@ def test_tokens_kept_and_read(scored, weights, tmp_path, crop):
     assert codes.shape == shape and codes.dtype == np.uint16
     if crop == "center":
         clf = classifier(weights, n_orders=N_ORDERS)
-        image = load_images([folder / files[0].removesuffix(".npy")], (256, 256, 3), resize=True)
+        image = learn_reader(
+            [folder / files[0].removesuffix(".npy")], "Reader", (256, 256, 3)
+        ).images()
         np.testing.assert_array_equal(clf.tokenizer_.transform(image)[0], codes)
     for file in folder.glob("*/*.png"):
         file.write_bytes(b"no image")

@@ -203,7 +203,7 @@ def test_a_classifier_of_tokens_in_files(images, tokenizer, tmp_path):
     np.save(tmp_path / "all.npy", tokens[:])
     mapped = np.load(tmp_path / "all.npy", mmap_mode="r")
     assert same(make(tokenizer=precomputed, **how).fit(mapped, y), clf)
-    with pytest.raises(ValueError, match=r"codes must lie in 0 \.\.\. 3"):
+    with pytest.raises(ValueError, match=r"codes must be in 0 \.\.\. 3"):
         make(tokenizer=PrecomputedTokenizer(4)).fit(tokens, y)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from skaocls.fitted.tokenization import N_VIEWS, SHARP_EVERY
-from skaocls.images.augmentation import random_views
+from skaocls.images.views import random_views
 from skaocls.training.loop import AVERAGING, CLIP_NORM, schedule, use
 from skaocls.training.optimizer import make_optimizer
 

@@ -16,14 +16,16 @@ from skaocls.fitted.prediction import encode_all, log_likelihoods
 from skaocls.fitted.pretrained import load_published, published_tokenizer
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 
-PARAMS = ("filename", "revision", "n_orders", "order", "crop", "latent_noise", "decoding")
+PARAMS = ("filename", "revision", "n_orders", "order", "crop", "decoding")
 
 
 def make_tokenizer(args):
-    if args.tokenizer is None:
+    if args.tokenizer is None and not args.latent_noise:
         return "auto"
     prior = load_published(args.prior, args.filename, revision=args.revision)
-    return published_tokenizer(prior).set_params(source=args.tokenizer)
+    return published_tokenizer(prior).set_params(
+        source=args.tokenizer or "auto", latent_noise=args.latent_noise
+    )
 
 
 def make_classifier(args):
@@ -77,8 +79,7 @@ def encoded(clf, files, write_to):
     """Tokens of images, as each order sees them, kept in a folder if it is given."""
     model, tokens = clf.model_, clf.model_.tokenizer
     batch = model.reader.open([opened(f) for f in files])
-    seen = len(clf.orders_), clf.crop, clf.latent_noise
-    codes = np.concatenate(list(encode_all(model, batch, *seen)))
+    codes = np.concatenate(list(encode_all(model, batch, len(clf.orders_), clf.crop)))
     if write_to is not None:
         kind = np.uint16 if tokens.n_codes_ <= 2**16 else np.int32
         for file, own in zip(files, codes.astype(kind)):
@@ -98,7 +99,7 @@ def read_tokens(clf, files, folder):
     X = [np.load(token_file(folder, f)) for f in files]
     model = clf.model_
     return np.concatenate(
-        list(encode_all(model, model.reader.open(np.stack(X)), len(clf.orders_), "center", 0.0))
+        list(encode_all(model, model.reader.open(np.stack(X)), len(clf.orders_), "center"))
     )
 
 

@@ -19,7 +19,7 @@ from folders import WORDNET_IDS, opened
 from records import weights_hash
 
 from skaocls.devices import resolve_device, resolve_precision
-from skaocls.images import load_images
+from skaocls.images.reader import learn_reader
 
 ROWS_AT_ONCE = 64  # of a forward pass
 
@@ -88,8 +88,8 @@ def class_errors(pipe, images, classes, stages, seed, precision=torch.float32):
 def score(pipe, args, classes, files, truth):
     """For each image "1" if the class of the least error is right, else "0"."""
     side = pipe.transformer.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    shape, how = (side, side, 3), {"resize": True, "decoding": args.decoding}
-    images = load_images([opened(f) for f in files], shape, **how)
+    images = [opened(f) for f in files]
+    images = learn_reader(images, "DiT", (side, side, 3), decoding=args.decoding).images()
     settings = args.stages, args.seed, precision_of(args)
     found = class_errors(pipe, images, classes, *settings).argmin(1).numpy()
     return [{"error": [str(int(hit))]} for hit in truth[np.arange(len(files)), found]]

@@ -20,7 +20,7 @@ from digits import HERE, PLAIN, machine
 from sklearn.model_selection import train_test_split
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer
-from skaocls.images.augmentation import random_views
+from skaocls.images.views import random_views
 from skaocls.tokenizers.normalization import NORMALIZATIONS
 
 sys.path.append(str(HERE / "claims"))

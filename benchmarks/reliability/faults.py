@@ -33,7 +33,7 @@ from sklearn.datasets import load_digits
 
 from skaocls import AnyOrderARClassifier
 from skaocls.fitted import store
-from skaocls.images import image_shape_of, load_images
+from skaocls.images.reader import learn_reader
 
 RESULTS = Path(__file__).parent / "results" / "faults.md"
 SIZES = {"dim": 32, "n_layer": 1, "n_head": 2, "multiple_of": 32}
@@ -268,7 +268,7 @@ def with_checksums(png):
 
 
 def read_image(content):
-    load_images([content], image_shape_of([content], (8, 8)), resize=True)
+    learn_reader([content], "faults", (8, 8)).images()
 
 
 def read_model(name, content, folder):

@@ -34,7 +34,7 @@ from skaocls.fitted import parallel
 from skaocls.fitted.pieces import Piece
 from skaocls.fitted.prediction import score_piece
 from skaocls.fitted.tokenization import encode
-from skaocls.images import load_images
+from skaocls.images.reader import learn_reader
 from skaocls.tokenizers.vq_networks import LlamaGenVQ
 
 PEAK, SHARE = 989e12, 0.4  # an H100's dense bfloat16, and the share of it that is assumed
@@ -56,7 +56,7 @@ def on_cpu(n_images, repeats):
     model = clf.model_
     batch = model.reader.open(X)
     steps = {
-        "tokenizing": lambda: encode(model.tokenizer, model.reader, batch, slice(0, len(X))),
+        "tokenizing": lambda: encode(model.tokenizer, batch, slice(0, len(X))),
         "scoring, exhaustive": lambda: alone(clf.set_params(search="exhaustive"), X),
         "scoring, racing": lambda: alone(clf.set_params(search="racing"), X),
     }
@@ -86,8 +86,8 @@ def decoding(repeats, n=50):
     file = io.BytesIO()
     smooth.save(file, "JPEG", quality=90)
     images = [file.getvalue()] * n
-    how = {"shape": (256, 256, 3), "resize": True, "decoding": "as_seen"}
-    seconds = [timed(lambda: load_images(images, **how))[0] for _ in range(repeats)]
+    batch = learn_reader(images, "decoding", (256, 256, 3))
+    seconds = [timed(batch.images)[0] for _ in range(repeats)]
     return statistics.median(seconds) / n
 
 
@@ -172,7 +172,7 @@ def check(n_images, repeats):
     """Real runs of two processes, and what the simulation says to the same chunks."""
     clf, X = made_up(n_images)
     model, orders = clf.model_, clf.orders_
-    reading = {"crop": "center", "latent_noise": 0.0}
+    reading = {"crop": "center"}
     how = {"racing": None, "device": "cpu", "precision": "float32", "store": None}
     everything = slice(0, len(orders)), slice(0, len(model.classes))
 

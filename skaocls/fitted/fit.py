@@ -15,12 +15,8 @@ from skaocls.fitted.initialization import initial_prior, prepare
 from skaocls.fitted.lengths import EPOCHS, batch_of, epochs_of
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.result_cache import ResultCache, content_hash, prior_weights
-from skaocls.fitted.together import (
-    fit_tokenizer_on_ranks,
-    get_or_compute_on_ranks,
-    training_tokens_on_ranks,
-)
-from skaocls.fitted.tokenization import has_views
+from skaocls.fitted.together import get_or_compute_on_ranks
+from skaocls.fitted.tokenization import fit_tokenizer, has_views, training_tokens
 from skaocls.images.batch import Batch
 from skaocls.images.lazy import first_views, in_memory, rows_of
 from skaocls.images.reader import Reader
@@ -142,8 +138,8 @@ def fit_model(
         rng = np.random.RandomState(seed)
         device, verbose = resolve_device(recipe.device), recipe.verbose
         say(verbose, f"computing on {device} (device={recipe.device!r})", 2)
-        fitted = fit_tokenizer_on_ranks(tokenizer, batch, y, rng, verbose)
-        codes = training_tokens_on_ranks(fitted, batch, recipe.augmentation, rng, verbose)
+        fitted = fit_tokenizer(tokenizer, batch, y, rng, verbose)
+        codes = training_tokens(fitted, batch, recipe.augmentation, rng, verbose)
         seen, rows = np.unique(columns, return_inverse=True)
         prior = initial_prior(given, fitted, codes, rows, len(seen), recipe, rng)
         order_seed = rng.randint(2**31 - 1)
@@ -228,7 +224,7 @@ def extend_model(
     columns = np.searchsorted(model.classes, y)
     count = np.bincount(columns, weights, minlength=len(model.classes))
     views = recipe.augmentation, rng, recipe.verbose
-    codes = training_tokens_on_ranks(model.tokenizer, batch, *views)
+    codes = training_tokens(model.tokenizer, batch, *views)
     priors, rows, sources = list(model.priors), model.rows.copy(), model.sources.copy()
     new = (sources == 0) & (rows == priors[0].num_classes)
     histories: list[History] = []

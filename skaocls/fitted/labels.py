@@ -17,7 +17,7 @@ ClassWeight = Mapping[Any, float] | str | None
 
 def read_labels(
     batch: Batch,
-    y: ArrayLike | None,
+    y: Any,
     sample_weight: ArrayLike | None = None,
     class_weight: ClassWeight = None,
     *,
@@ -33,7 +33,9 @@ def read_labels(
     ----------
     batch : Batch
     y : array-like of shape (n,)
+        Labels, including those of unreadable images that the batch has skipped.
     sample_weight : array-like of shape (n,), default=None
+        Weights, likewise.
     class_weight : dict, "balanced" or None, default=None
         As in scikit-learn; multiplied by `sample_weight`.
     owner : str
@@ -46,21 +48,16 @@ def read_labels(
     y : array of shape (n_distinct,)
     sample_weight : float64 array of shape (n_distinct,)
     """
-    if y is None:
-        raise ValueError(f"{owner} requires y to be passed, but the target y is None.")
-    y = column_or_1d(y, warn=True)
-    assert_all_finite(y, input_name="y")
-    if y.dtype.kind in "mM" and np.isnat(y).any():
-        raise ValueError("Input y contains NaT.")
-    check_classification_targets(y)
-    check_consistent_length(batch, y)
+    y = check_labels(y, owner)
+    all_rows = np.empty((len(batch) + len(batch.skipped), 1))
+    check_consistent_length(all_rows, y)
     weights = np.ones(len(y))
     if sample_weight is not None:
-        weights = _check_sample_weight(
-            sample_weight, np.empty((len(y), 1)), ensure_non_negative=True, copy=True
-        )
+        weights = _check_sample_weight(sample_weight, all_rows, ensure_non_negative=True, copy=True)
         if not weights.any():  # scikit-learn raises this since version 1.8
             raise ValueError("Sample weights must contain at least one non-zero number.")
+    if batch.skipped:
+        y, weights = y[batch.index], weights[batch.index]
     if class_weight is not None:
         weights *= expand_class_weight(class_weight, y, weights)
     if not weights.all():
@@ -74,6 +71,18 @@ def read_labels(
     if len(first) == len(y) and (weights == weights[0]).all():
         return batch, y, weights
     return batch.take(first), y[first], np.bincount(which, weights)
+
+
+def check_labels(y: Any, owner: str) -> np.ndarray:
+    """Return labels as an array of shape (n,)."""
+    if y is None:
+        raise ValueError(f"{owner} requires y to be passed, but the target y is None.")
+    labels: np.ndarray = column_or_1d(y, warn=True)
+    assert_all_finite(labels, input_name="y")
+    if labels.dtype.kind in "mM" and np.isnat(labels).any():
+        raise ValueError("Input y contains NaT.")
+    check_classification_targets(labels)
+    return labels
 
 
 def expand_class_weight(
@@ -103,16 +112,16 @@ def known_classes(y: np.ndarray, classes: ArrayLike | None = None) -> np.ndarray
     classes = np.unique(column_or_1d(classes))
     if not np.isin(labels, classes).all():
         raise ValueError(
-            f"y has labels that classes={classes} does not include: {np.setdiff1d(labels, classes)}."
+            f"y has labels that are not in classes={classes}: {np.setdiff1d(labels, classes)}."
         )
     return classes
 
 
-def class_log_prior(priors: Any, class_count: np.ndarray) -> np.ndarray:
+def class_log_prior(class_prior: ArrayLike | None, class_count: np.ndarray) -> np.ndarray:
     """Return the log of the given class probabilities, or of the class frequencies if None."""
-    if priors is None:
-        priors = class_count / class_count.sum()
-    priors = np.asarray(priors, dtype=np.float64)
+    if class_prior is None:
+        class_prior = class_count / class_count.sum()
+    priors = np.asarray(class_prior, dtype=np.float64)
     if priors.shape != class_count.shape:
         raise ValueError(
             f"Number of priors must match number of classes: got {priors.size}, "

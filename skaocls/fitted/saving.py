@@ -287,9 +287,6 @@ def restore_tokenizer(config: dict[str, Any], arrays: dict[str, Any]) -> Any:
     tokenizer = TOKENIZERS[config["type"]](**params)
     if "attributes" not in config:
         return tokenizer._set_weights(arrays)
-    if "patch_size_" in config["attributes"] and "normalize" not in params:
-        tokenizer.set_params(normalize=None)  # saved before there was a choice
-        tokenizer.normalize_ = tokenizer.reference_light_ = None
     for name, value in config["attributes"].items():
         setattr(tokenizer, name, TOKENIZER_LEARNED[name](value))
     if "codebook_" in arrays:
@@ -391,8 +388,9 @@ TOKENIZER_LEARNED: dict[str, Callable[[Any], Any]] = {
     "n_codes_": int,
     "grid_": tuple,
     "patch_size_": tuple,
-    "patch_std_": float,
     "n_features_in_": int,
     "normalize_": lambda value: value,
-    "reference_light_": lambda value: None if value is None else np.array(value, dtype=np.float64),
+    "reference_statistics_": lambda value: (
+        None if value is None else np.array(value, dtype=np.float64)
+    ),
 }

@@ -38,9 +38,10 @@ def check_config(config: dict[str, Any]) -> None:
         if any(p > size for p, size in zip(patch, shape)):
             raise ValueError(f"patches {patch} are larger than the images, {shape}")
     if (how := learned.get("normalize_")) is not None:
-        light = np.array(learned.get("reference_light_"), dtype=np.float64)
-        if how not in NORMALIZATIONS or light.shape != (2, shape[2]) or not light[1].all():
-            raise ValueError(f"images cannot be normalized by {how!r} to the light {light}")
+        reference = np.array(learned.get("reference_statistics_"), dtype=np.float64)
+        is_valid = reference.shape == (2, shape[2]) and reference[1].all()
+        if how not in NORMALIZATIONS or not is_valid:
+            raise ValueError(f"images cannot be normalized by {how!r} to statistics {reference}")
 
 
 def check_sizes(name: str, sizes: Any, n: int, most: int) -> list[int]:

@@ -22,13 +22,13 @@ from skaocls.files import write_all
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.result_cache import content_hash
 from skaocls.fitted.saving import TOKENIZERS, tokenizer_state
-from skaocls.fitted.tokenization import drawn, encoded_at_once, views_of
-from skaocls.images.advice import gathered
-from skaocls.images.inputs import as_batch, is_items
+from skaocls.fitted.tokenization import random_view_indices, views_of
+from skaocls.images.batch import block_size
+from skaocls.images.inputs import convert_input, is_items, stack_items
 from skaocls.images.lazy import Items, image_of
 from skaocls.images.reader import Reader, learn_reader
 from skaocls.progress import progress
-from skaocls.tokenizers._codes import code_dtype
+from skaocls.tokenizers.checks import code_dtype
 from skaocls.tokenizers.token_files import (
     CODEBOOK,
     FORMAT,
@@ -136,7 +136,7 @@ def tokenize_dataset(
             reader = learn_reader(apart(first)[0], type(tokenizer).__name__).reader
             singles = chain(first, singles)
     else:
-        X = gathered(X)
+        X = convert_input(X)
         if reader is None:
             batch = learn_reader(X, type(tokenizer).__name__)
             reader = batch.reader
@@ -162,7 +162,7 @@ def tokenize_dataset(
         },
     }
     same_or_new(folder, header, getattr(tokenizer, "codebook_", None))
-    total = None if batch is None else len(batch) * (1 + len(drawn(n_views))) // parts
+    total = None if batch is None else len(batch) * (1 + len(random_view_indices(n_views))) // parts
     with progress(total, "tokenizing", "view", verbose) as bar:
         make = partial(make_shard, folder, header, tokenizer, int(seed), bar)
         if singles is None:
@@ -245,11 +245,11 @@ def chunks_of(
     pairs = (
         isinstance(batch.data, Items) and y is None and of_pairs(batch.data.items(np.arange(1))[0])
     )
-    for few in gen_batches(rows.stop - rows.start, encoded_at_once(reader.image_shape)):
+    for few in gen_batches(rows.stop - rows.start, block_size(reader.image_shape)):
         part = slice(rows.start + few.start, rows.start + few.stop)
         if pairs:
             images, labels = apart(batch.data.items(np.arange(part.start, part.stop)))
-            yield reader.images(images), labels
+            yield reader.open(images).images(), labels
         else:
             yield batch.images(part), None if y is None else y[part]
 
@@ -257,7 +257,7 @@ def chunks_of(
 def chunks_of_stream(reader: Reader, singles: Iterator[Any]) -> Iterator[tuple[np.ndarray, Any]]:
     """Decoded images and labels of what is gone through, a few at a time."""
     assert reader.image_shape is not None
-    while items := list(islice(singles, encoded_at_once(reader.image_shape))):
+    while items := list(islice(singles, block_size(reader.image_shape))):
         images, labels = apart(items)
         yield reader.open(images).images(), labels
 
@@ -280,7 +280,7 @@ def of_pairs(item: Any) -> bool:
 
 def apart(items: list[Any]) -> tuple[Any, Any]:
     """Images, and their labels if they have some."""
-    images = as_batch([image_of(item) for item in items])
+    images = stack_items([image_of(item) for item in items])
     return images, plain([item[1] for item in items]) if of_pairs(items[0]) else None
 
 

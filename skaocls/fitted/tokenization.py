@@ -164,19 +164,20 @@ def training_tokens(
     codes : int array or Lazy of shape (n_samples, n_views, n_tokens)
         Memory-mapped tokens stay on disk. Large results are memory-mapped from a temporary file.
     """
-    seed, reader = rng.randint(2**31 - 1), batch.reader
+    reader = batch.reader
     if reader.image_shape is None:
         if not batch.lazy:
             codes = encode(tokenizer, batch, slice(0, len(batch)))
             return codes if codes.ndim == 3 else codes[:, None]
-        for part in batch.parts():
-            encode_data(tokenizer, part, is_image=False)  # validates the tokens
+        for tokens in batch.parts():
+            encode_data(tokenizer, tokens, is_image=False)  # validates the tokens
         n_crops = batch.data.shape[1] if batch.data.ndim == 4 else 1
         return Picked(batch.data, function=crops_as_views, row_shape=(n_crops, reader.n_features))
     n_views = resolve_n_views(tokenizer, augmentation)
     if isinstance(augmentation, str):
         speed = "slow" if is_slow(tokenizer) else "fast"
         say(verbose, f"{n_views} views of each image: its tokenizer is {speed}", 2)
+    seed = rng.randint(2**31 - 1) if random_view_indices(n_views) else 0
     size = block_size(reader.image_shape)
     part = rank_slice(len(batch), size)
 
@@ -288,7 +289,7 @@ def encode_data(
 ) -> np.ndarray:
     """Tokenize decoded images, table rows or tokens; `options` are those of `transform`."""
     if is_image and has_library_method(tokenizer, "transform"):
-        codes = tokenizer._encode(data, **options)
+        codes: np.ndarray = tokenizer._encode(data, **options)
     else:
         codes = check_transformed(tokenizer, tokenizer.transform(data, **options), len(data))
     n_crops = codes.shape[1:2] if codes.ndim == 4 else ()
@@ -349,7 +350,7 @@ def encode_for_orders(
         elif crop == "views" and order:
             view_rng = np.random.RandomState([seed, 2, order])
             view = random_views(images, view_rng, strength=SCORING_STRENGTH, same=True)
-        noise = {"seed": noise_seed} if noisy else {}
+        noise: dict[str, Any] = {"seed": noise_seed} if noisy else {}
         codes_by_order.append(encode_data(tokenizer, view, **noise))
     return np.stack(codes_by_order, axis=1)
 

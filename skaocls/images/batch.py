@@ -166,7 +166,7 @@ class Batch:
         first = numeric(self.data[:1])
         settings += f" {first.dtype.str} {first.shape[1:]}"
 
-        def chunks() -> Iterator[bytes]:
+        def chunks() -> Iterator[bytes | memoryview]:
             yield settings.encode()
             for part in self._array_parts():
                 yield part.data

@@ -141,13 +141,7 @@ def decode_images(
         # PIL images are not thread-safe, and one may occur twice
         files = all(isinstance(item, (str, os.PathLike, bytes)) for item in data)
         return np.stack(in_threads(decode, index.tolist(), data, threads=files))
-    if data.ndim == 2:
-        if data.shape[1] != np.prod(shape):
-            raise ValueError(
-                f"X has {data.shape[1]} features, but images of shape {shape} have "
-                f"{np.prod(shape)}."
-            )
-    else:
+    if data.ndim > 2:  # else flat rows
         data = data[..., None] if data.ndim == 3 else channels_last(data, shape)
         if data.shape[1:] != shape:
             raise ValueError(
@@ -271,7 +265,8 @@ def exif_of(image: Image.Image) -> Image.Exif | None:
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1, upright, if there is none."""
     try:
-        orientation = (exif_of(image) or {}).get(ORIENTATION, 1)
+        exif = exif_of(image)
+        orientation = 1 if exif is None else exif.get(ORIENTATION, 1)
         return int(orientation) if orientation in range(1, 9) else 1
     except Exception:
         return 1

@@ -104,7 +104,7 @@ def stack_items(items: Sequence[Any]) -> np.ndarray:
     return np.stack([as_array(x) for x in items])
 
 
-def object_array(items: Sequence[Any]) -> np.ndarray:
+def object_array(items: Sequence[Any] | np.ndarray) -> np.ndarray:
     """Return a 1-D object array of images; open files become bytes."""
     out = np.empty(len(items), dtype=object)
     for i, item in enumerate(items):

@@ -12,7 +12,7 @@ from skaocls.images.batch import Batch
 from skaocls.images.decoding import BadImage, full_scale, unreadable_items
 from skaocls.images.inputs import as_array, contains_images, convert_input, is_items, keep_mapped
 from skaocls.images.lazy import Lazy
-from skaocls.images.shapes import check_image_shape, infer_image_shape
+from skaocls.images.shapes import check_image_shape, infer_image_shape, shorten
 from skaocls.warn import warn
 
 # Numbers are an error if they lie outside the range seen in `fit` by this many times its width. The
@@ -91,7 +91,7 @@ class Reader:
                 f"X does not contain images, but {self.owner} was fitted on images of shape "
                 f"{self.image_shape}. Pass images, or image_shape to read flat rows."
             )
-        skipped = {}
+        skipped: dict[int, str] = {}
         if images:
             check_not_empty(data)
             if hasattr(X, "columns"):
@@ -147,8 +147,14 @@ class Reader:
     def _check_range(self, numbers: tuple[float, float], has_scale: bool) -> None:
         """Reject images on another scale than those of `fit`, whose predictions would be wrong.
 
-        `numbers` are the smallest and largest number of X. `has_scale` tells whether X has a known
-        full scale, as files and 8-bit or 16-bit arrays do. Values slightly outside the range, and very faint images, are allowed with a warning.
+        Values slightly outside the range, and very faint images, are allowed with a warning.
+
+        Parameters
+        ----------
+        numbers : tuple of float
+            Smallest and largest number in X.
+        has_scale : bool
+            Whether the scale of X is known, as that of files and of 8-bit and 16-bit arrays.
         """
         assert self.value_range is not None
         (low, high), (smallest, largest) = self.value_range, numbers
@@ -221,7 +227,8 @@ def learn_reader(
     """
     declared = check_image_shape(image_shape)
     data = convert_input(X)
-    shape, skipped = None, {}
+    shape: tuple[int, ...] | None = None
+    skipped: dict[int, str] = {}
     if contains_images(data):
         check_not_empty(data)
         if skip_unreadable:
@@ -259,11 +266,14 @@ def learn_shape(data: Any, declared: tuple[int, ...] | None, decoding: str) -> t
 
 
 def drop_unreadable(data: Any, decoding: str) -> tuple[Any, dict[int, str]]:
-    """Return the readable images, and the error messages of the others by index."""
+    """Return the readable images, and the error messages of the others by index; warn of them."""
     skipped = unreadable_items(data, np.arange(len(data)), decoding)
     if skipped and len(skipped) == len(data):
         raise ValueError(f"None of the {len(data)} images can be read: {skipped[0]}")
-    return (np.delete(data, list(skipped)) if skipped else data), skipped
+    if skipped:
+        warn(f"{len(skipped)} images are left out: {shorten(list(skipped.values()))}")
+        data = np.delete(data, list(skipped))
+    return data, skipped
 
 
 def check_table(X: Any, owner: str, *, numeric: bool) -> Any:

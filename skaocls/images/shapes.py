@@ -115,7 +115,7 @@ def read_header(
         shape = array_shape(image.shape, image_shape) if image.ndim == 3 else (*image.shape, 1)
         return shape, False
     width, height = image.size
-    # Some versions of Pillow swap the size of a rotated TIFF file on opening; its tags do not change
+    # some versions of Pillow swap the size of rotated TIFF files on opening, but not the tags
     tags = getattr(image, "tag_v2", {})
     stored = (tags.get(TIFF_WIDTH, width), tags.get(TIFF_HEIGHT, height)) == (width, height)
     if stored and (decoding == "as_seen" or tags) and orientation_of(image) in (5, 6, 7, 8):

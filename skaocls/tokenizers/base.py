@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -26,7 +26,7 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
     n_features_in_ = kept_in("reader_.n_features")
     feature_names_in_ = kept_in("reader_.feature_names", optional=True)
 
-    def fit(self, X: object, y: object = None) -> Self:
+    def fit(self, X: object, y: object = None) -> "ImageTokenizer":
         """Learn the codebook.
 
         Parameters
@@ -73,7 +73,7 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
         blocks = self._open(X)
         return np.concatenate([self._encode(images) for _, images in blocks])
 
-    def _fit(self, batch: Batch, y: object = None) -> Self:
+    def _fit(self, batch: Batch, y: object = None) -> "ImageTokenizer":
         """Learn from validated images."""
         raise NotImplementedError
 
@@ -84,7 +84,8 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
     def _open(self, X: object) -> Iterator[tuple[slice, np.ndarray]]:
         """Validate images, and yield them decoded, block by block."""
         check_is_fitted(self)
-        return self.reader_.open(X).image_blocks()
+        batch: Batch = self.reader_.open(X)
+        return batch.image_blocks()
 
     def _own_reader(self, batch: Batch) -> Reader:
         """Return the reader of the images of fit, in this tokenizer's name."""

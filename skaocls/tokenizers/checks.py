@@ -41,7 +41,7 @@ def check_codes(codes: ArrayLike, grid: Sequence[int], n_codes: int) -> np.ndarr
     return codes.astype(np.int64, copy=False)
 
 
-def check_fitted_tokenizer(tokenizer: Any, returned: object) -> None:
+def check_fitted_tokenizer(tokenizer: Any, returned: Any) -> None:
     """Raise a ValueError unless a tokenizer, whose `fit` returned `returned`, is fitted."""
     name = type(tokenizer).__name__
     if returned is not tokenizer:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.cluster import MiniBatchKMeans
@@ -213,13 +212,13 @@ def held_out_loss(codes: np.ndarray, labels: np.ndarray, n_codes: int, folds: np
     return float(minimize_scalar(loss, bounds=(-8, 2), method="bounded").fun)
 
 
-def class_labels(y: ArrayLike, n_samples: int, rows: np.ndarray) -> np.ndarray | None:
-    """Return classes 0, 1, ... of some samples; None if y is not classes, or has too few samples."""
-    y = np.asarray(y)
-    if len(y) != n_samples:
-        raise ValueError(f"y has {len(y)} labels, but X has {n_samples} images.")
-    if type_of_target(y) not in ("binary", "multiclass"):
+def class_labels(y: object, n_samples: int, rows: np.ndarray) -> np.ndarray | None:
+    """Return classes 0, 1, ... of some samples; None if y is not classes or has too few samples."""
+    targets = np.asarray(y)
+    if len(targets) != n_samples:
+        raise ValueError(f"y has {len(targets)} labels, but X has {n_samples} images.")
+    if type_of_target(targets) not in ("binary", "multiclass"):
         return None
-    labels: np.ndarray = np.unique(y[rows], return_inverse=True)[1]
+    labels: np.ndarray = np.unique(targets[rows], return_inverse=True)[1]
     n_classes = int(labels.max()) + 1
     return labels if n_classes > 1 and len(labels) >= MIN_IMAGES_PER_CLASS * n_classes else None

@@ -4,7 +4,7 @@ import copy
 import threading
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -159,7 +159,7 @@ class FeatureTokenizer(ImageTokenizer):
         self.device = device
         self.random_state = random_state
 
-    def _fit(self, batch: Batch, y: object = None) -> Self:
+    def _fit(self, batch: Batch, y: object = None) -> "FeatureTokenizer":
         rng = check_random_state(self.random_state)
         backbone = self._copy_backbone()
         rows = rng.permutation(len(batch))
@@ -267,7 +267,7 @@ class FeatureTokenizer(ImageTokenizer):
                 )
             features = features.transpose(1, 2).unflatten(2, (side, side))
         if self.grid is not None:
-            features = F.adaptive_avg_pool2d(features, tuple(self.grid))
+            features = F.adaptive_avg_pool2d(features, (self.grid[0], self.grid[1]))
         if len(features) != len(pixels) or not features.isfinite().all():
             raise ValueError("The backbone must return one map of finite numbers for each image.")
         maps: np.ndarray = features[: len(images)].permute(0, 2, 3, 1).float().cpu().numpy()
@@ -288,8 +288,7 @@ class FeatureTokenizer(ImageTokenizer):
         pixels = pixels.expand(-1, 3, -1, -1)
         pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - len(images), -1, -1, -1)])
         if self.input_size is not None:
-            size = self.input_size
-            size = (size, size) if isinstance(size, Integral) else tuple(size)
+            size = np.broadcast_to(self.input_size, 2).tolist()
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
         for values, apply in ((self.mean, torch.sub), (self.std, torch.div)):
             if values is not None:

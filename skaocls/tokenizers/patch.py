@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -143,7 +143,7 @@ default="auto"
         self.random_state = random_state
         self.normalize = normalize
 
-    def _fit(self, batch: Batch, y: object = None) -> Self:
+    def _fit(self, batch: Batch, y: object = None) -> "PatchTokenizer":
         rng = check_random_state(self.random_state)
         image_shape = batch.reader.image_shape
         assert image_shape is not None
@@ -319,7 +319,7 @@ class PatchSample:
         patch_size: Sequence[int],
         grid: Sequence[int],
         normalizations: Sequence[str | None],
-    ) -> Self:
+    ) -> "PatchSample":
         """Decode images, and divide them into patches."""
         shape = batch.reader.image_shape
         assert shape is not None
@@ -374,15 +374,13 @@ def resolve_patch_size(
         while -(-h // side) * -(-w // side) > MAX_TOKENS:
             side += 1
         return min(side, h), min(side, w)
-    size = (patch_size, patch_size) if isinstance(patch_size, Integral) else tuple(patch_size)
+    size = (patch_size, patch_size) if isinstance(patch_size, int | np.integer) else patch_size
     if len(size) != 2 or not all(isinstance(s, Integral) and int(s) >= 1 for s in size):
         raise ValueError(f"patch_size={patch_size!r} must be an int >= 1 or two of them.")
     return min(int(size[0]), h), min(int(size[1]), w)
 
 
-def split_patches(
-    images: np.ndarray, patch_size: Sequence[int], grid: Sequence[int]
-) -> np.ndarray:
+def split_patches(images: np.ndarray, patch_size: Sequence[int], grid: Sequence[int]) -> np.ndarray:
     """Divide images into flattened patches, row by row: (n * rows * cols, n_numbers)."""
     (rows, cols), (ph, pw), (h, w, c) = grid, patch_size, images.shape[1:]
     padding = ((0, 0), (0, rows * ph - h), (0, cols * pw - w), (0, 0))

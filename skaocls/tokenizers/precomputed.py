@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -55,7 +55,7 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
         self.n_codes = n_codes
         self.grid = grid
 
-    def fit(self, X: object = None, y: object = None) -> Self:
+    def fit(self, X: object = None, y: object = None) -> "PrecomputedTokenizer":
         """Learn the grid and the number of token values.
 
         Parameters
@@ -81,7 +81,7 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
             batch = learn_tokens(X, name) if reader is None else reader.open(X)
             assert batch.reader.grid is not None
             grid, n_codes = batch.reader.grid, n_codes or getattr(X, "n_codes", None)
-            n_codes = n_codes or max(int(part.max()) for part in batch.parts()) + 1
+            n_codes = n_codes or max(0, *(int(part.max()) for part in batch.parts())) + 1
             for part in batch.parts():
                 check_codes(part.reshape(-1, *grid), grid, n_codes)
         self.__dict__.pop("codebook_", None)

@@ -1,7 +1,7 @@
 """Tokens of tabular data: one per feature, the quantile bin of its value."""
 
 from numbers import Integral
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -63,7 +63,7 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
     def __init__(self, n_bins: int | str = "auto"):
         self.n_bins = n_bins
 
-    def fit(self, X: ArrayLike, y: object = None) -> Self:
+    def fit(self, X: ArrayLike, y: object = None) -> "QuantileTokenizer":
         """Compute the bins of each feature.
 
         Parameters
@@ -80,19 +80,19 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         """
         self._validate_params()
         validated = clone(self)  # self does not change if validation fails
-        X = validate_data(validated, X, dtype=FLOATS)
+        values: np.ndarray = validate_data(validated, X, dtype=FLOATS)
         n_bins = self.n_bins
         if isinstance(n_bins, str):
-            n_bins = int(np.clip(2 * len(X) ** (1 / 3), 2, MAX_BINS))
-        thresholds = [find_thresholds(x, n_bins) for x in X.T]
-        codes = find_bins(X, thresholds)
+            n_bins = int(np.clip(2 * len(values) ** (1 / 3), 2, MAX_BINS))
+        thresholds = [find_thresholds(x, n_bins) for x in values.T]
+        codes = find_bins(values, thresholds)
         self.__dict__.pop("feature_names_in_", None)
         self.__dict__.update(
             vars(validated),
             thresholds_=thresholds,
-            bin_means_=[np.bincount(c, weights=x) / np.bincount(c) for c, x in zip(codes.T, X.T)],
+            bin_means_=[np.bincount(c, x) / np.bincount(c) for c, x in zip(codes.T, values.T)],
             n_codes_=int(codes.max()) + 1,
-            grid_=(1, X.shape[1]),
+            grid_=(1, values.shape[1]),
         )
         return self
 
@@ -110,8 +110,8 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
             Bin of each feature, counted from 0.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=FLOATS, reset=False)
-        return find_bins(X, self.thresholds_)[:, None]
+        values = validate_data(self, X, dtype=FLOATS, reset=False)
+        return find_bins(values, self.thresholds_)[:, None]
 
     def inverse_transform(self, codes: ArrayLike) -> np.ndarray:
         """Return the mean training value of each token's bin.

@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ class VQTokenizer(ImageTokenizer):
         codebook: np.ndarray = self.model_.codebook.detach().cpu().numpy()
         return codebook
 
-    def fit(self, X: object = None, y: object = None) -> Self:
+    def fit(self, X: object = None, y: object = None) -> "VQTokenizer":
         """Load the weights; nothing is learned from data.
 
         Parameters
@@ -134,13 +134,13 @@ class VQTokenizer(ImageTokenizer):
         path = find_file(source, filename, revision=self.revision)
         return self._set_weights(read_state_dict(path), source=str(path))
 
-    def _fit(self, batch: Batch, y: object = None) -> Self:
+    def _fit(self, batch: Batch, y: object = None) -> "VQTokenizer":
         return self.fit()
 
     @own_torch_state(grad=True)
     def _set_weights(
         self, state: Mapping[str, torch.Tensor], source: str = "The state dict"
-    ) -> Self:
+    ) -> "VQTokenizer":
         height, width = self.image_shape
         if height % DOWNSAMPLING or width % DOWNSAMPLING:
             raise ValueError(
