@@ -275,7 +275,9 @@ def test_inpainting(ten_digits):
     X, y = X[1500:1700], y[1500:1700]
     mask = np.zeros((8, 8), bool)
     mask[3:7, 1:6] = True
-    statistics = clf.tokenizer_.image_statistics(X, np.broadcast_to(~mask, X.shape))  # of what is known
+    statistics = clf.tokenizer_.image_statistics(
+        X, np.broadcast_to(~mask, X.shape)
+    )  # of what is known
     before = clf.tokenizer_.transform(X, statistics=statistics)
     filled = clf.inpaint(X, mask, random_state=0)
     assert filled.shape == X.shape

@@ -317,7 +317,9 @@ def test_damaged_metadata_are_ignored_with_one_warning(tmp_path, orientation):
         clf = AnyOrderARClassifier(max_iter=1, random_state=0, tol=10.0).fit(paths, y)
     seen = [w for w in seen if w.category is not ConvergenceWarning]
     assert len(seen) == 1
-    assert re.search(r"7 images have damaged.*X\[0\] '.*0.jpg', .*\(7 in total\)", str(seen[0].message))
+    assert re.search(
+        r"7 images have damaged.*X\[0\] '.*0.jpg', .*\(7 in total\)", str(seen[0].message)
+    )
     np.testing.assert_array_equal(open_as(paths[:1], clf.image_shape_).images(), whole)
 
 
@@ -430,13 +432,13 @@ def test_unreadable_images_are_skipped(some_bad, wrap):
     good, weights = np.delete(np.arange(12), bad), np.linspace(1, 2, 12)
     params = {"max_iter": 1, "image_shape": (8, 8), "random_state": 0, "tol": 10.0}
     clf = AnyOrderARClassifier(on_bad_image="skip", **params)
-    with pytest.warns(UserWarning, match=r"^7 images are left out: X\[1\].*\(7 in total\)"):
+    with pytest.warns(UserWarning, match=r"^Skipping 7 unreadable images: X\[1\].*\(7 in total\)"):
         clf.fit(wrap(X), y, weights)
     assert clf.skipped_images_ == bad
     X_good = wrap([X[i] for i in good])
     whole = AnyOrderARClassifier(**params).fit(X_good, y[good], weights[good])
     np.testing.assert_array_equal(clf.predict_proba(X_good), whole.predict_proba(X_good))
-    with pytest.warns(UserWarning, match="1 images are left out"):
+    with pytest.warns(UserWarning, match="Skipping 1 unreadable images"):
         clf.partial_fit(wrap(X[:2]), y[:2], sample_weight=2.0)
     assert clf.skipped_images_ == [1]
     with pytest.raises(ValueError, match=r"None of the 2 images can be read: X\[0\]"):

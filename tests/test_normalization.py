@@ -35,7 +35,9 @@ def test_tokens_do_not_depend_on_what_is_normalized(normalize):
         if any(word not in normalize for word in more.replace("image", "").split("+")):
             assert (tokenizer.transform(changed(IMAGES, more)) != codes).mean() > 0.1
     unnormalized = PatchTokenizer(2, n_codes=16, normalize=None, random_state=0).fit(IMAGES)
-    assert (unnormalized.transform(changed(IMAGES, "image")) != unnormalized.transform(IMAGES)).any()
+    assert (
+        unnormalized.transform(changed(IMAGES, "image")) != unnormalized.transform(IMAGES)
+    ).any()
 
 
 def test_statistics_are_mean_and_standard_deviation():
@@ -81,8 +83,12 @@ def test_inverse_transform_restores_given_or_typical_statistics(normalize):
     tokenizer = PatchTokenizer(2, n_codes=4, normalize=normalize, random_state=0).fit(X)
     codes = tokenizer.transform(X)
     statistics = tokenizer.image_statistics(X)
-    np.testing.assert_allclose(statistics, image_statistics(X, normalize), rtol=1e-4)  # none of them is uniform
-    np.testing.assert_allclose(tokenizer.inverse_transform(codes, statistics=statistics), X, atol=1e-3)
+    np.testing.assert_allclose(
+        statistics, image_statistics(X, normalize), rtol=1e-4
+    )  # none of them is uniform
+    np.testing.assert_allclose(
+        tokenizer.inverse_transform(codes, statistics=statistics), X, atol=1e-3
+    )
     back = tokenizer.inverse_transform(codes)
     times = tokenizer.reference_statistics_[1] / image_statistics(images, normalize)[0, 1]
     plus = tokenizer.reference_statistics_[0] - times * image_statistics(images, normalize)[0, 0]
@@ -91,7 +97,10 @@ def test_inverse_transform_restores_given_or_typical_statistics(normalize):
     np.testing.assert_allclose(abs(tokenizer.reference_statistics_[1]), medians, rtol=1e-4)
     other = tokenizer.transform(X, statistics=statistics[::-1])
     np.testing.assert_array_equal(
-        other, tokenizer.transform(match_statistics(X, statistics[::-1], statistics), statistics=statistics)
+        other,
+        tokenizer.transform(
+            match_statistics(X, statistics[::-1], statistics), statistics=statistics
+        ),
     )
 
 
@@ -163,9 +172,13 @@ def test_statistics_are_estimated_from_a_part(normalize):
     images = rows * (0.5 + rng.gamma(0.5, size=(200, 8, 8, 3)))
     tokenizer = PatchTokenizer(2, n_codes=16, normalize=normalize, random_state=0).fit(images)
     own = tokenizer.image_statistics(images)
-    np.testing.assert_allclose(tokenizer.image_statistics(images, np.ones((200, 8, 8), bool)), own, rtol=1e-3)
+    np.testing.assert_allclose(
+        tokenizer.image_statistics(images, np.ones((200, 8, 8), bool)), own, rtol=1e-3
+    )
     nothing = tokenizer.image_statistics(images, np.zeros((200, 8, 8), bool))
-    np.testing.assert_array_equal(nothing, np.broadcast_to(tokenizer.reference_statistics_, own.shape))
+    np.testing.assert_array_equal(
+        nothing, np.broadcast_to(tokenizer.reference_statistics_, own.shape)
+    )
     top = np.zeros((200, 8, 8), bool)
     top[:, :4] = True
     guess, part = tokenizer.image_statistics(images, top), image_statistics(images, normalize, top)
@@ -173,5 +186,8 @@ def test_statistics_are_estimated_from_a_part(normalize):
     # in another light the guess is the same, in that light; polarity is that of the gray image,
     # in which channels weigh as much as they vary
     other = changed(images, normalize.replace("channel", "image"))
-    tokens = [tokenizer.transform(x, statistics=tokenizer.image_statistics(x, top)) for x in (images, other)]
+    tokens = [
+        tokenizer.transform(x, statistics=tokenizer.image_statistics(x, top))
+        for x in (images, other)
+    ]
     np.testing.assert_array_equal(*tokens)

@@ -91,7 +91,7 @@ MORE_FAULTS = {
     "company": "other codes when the same images are transformed in two halves",
     "in place": "other codes when the same images are transformed a second time",
     "parameter": "Blocks.fit changed the parameter n_levels from 8 to 9",
-    "gray": "array of shape (40, 10, 13, 1) for the codes of X, but the shape of X, (40, 10, 13, 3)",
+    "gray": "array of shape (40, 10, 13, 1) for the codes of X, but the shape of X, (40, ",
 }
 
 

@@ -5,10 +5,7 @@ import dataclasses
 import multiprocessing
 import os
 import re
-import resource
 import signal
-import subprocess
-import sys
 import tempfile
 import uuid
 import warnings
@@ -23,7 +20,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
-from skaocls.devices import first_free, glibc, torch_threads
+from skaocls.devices import torch_threads
 from skaocls.fitted import answers, parallel
 from skaocls.fitted.pieces import pieces_of
 from skaocls.images.decoding import BadImage
@@ -254,40 +251,6 @@ def test_processes_of_multiprocessing(fitted, X, monkeypatch, method):
     assert_allclose(shared, fitted.predict_proba(X), atol=1e-6)
 
 
-def test_workers_use_freed_memory_again_and_give_it_back():
-    """In a process of its own, whose C library is asked to give back at once, as Dask asks it."""
-    if glibc() is None:
-        pytest.skip("the C library is another one, which is left alone")
-    code = """
-import resource, torch
-from skaocls.devices import freed_memory_kept
-
-def pages(n):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(n):
-        torch.ones(2**22)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-def resident():
-    return int(open("/proc/self/statm").read().split()[1])
-
-torch.set_num_threads(1)
-pages(2)
-given_back = pages(10)
-with freed_memory_kept():
-    pages(2)
-    kept, most = pages(10), resident()
-print(given_back, kept, most - resident())
-"""
-    env = os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, check=True)
-    given_back, kept, freed = map(int, done.stdout.split())
-    block = 2**24 // resource.getpagesize()
-    assert given_back > 9 * block / 512  # of huge pages there are fewer
-    assert kept < given_back / 10
-    assert freed > 0.9 * block
-
-
 def test_dask_needs_no_shared_disk(dask_client, fitted, X, monkeypatch):
     sent = parallel.sent
 
@@ -426,46 +389,3 @@ def test_progress_counts_all_images(fitted, X, monkeypatch):
     (bar,) = bars
     assert bar.total == sum(bar) == len(X)
     assert len(bar) > 1
-
-
-HOLD_A_DEVICE = """
-from skaocls.devices import first_free, lock_of_user
-print(first_free(["first", "second"], lock_of_user), flush=True)
-input()
-"""
-
-
-def test_each_process_claims_a_device_of_its_own(tmp_path):
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    start = [sys.executable, "-c", HOLD_A_DEVICE]
-    how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
-    workers = [subprocess.Popen(start, **how) for _ in range(2)]
-    try:
-        held = [w.stdout.readline().strip() for w in workers]
-        assert sorted(held) == ["0", "1"]
-        late = subprocess.Popen(start, **how)
-        assert late.stdout.readline().strip() == "0"  # shares one, as there is no third
-        late.communicate("\n")
-        workers[1].kill()
-        workers[1].wait()
-        heir = subprocess.Popen(start, **how)  # a place is free again when its process has died
-        assert heir.stdout.readline().strip() == held[1]
-        heir.communicate("\n")
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.communicate()
-
-
-def test_devices_are_dealt_out_in_turn():
-    taken = set()
-
-    def lock(place):
-        return not (place in taken or taken.add(place))
-
-    assert [first_free(("a", "b", "c"), lock) for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
-    # whoever sees them in another order, as Dask's CUDA workers do, takes a free one all the same
-    taken = {"a-0"}
-    assert first_free(("a", "b"), lock) == 1
-    taken = {"a-0"}
-    assert first_free(("b", "a"), lock) == 0

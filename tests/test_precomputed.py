@@ -59,7 +59,9 @@ def test_tokens_give_the_same_predictions_as_images(tokens, tmp_path):
         np.testing.assert_array_equal(clf.predict_proba(form), expected)
     # tokens of random crops, one crop for each order
     images.set_params(crop="random")
-    kept = np.concatenate(list(encode_all(images.model_, images.model_.reader.open(X_test), 4, "random")))
+    kept = np.concatenate(
+        list(encode_all(images.model_, images.model_.reader.open(X_test), 4, "random"))
+    )
     crops = kept.reshape(-1, 4, 4, 4)
     np.testing.assert_array_equal(clf.predict_proba(crops), images.predict_proba(X_test))
     assert abs(clf.predict_proba(crops) - expected).max() > 0.01
@@ -144,7 +146,7 @@ def test_wrong_tokens_are_an_error(tokens, X, message):
 
 def test_crop_needs_images(of_tokens, tokens):
     clf = pickle.loads(pickle.dumps(of_tokens))
-    with pytest.raises(ValueError, match="requires images, but the classifier was fitted on tokens"):
+    with pytest.raises(ValueError, match="requires images, but the classifier was"):
         clf.set_params(crop="random").predict(tokens[5])
 
 

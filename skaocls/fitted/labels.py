@@ -118,19 +118,25 @@ def known_classes(y: np.ndarray, classes: ArrayLike | None = None) -> np.ndarray
 
 
 def class_log_prior(class_prior: ArrayLike | None, class_count: np.ndarray) -> np.ndarray:
-    """Return the log of the given class probabilities, or of the class frequencies if None."""
+    """Return the log of the class prior, or of the class frequencies if it is None.
+
+    Raises
+    ------
+    ValueError
+        If the class prior is not a probability for each class.
+    """
     if class_prior is None:
         class_prior = class_count / class_count.sum()
-    priors = np.asarray(class_prior, dtype=np.float64)
-    if priors.shape != class_count.shape:
+    class_prior = np.asarray(class_prior, dtype=np.float64)
+    if class_prior.shape != class_count.shape:
         raise ValueError(
-            f"Number of priors must match number of classes: got {priors.size}, "
-            f"expected {class_count.size}."
+            f"class_prior must contain one probability for each class: it has shape "
+            f"{class_prior.shape}, but there are {class_count.size} classes."
         )
-    if not np.isclose(priors.sum(), 1.0):
-        raise ValueError(f"The sum of the priors should be 1, got {priors.sum()}.")
-    if (priors < 0).any():
-        raise ValueError("Priors must be non-negative.")
+    if not np.isclose(class_prior.sum(), 1.0):
+        raise ValueError(f"class_prior must sum to 1, but its sum is {class_prior.sum()}.")
+    if (class_prior < 0).any():
+        raise ValueError("class_prior must not be negative.")
     with np.errstate(divide="ignore"):
-        log_prior: np.ndarray = np.log(priors)
+        log_prior: np.ndarray = np.log(class_prior)
     return log_prior

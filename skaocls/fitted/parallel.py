@@ -31,7 +31,7 @@ from cloudpickle import Pickler  # joblib's, which knows the classes of a script
 from joblib.parallel import get_active_backend
 from sklearn.utils.parallel import Parallel, delayed
 
-from skaocls.devices import all_threads, freed_memory_kept, own_cuda_device, torch_threads
+from skaocls.devices import all_threads, torch_threads, worker_cuda_device
 from skaocls.fitted.model import FittedModel
 
 TRIES = 3  # in a row of which none brings anything back
@@ -157,7 +157,7 @@ def work(
     try:
         if packed is None:
             return i, function(numbers, *piece[0])
-        with all_threads(threads), own_cuda_device(), freed_memory_kept():
+        with all_threads(threads), worker_cuda_device():
             return i, function(unpacked(packed, numbers), *piece[0])
     except Exception as exc:
         raise TaskError(exc) from exc

@@ -9,22 +9,21 @@ import joblib
 import numpy as np
 from sklearn.utils import gen_batches
 
-from skaocls.devices import ahead, moved, resolve_device
+from skaocls.devices import prefetch, resolve_device, to_device
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.parallel import in_parallel
 from skaocls.fitted.pieces import EACH, Piece, pieces_of, share
 from skaocls.fitted.result_cache import (
     ResultCache,
     cached_log_likelihoods,
-    content_hash,
     prior_weights,
 )
 from skaocls.fitted.tokenization import encode_for_orders, tokens_of_pixels
+from skaocls.hashing import hash_object
 from skaocls.progress import progress
 from skaocls.scoring.evidence import Evidence, spread, token_log_likelihoods, weigh
+from skaocls.scoring.exhaustive import ScoringResult, scoring_dtype
 from skaocls.scoring.exhaustive import log_likelihoods as score
-from skaocls.scoring.exhaustive import scoring_dtype
-from skaocls.scoring.racing import ScoringResult
 
 SCORE_AT_ONCE = 256  # images scored before their orders are aggregated
 LARGE = 512, 32  # priors so wide score so many: they take long, and `verbose` shows each lot
@@ -55,9 +54,8 @@ def score_batches(
         See :func:`skaocls.fitted.tokenization.encode_for_orders`; ``"auto"`` is
         ``"views"`` for a model that learned from views, else ``"center"``.
     racing : callable, default=None
-        :func:`skaocls.scoring.racing.race` or, of a shared trunk,
-        :func:`skaocls.scoring.stopping.stop_early`, with class priors and options. None scores all
-        classes to the end, as does a model of several priors.
+        :func:`skaocls.scoring.early_stopping.score_until_decided` with class priors and options.
+        None scores all classes exhaustively, as does a model of several priors.
     device, precision : str
         Where and in which type of products to compute.
     store : Store, default=None
@@ -86,7 +84,7 @@ def score_batches(
         found = score_in_parallel(model, batch, orders, pieces, reading, how, n_jobs)
     else:
         encoded = encode_all(model, batch, len(orders), crop)
-        prepared = ahead(encoded) if resolve_device(device).type == "cuda" else encoded
+        prepared = prefetch(encoded) if resolve_device(device).type == "cuda" else encoded
         found = (score_codes(model, codes, orders, **how) for codes in prepared)
     with progress(len(batch), "scoring", "image", verbose) as bar:
         for some in found:
@@ -111,7 +109,7 @@ def score_codes(
     """What :func:`races` yields, of codes."""
     on = resolve_device(device)
     if racing is not None and is_race(model, racing):
-        prior = moved(model.prior, on)
+        prior = to_device(model.prior, on)
         dtype = scoring_dtype(prior, precision)
         return racing(prior, codes, orders, model.rows, dtype=dtype)
     ll = log_likelihoods(model, codes, orders, device=on, precision=precision, store=store)
@@ -212,7 +210,7 @@ def log_likelihoods(
     for prior, where in model.by_prior(columns, resolve_device(device)):
         read = partial(score, prior)
         if store is not None:
-            read = partial(cached_log_likelihoods, store, prior, content_hash(prior_weights(prior)))
+            read = partial(cached_log_likelihoods, store, prior, hash_object(prior_weights(prior)))
         dtype = scoring_dtype(prior, precision)
         ll[:, :, where] = read(codes, orders, labels=model.rows[where], dtype=dtype)
     return ll

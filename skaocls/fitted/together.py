@@ -1,9 +1,8 @@
 """What processes do together before and after training: tokens, results kept, predictions."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from sklearn.utils import gen_batches
@@ -13,36 +12,12 @@ from skaocls.distributed import (
     is_main,
     map_ranks,
     rank,
-    run_on_main,
     world_size,
 )
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.prediction import at_once, score_batches
-from skaocls.fitted.result_cache import ResultCache
 from skaocls.progress import progress
-from skaocls.scoring.racing import ScoringResult
-
-T = TypeVar("T")
-
-
-def get_or_compute_on_ranks(store: ResultCache, key: str, function: Callable[[], T]) -> T:
-    """As :meth:`Store.recall`; the main process reads and writes, the function is called by all."""
-    if world_size() == 1:
-        result: T = store.recall(key, function)
-        return result
-    path = store.path(key)
-    with ExitStack() as locked:
-
-        def look() -> tuple[T] | None:
-            locked.enter_context(store.lock(path.name))
-            return store.read(path)
-
-        if (known := run_on_main(look)) is not None:
-            return known[0]
-        result = function()
-        if is_main() and store.writable:
-            store.write(path, result)
-    return result
+from skaocls.scoring.exhaustive import ScoringResult
 
 
 def score_batches_on_ranks(

@@ -12,7 +12,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 
-from skaocls.devices import ahead
+from skaocls.devices import prefetch
 from skaocls.distributed import map_ranks, rank_slice, run_on_main, world_size
 from skaocls.images.batch import Batch, block_size
 from skaocls.images.lazy import Mapped, Picked
@@ -183,7 +183,7 @@ def training_tokens(
 
     def encode_blocks() -> Iterator[np.ndarray]:
         starts = range(part.start, part.stop, size)
-        blocks = ahead(batch.images(slice(at, min(at + size, part.stop))) for at in starts)
+        blocks = prefetch(batch.images(slice(at, min(at + size, part.stop))) for at in starts)
         for start, images in zip(starts, blocks, strict=True):
             block_rng = np.random.RandomState([seed, start // size])
             yield views_of(tokenizer, images, n_views, block_rng, bar)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from sklearn.utils import check_array
 
-from skaocls.devices import in_threads
+from skaocls.devices import map_in_threads
 from skaocls.images.inputs import as_array, convert_input, is_item, is_items
 from skaocls.images.lazy import in_memory
 
@@ -140,7 +140,7 @@ def decode_images(
 
         # PIL images are not thread-safe, and one may occur twice
         files = all(isinstance(item, (str, os.PathLike, bytes)) for item in data)
-        return np.stack(in_threads(decode, index.tolist(), data, threads=files))
+        return np.stack(map_in_threads(decode, index.tolist(), list(data), threads=files))
     if data.ndim > 2:  # else flat rows
         data = data[..., None] if data.ndim == 3 else channels_last(data, shape)
         if data.shape[1:] != shape:

@@ -271,7 +271,7 @@ def drop_unreadable(data: Any, decoding: str) -> tuple[Any, dict[int, str]]:
     if skipped and len(skipped) == len(data):
         raise ValueError(f"None of the {len(data)} images can be read: {skipped[0]}")
     if skipped:
-        warn(f"{len(skipped)} images are left out: {shorten(list(skipped.values()))}")
+        warn(f"Skipping {len(skipped)} unreadable images: {shorten(list(skipped.values()))}")
         data = np.delete(data, list(skipped))
     return data, skipped
 

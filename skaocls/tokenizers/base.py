@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.attributes import kept_in
+from skaocls.attributes import read_from
 from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader, learn_reader
 
@@ -22,9 +22,9 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
 
     _signals = False  # whether rows of a 2-D X are images one pixel high
 
-    image_shape_ = kept_in("reader_.image_shape")
-    n_features_in_ = kept_in("reader_.n_features")
-    feature_names_in_ = kept_in("reader_.feature_names", optional=True)
+    image_shape_ = read_from("reader_.image_shape")
+    n_features_in_ = read_from("reader_.n_features")
+    feature_names_in_ = read_from("reader_.feature_names", optional=True)
 
     def fit(self, X: object, y: object = None) -> "ImageTokenizer":
         """Learn the codebook.

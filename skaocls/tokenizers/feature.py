@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch.nn import functional as F
 
-from skaocls.devices import moved, own_torch_state, resolve_device
+from skaocls.devices import own_torch_state, resolve_device, to_device
 from skaocls.images.batch import Batch
 from skaocls.tokenizers.base import ImageTokenizer
 from skaocls.tokenizers.codebook import choose_codebook, class_labels
@@ -245,7 +245,7 @@ class FeatureTokenizer(ImageTokenizer):
         """Compute the feature map of at most `batch_size` images, (n, rows, cols, channels)."""
         device = resolve_device(self.device)
         if isinstance(backbone, torch.nn.Module):
-            backbone = moved(backbone, device)
+            backbone = to_device(backbone, device)
         pixels = self._pixels(images).to(device)
         with torch.random.fork_rng([]):  # a callable may draw random numbers
             torch.default_generator.manual_seed(0)

@@ -13,7 +13,7 @@ from sklearn.utils import Tags, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.devices import moved, own_torch_state, resolve_device, resolve_precision
+from skaocls.devices import own_torch_state, resolve_device, resolve_precision, to_device
 from skaocls.files import assign, find_file, read_state_dict
 from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader
@@ -182,7 +182,7 @@ class VQTokenizer(ImageTokenizer):
     def _encode(self, images: np.ndarray, *, seed: int | None = None) -> np.ndarray:
         """Tokenize decoded images; without a seed, no noise is added."""
         device, autocast, batch_size = self._resolve()
-        model = moved(self.model_, device)
+        model = to_device(self.model_, device)
         codes = []
         for part in gen_batches(len(images), batch_size):
             pixels = to_pixels(images[part], batch_size).to(device)
@@ -210,7 +210,7 @@ class VQTokenizer(ImageTokenizer):
         check_is_fitted(self)
         codes = check_codes(codes, self.grid_, self.n_codes_)
         device, autocast, batch_size = self._resolve()
-        model = moved(self.model_, device)
+        model = to_device(self.model_, device)
         images = []
         for part in gen_batches(len(codes), batch_size):
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
