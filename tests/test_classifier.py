@@ -331,19 +331,6 @@ def test_a_given_tokenizer_and_prior(digits):
         make(prior=prior).fit(X, y)
 
 
-def test_warm_start_goes_on(digits):
-    X, y, _, _ = digits
-    clf = make(max_iter=3, warm_start=True).fit(X, y)
-    tokenizer, orders, loss = clf.tokenizer_, clf.orders_.copy(), clf.loss_curve_[-1]
-    clf.fit(X, y)
-    assert clf.tokenizer_ is tokenizer and clf.loss_curve_[-1] < loss
-    np.testing.assert_array_equal(clf.orders_, orders)
-    clf.fit(X[y > 0], y[y > 0])  # fewer classes are no new classes
-    np.testing.assert_array_equal(clf.classes_, [0, 1, 2])
-    with pytest.raises(ValueError, match="warm_start can only be used"):
-        clf.fit(X, y + 1)
-
-
 def test_early_stopping_keeps_the_best_weights(digits):
     X, y, _, _ = digits
     clf = make(
@@ -413,19 +400,19 @@ def test_verbose_in_a_terminal(digits, monkeypatch):
     assert "\repoch 2/2" in shown
 
 
-def test_raster_training_is_judged_in_raster_order(digits, monkeypatch):
+def test_validation_uses_the_orders_of_training(digits, monkeypatch):
     X, y, _, _ = digits
-    seen = []
+    orders = []
 
-    def held_out(prior, codes, labels, weights, orders, autocast):
-        seen.append(orders)
+    def validation_score(loss, data, validation_orders, autocast):
+        orders.append(validation_orders)
         return 0.0
 
-    monkeypatch.setattr("skaocls.training.loop.held_out", held_out)
+    monkeypatch.setattr("skaocls.training.loop.validation_score", validation_score)
     make(max_iter=1, early_stopping=True, order="raster").fit(X, y)
-    np.testing.assert_array_equal(seen[0], np.arange(16)[None])
+    np.testing.assert_array_equal(orders[0], np.arange(16)[None])
     make(max_iter=1, early_stopping=True).fit(X, y)
-    assert seen[1].shape == (4, 16) and (seen[1] != seen[0]).any(1).all()
+    assert orders[1].shape == (4, 16) and (orders[1] != orders[0]).any(1).all()
 
 
 def test_unfitted_use(digits):

@@ -120,7 +120,7 @@ def test_searches(flat):
     clf = make(image_shape=(8, 8), max_iter=5)
     halving = HalvingGridSearchCV(clf, {"n_orders": [1, 2, 4]}, cv=2, min_resources=60, factor=2)
     assert halving.fit(X, y).best_params_["n_orders"] in (1, 2, 4)
-    wanted = {"tokenizer": [PatchTokenizer(2), PatchTokenizer(4)], "class_dropout": [0.0, 0.2]}
+    wanted = {"tokenizer": [PatchTokenizer(2), PatchTokenizer(4)], "posterior_weight": [0.0, 2.0]}
     random = RandomizedSearchCV(clf, wanted, n_iter=2, cv=2, random_state=0, error_score="raise")
     assert random.fit(X, y).best_score_ > 0.5
 

@@ -50,14 +50,10 @@ def test_extending_makes_another_one(estimator, model, digits):
     X, y, X_test, _ = digits
     before, ll = pickle.dumps(model), likelihoods(model, X_test)
     recipe, rng = estimator._recipe(), np.random.RandomState(1)
-    more = extend_model(
-        model, model.reader.open(X[:40]), y[:40], np.ones(40), recipe, rng, grow=True
-    ).model
+    more = extend_model(model, model.reader.open(X[:40]), y[:40], np.ones(40), recipe, rng).model
     grown = model.with_classes(np.array([7]))
     sevens = np.full(40, 7)
-    new = extend_model(
-        grown, model.reader.open(X[:40]), sevens, np.ones(40), recipe, rng, grow=True
-    ).model
+    new = extend_model(grown, model.reader.open(X[:40]), sevens, np.ones(40), recipe, rng).model
     assert np.abs(likelihoods(more, X_test) - ll).max() > 0.1
     np.testing.assert_array_equal(new.classes, [0, 1, 2, 7])
     np.testing.assert_allclose(likelihoods(new, X_test)[..., :3], ll, atol=1e-4)
