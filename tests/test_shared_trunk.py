@@ -291,7 +291,7 @@ def test_a_head_on_a_body_that_stays():
         clf.orders_.size
         == clf.predict_joint_log_proba(X_test[:1], return_stats=True)[1]["exhaustive_evaluations"]
     )
-    clf.set_params(warm_start=True, max_iter=1).fit(X[~old], y[~old])
+    clf.set_params(max_iter=1).partial_fit(X[~old], y[~old])
     for name, weight in clf.prior_.body.state_dict().items():
         expected = body[name]
         if name == "cls_embedding.embedding_table.weight":
