@@ -45,7 +45,6 @@ from skaocls.fitted.pretrained import (
     ready_tokenizer,
 )
 from skaocls.fitted.result_cache import open_cache
-from skaocls.fitted.together import score_batches_on_ranks
 from skaocls.images.advice import gathered
 from skaocls.images.inputs import check_image_shape, shortened
 from skaocls.images.reader import (
@@ -60,7 +59,7 @@ from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_pos
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.orders import DRAWN
 from skaocls.scoring.racing import race
-from skaocls.scoring.sampling import HOW
+from skaocls.scoring.sampling import SAMPLING_CONSTRAINTS
 from skaocls.scoring.stopping import stop_early
 from skaocls.tokenizers import PrecomputedTokenizer
 
@@ -953,7 +952,9 @@ default="mean_log_likelihood"
             "top_p": top_p,
             "guidance": guidance,
         }
-        validate_parameter_constraints(HOW | N_SAMPLES, {"n_samples": n_samples, **how}, "sample")
+        validate_parameter_constraints(
+            SAMPLING_CONSTRAINTS | N_SAMPLES, {"n_samples": n_samples, **how}, "sample"
+        )
         rng = check_random_state(random_state)
         if n_samples is None:
             n_samples = len(y) if np.ndim(y) else 1
@@ -1033,7 +1034,7 @@ default="mean_log_likelihood"
             "top_p": top_p,
             "guidance": guidance,
         }
-        validate_parameter_constraints(HOW, how, "inpaint")
+        validate_parameter_constraints(SAMPLING_CONSTRAINTS, how, "inpaint")
         batch = model.reader.open(X, scale=False)
         return generation.inpaint_images(
             model,
@@ -1333,7 +1334,7 @@ default="mean_log_likelihood"
             rows, columns, weights = held_out
             some = batch.take(rows)
             orders, store = model.orders(self.order, self.n_orders), open_cache(self.memory)
-            read = score_batches_on_ranks(model, some, orders, store=store, **self._reading())
+            read = prediction.score_batches(model, some, orders, cache=store, **self._reading())
             ll = np.concatenate([race.log_likelihood for race in read])
             about["_fitted_temperature"] = broadcast(
                 fit_temperature(ll, columns, log_prior, self.aggregation, weights)
@@ -1399,7 +1400,7 @@ default="mean_log_likelihood"
 
     def _reading(self):
         """How images are read and scored."""
-        names = ("crop", "latent_noise", "device", "precision", "n_jobs")
+        names = ("crop", "device", "precision", "n_jobs")
         return {name: getattr(self, name) for name in names}
 
     def _ends(self, decides):
@@ -1423,8 +1424,8 @@ default="mean_log_likelihood"
             self._validate_params()
             self._warn_of(without_effect(OF_SEARCH, self.get_params(False), defaults()))
         batch, store = model.reader.open(X), open_cache(self.memory)
-        how = {"racing": self._ends(decides), "store": store, "verbose": self.verbose}
-        return score_batches_on_ranks(model, batch, self.orders_, **self._reading(), **how)
+        options = {"stopping": self._ends(decides), "cache": store, "verbose": self.verbose}
+        return prediction.score_batches(model, batch, self.orders_, **self._reading(), **options)
 
     def _log_likelihoods(self, X):
         """Yield log p(tokens | class, order), (n, n_orders, n_classes), a few images at a time."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_scoring import make_prior
 
-from skaocls.scoring.evidence import spread, token_log_likelihoods, weigh
+from skaocls.scoring.evidence import evidence_over_rival, spread_to_pixels, token_log_likelihoods
 
 
 def test_token_log_likelihoods_are_the_prior_s():
@@ -67,12 +67,12 @@ def test_against_no_class_and_standard_error(fitted, digits):
 def test_pixels_of_patches_that_overhang():
     tokens = np.array([[[1.0, 2], [3, 4]]])
     expected = [[1, 1, 1, 2], [1, 1, 1, 2], [3, 3, 3, 4]]
-    np.testing.assert_array_equal(spread(tokens, [0, 0, 1], [0, 0, 0, 1])[0], expected)
+    np.testing.assert_array_equal(spread_to_pixels(tokens, [0, 0, 1], [0, 0, 0, 1])[0], expected)
 
 
 def test_the_standard_error_is_over_orders():
     log_prob = np.random.RandomState(0).randn(2, 3, 2, 8)
-    mean, error = weigh(log_prob, (2, 4))[:2]
+    mean, error = evidence_over_rival(log_prob[:, :, 0], log_prob[:, :, 1], (2, 4))[:2]
     of_orders = (log_prob[:, :, 0] - log_prob[:, :, 1]).reshape(2, 3, 2, 4)
     np.testing.assert_allclose(mean, of_orders.mean(1))
     np.testing.assert_allclose(error, of_orders.std(1, ddof=1) / 3**0.5)

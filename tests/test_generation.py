@@ -14,9 +14,9 @@ from test_scoring import make_prior
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
-from skaocls.fitted import drawing
+from skaocls.fitted import generation
 from skaocls.scoring import sampling
-from skaocls.scoring.sampling import generate, known_log_likelihoods, step_ends, touched
+from skaocls.scoring.sampling import generate, known_log_likelihoods, step_ends, tokens_in_mask
 
 N = 20_000
 PAIRS = np.arange(8) // 2  # pixels of the digits, of which a token has two by two
@@ -183,7 +183,7 @@ def test_memory_that_does_not_suffice(monkeypatch):
     prior = make_prior(5, (2, 2), 2)
     labels, orders = np.ones(9, int), np.repeat(ORDERS, 9, 0)
     expected = generate(prior, labels, orders, seed=0)
-    draw, sizes = sampling._draw, []
+    draw, sizes = sampling.generate_batch, []
 
     def small(prior, inputs, *args):
         sizes.append(len(inputs[0]))
@@ -192,10 +192,10 @@ def test_memory_that_does_not_suffice(monkeypatch):
         return draw(prior, inputs, *args)
 
     monkeypatch.setattr(sampling, "lanes_at_once", lambda prior: 8)
-    monkeypatch.setattr(sampling, "_draw", small)
+    monkeypatch.setattr(sampling, "generate_batch", small)
     np.testing.assert_array_equal(generate(prior, labels, orders, seed=0), expected)
     assert sizes == [8, 4, 2, 2, 2, 2, 1]
-    monkeypatch.setattr(sampling, "_draw", lambda prior, *args: small(prior, [range(3)]))
+    monkeypatch.setattr(sampling, "generate_batch", lambda prior, *args: small(prior, [range(3)]))
     with pytest.raises(torch.OutOfMemoryError):
         generate(prior, labels, orders, seed=0)
 
@@ -222,7 +222,7 @@ def test_touched():
     expected = np.zeros((3, 3, 3), bool)  # of 2 x 3 pixels, the last ones overhang
     expected[0, 0, 1] = expected[1, 2, 2] = expected[2, 1, :2] = True
     rows, cols = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1, 1, 2])
-    found = touched(mask, rows, cols, (3, 3))
+    found = tokens_in_mask(mask, rows, cols, (3, 3))
     np.testing.assert_array_equal(found, expected.reshape(3, 9))
 
 
@@ -258,7 +258,7 @@ def test_orders_that_the_prior_was_trained_for(fitted, monkeypatch):
         seen.append(orders)
         return generate(prior, labels, orders, *args, **kwargs)
 
-    monkeypatch.setattr(drawing, "generate", record)
+    monkeypatch.setattr(generation, "generate", record)
     fitted.sample(50, random_state=0)
     assert len(np.unique(seen[0], axis=0)) == 50
     clf = copy.copy(fitted).set_params(order=[np.arange(16), np.arange(16)[::-1]])
@@ -280,7 +280,7 @@ def test_inpainting(ten_digits):
     filled = clf.inpaint(X, mask, random_state=0)
     assert filled.shape == X.shape
     np.testing.assert_array_equal(filled[:, ~mask], X[:, ~mask])
-    known = ~touched(mask[None], PAIRS, PAIRS, (4, 4)).reshape(4, 4)
+    known = ~tokens_in_mask(mask[None], PAIRS, PAIRS, (4, 4)).reshape(4, 4)
     assert known.sum() == 7
     after = clf.tokenizer_.transform(filled, light=light)
     np.testing.assert_array_equal(after[:, known], before[:, known])
@@ -310,7 +310,7 @@ def test_a_mask_for_each_image(ten_digits):
 
 def most_probable(clf, codes, unknown):
     """Columns of the classes most probable given the known tokens."""
-    ll = drawing.known_token_log_likelihoods(clf.model_, codes, unknown, clf.orders_)
+    ll = generation.known_token_log_likelihoods(clf.model_, codes, unknown, clf.orders_)
     return clf._joint_log_proba(ll).argmax(1)
 
 
@@ -320,7 +320,7 @@ def test_class_by_the_known_half(ten_digits):
     mask = np.zeros((8, 8), bool)
     mask[4:] = True
     codes = clf.tokenizer_.transform(X).reshape(100, 16)
-    unknown = np.repeat(touched(mask[None], PAIRS, PAIRS, (4, 4)), 100, 0)
+    unknown = np.repeat(tokens_in_mask(mask[None], PAIRS, PAIRS, (4, 4)), 100, 0)
     columns = most_probable(clf, codes, unknown)
     assert (columns == y).mean() > 0.7
     everything = most_probable(clf, codes, np.zeros((100, 16), bool))

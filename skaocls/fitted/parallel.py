@@ -1,85 +1,151 @@
-"""Work with a fitted model that is shared out by joblib: to threads, processes, a cluster.
+"""Run parts of a prediction in joblib's workers: threads, processes or a cluster.
 
-Threads read the model itself. For processes it is packed once: the numbers of all its arrays and
-tensors into one file, which workers map into memory, and a pickle of a few kilobytes of everything
-else, which travels with the tasks. A worker keeps the model that it unpacked last, under a hash of
-its content, so that it is unpacked once and never taken for another one. Where workers may be on
-other machines, the numbers go through what their engine has for it: Dask copies them to each
-worker, Ray to each machine.
+Threads share the fitted model. Processes receive it as a small pickle without weights and one array
+of all weights. joblib writes that array to a file once, and every process maps the file into memory.
+Dask copies the array to every worker. Other cluster backends send it with every task. A process
+rebuilds the model once and caches it under a hash of its content.
 
-Whatever goes wrong in a task itself is raised. Anything else is taken for the loss of a worker, and
-the pieces that have not come back are computed again.
+If a worker is lost, the pieces without a result are sent again. Any other error is raised.
 """
 
-import os
 import pickle
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from hashlib import blake2b
 from io import BytesIO
-from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-import joblib
+import cloudpickle
 import numpy as np
 import torch
-from cloudpickle import Pickler  # joblib's, which knows the classes of a script or notebook
 from joblib.parallel import get_active_backend
+from sklearn.utils import gen_batches
 from sklearn.utils.parallel import Parallel, delayed
 
 from skaocls.devices import all_threads, freed_memory_kept, own_cuda_device, torch_threads
 from skaocls.fitted.model import FittedModel
 
-TRIES = 3  # in a row of which none brings anything back
-LOT = 4  # tasks of each worker at a time where an engine hands back whole lists only
-ALIGNED = 64  # bytes
-_unpacked: dict[str, FittedModel] = {}  # the last one
-_unpacking = threading.Lock()
+PIECES_PER_WORKER = 4  # so that no worker waits long for the last piece
+MAX_LOSSES = 3  # consecutive losses of workers without any result in between
+ALIGNMENT = 64  # bytes between the starts of two tensors in the array of weights
+# Names of the exceptions that joblib's backends raise when a worker dies. Dask and Ray are optional,
+# so their classes cannot be imported here.
+LOST_WORKER_ERRORS = {
+    "BrokenExecutor",  # base class of the errors of loky and concurrent.futures
+    "KilledWorker",  # Dask, as the next two
+    "CommClosedError",
+    "FutureCancelledError",
+    "RayActorError",
+    "WorkerCrashedError",  # Ray
+}
+
+P = TypeVar("P")
+R = TypeVar("R")
+_model_cache: dict[str, FittedModel] = {}  # at most one model, by its digest
+_cache_lock = threading.Lock()
 
 
-class Packed(NamedTuple):
-    """A model without its numbers.
+class Piece(NamedTuple):
+    """Part of a scoring task: some images in some orders."""
+
+    images: slice
+    orders: slice
+
+
+class PackedModel(NamedTuple):
+    """A fitted model without its weights.
 
     Attributes
     ----------
     digest : str
-        Hash of all that it is made of.
-    rest : bytes
-        Pickle that lacks the numbers.
-    places : list of (int, int)
-        Where each array's numbers begin and end.
+        Hash of the pickle and the weights.
+    pickled : bytes
+        Pickle that refers to buffers outside of it.
+    buffers : list of slice
+        Bytes of each buffer in the array of weights.
     """
 
     digest: str
-    rest: bytes
-    places: list[tuple[int, int]]
+    pickled: bytes
+    buffers: list[slice]
 
 
-class TaskError(Exception):
-    """What a task itself has raised."""
+def split_work(
+    n_images: int,
+    n_orders: int,
+    n_workers: int,
+    *,
+    batch_size: int,
+    tile_size: int,
+    split_orders: bool = True,
+    keep_batches: bool = False,
+) -> list[Piece]:
+    """Split images, then orders, into a few pieces for each worker.
+
+    Parameters
+    ----------
+    n_images, n_orders, n_workers : int
+    batch_size : int
+        Maximum number of images in a piece.
+    tile_size : int
+        Pairs of image and order that the engine scores in one tile. Smaller pieces would waste
+        work, because every tile is filled up.
+    split_orders : bool, default=True
+        Whether orders may be split. Early stopping needs all orders of an image together.
+    keep_batches : bool, default=False
+        Keep single-process batches, so that cache keys match.
+
+    Returns
+    -------
+    pieces : list of Piece
+        Pieces of the same images are adjacent.
+
+    Examples
+    --------
+    >>> from skaocls.fitted.parallel import split_work
+    >>> split_work(1, 20, 1, batch_size=256, tile_size=1)[0]
+    Piece(images=slice(0, 1, None), orders=slice(0, 5, None))
+    """
+    n_pieces = PIECES_PER_WORKER * n_workers
+    images, orders = batch_size, n_orders
+    if not keep_batches:
+        smallest = ceil_div(tile_size, n_orders) if split_orders else 1
+        images = min(batch_size, max(smallest, ceil_div(n_images, n_pieces)))
+    if split_orders:
+        wanted = ceil_div(n_orders * ceil_div(n_images, images), n_pieces)
+        orders = min(n_orders, max(ceil_div(tile_size, min(images, n_images)), wanted))
+    return [
+        Piece(image_part, order_part)
+        for image_part in gen_batches(n_images, images)
+        for order_part in gen_batches(n_orders, orders)
+    ]
 
 
-def in_parallel(
-    function: Callable[..., Any],
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def map_in_workers(
+    function: Callable[..., R],
     model: FittedModel,
-    pieces: Sequence[Callable[[], tuple[Any, ...]]],
+    pieces: Sequence[P],
+    arguments: Callable[[P], tuple[object, ...]],
     n_jobs: int | None,
-) -> Iterator[Any]:
-    """Yield function(model, ...) of each piece, in their order, computed by joblib's workers.
+) -> Iterator[R]:
+    """Yield ``function(model, *arguments(piece))`` for each piece, in order.
 
     Parameters
     ----------
     function : callable
-        Of a module, so that it can be sent.
+        Function at module level, so that it can be pickled.
     model : FittedModel
-    pieces : sequence of callables
-        Each gives the other arguments of a piece, called when it is sent off.
+    pieces : sequence
+    arguments : callable
+        Return the arguments of a piece. It is called when the piece is sent to a worker.
     n_jobs : int or None
-        As joblib takes it.
+        Number of workers, as in joblib.
 
     Yields
     ------
@@ -88,175 +154,111 @@ def in_parallel(
     Raises
     ------
     Exception
-        What `function` raises; or what the engine does when worker after worker is lost and none
-        brings anything back.
+        The error of `function`, or the backend's error if workers are lost `MAX_LOSSES` times in
+        succession and no result arrives.
     """
     backend, _ = get_active_backend()
     threads = getattr(backend, "inner_max_num_threads", None) or 1
-    done: dict[int, Any] = {}
-    at = tries = 0
-    with ExitStack() as until_the_end:
-        if getattr(backend, "supports_sharedmem", False):  # threads
-            until_the_end.enter_context(torch_threads(threads))
-            packed, path = None, None
+    return_as = "generator" if backend.supports_return_generator else "list"
+    n_done = n_losses = 0
+    with ExitStack() as stack:
+        shares_memory = getattr(backend, "supports_sharedmem", False)
+        if shares_memory:
+            stack.enter_context(torch_threads(threads))
         else:
-            packed, path = until_the_end.enter_context(packed_in_file(model))
-        while at < len(pieces):
-            missing = [i for i in range(at, len(pieces)) if i not in done]
+            packed, weights = pack_model(model)
+            if hasattr(backend, "client"):  # Dask would send an array to one worker only
+                weights = backend.client.scatter(weights, broadcast=True, hash=False)
+        while n_done < len(pieces):
+            calls = (
+                delayed(function)(model, *arguments(piece))
+                if shares_memory
+                else delayed(run_in_process)(function, threads, packed, weights, arguments(piece))
+                for piece in pieces[n_done:]
+            )
             try:
-                numbers = model if path is None else sent(path, backend)
-                tasks = (
-                    delayed(work)(function, packed, numbers, threads, i, (pieces[i](),))
-                    for i in missing
-                )
-                for i, result in outputs(tasks, backend, n_jobs):
-                    done[i], tries = result, 0
-                    while at in done:
-                        yield done.pop(at)
-                        at += 1
-            except TaskError as exc:
-                raise exc.args[0] from exc
-            except pickle.PicklingError:
-                raise
-            except Exception as exc:  # each engine has errors of its own for a lost worker
-                tries += 1
-                if tries == TRIES:
+                # workers may write to their own copies of arrays (mmap_mode="c")
+                run = Parallel(n_jobs, batch_size=1, return_as=return_as, mmap_mode="c")
+                for result in run(calls):
+                    yield result
+                    n_done, n_losses = n_done + 1, 0
+            except Exception as exc:
+                n_losses += 1
+                if not is_lost_worker(exc) or n_losses == MAX_LOSSES:
                     raise
-                left = sum(i >= at and i not in done for i in missing)
                 warnings.warn(
-                    f"A worker was lost ({type(exc).__name__}). What came back is kept, and "
-                    f"{left} of {len(pieces)} pieces of work are sent again.",
+                    f"A worker was lost ({type(exc).__name__}). {len(pieces) - n_done} of "
+                    f"{len(pieces)} pieces of work are sent again.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
 
 
-def outputs(tasks: Iterator[Any], backend: Any, n_jobs: int | None) -> Iterator[tuple[int, Any]]:
-    """Yield what tasks return, as they come back."""
-    if backend.supports_return_generator:
-        yield from Parallel(n_jobs, batch_size=1, return_as="generator_unordered")(tasks)
-        return
-    with Parallel(n_jobs, batch_size=1) as parallel:
-        while lot := list(islice(tasks, LOT * joblib.effective_n_jobs(n_jobs))):
-            yield from parallel(lot)
+def is_lost_worker(exc: Exception) -> bool:
+    return any(cls.__name__ in LOST_WORKER_ERRORS for cls in type(exc).__mro__)
 
 
-def work(
-    function: Callable[..., Any],
-    packed: Packed | None,
-    numbers: Any,
+def run_in_process(
+    function: Callable[..., R],
     threads: int,
-    i: int,
-    piece: tuple[tuple[Any, ...]],
-) -> tuple[int, Any]:
-    """The i-th piece, in a worker.
+    packed: PackedModel,
+    weights: np.ndarray,
+    arguments: tuple[object, ...],
+) -> R:
+    """Call a function with the rebuilt model, in a worker process.
 
-    `numbers` is the model itself where memory is shared. `piece` is within a tuple, because Dask
-    keeps arrays that are arguments at one of its workers, and loses them with it.
+    The arguments are in a tuple because Dask moves large array arguments to a single worker, and
+    loses them with that worker.
     """
-    try:
-        if packed is None:
-            return i, function(numbers, *piece[0])
-        with all_threads(threads), own_cuda_device(), freed_memory_kept():
-            return i, function(unpacked(packed, numbers), *piece[0])
-    except Exception as exc:
-        raise TaskError(exc) from exc
+    with all_threads(threads), own_cuda_device(), freed_memory_kept():
+        return function(unpack_model(packed, weights), *arguments)
 
 
-class ModelPickler(Pickler):
-    """Takes tensors for arrays, whose numbers are kept apart from a pickle."""
+class ModelPickler(cloudpickle.Pickler):
+    """Pickle tensors as NumPy arrays, whose data can be kept outside of the pickle."""
 
-    def reducer_override(self, obj: Any) -> Any:
+    def reducer_override(self, obj: object) -> object:
         if type(obj) is torch.Tensor and obj.layout == torch.strided:
             tensor = obj.detach().cpu().contiguous()
-            return tensor_of, (tensor.flatten().view(torch.uint8).numpy(), obj.dtype, obj.shape)
+            data = tensor.flatten().view(torch.uint8).numpy()
+            return tensor_from_bytes, (data, obj.dtype, obj.shape)
         return super().reducer_override(obj)
 
 
-def tensor_of(numbers: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.from_numpy(numbers).view(dtype).view(shape)
+def tensor_from_bytes(data: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+    return torch.from_numpy(data).view(dtype).view(shape)
 
 
-@contextmanager
-def packed_in_file(model: FittedModel) -> Iterator[tuple[Packed, Path]]:
-    """The model without its numbers, and a file of those that is there until the end."""
-    with tempfile.TemporaryDirectory(prefix="skaocls-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "numbers"
-        found, places = blake2b(digest_size=16), []
-        with open(path, "wb") as file:
-
-            def keep(buffer: pickle.PickleBuffer) -> None:
-                with buffer.raw() as raw:
-                    found.update(raw)
-                    start = file.tell()
-                    places.append((start, start + file.write(raw)))
-                    file.write(bytes(-file.tell() % ALIGNED))
-
-            rest = pickled(model, keep)
-            file.write(bytes(ALIGNED))  # nothing at all cannot be mapped
-        found.update(rest)
-        yield Packed(found.hexdigest(), rest, places), path
+def pickle_without_buffers(obj: object) -> tuple[bytes, list[np.ndarray]]:
+    """Return a pickle and the data of all arrays and tensors in it, as arrays of bytes."""
+    buffers: list[pickle.PickleBuffer] = []
+    stream = BytesIO()
+    ModelPickler(stream, protocol=5, buffer_callback=buffers.append).dump(obj)
+    return stream.getvalue(), [np.asarray(buffer.raw()) for buffer in buffers]
 
 
-def pickled(model: FittedModel, keep: Callable[[pickle.PickleBuffer], None]) -> bytes:
-    rest = BytesIO()
-    ModelPickler(rest, protocol=5, buffer_callback=keep).dump(model)
-    return rest.getvalue()
+def pack_model(model: FittedModel) -> tuple[PackedModel, np.ndarray]:
+    """Return the model without weights, and one array of bytes with all weights."""
+    pickled, arrays = pickle_without_buffers(model)
+    buffers, size = [], 0
+    for array in arrays:
+        buffers.append(slice(size, size + array.size))
+        size += ceil_div(array.size, ALIGNMENT) * ALIGNMENT
+    weights = np.zeros(size, np.uint8)
+    for part, array in zip(buffers, arrays, strict=True):
+        weights[part] = array
+    digest = blake2b(pickled, digest_size=16)
+    digest.update(weights.data)
+    return PackedModel(digest.hexdigest(), pickled, buffers), weights
 
 
-def sent(path: Path, backend: Any) -> Any:
-    """The numbers in a file, as they get to a worker once: what to give to each task for them.
-
-    Dask replaces its future by the array, which lies at each worker; Ray's reference is asked for.
-    All others get the file's name.
-    """
-    if hasattr(backend, "client"):  # Dask's
-        numbers = np.asarray(np.memmap(path, np.uint8, "r"))
-        return backend.client.scatter(numbers, broadcast=True, hash=False)
-    if type(backend).__module__.startswith("ray."):
-        import ray
-
-        return ray.put(np.fromfile(path, np.uint8))
-    return os.fspath(path)
-
-
-def unpacked(packed: Packed, numbers: Any) -> FittedModel:
-    """The model again, once in a process."""
-    with _unpacking:
-        if packed.digest not in _unpacked:
-            array = aligned(received(numbers))
-            buffers = [array[start:end] for start, end in packed.places]
-            with warnings.catch_warnings():  # nobody writes to weights
+def unpack_model(packed: PackedModel, weights: np.ndarray) -> FittedModel:
+    """Rebuild a packed model, or return it from this process's cache."""
+    with _cache_lock:
+        if packed.digest not in _model_cache:
+            _model_cache.clear()
+            with warnings.catch_warnings():  # weights are never written to
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                model = pickle.loads(packed.rest, buffers=buffers)
-            _unpacked.clear()
-            _unpacked[packed.digest] = model
-        return _unpacked[packed.digest]
-
-
-def aligned(array: np.ndarray) -> np.ndarray:
-    """The bytes where torch would have placed them: elsewhere products are rounded otherwise."""
-    if array.ctypes.data % ALIGNED == 0:
-        return array
-    room = np.empty(array.nbytes + ALIGNED, np.uint8)
-    start = -room.ctypes.data % ALIGNED
-    room[start : start + array.nbytes] = array
-    return room[start : start + array.nbytes]
-
-
-def received(numbers: Any) -> np.ndarray:
-    """What :func:`sent` sent, as it has arrived."""
-    if isinstance(numbers, np.ndarray):
-        return numbers
-    if not isinstance(numbers, str):
-        import ray
-
-        array: np.ndarray = ray.get(numbers)
-        return array
-    if not os.path.exists(numbers):
-        raise FileNotFoundError(
-            f"This worker does not see {numbers}, the weights that it was sent: it is on another "
-            "machine, or has another folder for temporary files. Set TMPDIR, where predictions are "
-            "asked for, to a folder that all machines share, or use Dask or Ray, which need none."
-        )
-    return np.memmap(numbers, np.uint8, "c")
+                model = pickle.loads(packed.pickled, buffers=[weights[b] for b in packed.buffers])
+            _model_cache[packed.digest] = model
+        return _model_cache[packed.digest]

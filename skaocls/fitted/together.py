@@ -1,25 +1,14 @@
-"""What processes do together before and after training: tokens, results kept, predictions."""
+"""What processes do together before and after training: tokens and cached results."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 
-from skaocls.distributed import (
-    collective_call,
-    is_main,
-    map_ranks,
-    rank,
-    rank_slice,
-    run_on_main,
-    world_size,
-)
-from skaocls.fitted.model import FittedModel
-from skaocls.fitted.prediction import at_once, score_batches
+from skaocls.distributed import is_main, map_ranks, rank_slice, run_on_main, world_size
 from skaocls.fitted.result_cache import ResultCache
 from skaocls.fitted.tokenization import (
     drawn,
@@ -30,8 +19,6 @@ from skaocls.fitted.tokenization import (
     views_wanted,
 )
 from skaocls.images.lazy import in_memory
-from skaocls.progress import progress
-from skaocls.scoring.racing import ScoringResult
 
 T = TypeVar("T")
 OF_A_VIEW = 5  # numbers that `random_views` draws for each image
@@ -118,28 +105,3 @@ def get_or_compute_on_ranks(store: ResultCache, key: str, function: Callable[[],
         if is_main() and store.writable:
             store.write(path, result)
     return result
-
-
-def score_batches_on_ranks(
-    model: FittedModel, batch: Any, orders: np.ndarray, *, verbose: int = 0, **how: Any
-) -> Iterator[ScoringResult]:
-    """As :func:`skaocls.fitted.prediction.score_batches`; each process scores a share.
-
-    All yield all of it, in order. As many images are scored together as by one process, or fewer
-    where there are too few for all processes.
-    """
-    if world_size() == 1:
-        yield from score_batches(model, batch, orders, verbose=verbose, **how)
-        return
-    n = len(batch)
-    each = min(at_once(model), -(-n // world_size()))
-    with progress(n, "scoring", "image", verbose if is_main() else 0) as bar:
-        for lot in gen_batches(n, each * world_size()):
-            with collective_call("A prediction"):
-                start = min(lot.start + rank() * each, lot.stop)
-                mine = batch.take(slice(start, min(start + each, lot.stop)))
-                read = partial(score_batches, model, mine, orders, **how)
-                found = map_ranks(lambda: list(read()) if len(mine) else [])  # noqa: B023
-            for some in found:
-                yield from some
-            bar.update(lot.stop - lot.start)
