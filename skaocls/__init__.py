@@ -3,6 +3,7 @@
 from skaocls.classifier import AnyOrderARClassifier
 from skaocls.fitted.token_dataset import tokenize_dataset
 from skaocls.images.folders import load_image_folder
+from skaocls.parameters import FineTuning, PretrainedWeights
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.tokenizers import (
@@ -21,10 +22,12 @@ __all__ = [
     "AnyOrderARClassifier",
     "AnyOrderPrior",
     "FeatureTokenizer",
+    "FineTuning",
     "LlamaGenTokenizer",
     "MaskGITTokenizer",
     "PatchTokenizer",
     "PrecomputedTokenizer",
+    "PretrainedWeights",
     "QuantileTokenizer",
     "SharedTrunkPrior",
     "__version__",

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import os
-import warnings
 from dataclasses import fields, replace
 from functools import partial
 from numbers import Integral, Real
@@ -62,6 +61,7 @@ from skaocls.scoring.racing import race
 from skaocls.scoring.sampling import SAMPLING_CONSTRAINTS
 from skaocls.scoring.stopping import stop_early
 from skaocls.tokenizers import PrecomputedTokenizer
+from skaocls.warn import warn
 
 COLDEST = 1e-30  # temperature by which log-likelihoods can be divided without an overflow
 N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left"), None]}
@@ -1342,11 +1342,10 @@ default="mean_log_likelihood"
         # the length of training on a table is chosen so that it is not overfitted
         of_our_own = isinstance(self.max_iter, str) and model.reader.tabular
         if not of_our_own and not all(h.converged or h.interrupted for h in histories):
-            warnings.warn(
+            warn(
                 f"Stochastic Optimizer: Maximum iterations ({about['n_iter_']}) reached and the "
                 "optimization hasn't converged yet. Consider increasing max_iter.",
                 ConvergenceWarning,
-                stacklevel=4,
             )
         self._put_in_place(model, **about)
         if checkpoints is not None:
@@ -1396,7 +1395,7 @@ default="mean_log_likelihood"
 
     def _warn_of(self, messages):
         for message in messages:
-            warnings.warn(message, UserWarning, stacklevel=3)
+            warn(message)
 
     def _reading(self):
         """How images are read and scored."""

@@ -12,7 +12,16 @@ PACKAGE = Path(__file__).parents[1] / "skaocls"
 # From the ground up; a module may import its own room and those below it. `displays` and
 # `selection` take a classifier, and know none.
 FLOORS = [
-    {"version", "attributes", "devices", "distributed", "progress"},
+    {
+        "version",
+        "attributes",
+        "devices",
+        "distributed",
+        "hashing",
+        "parameters",
+        "progress",
+        "warn",
+    },
     {"files", "images"},
     {"tokenizers", "priors"},
     {"scoring"},

@@ -850,3 +850,39 @@ def test_shapes_that_do_not_tell_are_asked_about_once(shape, declared):
     assert clf.image_shape_ == clf.tokenizer_.image_shape_ == (*shape, 1)[:3]
     assert clf.predict(X).shape == (12,) and clf.sample(2).shape == (2, *shape)
     np.testing.assert_array_equal(clf.predict_proba(X[3:4]), clf.predict_proba(X)[3:4])
+
+
+# Hashes of a batch ------------------------------------------------------------------------------
+
+
+def test_hashes_identify_decoded_content(save):
+    def hashes(X, decoding="as_seen"):
+        batch = learn_reader(X, "Reader", decoding=decoding)
+        assert len(batch.row_hashes()) == len(batch)
+        return batch.content_hash(), *batch.row_hashes()
+
+    pixels = np.arange(12, dtype=np.uint8).reshape(2, 6)
+    red, blue = (Image.fromarray(pixels, "P") for _ in range(2))
+    red.putpalette([255, 0, 0] * 256)
+    blue.putpalette([0, 0, 255] * 256)
+    assert not set(hashes([red])) & set(hashes([blue]))
+    assert hashes([red]) == hashes([red.convert("RGB")])
+    clear = red.copy()
+    clear.info["transparency"] = 3
+    assert hashes([clear])[1] != hashes([red])[1]
+    assert hashes([clear], "plain")[1] == hashes([red])[1]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    turned = Image.open(save(Image.fromarray(pixels), "t.png", exif=exif))
+    assert hashes([turned])[1] == hashes([Image.fromarray(pixels[::-1, ::-1])])[1]
+    # arrays: type and shape count, and so do all pixels
+    x = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    assert hashes(x)[0] == hashes(torch.tensor(x))[0] == hashes(list(x))[0]
+    different = [x, x.astype(np.int32), x.reshape(2, 4, 3), x[::-1], x + np.uint8(1), x[:1]]
+    assert len({hashes(a)[0] for a in different}) == len(different)
+    # files: content for the batch, path for the rows
+    a, b = save(red.convert("RGB"), "a.png"), save(red.convert("RGB"), "b.png")
+    assert hashes([a])[0] == hashes([b])[0] == hashes([Path(b)])[0]
+    assert hashes([a])[1] != hashes([b])[1] == hashes([os.path.relpath(b)])[1]
+    content = Path(a).read_bytes()
+    assert hashes([content])[0] == hashes([a])[0]

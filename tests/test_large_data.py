@@ -20,8 +20,7 @@ from skaocls import (
     load_tokens,
     tokenize_dataset,
 )
-from skaocls.fitted import encoding
-from skaocls.fitted.result_cache import data_hash
+from skaocls.fitted import tokenization
 from skaocls.images.lazy import Lazy, Mapped
 from skaocls.images.reader import learn_reader
 
@@ -91,11 +90,11 @@ def test_where_images_lie_changes_nothing(images, monkeypatch):
         assert same(clf, expected)
         np.testing.assert_array_equal(clf.predict_proba(form), proba)
     # tokens in a file, not in memory; the codebook from images read one by one
-    monkeypatch.setattr(encoding, "CODES_IN_MEMORY", 0)
-    monkeypatch.setattr(encoding, "DECODED_AT_ONCE", 0)
+    monkeypatch.setattr(tokenization, "CODES_IN_MEMORY", 0)
+    monkeypatch.setattr(tokenization, "DECODED_AT_ONCE", 0)
     held = {"early_stopping": True, "validation_fraction": 0.2}
     clf = make(**held).fit(mapped, y)
-    codes = encoding.training_tokens(
+    codes = tokenization.training_tokens(
         clf.tokenizer_, clf.model_.reader.open(mapped), 3, np.random.RandomState(0)
     )
     assert isinstance(codes, Mapped) and codes.dtype == np.uint16 and codes.shape == (90, 3, 4)
@@ -146,7 +145,8 @@ def test_more_threads_give_the_same(images, monkeypatch):
 
 def test_what_is_known_again(images):
     X, _, mapped, _ = images
-    assert data_hash(Mapped(mapped)) == data_hash(X) != data_hash(X + np.uint8(1))
+    hashes = [learn_reader(x, "Reader").content_hash() for x in (mapped, X, X + np.uint8(1))]
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_what_can_only_be_gone_through_is_named(images):
@@ -277,7 +277,7 @@ def test_a_kill_costs_one_shard(images, tokenizer, tmp_path, monkeypatch):
     assert subprocess.run(command).returncode == -signal.SIGKILL
     before = {name for name in os.listdir(tmp_path / "killed") if name.endswith("0.json")}
     assert any(name.startswith(".tokens-000002") for name in os.listdir(tmp_path / "killed"))
-    made, write = [], encoding.views_of
+    made, write = [], tokenization.views_of
     monkeypatch.setattr(
         "skaocls.fitted.token_dataset.views_of",
         lambda tokenizer, images, *rest: (

@@ -14,7 +14,7 @@ from skaocls.fitted.config import TrainingConfig
 from skaocls.fitted.initialization import initial_prior, prepare
 from skaocls.fitted.lengths import EPOCHS, batch_of, epochs_of
 from skaocls.fitted.model import FittedModel
-from skaocls.fitted.result_cache import ResultCache, content_hash, data_hash, prior_weights
+from skaocls.fitted.result_cache import ResultCache, content_hash, prior_weights
 from skaocls.fitted.together import (
     fit_tokenizer_on_ranks,
     get_or_compute_on_ranks,
@@ -120,7 +120,7 @@ def fit_model(
             "tokenizer": tokenizer,
             "prior": None if given is None else prior_weights(given),
             "random_state": seed if seeded else None,
-            "X": (data_hash(batch.data), reader.declared_shape, reader.decoding),
+            "X": batch.content_hash(),
             "y": columns,
             "sample_weight": weights,
             "classes": classes,

@@ -1,18 +1,14 @@
 """Labels and weights of the training data, and class probabilities."""
 
-import os
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 
-from skaocls.images.inputs import as_array, orientation_of
 from skaocls.images.lazy import Lazy
 
 
@@ -54,10 +50,9 @@ def read_labels(
         batch, y, weights = batch.take(kept), y[kept], weights[kept]
     if isinstance(batch.data, Lazy) and not batch.data.merged:
         return batch, y, weights
-    names, labels = np.unique(y, return_inverse=True)
-    digests = (digest_of(x, names[label]) for x, label in zip(batch.data, labels))
-    keys = np.fromiter(digests, "S32", len(y))
-    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    labels = np.unique(y, return_inverse=True)[1]
+    samples = np.char.add(batch.row_hashes(), labels.astype(str))
+    _, first, which = np.unique(samples, return_index=True, return_inverse=True)
     if len(first) == len(y) and (weights == weights[0]).all():
         return batch, y, weights
     return batch.take(first), y[first], np.bincount(which, weights)
@@ -77,24 +72,6 @@ def weights_of_classes(class_weight: Any, y: np.ndarray, weights: np.ndarray) ->
         of_class = weights.sum() / (np.count_nonzero(counts) * np.where(counts, counts, np.inf))
     found: np.ndarray = of_class[rows]
     return found
-
-
-def digest_of(x: Any, label: Any) -> str:
-    """Hash of one sample: numbers by value, files by name."""
-    if isinstance(x, (str, os.PathLike)):
-        data = os.fsencode(x)
-    elif isinstance(x, bytes):
-        data = x
-    elif isinstance(x, Image.Image):
-        data = f"{x.mode} {x.size} {orientation_of(x)}".encode()
-        try:
-            data += x.tobytes()
-        except Exception:  # cut off or closed: the reader says so
-            data += str(id(x)).encode()
-    else:
-        x = np.ascontiguousarray(as_array(x))
-        data = f"{x.dtype} {x.shape}".encode() + x.tobytes()
-    return blake2b(data + repr(label).encode(), digest_size=16).hexdigest()
 
 
 def known_classes(y: np.ndarray, classes: Sequence[Any] | np.ndarray | None = None) -> np.ndarray:

@@ -17,12 +17,8 @@ import torch
 from filelock import FileLock
 from joblib.hashing import NumpyHasher
 from numpy.lib.format import MAGIC_PREFIX
-from PIL import Image
-from sklearn.utils import gen_batches
 
 from skaocls.files import write_all
-from skaocls.images.inputs import is_items, orientation_of, read
-from skaocls.images.lazy import Lazy
 from skaocls.priors.interface import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.version import __version__
@@ -30,7 +26,6 @@ from skaocls.version import __version__
 KEPT_BYTES = 10 * 2**30  # what was not used for longest goes first
 LEFT_SECONDS = 3600  # after which a file that was not put in place is of no process any more
 HASH_BYTES = 16
-HASHED_AT_ONCE = 1024  # rows
 
 
 class Hasher(NumpyHasher):
@@ -47,30 +42,6 @@ def content_hash(*things: Any) -> str:
     """Hash of the content of things, the same in every process."""
     found: str = Hasher(hash_name="md5").hash(things)
     return found
-
-
-def data_hash(batch: Any) -> Any:
-    """What images are made of, hashed one after the other: of files their bytes, not their names.
-
-    Of arrays it is the same whether they are in memory or in a file.
-    """
-    found = blake2b(digest_size=HASH_BYTES)
-    if not (is_items(batch) or batch.ndim == 1 or batch.dtype.hasobject):
-        in_parts = (batch[part] for part in gen_batches(len(batch), HASHED_AT_ONCE))
-        for part in batch.parts() if isinstance(batch, Lazy) else in_parts:
-            found.update(np.ascontiguousarray(part).data)
-        return batch.shape, batch.dtype.str, found.hexdigest()
-    for i, item in enumerate(batch):
-        if isinstance(item, (str, os.PathLike)):
-            item = content_hash(Path(item).read_bytes())
-        elif isinstance(item, Image.Image):
-            item = item.mode, item.size, orientation_of(item), read(item, i, pixels_digest)
-        found.update(content_hash(item).encode())
-    return len(batch), found.hexdigest()
-
-
-def pixels_digest(image: Image.Image) -> str:
-    return content_hash(image.tobytes())
 
 
 def prior_weights(prior: Prior) -> tuple[Any, ...]:

@@ -1,0 +1,88 @@
+"""Content hashes: of bytes, files and Python objects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import torch
+from joblib.hashing import NumpyHasher
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+DIGEST_BYTES = 16
+READ_BYTES = 2**20  # bytes of a file that are read at a time
+
+
+def hash_bytes(*chunks: ReadableBuffer) -> str:
+    """Return the hash of the concatenated chunks.
+
+    Parameters
+    ----------
+    *chunks : bytes-like
+        Bytes, or C-contiguous arrays.
+
+    Returns
+    -------
+    digest : str
+        32 hexadecimal digits.
+
+    Examples
+    --------
+    >>> from skaocls.hashing import hash_bytes
+    >>> hash_bytes(b"ab", b"c") == hash_bytes(b"abc")
+    True
+    """
+    return hash_chunks(chunks)
+
+
+def hash_chunks(chunks: Iterable[ReadableBuffer]) -> str:
+    """Like :func:`hash_bytes`, for an iterable of chunks that do not fit in memory together."""
+    digest = blake2b(digest_size=DIGEST_BYTES)
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """Return the hash of a file's content, equal to :func:`hash_bytes` of its bytes."""
+    with open(path, "rb") as file:
+        return hash_chunks(iter(lambda: file.read(READ_BYTES), b""))
+
+
+def hash_object(*values: object) -> str:
+    """Return the hash of the content of Python objects, equal in every process.
+
+    Objects are pickled, so each must be picklable. Dictionaries and sets are hashed independently
+    of the order of their items. Equal tensors have equal hashes, on any device.
+
+    Parameters
+    ----------
+    *values : object
+
+    Returns
+    -------
+    digest : str
+        32 hexadecimal digits.
+
+    Raises
+    ------
+    pickle.PicklingError
+        If a value cannot be pickled.
+    """
+    digest: str = ContentHasher(hash_name="md5").hash(values)
+    return digest
+
+
+class ContentHasher(NumpyHasher):
+    """joblib's hasher, extended to tensors: pickles of equal tensors differ."""
+
+    def save(self, obj: object) -> None:
+        """Hash one object."""
+        if isinstance(obj, torch.Tensor):
+            tensor = obj.detach().cpu().contiguous()
+            obj = str(tensor.dtype), tuple(tensor.shape), tensor.flatten().view(torch.uint8).numpy()
+        super().save(obj)

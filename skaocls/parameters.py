@@ -1,0 +1,138 @@
+"""Groups of related classifier parameters, as scikit-learn parameter objects."""
+
+import os
+from numbers import Integral, Real
+from typing import Literal
+
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
+
+FINETUNE_MODES = ("full", "lora", "class_embedding", "head")
+
+
+class FineTuning(BaseEstimator):
+    """Options for training a prior that already has weights.
+
+    Pass it as the `finetune` parameter of :class:`~skaocls.AnyOrderARClassifier`. Grid searches
+    reach its parameters as ``finetune__lora_rank`` and so on.
+
+    Parameters
+    ----------
+    mode : {"full", "lora", "class_embedding", "head"}, default="full"
+        Which weights are trained. ``"full"`` trains all weights. ``"lora"`` trains low-rank updates
+        of the attention and feed-forward matrices plus the class embeddings, and merges the updates
+        afterwards. ``"class_embedding"`` trains only the class embeddings. ``"head"`` freezes the
+        transformer and trains a new class head on it, see :class:`~skaocls.SharedTrunkPrior`.
+    lora_rank : int, default=8
+        Rank of the updates. Used by ``mode="lora"``.
+    lora_alpha : float, default=16.0
+        Scale of the updates, which are multiplied by ``lora_alpha / lora_rank``. Used by
+        ``mode="lora"``.
+    dropout : float or "auto", default="auto"
+        Dropout rate of token embeddings and residual branches during fine-tuning. ``"auto"`` is
+        0.1, the published rate, for the modes ``"full"`` and ``"lora"``, and 0 for the others.
+    new_classes : {"nearest", "null"}, default="nearest"
+        Initial embeddings of new classes. ``"nearest"`` averages the three old classes under which
+        a few images of the new class are most likely. ``"null"`` copies the null class.
+
+    References
+    ----------
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685.
+
+    Examples
+    --------
+    >>> from skaocls import AnyOrderARClassifier, FineTuning
+    >>> clf = AnyOrderARClassifier("randar-l", finetune=FineTuning("lora"))
+    >>> clf.set_params(finetune__lora_rank=4).finetune.lora_rank
+    4
+    """
+
+    _parameter_constraints = {
+        "mode": [StrOptions(set(FINETUNE_MODES))],
+        "lora_rank": [Interval(Integral, 1, None, closed="left")],
+        "lora_alpha": [Interval(Real, 0, None, closed="neither")],
+        "dropout": [Interval(Real, 0, 1, closed="left"), StrOptions({"auto"})],
+        "new_classes": [StrOptions({"nearest", "null"})],
+    }
+
+    def __init__(
+        self,
+        mode: Literal["full", "lora", "class_embedding", "head"] = "full",
+        *,
+        lora_rank: int = 8,
+        lora_alpha: float = 16.0,
+        dropout: float | Literal["auto"] = "auto",
+        new_classes: Literal["nearest", "null"] = "nearest",
+    ):
+        self.mode = mode
+        self.lora_rank = lora_rank
+        self.lora_alpha = lora_alpha
+        self.dropout = dropout
+        self.new_classes = new_classes
+
+
+class PretrainedWeights(BaseEstimator):
+    """Location of pretrained weights.
+
+    Pass it as the `prior` parameter of :class:`~skaocls.AnyOrderARClassifier` to choose a file or a
+    revision. Without these, the source alone is enough: ``prior="randar-l"``.
+
+    Parameters
+    ----------
+    source : str or path
+        A short name such as ``"randar-l"``, a Hugging Face repository, a folder, or a file. See
+        :func:`skaocls.fitted.pretrained.load_published`.
+    filename : str, default=None
+        File in the repository or folder. None selects the only file of weights.
+    revision : str, default=None
+        Branch, tag or commit of the repository.
+
+    Examples
+    --------
+    >>> from skaocls import AnyOrderARClassifier, PretrainedWeights
+    >>> weights = PretrainedWeights("iasudakov/ar_classifier", revision="main")
+    >>> AnyOrderARClassifier(weights).prior.revision
+    'main'
+    """
+
+    _parameter_constraints = {
+        "source": [str, os.PathLike],
+        "filename": [str, None],
+        "revision": [str, None],
+    }
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        filename: str | None = None,
+        revision: str | None = None,
+    ):
+        self.source = source
+        self.filename = filename
+        self.revision = revision
+
+
+def validated_finetuning(finetune: str | FineTuning) -> FineTuning:
+    """Return fine-tuning options with valid values; a string is a mode.
+
+    Raises
+    ------
+    ValueError
+        If an option is invalid.
+    """
+    options = FineTuning(finetune) if isinstance(finetune, str) else finetune  # type: ignore[arg-type]
+    options._validate_params()
+    return options
+
+
+def validated_weights(source: str | os.PathLike[str] | PretrainedWeights) -> PretrainedWeights:
+    """Return a location of weights with valid values.
+
+    Raises
+    ------
+    ValueError
+        If a value is invalid.
+    """
+    weights = source if isinstance(source, PretrainedWeights) else PretrainedWeights(source)
+    weights._validate_params()
+    return weights
