@@ -1,8 +1,8 @@
-"""Run parts of a prediction in joblib's workers: threads, processes or a cluster.
+"""Run pieces of a prediction in joblib's workers: threads, processes or a cluster.
 
-Threads share the fitted model. Processes receive it as a small pickle without weights and one array
-of all weights. joblib writes that array to a file once, and every process maps the file into memory.
-Dask copies the array to every worker. Other cluster backends send it with every task. A process
+Threads share the fitted model. Processes receive a small pickle and the weights as arrays. joblib
+writes large arrays to files once, so that all processes of a machine map the same memory. Dask
+copies the arrays to every worker. Other cluster backends send them with every task. A process
 rebuilds the model once and caches it under a hash of its content.
 
 If a worker is lost, the pieces without a result are sent again. Any other error is raised.
@@ -13,33 +13,29 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from hashlib import blake2b
+from functools import partial
 from io import BytesIO
 from typing import NamedTuple, TypeVar
 
 import cloudpickle
+import joblib
 import numpy as np
 import torch
-from joblib.parallel import get_active_backend
+from joblib.parallel import ParallelBackendBase, get_active_backend
 from sklearn.utils import gen_batches
 from sklearn.utils.parallel import Parallel, delayed
 
-from skaocls.devices import all_threads, freed_memory_kept, own_cuda_device, torch_threads
+from skaocls.devices import all_threads, own_cuda_device, torch_threads
 from skaocls.fitted.model import FittedModel
+from skaocls.hashing import hash_bytes
+from skaocls.warn import warn
 
 PIECES_PER_WORKER = 4  # so that no worker waits long for the last piece
 MAX_LOSSES = 3  # consecutive losses of workers without any result in between
-ALIGNMENT = 64  # bytes between the starts of two tensors in the array of weights
-# Names of the exceptions that joblib's backends raise when a worker dies. Dask and Ray are optional,
-# so their classes cannot be imported here.
-LOST_WORKER_ERRORS = {
-    "BrokenExecutor",  # base class of the errors of loky and concurrent.futures
-    "KilledWorker",  # Dask, as the next two
-    "CommClosedError",
-    "FutureCancelledError",
-    "RayActorError",
-    "WorkerCrashedError",  # Ray
-}
+# Exceptions that loky, Dask and Ray raise when a worker dies. They are compared by name, because
+# Dask and Ray are optional.
+LOST_WORKER_ERRORS = {"BrokenExecutor", "KilledWorker", "CommClosedError", "FutureCancelledError"}
+LOST_WORKER_ERRORS |= {"RayActorError", "WorkerCrashedError"}
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -54,59 +50,21 @@ class Piece(NamedTuple):
     orders: slice
 
 
-class PackedModel(NamedTuple):
-    """A fitted model without its weights.
-
-    Attributes
-    ----------
-    digest : str
-        Hash of the pickle and the weights.
-    pickled : bytes
-        Pickle that refers to buffers outside of it.
-    buffers : list of slice
-        Bytes of each buffer in the array of weights.
-    """
-
-    digest: str
-    pickled: bytes
-    buffers: list[slice]
-
-
 def split_work(
     n_images: int,
     n_orders: int,
     n_workers: int,
     *,
     batch_size: int,
-    tile_size: int,
+    tile_size: int = 1,
     split_orders: bool = True,
     keep_batches: bool = False,
 ) -> list[Piece]:
-    """Split images, then orders, into a few pieces for each worker.
+    """Split images, then orders, into a few pieces for each worker; ranges of images stay adjacent.
 
-    Parameters
-    ----------
-    n_images, n_orders, n_workers : int
-    batch_size : int
-        Maximum number of images in a piece.
-    tile_size : int
-        Pairs of image and order that the engine scores in one tile. Smaller pieces would waste
-        work, because every tile is filled up.
-    split_orders : bool, default=True
-        Whether orders may be split. Early stopping needs all orders of an image together.
-    keep_batches : bool, default=False
-        Keep single-process batches, so that cache keys match.
-
-    Returns
-    -------
-    pieces : list of Piece
-        Pieces of the same images are adjacent.
-
-    Examples
-    --------
-    >>> from skaocls.fitted.parallel import split_work
-    >>> split_work(1, 20, 1, batch_size=256, tile_size=1)[0]
-    Piece(images=slice(0, 1, None), orders=slice(0, 5, None))
+    A piece has at most `batch_size` images, and at least `tile_size` pairs of image and order where
+    possible, because the engine fills up smaller tiles. With `keep_batches`, all pieces have
+    `batch_size` images, so that cache keys match those of a single process.
     """
     n_pieces = PIECES_PER_WORKER * n_workers
     images, orders = batch_size, n_orders
@@ -127,7 +85,7 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def map_in_workers(
+def map_pieces(
     function: Callable[..., R],
     model: FittedModel,
     pieces: Sequence[P],
@@ -136,61 +94,35 @@ def map_in_workers(
 ) -> Iterator[R]:
     """Yield ``function(model, *arguments(piece))`` for each piece, in order.
 
-    Parameters
-    ----------
-    function : callable
-        Function at module level, so that it can be pickled.
-    model : FittedModel
-    pieces : sequence
-    arguments : callable
-        Return the arguments of a piece. It is called when the piece is sent to a worker.
-    n_jobs : int or None
-        Number of workers, as in joblib.
-
-    Yields
-    ------
-    result : object
-
-    Raises
-    ------
-    Exception
-        The error of `function`, or the backend's error if workers are lost `MAX_LOSSES` times in
-        succession and no result arrives.
+    `function` must be picklable. `arguments` is called when a piece is sent to a worker.
     """
+    if joblib.effective_n_jobs(n_jobs) == 1:
+        yield from (function(model, *arguments(piece)) for piece in pieces)
+        return
     backend, _ = get_active_backend()
     threads = getattr(backend, "inner_max_num_threads", None) or 1
     return_as = "generator" if backend.supports_return_generator else "list"
     n_done = n_losses = 0
     with ExitStack() as stack:
-        shares_memory = getattr(backend, "supports_sharedmem", False)
-        if shares_memory:
+        if getattr(backend, "supports_sharedmem", False):
             stack.enter_context(torch_threads(threads))
+            call = partial(delayed(function), model)
         else:
-            packed, weights = pack_model(model)
-            if hasattr(backend, "client"):  # Dask would send an array to one worker only
-                weights = backend.client.scatter(weights, broadcast=True, hash=False)
+            call = partial(delayed(run_in_process), function, threads, *pack_model(model, backend))
         while n_done < len(pieces):
-            calls = (
-                delayed(function)(model, *arguments(piece))
-                if shares_memory
-                else delayed(run_in_process)(function, threads, packed, weights, arguments(piece))
-                for piece in pieces[n_done:]
-            )
             try:
-                # workers may write to their own copies of arrays (mmap_mode="c")
-                run = Parallel(n_jobs, batch_size=1, return_as=return_as, mmap_mode="c")
-                for result in run(calls):
+                parallel = Parallel(n_jobs, batch_size=1, return_as=return_as)
+                for result in parallel(call(*arguments(piece)) for piece in pieces[n_done:]):
                     yield result
                     n_done, n_losses = n_done + 1, 0
             except Exception as exc:
                 n_losses += 1
                 if not is_lost_worker(exc) or n_losses == MAX_LOSSES:
                     raise
-                warnings.warn(
+                warn(
                     f"A worker was lost ({type(exc).__name__}). {len(pieces) - n_done} of "
                     f"{len(pieces)} pieces of work are sent again.",
                     RuntimeWarning,
-                    stacklevel=2,
                 )
 
 
@@ -201,21 +133,54 @@ def is_lost_worker(exc: Exception) -> bool:
 def run_in_process(
     function: Callable[..., R],
     threads: int,
-    packed: PackedModel,
-    weights: np.ndarray,
-    arguments: tuple[object, ...],
+    digest: str,
+    pickled: bytes,
+    buffers: list[np.ndarray],
+    *arguments: object,
 ) -> R:
-    """Call a function with the rebuilt model, in a worker process.
+    """Call a function with a packed model, which is rebuilt if this process has another one."""
+    with _cache_lock:
+        if digest not in _model_cache:
+            _model_cache.clear()
+            with warnings.catch_warnings():  # nothing writes to weights
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                _model_cache[digest] = pickle.loads(pickled, buffers=map(map_again, buffers))
+        model = _model_cache[digest]
+    with all_threads(threads), own_cuda_device():
+        return function(model, *arguments)
 
-    The arguments are in a tuple because Dask moves large array arguments to a single worker, and
-    loses them with that worker.
+
+def map_again(buffer: np.ndarray) -> np.ndarray:
+    """Map a file again if joblib has mapped it.
+
+    joblib waits until its own mapped arrays are deleted, but the cached model outlives the task.
     """
-    with all_threads(threads), own_cuda_device(), freed_memory_kept():
-        return function(unpack_model(packed, weights), *arguments)
+    if not isinstance(buffer, np.memmap):
+        return buffer
+    return np.memmap(buffer.filename, buffer.dtype, "c", buffer.offset, buffer.shape)
 
 
-class ModelPickler(cloudpickle.Pickler):
-    """Pickle tensors as NumPy arrays, whose data can be kept outside of the pickle."""
+def pack_model(
+    model: FittedModel, backend: ParallelBackendBase
+) -> tuple[str, bytes, list[np.ndarray]]:
+    """Return a hash of a model, its pickle without the data of arrays, and these data."""
+    pickled, buffers = pickle_out_of_band(model)
+    digest = hash_bytes(pickled, *(buffer.data for buffer in buffers))
+    if hasattr(backend, "client"):  # Dask would keep an array on one worker, and lose it with that
+        (buffers,) = backend.client.scatter([buffers], broadcast=True, hash=False)
+    return digest, pickled, buffers
+
+
+def pickle_out_of_band(obj: object) -> tuple[bytes, list[np.ndarray]]:
+    """Return a pickle, and the data of all arrays and tensors as arrays of bytes."""
+    buffers: list[pickle.PickleBuffer] = []
+    stream = BytesIO()
+    TensorPickler(stream, protocol=5, buffer_callback=buffers.append).dump(obj)
+    return stream.getvalue(), [np.asarray(buffer.raw()) for buffer in buffers]
+
+
+class TensorPickler(cloudpickle.Pickler):
+    """Pickle tensors as NumPy arrays, so that their data can be kept out of the pickle."""
 
     def reducer_override(self, obj: object) -> object:
         if type(obj) is torch.Tensor and obj.layout == torch.strided:
@@ -227,38 +192,3 @@ class ModelPickler(cloudpickle.Pickler):
 
 def tensor_from_bytes(data: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
     return torch.from_numpy(data).view(dtype).view(shape)
-
-
-def pickle_without_buffers(obj: object) -> tuple[bytes, list[np.ndarray]]:
-    """Return a pickle and the data of all arrays and tensors in it, as arrays of bytes."""
-    buffers: list[pickle.PickleBuffer] = []
-    stream = BytesIO()
-    ModelPickler(stream, protocol=5, buffer_callback=buffers.append).dump(obj)
-    return stream.getvalue(), [np.asarray(buffer.raw()) for buffer in buffers]
-
-
-def pack_model(model: FittedModel) -> tuple[PackedModel, np.ndarray]:
-    """Return the model without weights, and one array of bytes with all weights."""
-    pickled, arrays = pickle_without_buffers(model)
-    buffers, size = [], 0
-    for array in arrays:
-        buffers.append(slice(size, size + array.size))
-        size += ceil_div(array.size, ALIGNMENT) * ALIGNMENT
-    weights = np.zeros(size, np.uint8)
-    for part, array in zip(buffers, arrays, strict=True):
-        weights[part] = array
-    digest = blake2b(pickled, digest_size=16)
-    digest.update(weights.data)
-    return PackedModel(digest.hexdigest(), pickled, buffers), weights
-
-
-def unpack_model(packed: PackedModel, weights: np.ndarray) -> FittedModel:
-    """Rebuild a packed model, or return it from this process's cache."""
-    with _cache_lock:
-        if packed.digest not in _model_cache:
-            _model_cache.clear()
-            with warnings.catch_warnings():  # weights are never written to
-                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                model = pickle.loads(packed.pickled, buffers=[weights[b] for b in packed.buffers])
-            _model_cache[packed.digest] = model
-        return _model_cache[packed.digest]

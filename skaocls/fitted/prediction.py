@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 
 import joblib
 import numpy as np
@@ -13,29 +13,15 @@ from sklearn.utils import gen_batches
 from skaocls.devices import ahead, moved, resolve_device
 from skaocls.distributed import collective_call, is_main, map_ranks, rank, world_size
 from skaocls.fitted.model import FittedModel
-from skaocls.fitted.parallel import (
-    PIECES_PER_WORKER,
-    Piece,
-    ceil_div,
-    map_in_workers,
-    split_work,
-)
-from skaocls.fitted.result_cache import (
-    ResultCache,
-    cached_log_likelihoods,
-    content_hash,
-    prior_weights,
-)
+from skaocls.fitted.parallel import Piece, ceil_div, map_pieces, split_work
+from skaocls.fitted.result_cache import ResultCache, cached_log_likelihoods, prior_weights
 from skaocls.fitted.tokenization import encode_for_orders, tokens_of_pixels
+from skaocls.hashing import hash_object
 from skaocls.images.batch import Batch
 from skaocls.images.reader import all_bad_named
 from skaocls.progress import progress
-from skaocls.scoring.evidence import (
-    Evidence,
-    evidence_over_rival,
-    spread_to_pixels,
-    token_log_likelihoods,
-)
+from skaocls.scoring import evidence
+from skaocls.scoring.evidence import Evidence
 from skaocls.scoring.exhaustive import lanes_at_once, scoring_dtype
 from skaocls.scoring.exhaustive import log_likelihoods as score_exhaustively
 from skaocls.scoring.racing import ScoringResult
@@ -58,6 +44,7 @@ class ScoringOptions:
     device: Device
     precision: str
     cache: ResultCache | None
+    n_jobs: int | None
 
 
 def score_batches(
@@ -119,20 +106,16 @@ def score_batches(
     """
     if len(model.priors) > 1:
         stopping = None
-    options = ScoringOptions(resolve_crop(model, crop), stopping, device, precision, cache)
+    options = ScoringOptions(crop, stopping, device, precision, cache, n_jobs)
     score = score_on_ranks if world_size() > 1 else score_in_process
     with progress(len(batch), "scoring", "image", verbose if is_main() else 0) as bar:
-        for result in score(model, batch, orders, options, n_jobs):
+        for result in score(model, batch, orders, options):
             yield result
             bar.update(len(result.evaluations))
 
 
 def score_on_ranks(
-    model: FittedModel,
-    batch: Batch,
-    orders: np.ndarray,
-    options: ScoringOptions,
-    n_jobs: int | None,
+    model: FittedModel, batch: Batch, orders: np.ndarray, options: ScoringOptions
 ) -> Iterator[ScoringResult]:
     """Score a part of the images on each rank, and yield all results on all ranks.
 
@@ -144,44 +127,29 @@ def score_on_ranks(
         with collective_call("A prediction"):
             start = min(part.start + rank() * size, part.stop)
             own = batch.take(slice(start, min(start + size, part.stop)))
-            score = partial(score_in_process, model, own, orders, options, n_jobs)
-            results = map_ranks(lambda own=own, score=score: list(score()) if len(own) else [])
-        for of_rank in results:
-            yield from of_rank
+            results: list[list[ScoringResult]] = map_ranks(
+                partial(list, score_in_process(model, own, orders, options))
+            )
+        yield from chain.from_iterable(results)
 
 
 def score_in_process(
-    model: FittedModel,
-    batch: Batch,
-    orders: np.ndarray,
-    options: ScoringOptions,
-    n_jobs: int | None,
+    model: FittedModel, batch: Batch, orders: np.ndarray, options: ScoringOptions
 ) -> Iterator[ScoringResult]:
     """Score images in this process, or in its joblib workers."""
-    if (n_workers := joblib.effective_n_jobs(n_jobs)) > 1:
-        yield from score_in_workers(model, batch, orders, options, n_jobs, n_workers)
+    size, n_workers = images_per_batch(model), joblib.effective_n_jobs(options.n_jobs)
+    if n_workers == 1:
+        parts = gen_batches(len(batch), size)
+        encoded = (encode(model, batch, part, len(orders), options.crop) for part in parts)
+        on_cuda = resolve_device(options.device).type == "cuda"
+        for codes in ahead(encoded) if on_cuda else encoded:
+            yield score_codes(model, codes, orders, options)
         return
-    parts = gen_batches(len(batch), images_per_batch(model))
-    encoded = (encode(model, batch, part, len(orders), options.crop) for part in parts)
-    on_cuda = resolve_device(options.device).type == "cuda"
-    for codes in ahead(encoded) if on_cuda else encoded:
-        yield score_codes(model, codes, orders, options)
-
-
-def score_in_workers(
-    model: FittedModel,
-    batch: Batch,
-    orders: np.ndarray,
-    options: ScoringOptions,
-    n_jobs: int | None,
-    n_workers: int,
-) -> Iterator[ScoringResult]:
-    """Score pieces in joblib's workers, and join the pieces that have the same images."""
     pieces = split_work(
         len(batch),
         len(orders),
         n_workers,
-        batch_size=images_per_batch(model),
+        batch_size=size,
         tile_size=max(1, lanes_at_once(model.prior) // model.prior.readings(len(model.classes))),
         split_orders=options.stopping is None,
         keep_batches=options.cache is not None,
@@ -191,22 +159,18 @@ def score_in_workers(
         return batch.take(piece.images), orders, piece.orders, options
 
     with all_bad_named(batch.data, model.reader.decoding):  # a worker sees a few images only
-        results = map_in_workers(score_piece, model, pieces, arguments, n_jobs)
-        # zip asks `results` first, so that this generator ends
+        results = map_pieces(score_piece, model, pieces, arguments, options.n_jobs)
+        # `results` comes first in zip, so that zip exhausts it
         for _, group in groupby(zip(results, pieces), key=lambda pair: pair[1].images):
-            parts = [result for result, _ in group]
+            parts_of_orders = [result for result, _ in group]
             yield ScoringResult(
-                np.concatenate([part.log_likelihood for part in parts], axis=1),
-                np.sum([part.evaluations for part in parts], axis=0),
+                np.concatenate([part.log_likelihood for part in parts_of_orders], axis=1),
+                np.sum([part.evaluations for part in parts_of_orders], axis=0),
             )
 
 
 def score_piece(
-    model: FittedModel,
-    batch: Batch,
-    orders: np.ndarray,
-    part: slice,
-    options: ScoringOptions,
+    model: FittedModel, batch: Batch, orders: np.ndarray, part: slice, options: ScoringOptions
 ) -> ScoringResult:
     """Score a few images in ``orders[part]``."""
     codes = encode(model, batch, slice(0, len(batch)), len(orders), options.crop)
@@ -265,24 +229,19 @@ def log_likelihoods(
     for prior, where in model.by_prior(columns, resolve_device(device)):
         score = partial(score_exhaustively, prior)
         if cache is not None:
-            digest = content_hash(prior_weights(prior))
-            score = partial(cached_log_likelihoods, cache, prior, digest)
+            prior_hash = hash_object(prior_weights(prior))
+            score = partial(cached_log_likelihoods, cache, prior, prior_hash)
         dtype = scoring_dtype(prior, precision)
         ll[:, :, where] = score(codes, orders, labels=model.rows[where], dtype=dtype)
     return ll
 
 
 def encode(model: FittedModel, batch: Batch, part: slice, n_orders: int, crop: str) -> np.ndarray:
-    """Return the tokens of a part of the images, one set for each order if crops differ."""
-    return encode_for_orders(
-        model.tokenizer, batch, part, n_orders, crop=crop, seed=model.order_seed
-    )
-
-
-def resolve_crop(model: FittedModel, crop: str) -> str:
+    """Return the tokens of a part of the images, for each order if orders read different views."""
     if crop == "auto":
-        return "views" if model.views else "center"
-    return crop
+        crop = "views" if model.views else "center"
+    seed = model.order_seed
+    return encode_for_orders(model.tokenizer, batch, part, n_orders, crop=crop, seed=seed)
 
 
 def images_per_batch(model: FittedModel) -> int:
@@ -317,23 +276,24 @@ def explain(
     evidence : Evidence
         With maps if `batch` has images.
     """
-    options = ScoringOptions(resolve_crop(model, crop), None, device, precision, None)
-    n_workers = joblib.effective_n_jobs(n_jobs)
-    size = images_per_batch(model)
-    if n_workers > 1:
-        size = min(size, ceil_div(len(batch), PIECES_PER_WORKER * n_workers))
-    parts = list(gen_batches(len(batch), size))
+    options = ScoringOptions(crop, None, device, precision, None, n_jobs)
+    n_workers, size = joblib.effective_n_jobs(n_jobs), images_per_batch(model)
+    pieces = split_work(len(batch), 1, n_workers, batch_size=size, keep_batches=n_workers == 1)
 
-    def arguments(part: slice) -> tuple[object, ...]:
-        rivals = None if rival_columns is None else rival_columns[part]
-        return batch.take(part), columns[part], rivals, orders, options
+    def arguments(piece: Piece) -> tuple[object, ...]:
+        rows = piece.images
+        rivals = None if rival_columns is None else rival_columns[rows]
+        return batch.take(rows), columns[rows], rivals, orders, options
 
-    if n_workers > 1:
-        with all_bad_named(batch.data, model.reader.decoding):
-            pieces = list(map_in_workers(explain_piece, model, parts, arguments, n_jobs))
-    else:
-        pieces = [explain_piece(model, *arguments(part)) for part in parts]
-    return Evidence(*(None if f[0] is None else np.concatenate(f) for f in zip(*pieces)))
+    with all_bad_named(batch.data, model.reader.decoding):
+        parts = list(map_pieces(explain_piece, model, pieces, arguments, n_jobs))
+    tokens = np.concatenate([part.tokens for part in parts])
+    error = np.concatenate([part.standard_error for part in parts])
+    if model.reader.image_shape is None:
+        return Evidence(tokens, error)
+    pixels = tokens_of_pixels(model.tokenizer, model.reader.image_shape[:2], model.prior.grid)
+    maps = (evidence.spread_to_pixels(values, *pixels) for values in (tokens, error))
+    return Evidence(tokens, error, *maps)
 
 
 def explain_piece(
@@ -344,8 +304,7 @@ def explain_piece(
     orders: np.ndarray,
     options: ScoringOptions,
 ) -> Evidence:
-    """Compute the evidence in a few images."""
-    grid = model.prior.grid
+    """Compute the evidence in the tokens of a few images."""
     codes = encode(model, batch, slice(0, len(batch)), len(orders), options.crop)
 
     def log_prob(columns: np.ndarray, null_class: bool = False) -> np.ndarray:
@@ -355,19 +314,10 @@ def explain_piece(
             if null_class:
                 labels = np.full(len(where), prior.num_classes)
             dtype = scoring_dtype(prior, options.precision)
-            out[where] = token_log_likelihoods(
+            out[where] = evidence.token_log_likelihoods(
                 prior, codes[where], orders, labels[:, None], dtype=dtype
             )[:, :, 0]
         return out
 
-    of_class = log_prob(columns)
-    if rival_columns is None:
-        of_rival = log_prob(columns, null_class=True)
-    else:
-        of_rival = log_prob(rival_columns)
-    evidence = evidence_over_rival(of_class, of_rival, grid)
-    if model.reader.image_shape is None:
-        return evidence
-    pixels = tokens_of_pixels(model.tokenizer, model.reader.image_shape[:2], grid)
-    maps = (spread_to_pixels(values, *pixels) for values in evidence[:2])
-    return Evidence(evidence.tokens, evidence.standard_error, *maps)
+    rival = log_prob(columns, True) if rival_columns is None else log_prob(rival_columns)
+    return evidence.evidence_over_rival(log_prob(columns), rival, model.prior.grid)
