@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, QuantileTokenizer
-from skaocls.fitted.parallel import pickled
+from skaocls.fitted.parallel import pickle_out_of_band
 from skaocls.priors.loading import load_prior
 
 
@@ -58,9 +58,8 @@ def paths(four, tmp_path_factory):
 
 def state_of(clf):
     """Everything that a classifier is, as bytes."""
-    numbers = []
-    rest = pickled(clf, lambda buffer: numbers.append(bytes(buffer.raw())))
-    return rest + b"".join(numbers)
+    pickled, buffers = pickle_out_of_band(clf)
+    return pickled + b"".join(map(bytes, buffers))
 
 
 @contextlib.contextmanager

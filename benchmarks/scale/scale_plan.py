@@ -30,9 +30,8 @@ sys.path.insert(0, str(HERE / "claims"))
 from flops import ar_flops
 
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, SharedTrunkPrior
-from skaocls.fitted import parallel
-from skaocls.fitted.pieces import Piece
-from skaocls.fitted.prediction import score_piece
+from skaocls.fitted.parallel import map_pieces
+from skaocls.fitted.prediction import ScoringOptions, score_piece
 from skaocls.fitted.tokenization import encode
 from skaocls.images import load_images
 from skaocls.tokenizers.vq_networks import LlamaGenVQ
@@ -172,19 +171,18 @@ def check(n_images, repeats):
     """Real runs of two processes, and what the simulation says to the same chunks."""
     clf, X = made_up(n_images)
     model, orders = clf.model_, clf.orders_
-    reading = {"crop": "center", "latent_noise": 0.0}
-    how = {"racing": None, "device": "cpu", "precision": "float32", "store": None}
-    everything = slice(0, len(orders)), slice(0, len(model.classes))
+    options = ScoringOptions("center", None, "cpu", "float32", None, None)
+    batch = model.reader.open(X)
 
-    def argument(start, n):
-        return X[start : start + n], orders, Piece(slice(0, n), *everything), reading, how
+    def argument(part):
+        return batch.take(part), orders, slice(0, len(orders)), options
 
     def shared(size):
-        calls = [lambda at=at: argument(at, size) for at in range(0, size * n_chunks, size)]
-        return list(parallel.in_parallel(score_piece, model, calls, 2))
+        parts = [slice(start, start + size) for start in range(0, size * n_chunks, size)]
+        return list(map_pieces(score_piece, model, parts, argument, 2))
 
     def empty(n):
-        return list(parallel.in_parallel(nothing, model, [tuple] * n, 2))
+        return list(map_pieces(nothing, model, range(n), lambda piece: (), 2))
 
     rows = []
     empty(2)
@@ -192,7 +190,7 @@ def check(n_images, repeats):
         size = n_images // n_chunks
         real, predicted = [], []
         for repeat in range(repeats):
-            one = timed(score_piece, model, *argument(0, size))[0]
+            one = timed(score_piece, model, *argument(slice(0, size)))[0]
             few, many = timed(empty, 2)[0], timed(empty, 66)[0]
             rng = np.random.RandomState(repeat)
             each = max(0.0, many - few) / 64

@@ -10,7 +10,6 @@ Writes ``results/scaleout.json`` and ``results/scaleout.md`` beside this script.
 import argparse
 import json
 import os
-import pickle
 import statistics
 import subprocess
 import sys
@@ -20,12 +19,12 @@ import joblib
 import numpy as np
 import torch
 from digits import HERE, machine
+from joblib.parallel import get_active_backend
 from sklearn.datasets import load_digits
 
 from skaocls import AnyOrderARClassifier
-from skaocls.fitted.parallel import in_parallel, packed_in_file
-from skaocls.fitted.pieces import pieces_of
-from skaocls.fitted.prediction import at_once
+from skaocls.fitted.parallel import map_pieces, pack_model, split_work
+from skaocls.fitted.prediction import images_per_batch
 
 SIZES = (4, 16, 64, 256, 1024)  # images of jobs that may be too small to be shared
 
@@ -62,10 +61,14 @@ def nothing(model):
     """A task that is all overhead."""
 
 
+def no_arguments(piece):
+    return ()
+
+
 def overhead(clf, n_tasks):
     """Seconds for each of so many empty tasks, and for none."""
-    took, _ = timed(list, in_parallel(nothing, clf.model_, [tuple] * n_tasks, 2))
-    few, _ = timed(list, in_parallel(nothing, clf.model_, [tuple] * 2, 2))
+    took, _ = timed(list, map_pieces(nothing, clf.model_, range(n_tasks), no_arguments, 2))
+    few, _ = timed(list, map_pieces(nothing, clf.model_, range(2), no_arguments, 2))
     return (took - few) / (n_tasks - 2), few
 
 
@@ -97,17 +100,17 @@ def compare(clf, X, ways, repeats):
 def sizes_sent(clf, X):
     """Bytes of the weights, of the rest of the model, of a piece and of its answer."""
     model = clf.model_
-    pieces = pieces_of(model, len(X), len(clf.orders_), 2, at_once(model))
+    pieces = split_work(len(X), len(clf.orders_), 2, batch_size=images_per_batch(model))
     first = pieces[0].images
-    with packed_in_file(model) as (packed, path):
-        return {
-            "weights": path.stat().st_size,
-            "the rest of the model, with each task": len(pickle.dumps(packed)),
-            "images of a task": X[first].nbytes,
-            "orders of a task": clf.orders_.nbytes,
-            "answer of a task": 8 * first.stop * len(clf.orders_) * len(clf.classes_),
-            "tasks": len(pieces),
-        }
+    _, pickled, buffers = pack_model(model, get_active_backend()[0])
+    return {
+        "weights": sum(buffer.nbytes for buffer in buffers),
+        "the rest of the model, with each task": len(pickled),
+        "images of a task": X[first].nbytes,
+        "orders of a task": clf.orders_.nbytes,
+        "answer of a task": 8 * first.stop * len(clf.orders_) * len(clf.classes_),
+        "tasks": len(pieces),
+    }
 
 
 def measure(args):

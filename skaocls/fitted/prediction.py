@@ -140,7 +140,7 @@ def score_in_process(
     size, n_workers = images_per_batch(model), joblib.effective_n_jobs(options.n_jobs)
     if n_workers == 1:
         parts = gen_batches(len(batch), size)
-        encoded = (encode(model, batch, part, len(orders), options.crop) for part in parts)
+        encoded = (encode_part(model, batch, part, len(orders), options.crop) for part in parts)
         on_cuda = resolve_device(options.device).type == "cuda"
         for codes in ahead(encoded) if on_cuda else encoded:
             yield score_codes(model, codes, orders, options)
@@ -173,7 +173,7 @@ def score_piece(
     model: FittedModel, batch: Batch, orders: np.ndarray, part: slice, options: ScoringOptions
 ) -> ScoringResult:
     """Score a few images in ``orders[part]``."""
-    codes = encode(model, batch, slice(0, len(batch)), len(orders), options.crop)
+    codes = encode_part(model, batch, slice(0, len(batch)), len(orders), options.crop)
     if codes.ndim == 3:
         codes = codes[:, part]
     return score_codes(model, codes, orders[part], options)
@@ -236,7 +236,9 @@ def log_likelihoods(
     return ll
 
 
-def encode(model: FittedModel, batch: Batch, part: slice, n_orders: int, crop: str) -> np.ndarray:
+def encode_part(
+    model: FittedModel, batch: Batch, part: slice, n_orders: int, crop: str
+) -> np.ndarray:
     """Return the tokens of a part of the images, for each order if orders read different views."""
     if crop == "auto":
         crop = "views" if model.views else "center"
@@ -305,7 +307,7 @@ def explain_piece(
     options: ScoringOptions,
 ) -> Evidence:
     """Compute the evidence in the tokens of a few images."""
-    codes = encode(model, batch, slice(0, len(batch)), len(orders), options.crop)
+    codes = encode_part(model, batch, slice(0, len(batch)), len(orders), options.crop)
 
     def log_prob(columns: np.ndarray, null_class: bool = False) -> np.ndarray:
         out = np.empty((len(codes), *orders.shape))
