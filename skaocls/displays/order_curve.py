@@ -100,8 +100,7 @@ class OrderCurveDisplay:
         Returns
         -------
         display : OrderCurveDisplay
-            Display with its plot. The axis of costs is omitted with ``search="racing"``, where the
-            cost depends on the image.
+            Display with its plot.
 
         Examples
         --------
@@ -126,12 +125,11 @@ class OrderCurveDisplay:
             else model
             for label, model in (baselines or {}).items()
         }
-        evaluations = clf.orders_.shape[1] * clf.model_.readings
         return cls.from_predictions(
             y,
             list(clf.staged_predict(X)),
             baselines=scores,
-            evaluations_per_order=None if clf.search == "racing" else evaluations,
+            evaluations_per_order=clf.orders_.shape[1] * clf.model_.readings,
             ax=ax,
             name=type(clf).__name__ if name is None else name,
             **kwargs,
