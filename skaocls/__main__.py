@@ -81,8 +81,9 @@ def main(argv=None):
     else:
         X, y = read_folder(args.data, args.size)
         name = str(args.data)
-    split = train_test_split(X, y, test_size=0.25, stratify=y, random_state=args.seed)
-    X_train, X_test, y_train, y_test = split
+    X_train, X_test, y_train, y_test = train_test_split(
+        X, y, test_size=0.25, stratify=y, random_state=args.seed
+    )
     summary = f"{len(X_train)} training and {len(X_test)} test images, {len(np.unique(y))} classes"
     print(f"{name}: {summary}")
 
@@ -107,7 +108,7 @@ def main(argv=None):
     print(f"  {seconds:.0f} s; test accuracy {baselines['raster order']:.4f}")
 
     print("\nFitting scikit-learn's classifiers to the pixels")
-    baselines |= fit_baselines(*split, args.seed)
+    baselines |= fit_baselines(X_train, X_test, y_train, y_test, args.seed)
 
     start = time.perf_counter()
     clf.predict(X_test)

@@ -58,7 +58,7 @@ from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_pos
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.orders import DRAWN
 from skaocls.scoring.racing import race
-from skaocls.scoring.sampling import SAMPLING_CONSTRAINTS
+from skaocls.scoring.sampling import SAMPLING_CONSTRAINTS, SamplingOptions
 from skaocls.scoring.stopping import stop_early
 from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.warn import warn
@@ -945,15 +945,15 @@ default="mean_log_likelihood"
         """
         model = self._fitted()
         self._validate_params()
-        how = {
-            "n_steps": n_steps,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "guidance": guidance,
-        }
+        options = SamplingOptions(
+            n_steps=n_steps,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance=guidance,
+        )
         validate_parameter_constraints(
-            SAMPLING_CONSTRAINTS | N_SAMPLES, {"n_samples": n_samples, **how}, "sample"
+            SAMPLING_CONSTRAINTS | N_SAMPLES, {"n_samples": n_samples, **options}, "sample"
         )
         rng = check_random_state(random_state)
         if n_samples is None:
@@ -964,7 +964,7 @@ default="mean_log_likelihood"
         else:
             columns = self._columns_for(y, n_samples)
         orders = generation.generation_orders(model, self.order, self.n_orders, n_samples, rng)
-        return generation.generate_images(model, columns, orders, rng, how, device=self.device)
+        return generation.generate_images(model, columns, orders, rng, options, device=self.device)
 
     def inpaint(
         self,
@@ -1027,14 +1027,14 @@ default="mean_log_likelihood"
         """
         model = self._fitted()
         self._validate_params()
-        how = {
-            "n_steps": n_steps,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "guidance": guidance,
-        }
-        validate_parameter_constraints(SAMPLING_CONSTRAINTS, how, "inpaint")
+        options = SamplingOptions(
+            n_steps=n_steps,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance=guidance,
+        )
+        validate_parameter_constraints(SAMPLING_CONSTRAINTS, options, "inpaint")
         batch = model.reader.open(X, scale=False)
         return generation.inpaint_images(
             model,
@@ -1045,7 +1045,7 @@ default="mean_log_likelihood"
             self.n_orders,
             self._joint_log_proba,
             check_random_state(random_state),
-            how,
+            options,
             device=self.device,
             precision=self.precision,
         )

@@ -1,46 +1,40 @@
-"""Where and in which precision to compute, whatever the caller has set in torch."""
+"""Devices, precision and threads, independent of what the caller has set in torch."""
 
-import ctypes
-import tempfile
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
-from itertools import count
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from filelock import FileLock, Timeout
 from joblib import cpu_count
 from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
 M = TypeVar("M", bound=torch.nn.Module)
-MOST_THREADS = 8  # that read files; more wait for each other
-WORTH_THREADS = 16  # files
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-MOST_KEPT, MAPPED_FROM = 2**30, 2**25  # bytes; the second is the most that glibc takes
-OPERATIONS = ("conv", "matmul", "rnn")
-_claims: list[FileLock] = []  # held as long as this process lives
-_claiming = threading.Lock()
-_inside: list[Callable[[bool], None]] = []  # of each call that needs products in float32, the same
-_precise = threading.Lock()
+MAX_IO_THREADS = 8  # threads that read files; with more they wait for each other
+MIN_THREADED_ITEMS = 16  # starting threads for fewer items takes longer than it saves
+
+_float32_lock = threading.Lock()
+# One entry per active `full_float32`; each is the function that restores the caller's settings.
+_float32_active: list[Callable[[bool], None]] = []
 
 
 @contextmanager
 def own_torch_state(*, grad: bool = False) -> Iterator[None]:
-    """Torch as we need it, in this thread: no autocast, tensors on the CPU, gradients as asked.
+    """Make torch independent of the caller's settings in this thread.
 
-    Also products of float32 that are in float32, see :func:`full_float32`. A context or a
-    decorator. The default type of numbers belongs to the whole process, so it is left alone: this
-    library names the type of each tensor that it makes.
+    Disables autocast, makes the CPU the default device and computes float32 products in float32
+    (see :func:`full_float32`). Can be used as a context manager or as a decorator. The default
+    dtype is left alone because it belongs to the whole process; this library always passes a dtype.
 
     Parameters
     ----------
     grad : bool, default=False
-        Whether gradients, or weights that will have some, are made; else this is inference mode.
+        True enables gradients; also needed to create weights that are trained later. False is
+        inference mode.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(not grad))
@@ -56,99 +50,108 @@ def own_torch_state(*, grad: bool = False) -> Iterator[None]:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Products of float32 tensors in float32: not in TF32 or bfloat16, whatever was allowed.
+    """Compute products of float32 tensors in float32, not in TF32 or bfloat16.
 
-    Torch has these settings once for the whole process, so the first thread to enter changes them
-    and the last to leave puts them back.
+    Torch has one such setting for the whole process. The first thread to enter changes it, and the
+    last thread to leave restores it.
     """
-    with _precise:
-        _inside.append(_inside[0] if _inside else float32_precision())
-        if len(_inside) == 1:
-            _inside[0](False)
+    with _float32_lock:
+        _float32_active.append(_float32_active[0] if _float32_active else precision_switch())
+        if len(_float32_active) == 1:
+            _float32_active[0](True)
     try:
         yield
     finally:
-        with _precise:
-            put = _inside.pop()
-            if not _inside:
-                put(True)
+        with _float32_lock:
+            switch = _float32_active.pop()
+            if not _float32_active:
+                switch(False)
 
 
-def float32_precision() -> Callable[[bool], None]:
-    """A function that puts the settings back as they are now or, given False, to float32."""
-    found = [(each, each.fp32_precision) for each in by_backend()]
+def precision_switch() -> Callable[[bool], None]:
+    """Return a function that selects full precision (True) or today's settings (False)."""
+    by_backend = [(backend, backend.fp32_precision) for backend in precision_backends()]
     try:
-        for_all = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # what was set by backend is not read, or set, for all
-        for_all = None
+        overall = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # torch refuses the overall setting after settings by backend
+        overall = None
 
-    def put(back: bool) -> None:
-        if for_all is not None:
-            torch.set_float32_matmul_precision(for_all[0] if back else "highest")
-            torch.backends.cudnn.allow_tf32 = for_all[1] if back else False
-        for each, value in found:
-            if back:
-                each.fp32_precision = value
-            elif each.fp32_precision not in ("ieee", "none"):
-                each.fp32_precision = "ieee"
+    def switch(full: bool) -> None:
+        if overall is not None:
+            torch.set_float32_matmul_precision("highest" if full else overall[0])
+            torch.backends.cudnn.allow_tf32 = False if full else overall[1]
+        for backend, value in by_backend:
+            if not full:
+                backend.fp32_precision = value
+            elif backend.fp32_precision not in ("ieee", "none"):
+                backend.fp32_precision = "ieee"
 
-    return put
-
-
-def by_backend() -> list[Any]:
-    """What has a precision of its own, since torch 2.9."""
-    own = torch.backends.cudnn, torch.backends.mkldnn
-    each = [torch.backends.cuda.matmul, *(getattr(b, of, None) for b in own for of in OPERATIONS)]
-    return [e for e in each if hasattr(e, "fp32_precision")]
+    return switch
 
 
-def moved(module: M, device: torch.device) -> M:
-    """The module, on that device; trainable there also if it was moved in inference mode."""
+def precision_backends() -> list[Any]:
+    """Return the torch backends that have a precision setting of their own (torch >= 2.9)."""
+    backends: list[Any] = [torch.backends.cuda.matmul]
+    for library in (torch.backends.cudnn, torch.backends.mkldnn):
+        backends += [getattr(library, name, None) for name in ("conv", "matmul", "rnn")]
+    return [backend for backend in backends if hasattr(backend, "fp32_precision")]
+
+
+def to_device(module: M, device: torch.device) -> M:
+    """Move a module; its weights stay trainable even if the caller is in inference mode."""
     with own_torch_state(grad=True):
         return module.to(device)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """``"auto"`` is CUDA if there is a device, else the CPU."""
+    """Return the torch device; ``"auto"`` is CUDA if available, else the CPU."""
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as exc:
         raise ValueError(
-            f"device={device!r} is not known: pass 'auto', 'cpu', 'cuda' or a torch.device."
+            f"device={device!r} is not supported: pass 'auto', 'cpu', 'cuda' or a torch.device."
         ) from exc
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r} was asked for, but torch finds no CUDA device.")
+        raise ValueError(f"device={device!r} was requested, but torch finds no CUDA device.")
     return resolved
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """Type for autocast, or None for float32: what ``"auto"`` is on the CPU."""
+    """Return the dtype for autocast, or None for float32; ``"auto"`` is float32 on the CPU."""
     if precision == "auto":
-        good = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if good else None
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bfloat16 else None
     if precision == "float32":
         return None
     if precision == "bfloat16":
         return torch.bfloat16
-    raise ValueError(f"precision={precision!r} is not known: pass 'auto', 'float32' or 'bfloat16'.")
+    raise ValueError(
+        f"precision={precision!r} is not supported: pass 'auto', 'float32' or 'bfloat16'."
+    )
 
 
-def ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items, each made in another thread while the one before is worked on."""
-    made = iter(items)
-    end = object()
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, made, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, made, end)
-            yield item  # type: ignore[misc]
+@contextmanager
+def worker_cuda_device() -> Iterator[None]:
+    """Spread worker processes over the CUDA devices of a machine.
+
+    Within the context, ``"cuda"`` and ``"auto"`` mean the device whose index is the number of the
+    worker process modulo the number of devices. Engines that assign devices themselves, as Ray
+    does, show each process its own device only.
+    """
+    # A process that was forked after CUDA was initialized cannot use CUDA.
+    if not torch.cuda.is_available() or torch.cuda._is_in_bad_fork():
+        yield
+        return
+    identity: tuple[int, ...] = getattr(multiprocessing.current_process(), "_identity", ())
+    with torch.cuda.device(identity[-1] % torch.cuda.device_count() if identity else 0):
+        yield
 
 
 @contextmanager
 def torch_threads(n: int) -> Iterator[None]:
-    """So many threads for torch's products."""
+    """Use n threads for torch."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -159,10 +162,10 @@ def torch_threads(n: int) -> Iterator[None]:
 
 @contextmanager
 def all_threads(n: int) -> Iterator[None]:
-    """So many threads for torch, scikit-learn and linear algebra, in a worker process.
+    """Use n threads for torch, scikit-learn and linear algebra in a worker process.
 
-    More than one would be too many beside other workers, and in a process that was forked from one
-    that had threads, OpenMP waits for ever for those that were not forked with it.
+    More threads would compete with the other workers. In a forked process OpenMP would even wait
+    forever for threads that were not copied by the fork.
     """
     with thread_pools().limit(limits=n), torch_threads(n):
         yield
@@ -170,120 +173,31 @@ def all_threads(n: int) -> Iterator[None]:
 
 @lru_cache
 def thread_pools() -> ThreadpoolController:
-    """The libraries that have threads, looked for once: it takes milliseconds."""
+    """Return the controller of all thread pools; finding them takes milliseconds."""
     return ThreadpoolController()
 
 
-@contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Use freed memory again before it goes back to the system, in a worker process.
+def prefetch(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items; a thread computes each item while the caller works on the previous one."""
+    iterator = iter(items)
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(next, iterator, end)
+        while (item := future.result()) is not end:
+            future = thread.submit(next, iterator, end)
+            yield item  # type: ignore[misc]
 
-    glibc gives large blocks back as soon as they are free, and when the next tensor of that size is
-    made, each of its pages is fetched and cleared again: a fifth of the time of scoring, and more
-    at Dask's workers, whose environment asks for it. In a process of its own all goes back at the
-    end; how a user's own process takes memory is left alone.
+
+def map_in_threads(
+    function: Callable[..., T], *items: Sequence[Any], threads: bool = True
+) -> list[T]:
+    """Return ``list(map(function, *items))``, computed in threads if there are many items.
+
+    This helps functions that wait for files or release the GIL. If several calls fail, the error of
+    the first item is raised.
     """
-    libc = glibc()
-    if libc is None:
-        yield
-        return
-    libc.mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
-    libc.mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
-    try:
-        yield
-    finally:
-        libc.malloc_trim(0)
-
-
-@lru_cache
-def glibc() -> Any:
-    """The C library, if it is GNU's."""
-    try:
-        libc = ctypes.CDLL(None)
-    except (OSError, TypeError):  # Windows
-        return None
-    return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None
-
-
-@contextmanager
-def own_cuda_device() -> Iterator[None]:
-    """Let ``"cuda"`` and ``"auto"`` be a device that no other worker process uses, if there is one.
-
-    A process claims its device by locking a file, so that any number of processes, of whatever
-    engine, find theirs without being told of each other. It keeps it as long as it lives.
-    """
-    # where a process was forked after CUDA was set up, torch says so if CUDA is asked for
-    if not torch.cuda.is_available() or torch.cuda._is_in_bad_fork():
-        yield
-        return
-    devices = range(torch.cuda.device_count())
-    names = tuple(str(torch.cuda.get_device_properties(k).uuid) for k in devices)
-    with torch.cuda.device(claimed(names)):
-        yield
-
-
-def claimed(names: tuple[str, ...]) -> int:
-    """Index of the device that this process has claimed, or claims now."""
-    with _claiming:
-        return _claimed(names)
-
-
-@lru_cache
-def _claimed(names: tuple[str, ...]) -> int:
-    return first_free(names, lock_of_user)
-
-
-def first_free(names: Sequence[str], lock: Callable[[str], Any]) -> int:
-    """Index of the first of these devices that can be locked.
-
-    When all are taken, each of them has a second place, then a third, and so on: the i-th to come
-    gets number i modulo their number.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Of devices, the same in all processes, in the order in which this one sees them.
-    lock : callable
-        Takes the name of a place and says whether it was free, and is taken now.
-
-    Returns
-    -------
-    index : int
-
-    Examples
-    --------
-    >>> from skaocls.devices import first_free
-    >>> taken = set()
-    >>> lock = lambda place: not (place in taken or taken.add(place))
-    >>> [first_free(["a", "b"], lock) for _ in range(5)]
-    [0, 1, 0, 1, 0]
-    """
-    places = ((k, f"{name}-{turn}") for turn in count() for k, name in enumerate(names))
-    return next(k for k, place in places if lock(place))
-
-
-def lock_of_user(place: str) -> bool:
-    """Whether a place was free among this user's processes on this machine; it is taken now."""
-    folder = Path(tempfile.gettempdir()) / f"skaocls-devices-{Path.home().name}"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        lock = FileLock(folder / place)
-        lock.acquire(blocking=False)
-    except Timeout:
-        return False
-    except OSError:  # where nothing can be locked, all take the first
-        return True
-    _claims.append(lock)
-    return True
-
-
-def in_threads(function: Callable[..., T], *items: Any, threads: bool = True) -> list[T]:
-    """As ``list(map(function, *items))``; what waits for files, or frees the GIL, at once.
-
-    The first error, in the order of the items, is raised.
-    """
-    n = min(MOST_THREADS, cpu_count()) if threads else 1
-    if n == 1 or len(items[0]) < WORTH_THREADS:
+    n = min(MAX_IO_THREADS, cpu_count()) if threads else 1
+    if n == 1 or len(items[0]) < MIN_THREADED_ITEMS:
         return list(map(function, *items))
     with ThreadPoolExecutor(n) as pool:
         return list(pool.map(function, *items))

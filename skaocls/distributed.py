@@ -1,68 +1,96 @@
-"""Processes that work together, as ``torchrun`` starts them. One alone needs none of it.
+"""Several processes started by ``torchrun``, or by a caller who has set up ``torch.distributed``.
 
-Where ``torchrun`` has started several processes, or the caller has set up ``torch.distributed``,
-each call of :func:`together` is made by all of them, with the same arguments. They talk in a group
-of their own, by way of the CPU; gradients and weights travel as ``torch.distributed`` was set up:
-with NCCL between GPUs, with gloo between CPUs.
+All processes make the same calls with the same arguments. Inside a call marked by
+:func:`collective_call` they share the work. Objects and small tensors travel between CPUs, in a
+gloo group made here. Gradients travel in the default group: NCCL between GPUs, gloo between CPUs.
+
+A single process needs none of this: its world size is 1 and every function returns its argument.
 """
 
 import atexit
 import gc
 import multiprocessing
 import os
-import signal
-import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 if dist.is_available():
-    # later it would keep the default group for ever, as the default argument of its functions
+    # Imported now because its functions keep the default group of import time as an argument
+    # default, which would keep a group alive after it was destroyed.
     import torch.distributed.nn
 
 T = TypeVar("T")
-# what torchrun tells each process
-ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-PATIENCE = timedelta(days=1)  # others wait while one tokenizes; who died is noticed at once
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# Long, because ranks wait while one of them fits a tokenizer. A rank that dies is noticed at once.
+TIMEOUT = timedelta(days=1)
 
-_by_itself: ContextVar[bool] = ContextVar("by_itself", default=False)
-# the group in which to talk, of which default group it was made, whether that was joined here
-_talk: dict[str, Any] = {}
+_single_process: ContextVar[bool] = ContextVar("single_process", default=False)
+
+
+@dataclass
+class GroupState:
+    """Process groups that were made here.
+
+    Attributes
+    ----------
+    cpu : ProcessGroup or None
+        Group for objects and small tensors.
+    default : ProcessGroup or None
+        Default group for which `cpu` was made.
+    owns_default : bool
+        Whether the default group was made here, and not by the caller.
+    failed : bool
+        Whether other ranks may be gone. Then no group is destroyed, which could wait for them.
+    """
+
+    cpu: dist.ProcessGroup | None = None
+    default: dist.ProcessGroup | None = None
+    owns_default: bool = False
+    failed: bool = False
+
+
+_groups = GroupState()
+
+
+class PeerError(RuntimeError):
+    """Communication failed: another rank died, raised an error, or did not make the same call."""
 
 
 class Shard(NamedTuple):
-    """The rows that this process works on: as many in each, so that none waits for another.
+    """The rows that one rank works on. All ranks have equally many.
 
     Attributes
     ----------
     rows : int64 tensor of shape (n,)
-        Indices.
-    real : float32 tensor of shape (n,) or None
-        1 for what is to be counted and 0 for what fills up; None if all is.
+        Indices of rows.
+    valid : float32 tensor of shape (n,) or None
+        1 for rows that count, 0 for padding; None if there is no padding.
     """
 
     rows: Tensor
-    real: Tensor | None
+    valid: Tensor | None
 
 
 def world_size() -> int:
-    """How many processes work together here, 1 for one alone.
+    """Return the number of processes that work together.
 
-    Those that ``torchrun`` has started are joined by the first call. A process that one of them
-    has started, another thread than the main one, and what is within :func:`alone` works alone.
+    The first call under ``torchrun`` joins the process group. Child processes, threads other than
+    the main thread, and code inside :func:`single_process` work alone.
 
     Returns
     -------
-    size : int
-        1 also where nothing was set up.
+    world_size : int
+        1 for a single process.
 
     Examples
     --------
@@ -70,9 +98,9 @@ def world_size() -> int:
     >>> distributed.world_size(), distributed.rank(), distributed.is_main()
     (1, 0, True)
     """
-    main = threading.current_thread() is threading.main_thread()
-    own = multiprocessing.current_process().name == "MainProcess"
-    if _by_itself.get() or not (main and own and dist.is_available()):
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    in_main_process = multiprocessing.current_process().name == "MainProcess"
+    if _single_process.get() or not (in_main_thread and in_main_process and dist.is_available()):
         return 1
     if not dist.is_initialized():
         if not started_by_torchrun():
@@ -82,83 +110,81 @@ def world_size() -> int:
 
 
 def started_by_torchrun() -> bool:
-    """Whether torchrun, or what sets the same variables, has started this process and others."""
-    told = all(name in os.environ for name in ENVIRONMENT)
-    return told and int(os.environ["WORLD_SIZE"]) > 1
+    """Return whether torchrun, or a launcher with the same variables, started several ranks."""
+    return all(v in os.environ for v in TORCHRUN_VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def join_group() -> None:
-    """Meet the other processes; on GPUs each takes the one of its local rank."""
+    """Set up the default process group and select this rank's CUDA device."""
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(own_device())
+        torch.cuda.set_device(local_device())
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend)
-    _talk["joined"] = True
+    _groups.owns_default = True
     atexit.register(leave_group)
 
 
-def own_device() -> int:
-    """The CUDA device of this process's local rank; NCCL lets no two processes have the same."""
-    local, n_devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if local >= n_devices:
+def local_device() -> int:
+    """Return the index of this rank's CUDA device. NCCL does not let two ranks share a device."""
+    local_rank, n_devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local_rank >= n_devices:
         raise RuntimeError(
-            f"Process {local} of this machine has no CUDA device of its own: torch finds "
-            f"{n_devices}. Start as many processes on a machine as it has devices "
-            f"(--nproc-per-node {n_devices}), or set CUDA_VISIBLE_DEVICES to nothing to compute on "
-            "the CPU."
+            f"Local rank {local_rank} needs a CUDA device of its own, but torch finds {n_devices} "
+            f"on this machine. Start at most {n_devices} processes per machine (--nproc-per-node "
+            f"{n_devices}), or set CUDA_VISIBLE_DEVICES to an empty string to compute on the CPU."
         )
-    return local
+    return local_rank
 
 
 def leave_group() -> None:
-    """Part from the others, if they are there to part from; a group that the caller set up stays.
+    """Destroy the process groups that were made here.
 
-    The threads of what was set up here end with it, while the interpreter is there. One of gloo's
-    that lets go of a tensor when the interpreter has begun to end aborts the process.
+    Runs before the interpreter shuts down: a gloo thread that frees a tensor during shutdown aborts
+    the process.
     """
-    if "broken" in _talk:
+    global _groups
+    if _groups.failed:
         return
-    if "joined" in _talk and dist.is_initialized():
+    if _groups.owns_default and dist.is_initialized():
         dist.destroy_process_group()
-    elif "group" in _talk and _talk["of"] is dist.group.WORLD:
-        dist.destroy_process_group(_talk["group"])
-    _talk.clear()
-    gc.collect()  # of what was trained together
+    elif _groups.cpu is not None and _groups.default is dist.group.WORLD:
+        dist.destroy_process_group(_groups.cpu)
+    _groups = GroupState()
+    gc.collect()  # models trained by DistributedDataParallel keep the group in reference cycles
 
 
 def rank() -> int:
-    """Which of the processes this is.
+    """Return the rank of this process.
 
     Returns
     -------
     rank : int
-        From 0; of one alone 0.
+        0 for the main process, and for a single process.
     """
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and prints.
+    """Return whether this is the main process, which writes files and prints.
 
     Returns
     -------
     is_main : bool
-        True in one of them, and in one alone.
+        True in exactly one of the processes.
     """
     return rank() == 0
 
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """What is within is computed by this process alone, whoever else there is.
+    """Compute in this process alone, although there are others.
 
-    Without it, a prediction that only one process asks for waits for the others.
+    Without it, a prediction that only one process makes would wait for the other processes.
 
     Yields
     ------
     None
-        For ``with``.
 
     Examples
     --------
@@ -167,235 +193,231 @@ def single_process() -> Iterator[None]:
     ...     distributed.world_size()
     1
     """
-    token = _by_itself.set(True)
+    token = _single_process.set(True)
     try:
         yield
     finally:
-        _by_itself.reset(token)
+        _single_process.reset(token)
 
 
 @contextmanager
-def collective_call(what: str, after: str = "") -> Iterator[None]:
-    """A call that all processes make: warnings come once, and who is left alone is told so.
+def collective_call(name: str, advice: str = "") -> Iterator[None]:
+    """Mark a call that all ranks make. Only the main process shows warnings.
 
     Parameters
     ----------
-    what : str
-        What is called.
-    after : str
-        What to do if another process has died.
+    name : str
+        Name of the call, for messages.
+    advice : str
+        What the user can do after another rank has died.
 
     Raises
     ------
-    RuntimeError
-        If another process died, or does not take part.
+    PeerError
+        If another rank died or did not make the call.
     """
     if world_size() == 1:
         yield
         return
-    where = f"{what} was ended in process {rank()} of {world_size()}"
-    with explain_sigterm(where, after), warnings.catch_warnings():
+    with warnings.catch_warnings():
         if not is_main():
             warnings.simplefilter("ignore")
         try:
             yield
-        except KeyboardInterrupt:  # which comes to each at another place
-            _talk["broken"] = True
+        except KeyboardInterrupt:  # other ranks are interrupted at other places
+            _groups.failed = True
             raise
-        except RuntimeError as exc:
-            if not is_peer_error(exc):
-                raise
-            _talk["broken"] = True
-            reason = str(exc).strip().splitlines()[0].split(". ")[0]
-            raise RuntimeError(
-                f"{where}, because another process has died, has raised an error of its own, "
-                f"which stands in its output, or did not call {what} ({reason}). {after}"
-                "All processes that torchrun starts must make the same calls; within "
-                "skaocls.distributed.single_process() one computes alone."
-            ) from exc
+        except PeerError as exc:
+            raise PeerError(f"{name} failed. {exc} {advice}".strip()) from exc
+
+
+@dataclass
+class Outcome(Generic[T]):
+    """Result of a function, or the error that it raised."""
+
+    result: T | None = None
+    error: Exception | None = None
+
+    @classmethod
+    def of(cls, function: Callable[[], T]) -> "Outcome[T]":
+        """Call a function in this process alone."""
+        try:
+            with single_process():
+                return cls(function())
+        except Exception as exc:
+            return cls(error=exc)
+
+    def unwrap(self) -> T:
+        """Return the result or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return cast(T, self.result)
 
 
 @contextmanager
-def explain_sigterm(where: str, after: str) -> Iterator[None]:
-    """SIGTERM, by which torchrun ends the others when one process has died, says what to do."""
-    before = signal.getsignal(signal.SIGTERM)
-    if before is not signal.SIG_DFL:
-        yield
-        return
-
-    def end(*_: Any) -> None:
-        _talk["broken"] = True
-        sys.exit(f"{where} by SIGTERM: torchrun ends all when one of them has died. {after}")
-
-    signal.signal(signal.SIGTERM, end)
+def peer_errors() -> Iterator[None]:
+    """Turn any error of a collective operation into a :class:`PeerError`."""
     try:
         yield
-    finally:
-        if "broken" not in _talk:  # else the process is about to end, and shall say why
-            signal.signal(signal.SIGTERM, before)
+    except RuntimeError as exc:
+        _groups.failed = True
+        raise PeerError(
+            f"Rank {dist.get_rank()} of {dist.get_world_size()} cannot reach another rank, which "
+            "died, raised an error, or did not make the same call; see its output. All ranks must "
+            "make the same calls. To compute in one rank alone, use "
+            "skaocls.distributed.single_process()."
+        ) from exc
 
 
-def is_peer_error(exc: RuntimeError) -> bool:
-    """Whether an error says that another process is missing; gloo has no type of its own for it."""
-    signs = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return isinstance(exc, dist.DistError) or any(sign in str(exc) for sign in signs)
-
-
-def cpu_group() -> Any:
-    """The group in which objects and small numbers are sent."""
+def cpu_group() -> dist.ProcessGroup:
+    """Return the group that exchanges objects and small tensors."""
     default = dist.group.WORLD
-    if _talk.get("of") is not default:
-        _talk.update(of=default, group=dist.new_group(backend="gloo", timeout=PATIENCE))
+    if _groups.cpu is None or _groups.default is not default:
+        with peer_errors():
+            _groups.cpu = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        _groups.default = default
         atexit.register(leave_group)
-    return _talk["group"]
+    return _groups.cpu
 
 
 def run_on_main(function: Callable[[], T]) -> T:
-    """What function() gives in the main process, in all of them; so do its errors.
+    """Call a function in the main process and return its result in all ranks.
 
     Parameters
     ----------
     function : callable
-        Called in the main process alone.
+        Called without arguments.
 
     Returns
     -------
     result : object
-        In the others a copy.
+        The result; a copy of it in other ranks.
+
+    Raises
+    ------
+    Exception
+        The error of the function, in all ranks.
     """
     if world_size() == 1:
         return function()
-    told: list[Any] = [None]
-    mine: Exception | None = None
-    if is_main():
-        try:
-            with single_process():
-                told = [(True, function())]
-        except Exception as exc:
-            mine, told = exc, [(False, exc)]
-    dist.broadcast_object_list(told, src=0, group=cpu_group())
-    good, result = told[0]
-    if good:
-        given: T = result
-        return given
-    raise mine or result
+    own = Outcome.of(function) if is_main() else None
+    outcomes = [own]
+    with peer_errors():
+        dist.broadcast_object_list(outcomes, src=0, group=cpu_group())
+    outcome = own or outcomes[0]  # the main process keeps its own result, not a copy
+    assert outcome is not None
+    return outcome.unwrap()
 
 
 def broadcast(value: T) -> T:
-    """The main process's value, in all of them."""
+    """Return the main process's value in all ranks."""
     return run_on_main(lambda: value)
 
 
 def all_gather(value: T) -> list[T]:
-    """The values of all processes, in the order of their ranks."""
+    """Return the values of all ranks, sorted by rank."""
     if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value, group=cpu_group())
+    values = [value] * world_size()
+    with peer_errors():
+        dist.all_gather_object(values, value, group=cpu_group())
     return values
 
 
 def map_ranks(function: Callable[[], T]) -> list[T]:
-    """What function() gives in each process, in all of them; an error of one is raised in all."""
+    """Call a function in every rank and return all results, sorted by rank.
+
+    An error in one rank is raised in all of them.
+    """
     if world_size() == 1:
         return [function()]
-    mine: Exception | None = None
-    try:
-        with single_process():
-            done: tuple[bool, Any] = True, function()
-    except Exception as exc:
-        mine, done = exc, (False, exc)
-    everyone = all_gather(done)
-    errors = [result for good, result in everyone if not good]
-    if errors:
-        raise mine or errors[0]
-    return [result for _, result in everyone]
+    own: Outcome[T] = Outcome.of(function)
+    outcomes = all_gather(own)
+    own.unwrap()
+    return [outcome.unwrap() for outcome in outcomes]
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over all processes, the same in each."""
+    """Return the sum of a tensor over all ranks, on the tensor's device."""
     if world_size() == 1:
         return tensor
-    summed = tensor.detach().cpu().clone()
-    dist.all_reduce(summed, group=cpu_group())
-    return summed.to(tensor.device)
+    total = tensor.detach().cpu().clone()
+    with peer_errors():
+        dist.all_reduce(total, group=cpu_group())
+    return total.to(tensor.device)
 
 
-def all_ranks_true(good: bool) -> bool:
-    """Whether it is so in all processes."""
-    return bool(all_reduce_sum(torch.tensor(int(not good))) == 0)
+def all_ranks_true(condition: bool) -> bool:
+    """Return whether the condition holds in all ranks."""
+    return bool(all_reduce_sum(torch.tensor(int(not condition))) == 0)
 
 
-def broadcast_flag(value: bool) -> bool:
-    """The main process's decision, for which a number is sent and no object."""
-    return bool(all_reduce_sum(torch.tensor(int(value and is_main()))) > 0)
+def broadcast_flag(flag: bool) -> bool:
+    """Return the main process's flag in all ranks; faster than :func:`broadcast`."""
+    return bool(all_reduce_sum(torch.tensor(int(flag and is_main()))) > 0)
 
 
 def broadcast_tensor(tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The main process's tensor, in all of them, on the CPU; the others have none to give."""
+    """Return the main process's tensor in all ranks, on the CPU. Other ranks may pass None."""
     if world_size() == 1:
         assert tensor is not None
         return tensor
     if tensor is None:
         tensor = torch.empty(tuple(shape), dtype=dtype)
-    sent = tensor.detach().cpu().contiguous()
-    dist.broadcast(sent, src=0, group=cpu_group())
-    return sent
+    result = tensor.detach().cpu().contiguous()
+    with peer_errors():
+        dist.broadcast(result, src=0, group=cpu_group())
+    return result
 
 
 def shard_rows(n: int) -> Shard:
-    """This process's share of n rows.
+    """Return this rank's shard of n rows.
 
     Parameters
     ----------
     n : int
-        At least 1.
+        Number of rows, at least 1.
 
     Returns
     -------
-    share : Share
+    shard : Shard
 
     Examples
     --------
-    >>> from skaocls.distributed import share_of
-    >>> share_of(3)
-    Share(rows=tensor([0, 1, 2]), real=None)
+    >>> from skaocls.distributed import shard_rows
+    >>> shard_rows(3)
+    Shard(rows=tensor([0, 1, 2]), valid=None)
     """
-    each = -(-n // world_size())
-    rows = torch.arange(each, dtype=torch.int64) + rank() * each
-    real = None if each * world_size() == n else (rows < n).float()
-    return Shard(rows.clamp(max=n - 1), real)
+    per_rank = -(-n // world_size())
+    rows = torch.arange(per_rank, dtype=torch.int64) + rank() * per_rank
+    valid = None if per_rank * world_size() == n else (rows < n).float()
+    return Shard(rows.clamp(max=n - 1), valid)
 
 
-def rank_slice(n: int, at_once: int = 1) -> slice:
-    """This process's part of n things in a row, whole lots of them; later ranks may have none."""
-    lots = -(-n // at_once)
-    each = -(-lots // world_size()) * at_once
-    return slice(min(rank() * each, n), min((rank() + 1) * each, n))
+def rank_slice(n: int, block_size: int = 1) -> slice:
+    """Return this rank's slice of n rows, in whole blocks; the last ranks' may be empty."""
+    n_blocks = -(-n // block_size)
+    per_rank = -(-n_blocks // world_size()) * block_size
+    return slice(min(rank() * per_rank, n), min((rank() + 1) * per_rank, n))
 
 
-def check_same_on_ranks(what: dict[str, Any]) -> None:
-    """Refuse to work on what differs between processes.
+def check_same_on_ranks(values: Mapping[str, object]) -> None:
+    """Check that all ranks have the same values.
 
     Parameters
     ----------
-    what : dict of str to object
-        By name, what is to be the same; small, such as digests.
+    values : dict of str to object
+        Values by name, compared by their ``repr``. Pass small ones, such as hashes.
 
     Raises
     ------
     ValueError
-        In all processes, if something differs.
+        In all ranks, if a value differs.
     """
-    mine = list(what.items())
-    everyone = all_gather(mine)
-    wrong = [
-        name
-        for k, (name, _) in enumerate(mine)
-        if len({repr(theirs[k]) for theirs in everyone}) > 1
-    ]
-    if wrong:
+    by_rank = all_gather({name: repr(value) for name, value in values.items()})
+    different = [name for name in values if len({r.get(name) for r in by_rank}) > 1]
+    if different:
         raise ValueError(
-            f"The processes were given different {', '.join(wrong)}. Each must be given the same "
-            "data and parameters, all of the data: they are shared out among the processes here."
+            f"The processes have different {', '.join(different)}. Pass the same parameters and "
+            "the complete data to every process; the library divides the work among them."
         )

@@ -41,10 +41,15 @@ def hash_bytes(*chunks: ReadableBuffer) -> str:
 
 def hash_chunks(chunks: Iterable[ReadableBuffer]) -> str:
     """Like :func:`hash_bytes`, for an iterable of chunks that do not fit in memory together."""
-    digest = blake2b(digest_size=DIGEST_BYTES)
+    digest = new_hash()
     for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def new_hash() -> blake2b:
+    """Return a hash object to update with bytes; its ``hexdigest`` equals :func:`hash_bytes`."""
+    return blake2b(digest_size=DIGEST_BYTES)
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:

@@ -1,4 +1,4 @@
-"""Torch's settings of the whole process, and which device a process has."""
+"""Torch settings of the whole process, and the choice of CUDA devices."""
 
 import threading
 
@@ -6,79 +6,105 @@ import pytest
 import torch
 
 from skaocls import distributed
-from skaocls.devices import by_backend, full_float32, own_cuda_device
+from skaocls.devices import full_float32, precision_backends, worker_cuda_device
 
 
 def settings():
-    return [each.fp32_precision for each in by_backend()]
+    return [backend.fp32_precision for backend in precision_backends()]
 
 
 @pytest.fixture
-def users_settings():
+def restore_settings():
     before = settings()
     yield
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = True
-    for each, value in zip(by_backend(), before):
-        each.fp32_precision = value
+    for backend, value in zip(precision_backends(), before):
+        backend.fp32_precision = value
 
 
-@pytest.mark.usefixtures("users_settings")
-@pytest.mark.parametrize("by", ["none", "all", "backend"])
-def test_products_of_float32_are_in_float32(by):
-    if by == "all":
+@pytest.mark.usefixtures("restore_settings")
+@pytest.mark.parametrize("set_by", ["none", "overall", "backend"])
+def test_full_float32_changes_and_restores_settings(set_by):
+    if set_by == "overall":
         torch.set_float32_matmul_precision("medium")
-    elif by == "backend":
-        if not by_backend():
-            pytest.skip("this torch has one setting for all")
+    elif set_by == "backend":
+        if not precision_backends():
+            pytest.skip("this version of torch has one overall setting")
         torch.backends.cuda.matmul.fp32_precision = "tf32"
     before = settings()
     with full_float32():
         assert not {"tf32", "bf16"} & set(settings())
-        if by != "backend":
+        if set_by != "backend":
             assert torch.get_float32_matmul_precision() == "highest"
             assert not torch.backends.cudnn.allow_tf32
         with full_float32():
             pass
         assert not {"tf32", "bf16"} & set(settings())
     assert settings() == before
-    if by == "all":
+    if set_by == "overall":
         assert torch.get_float32_matmul_precision() == "medium"
 
 
-@pytest.mark.usefixtures("users_settings")
-def test_the_last_thread_puts_the_settings_back():
+@pytest.mark.usefixtures("restore_settings")
+def test_last_thread_restores_settings():
     torch.set_float32_matmul_precision("medium")
-    inside, leave = threading.Event(), threading.Event()
+    entered, leave = threading.Event(), threading.Event()
 
     def work():
         with full_float32():
-            inside.set()
+            entered.set()
             leave.wait(60)
 
-    other = threading.Thread(target=work)
+    thread = threading.Thread(target=work)
     with full_float32():
-        other.start()
-        assert inside.wait(60)
+        thread.start()
+        assert entered.wait(60)
     assert torch.get_float32_matmul_precision() == "highest"
     leave.set()
-    other.join()
+    thread.join()
     assert torch.get_float32_matmul_precision() == "medium"
 
 
-def test_more_processes_than_devices(monkeypatch):
+def test_rank_without_a_device_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert distributed.own_device() == 1
+    assert distributed.local_device() == 1
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(RuntimeError, match=r"Process 2 .* torch finds 2. .*--nproc-per-node 2"):
-        distributed.own_device()
+    with pytest.raises(RuntimeError, match=r"rank 2 .* finds 2 .*--nproc-per-node 2"):
+        distributed.local_device()
 
 
-def test_a_forked_worker_claims_no_device(monkeypatch):
-    """CUDA fails there, also for a model on the CPU, which does not need it."""
+def test_worker_processes_are_spread_over_devices(monkeypatch):
+    class Device:
+        chosen = []
+
+        def __init__(self, index):
+            self.chosen.append(index)
+
+        def __enter__(self): ...
+
+        def __exit__(self, *exc): ...
+
+    class Process:
+        def __init__(self, *identity):
+            self._identity = identity
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    for process in (Process(1), Process(2), Process(3), Process(1, 4), Process()):
+        monkeypatch.setattr("multiprocessing.current_process", lambda process=process: process)
+        with worker_cuda_device():
+            pass
+    assert Device.chosen == [1, 0, 1, 0, 0]
+
+
+def test_forked_worker_does_not_touch_cuda(monkeypatch):
+    """CUDA fails in a forked worker, which can still compute on the CPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("CUDA was asked for"))
-    with own_cuda_device():
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("CUDA was used"))
+    with worker_cuda_device():
         pass

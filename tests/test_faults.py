@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
-from skaocls.files import find_file, read_state_dict
+from skaocls.files import find_file, read_state_dict, tensor_writer, write_all
 from skaocls.priors.loading import load_prior
 from skaocls.scoring.aggregation import AGGREGATIONS
 
@@ -78,7 +78,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_safetensors_that_claim_more_than_they_hold(tmp_path, little_memory, name):
     (tmp_path / "model.safetensors").write_bytes(HOSTILE[name])
-    with pytest.raises(ValueError, match="is no readable file of weights"):
+    with pytest.raises(ValueError, match="is not a readable file of weights"):
         read_state_dict(tmp_path / "model.safetensors")
 
 
@@ -86,10 +86,10 @@ def test_torch_files_that_claim_more_than_they_hold(tmp_path, little_memory):
     path = tmp_path / "model.pt"
     torch.save({"a": torch.zeros(1).expand(2**38)}, path)
     assert path.stat().st_size < 5000
-    with pytest.raises(ValueError, match=r"claims more than it holds \(1099511627776 bytes"):
+    with pytest.raises(ValueError, match=r"tensors of 1099511627776 bytes exceed the file"):
         read_state_dict(path)
     torch.save({"a": torch.eye(3).to_sparse()}, path)
-    with pytest.raises(ValueError, match="'a' is no plain tensor"):
+    with pytest.raises(ValueError, match="'a' is not a dense tensor"):
         read_state_dict(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("model/data.pkl", b"0" * 2**24)
@@ -186,7 +186,7 @@ def test_a_configuration_without_end(folder):
     "name", ["../../secret.pt", "/etc/secret.pt", "a\\..\\b.pt", "a/../../b.pt"]
 )
 def test_names_that_lead_out_of_a_repository(name):
-    with pytest.raises(OSError, match="leads out of it, and is refused"):
+    with pytest.raises(OSError, match="is refused: it leads out of the repository"):
         find_file("owner/name", name)
 
 
@@ -270,3 +270,15 @@ def test_any_images_are_answered_or_refused(data):
 def torch_if_possible(values):
     possible = values.dtype.isnative and values.dtype.kind in "uif" and values.dtype != np.uint16
     return torch.from_numpy(values) if possible else values
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+@pytest.mark.parametrize("umask, mode", [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_files_respect_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_all(tmp_path, {"text": lambda path: Path(path).write_text("text")})
+        write_all(tmp_path, {"tensors": tensor_writer({"a": np.zeros(3)})})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}

@@ -1,4 +1,4 @@
-"""What `memory` keeps: fits and likelihoods, each made once, under keys that never mislead."""
+"""The cache behind `memory`: each fit and each likelihood is computed once and never confused."""
 
 import os
 import pickle
@@ -9,16 +9,15 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
-from sklearn.utils import gen_batches
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, PatchTokenizer
-from skaocls.fitted import learning, store
-from skaocls.fitted.result_cache import ResultCache, content_hash
-
-GRID = {"n_orders": [1, 2, 5]}
+from skaocls.fitted import fit, result_cache
+from skaocls.fitted.result_cache import ResultCache
+from skaocls.hashing import hash_bytes, hash_chunks, hash_file, hash_object
 
 
 def make(**params):
@@ -26,40 +25,47 @@ def make(**params):
     return small_classifier(AnyOrderARClassifier, augmentation=None, **params)
 
 
+def entries(folder):
+    return sorted(path for path in folder.glob("skaocls-memory/*") if path.is_file())
+
+
 @pytest.fixture
-def counted(monkeypatch):
-    """How often a prior was trained and how many (order, image) pairs were read."""
+def counts(monkeypatch):
+    """Count the trained priors and the scored (order, image) pairs."""
     counts = {"fits": 0, "pairs": 0}
-    train_prior, log_likelihoods = learning.train_prior, store.log_likelihoods
+    train_prior, log_likelihoods = fit.train_prior, result_cache.log_likelihoods
 
     def train(*args, **kwargs):
         counts["fits"] += 1
         return train_prior(*args, **kwargs)
 
-    def read(prior, codes, orders, labels, **kwargs):
+    def score(prior, codes, orders, labels, **kwargs):
         counts["pairs"] += len(codes) * len(orders)
         return log_likelihoods(prior, codes, orders, labels, **kwargs)
 
-    monkeypatch.setattr(learning, "train_prior", train)
-    monkeypatch.setattr(store, "log_likelihoods", read)
+    monkeypatch.setattr(fit, "train_prior", train)
+    monkeypatch.setattr(result_cache, "log_likelihoods", score)
     return counts
 
 
-def test_a_search_over_n_orders_trains_once_for_each_fold(digits, counted, tmp_path):
+# What is cached ---------------------------------------------------------------------------------
+
+
+def test_grid_search_over_n_orders_trains_once_per_fold(digits, counts, tmp_path):
     X, y, _, _ = digits
     grid = {"n_orders": [1, 2, 5, 10, 20]}
     search = GridSearchCV(make(memory=str(tmp_path)), grid, cv=3, error_score="raise").fit(X, y)
-    assert counted["fits"] == 3 + 1
-    assert counted["pairs"] == 20 * len(X)  # each image is tested once, in 20 orders
-    plain = GridSearchCV(make(), grid, cv=3).fit(X, y)
+    assert counts["fits"] == 3 + 1
+    assert counts["pairs"] == 20 * len(X)  # each image is tested once, in 20 orders
+    uncached = GridSearchCV(make(), grid, cv=3).fit(X, y)
     for name in ("mean_test_score", "std_test_score"):
-        np.testing.assert_allclose(search.cv_results_[name], plain.cv_results_[name], atol=1e-12)
+        np.testing.assert_allclose(search.cv_results_[name], uncached.cv_results_[name], atol=1e-12)
 
 
-def test_what_may_change_after_fit_trains_nothing(digits, counted, tmp_path):
+def test_parameters_of_predict_do_not_train_again(digits, counts, tmp_path):
     X, y, X_test, _ = digits
     make(memory=tmp_path).fit(X, y).predict(X_test)
-    before = dict(counted)
+    before = dict(counts)
     for params in (
         {"aggregation": "mean_posterior"},
         {"temperature": 3.0},
@@ -68,35 +74,35 @@ def test_what_may_change_after_fit_trains_nothing(digits, counted, tmp_path):
         {"n_orders": 2},
         {"verbose": 1},
     ):
-        again = make(memory=joblib.Memory(tmp_path, verbose=0), **params).fit(X, y)
-        fresh = make(**params).fit(X, y)
-        counted["fits"] -= 1
+        cached = make(memory=joblib.Memory(tmp_path, verbose=0), **params).fit(X, y)
+        uncached = make(**params).fit(X, y)
+        counts["fits"] -= 1
         np.testing.assert_allclose(
-            again.predict_proba(X_test), fresh.predict_proba(X_test), atol=1e-9
+            cached.predict_proba(X_test), uncached.predict_proba(X_test), atol=1e-9
         )
-    assert counted == before
+    assert counts == before
 
 
-def test_orders_that_are_drawn_share_training_and_likelihoods(digits, counted, tmp_path):
+def test_orders_share_training_and_likelihoods(digits, counts, tmp_path):
     X, y, X_test, _ = digits
     make(memory=tmp_path).fit(X, y).predict(X_test)
-    again = make(memory=tmp_path, order="antithetic").fit(X, y)
-    proba = again.predict_proba(X_test)
-    assert counted["fits"] == 1
-    assert counted["pairs"] == (4 + 2) * len(X_test)  # two of four are those of before
-    fresh = make(order="antithetic").fit(X, y)
-    np.testing.assert_allclose(proba, fresh.predict_proba(X_test), atol=1e-9)
+    cached = make(memory=tmp_path, order="antithetic").fit(X, y)
+    proba = cached.predict_proba(X_test)
+    assert counts["fits"] == 1
+    assert counts["pairs"] == (4 + 2) * len(X_test)  # two of the four orders are cached
+    uncached = make(order="antithetic").fit(X, y)
+    np.testing.assert_allclose(proba, uncached.predict_proba(X_test), atol=1e-9)
 
 
-def test_temperature_is_found_anew_for_each_aggregation(digits, counted, tmp_path):
+def test_temperature_is_fitted_for_each_aggregation(digits, counts, tmp_path):
     X, y, _, _ = digits
-    found = {}
-    for how in ("mean_log_likelihood", "logsumexp"):
-        params = {"temperature": "auto", "aggregation": how}
-        found[how] = make(memory=tmp_path, **params).fit(X, y).temperature_
-        assert found[how] == make(**params).fit(X, y).temperature_
-    assert counted["fits"] == 1 + 2
-    assert found["logsumexp"] != found["mean_log_likelihood"]
+    temperature = {}
+    for aggregation in ("mean_log_likelihood", "logsumexp"):
+        params = {"temperature": "auto", "aggregation": aggregation}
+        temperature[aggregation] = make(memory=tmp_path, **params).fit(X, y).temperature_
+        assert temperature[aggregation] == make(**params).fit(X, y).temperature_
+    assert counts["fits"] == 1 + 2
+    assert temperature["logsumexp"] != temperature["mean_log_likelihood"]
 
 
 @pytest.mark.parametrize(
@@ -110,79 +116,44 @@ def test_temperature_is_found_anew_for_each_aggregation(digits, counted, tmp_pat
         {"precision": "bfloat16"},
     ],
 )
-def test_training_parameters_are_told_apart(digits, counted, tmp_path, changed):
+def test_training_parameters_are_part_of_the_key(digits, counts, tmp_path, changed):
     X, y, _, _ = digits
     make(memory=tmp_path).fit(X, y)
     make(memory=tmp_path).set_params(**changed).fit(X, y)
-    assert counted["fits"] == 2
+    assert counts["fits"] == 2
 
 
-def test_data_are_told_apart_by_content(digits, counted, tmp_path, monkeypatch):
+def test_data_and_version_are_part_of_the_key(digits, counts, tmp_path, monkeypatch):
     X, y, _, _ = digits
     make(memory=tmp_path).fit(X, y)
     make(memory=tmp_path).fit(X.copy(), y.copy())
-    assert counted["fits"] == 1
-    other = X.copy()
-    other[7, 0, 0] += 1
-    make(memory=tmp_path).fit(other, y)
+    assert counts["fits"] == 1
+    changed = X.copy()
+    changed[7, 0, 0] += 1
+    make(memory=tmp_path).fit(changed, y)
     make(memory=tmp_path).fit(X, np.roll(y, 1))
     make(memory=tmp_path).fit(X, y, sample_weight=np.r_[2.0, np.ones(len(y) - 1)])
     make(memory=tmp_path).fit(X, np.array(["a", "b", "c"])[y])
-    assert counted["fits"] == 5
-    monkeypatch.setattr(store, "__version__", "0.0.next")
+    assert counts["fits"] == 5
+    monkeypatch.setattr(result_cache, "__version__", "0.0.next")
     make(memory=tmp_path).fit(X, y)
-    assert counted["fits"] == 6
+    assert counts["fits"] == 6
 
 
-def test_files_are_told_apart_by_content(digits, counted, tmp_path):
-    from PIL import Image
-
+def test_files_are_identified_by_content(digits, counts, tmp_path):
     X, y, _, _ = digits
     paths = [tmp_path / f"{i}.png" for i in range(40)]
     for path, image in zip(paths, X, strict=False):
         Image.fromarray((image * 15).astype(np.uint8)).save(path)
-    make(memory=tmp_path / "kept").fit(paths, y[:40])
-    make(memory=tmp_path / "kept").fit(paths, y[:40])
-    assert counted["fits"] == 1
+    for _ in range(2):
+        make(memory=tmp_path / "cache").fit(paths, y[:40])
+    assert counts["fits"] == 1
     Image.fromarray((X[50] * 15).astype(np.uint8)).save(paths[3])
-    make(memory=tmp_path / "kept").fit(paths, y[:40])
-    assert counted["fits"] == 2
+    make(memory=tmp_path / "cache").fit(paths, y[:40])
+    assert counts["fits"] == 2
 
 
-def test_processes_share(digits, tmp_path):
-    X, y, _, _ = digits
-    search = GridSearchCV(make(memory=str(tmp_path)), GRID, cv=2, n_jobs=2, refit=False).fit(X, y)
-    entries = [p for p in tmp_path.glob("skaocls-memory/*") if p.is_file()]
-    fits = [e for e in entries if not e.read_bytes().startswith(b"\x93NUMPY")]
-    assert len(fits) == 2
-    assert len(entries) == 2 + 2 * 5  # orders of two test folds
-    plain = GridSearchCV(make(), GRID, cv=2, refit=False).fit(X, y)
-    np.testing.assert_allclose(
-        search.cv_results_["mean_test_score"], plain.cv_results_["mean_test_score"], atol=0.02
-    )
-
-
-def test_the_size_is_bounded(digits, tmp_path, monkeypatch):
-    X, y, _, _ = digits
-    monkeypatch.setattr(store, "KEPT_BYTES", 2**20)
-    for seed in range(6):  # about 0.3 MiB each
-        make(memory=tmp_path, random_state=seed).fit(X, y)
-    size = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file())
-    assert 2**17 < size < 2**20
-
-
-def test_what_is_not_ours_stays(digits, tmp_path, monkeypatch):
-    mine = tmp_path / "notes.txt"
-    mine.write_text("mine")
-    other = joblib.Memory(tmp_path, verbose=0)
-    assert other.cache(len)([1, 2]) == 2
-    monkeypatch.setattr(store, "KEPT_BYTES", 0)
-    make(memory=tmp_path).fit(*digits[:2])
-    assert not any(p.is_file() for p in (tmp_path / "skaocls-memory").iterdir())
-    assert mine.exists() and other.cache(len).check_call_in_cache([1, 2])
-
-
-def test_a_fit_from_memory_is_a_fit(digits, tmp_path):
+def test_a_cached_fit_equals_a_fit(digits, tmp_path):
     X, y, X_test, _ = digits
     first = make(memory=tmp_path).fit(X, y)
     second = clone(first).fit(X, y)
@@ -192,22 +163,95 @@ def test_a_fit_from_memory_is_a_fit(digits, tmp_path):
     pickle.loads(pickle.dumps(second))
     second.set_params(memory=joblib.Memory(tmp_path, verbose=0)).save_pretrained(tmp_path / "saved")
     restored = AnyOrderARClassifier.from_pretrained(tmp_path / "saved")
-    assert restored.memory is None  # a folder of another machine
+    assert restored.memory is None  # the folder may not exist where the model is loaded
     np.testing.assert_array_equal(restored.predict_proba(X_test), first.predict_proba(X_test))
 
 
-def test_digests():
-    def halves(x):
-        return [x[part] for part in gen_batches(len(x), 2)]
-
+def test_hashes(tmp_path):
     x = torch.arange(4.0)
-    assert content_hash(x) == content_hash(x.clone()) == content_hash(torch.nn.Parameter(x.clone()))
-    different = [x, x.double(), x + 1, x[:3], x.view(2, 2), x.numpy(), halves(x), None]
-    assert len({content_hash(thing) for thing in different}) == len(different)
-    assert content_hash({"a": x, "b": 1}) == content_hash({"b": 1, "a": x})
+    assert hash_object(x) == hash_object(x.clone()) == hash_object(torch.nn.Parameter(x.clone()))
+    different = [x, x.double(), x + 1, x[:3], x.view(2, 2), x.numpy(), [x[:2], x[2:]], None]
+    assert len({hash_object(value) for value in different}) == len(different)
+    assert hash_object({"a": x, "b": 1}) == hash_object({"b": 1, "a": x})
+    (tmp_path / "file").write_bytes(b"content")
+    hashes = {hash_file(tmp_path / "file"), hash_bytes(b"content"), hash_chunks([b"con", b"tent"])}
+    assert len(hashes) == 1
 
 
-# What goes wrong --------------------------------------------------------------------------------
+# Several processes and the size limit -----------------------------------------------------------
+
+
+def test_processes_share_a_cache(digits, tmp_path):
+    X, y, _, _ = digits
+    grid = {"n_orders": [1, 2, 5]}
+    search = GridSearchCV(make(memory=str(tmp_path)), grid, cv=2, n_jobs=2, refit=False).fit(X, y)
+    assert len(entries(tmp_path)) == 2 * (1 + 5)  # in each fold a fit and five orders
+    uncached = GridSearchCV(make(), grid, cv=2, refit=False).fit(X, y)
+    np.testing.assert_allclose(
+        search.cv_results_["mean_test_score"], uncached.cv_results_["mean_test_score"], atol=0.02
+    )
+
+
+def read_many(folder, seed):
+    """Read random entries and return whether all of them have the right content."""
+    return all(
+        (ResultCache(folder).get_or_compute(str(i), lambda i=i: np.full(500, i)) == i).all()
+        for i in np.random.RandomState(seed).randint(20, size=100)
+    )
+
+
+def test_concurrent_readers_and_writers(tmp_path, monkeypatch):
+    monkeypatch.setattr(result_cache, "MAX_BYTES", 20_000)  # entries are removed all the time
+    with ThreadPoolExecutor(2) as threads:  # file locks also hold between threads
+        assert all(threads.map(read_many, [tmp_path] * 2, range(2)))
+
+
+def test_total_size_is_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr(result_cache, "MAX_BYTES", 2**20)
+    cache = ResultCache(tmp_path)
+    for i in range(6):  # 0.3 MB each
+        cache.get_or_compute(str(i), lambda i=i: np.full(300_000, i, np.uint8))
+    assert 2**17 < sum(path.stat().st_size for path in entries(tmp_path)) < 2**20
+    assert cache.read(cache.path("5"))[0][0] == 5
+
+
+def test_other_files_stay(tmp_path, monkeypatch):
+    file = tmp_path / "notes.txt"
+    file.write_text("notes")
+    memory = joblib.Memory(tmp_path, verbose=0)
+    assert memory.cache(len)([1, 2]) == 2
+    monkeypatch.setattr(result_cache, "MAX_BYTES", 0)
+    ResultCache(tmp_path).get_or_compute("a", lambda: 1)
+    assert not entries(tmp_path)
+    assert file.exists() and memory.cache(len).check_call_in_cache([1, 2])
+
+
+def test_files_of_killed_processes_are_removed(tmp_path):
+    cache = ResultCache(tmp_path)
+    cache.get_or_compute("a", lambda: np.arange(3))
+    abandoned, recent = (cache.folder / name for name in (".abandoned", ".recent"))
+    for path in (abandoned, recent):
+        path.write_text("half")
+    os.utime(abandoned, (0, 0))
+    cache.clean_up()
+    assert recent.exists() and not abandoned.exists()
+    np.testing.assert_array_equal(ResultCache(tmp_path).get_or_compute("a", fail), np.arange(3))
+
+
+def test_results_can_be_kept_out_of_the_cache(tmp_path):
+    cache = ResultCache(tmp_path)
+    assert cache.get_or_compute("a", lambda: 1, keep=lambda result: result > 1) == 1
+    assert cache.get_or_compute("a", lambda: 2, keep=lambda result: result > 1) == 2
+    assert cache.get_or_compute("a", fail) == 2
+
+
+def test_cache_in_the_working_directory_hides_no_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ResultCache(".").get_or_compute("a", lambda: 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["skaocls-memory"]
+
+
+# Damage and full disks --------------------------------------------------------------------------
 
 
 def cut(path):
@@ -220,85 +264,56 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [cut, flip, lambda p: p.write_bytes(b"")])
-def test_damaged_entries_are_made_again(digits, counted, tmp_path, damage):
+@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.write_bytes(b"")])
+def test_damaged_entries_are_computed_again(digits, counts, tmp_path, damage):
     X, y, X_test, _ = digits
-    clf = make(memory=tmp_path).fit(X, y)
-    expected, before = clf.predict_proba(X_test), dict(counted)
-    entries = sorted(p for p in tmp_path.glob("skaocls-memory/*") if p.is_file())
-    for path in entries:
+    expected = make(memory=tmp_path).fit(X, y).predict_proba(X_test)
+    before = dict(counts)
+    assert len(entries(tmp_path)) == 1 + 4
+    for path in entries(tmp_path):
         damage(path)
-    with pytest.warns(RuntimeWarning, match=r"of memory is damaged, and is made again") as seen:
-        again = make(memory=tmp_path).fit(X, y).predict_proba(X_test)
-    assert len([w for w in seen if w.category is RuntimeWarning]) == len(entries) == 1 + 4
-    np.testing.assert_array_equal(again, expected)
-    assert counted == {name: 2 * n for name, n in before.items()}
+    with pytest.warns(
+        RuntimeWarning, match=r"of memory is damaged and is computed again"
+    ) as caught:
+        proba = make(memory=tmp_path).fit(X, y).predict_proba(X_test)
+    assert len([w for w in caught if w.category is RuntimeWarning]) == 1 + 4
+    assert caught[0].filename == __file__
+    np.testing.assert_array_equal(proba, expected)
+    assert counts == {name: 2 * n for name, n in before.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         make(memory=tmp_path).fit(X, y).predict_proba(X_test)
-    assert counted == {name: 2 * n for name, n in before.items()}
+    assert counts == {name: 2 * n for name, n in before.items()}
 
 
-def full(*args, **kwargs):
+def fail(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
-def test_a_full_disk_keeps_what_is_there(digits, counted, tmp_path, monkeypatch):
+def test_existing_entries_are_used_when_the_disk_is_full(digits, counts, tmp_path, monkeypatch):
     X, y, X_test, _ = digits
     clf = make(memory=tmp_path).fit(X, y)
     expected = clf.set_params(n_orders=2).predict_proba(X_test)
-    before = sorted(tmp_path.glob("skaocls-memory/*"))
+    before = entries(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", full)
+        patch.setattr(joblib, "dump", fail)
         clf.set_params(n_orders=4)
-        with pytest.warns(RuntimeWarning, match="Nothing more is kept.*No space left") as seen:
+        with pytest.warns(RuntimeWarning, match="No more results.*No space left") as caught:
             proba = clf.predict_proba(X_test)
-    assert len(seen) == 1
-    assert sorted(tmp_path.glob("skaocls-memory/*")) == before
+    assert len(caught) == 1
+    assert entries(tmp_path) == before
     np.testing.assert_array_equal(proba, clf.set_params(memory=None).predict_proba(X_test))
-    counted["pairs"] = 0
+    counts["pairs"] = 0
     clf.set_params(n_orders=2, memory=tmp_path)
     np.testing.assert_array_equal(clf.predict_proba(X_test), expected)
-    assert counted["pairs"] == 0
+    assert counts["pairs"] == 0
 
 
-def test_a_folder_that_cannot_be_written_to(digits, tmp_path):
+def test_folder_that_is_not_writable(digits, tmp_path):
     X, y, X_test, _ = digits
     expected = make().fit(X, y).predict_proba(X_test)
     (tmp_path / "file").touch()
-    with pytest.warns(RuntimeWarning, match=r"Nothing more is kept in memory='.*file'"):
+    with pytest.warns(RuntimeWarning, match=r"No more results are stored in memory='.*file'"):
         clf = make(memory=str(tmp_path / "file")).fit(X, y)
-    with pytest.warns(RuntimeWarning, match="Nothing more is kept"):
+    with pytest.warns(RuntimeWarning, match="No more results are stored"):
         np.testing.assert_array_equal(clf.predict_proba(X_test), expected)
-
-
-def test_what_killed_processes_have_left_goes(tmp_path):
-    results = ResultCache(tmp_path)
-    results.recall("a", lambda: np.arange(3))
-    left, fresh = (results.folder / name for name in (".left", ".fresh"))
-    for path in (left, fresh):
-        path.write_text("half")
-    os.utime(left, (0, 0))
-    results.reduce()
-    assert fresh.exists() and not left.exists()
-    np.testing.assert_array_equal(ResultCache(tmp_path).recall("a", full), np.arange(3))
-
-
-def test_memory_here_hides_no_package(digits, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    make(memory=".").fit(*digits[:2])
-    assert [p.name for p in tmp_path.iterdir()] == ["skaocls-memory"]
-
-
-def call_often(folder, seed):
-    rng = np.random.RandomState(seed)
-    for i in rng.randint(20, size=100):
-        if not (ResultCache(folder).recall(str(i), lambda i=i: np.full(500, i)) == i).all():
-            return False
-    return True
-
-
-def test_processes_do_not_disturb_each_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "KEPT_BYTES", 20_000)  # entries come and go
-    with ThreadPoolExecutor(2) as threads:  # locks are of files, and hold for threads too
-        assert all(threads.map(call_often, [tmp_path] * 2, range(2)))

@@ -202,12 +202,12 @@ def test_weights_are_not_part_of_the_pickle(shared_trunk):
     digest, pickled, buffers = parallel.pack_model(model, joblib.parallel.get_active_backend()[0])
     n_bytes = sum(buffer.nbytes for buffer in buffers)
     assert len(pickled) < 2e4 < 4 * sum(p.numel() for p in prior.parameters()) <= n_bytes
-    rebuilt = parallel.run_in_process(lambda model: model, 1, digest, pickled, buffers)
+    rebuilt = parallel.run_in_process(lambda model: model, 1, digest, pickled, buffers, ())
     found, expected = rebuilt.prior.state_dict(), prior.state_dict()
     assert list(found) == list(expected)
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
-    assert parallel.run_in_process(lambda model: model, 1, digest, b"unused", []) is rebuilt
+    assert parallel.run_in_process(lambda model: model, 1, digest, b"unused", [], ()) is rebuilt
 
 
 def test_processes_map_large_weights(tmp_path):
@@ -255,9 +255,10 @@ def test_dask_tasks_that_predict(dask_client, fitted, X):
 
 def test_killed_dask_worker(dask_client, fitted, X, tmp_path):
     with joblib.parallel_config("dask"):
-        found = with_logging(fitted, tmp_path, n_kills=1).predict_proba(X)
+        found = with_logging(fitted, tmp_path, n_kills=1, n_orders=20).predict_proba(X)
     assert count(tmp_path, "kill") == 1
-    assert_allclose(found, fitted.predict_proba(X), atol=1e-6)
+    expected = copy_fitted(fitted, n_orders=20).predict_proba(X)
+    assert_allclose(found, expected, atol=1e-6)
 
 
 def test_killed_loky_process(fitted, X, tmp_path, small_tiles):

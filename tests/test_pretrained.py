@@ -263,7 +263,7 @@ def test_truncated_file(tiny, tmp_path, form, share):
         torch.save(tiny, file, _use_new_zipfile_serialization=form == "pt")
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"no readable file of weights: it is cut off"):
+    with pytest.raises(ValueError, match=r"not a readable file of weights. It is truncated"):
         load_tiny(file)
 
 
@@ -308,13 +308,13 @@ def test_incomplete_shards(tiny, tmp_path):
     outside = {"norm.weight": "../other.safetensors"}
     for broken in ("[]", "{", '{"weight_map": [1]}', json.dumps({"weight_map": outside})):
         index.write_text(broken)
-        with pytest.raises(ValueError, match=r"index\.json (is no readable|names '\.\./other)"):
+        with pytest.raises(ValueError, match=r"index\.json (is not a valid|names '\.\./other)"):
             load_tiny(tmp_path)
 
 
 def test_same_name_twice(tiny, tmp_path):
     save_file(tiny | {"module.norm.weight": torch.ones(64)}, tmp_path / "prior.safetensors")
-    with pytest.raises(ValueError, match=r"holds 'norm\.weight' under several names"):
+    with pytest.raises(ValueError, match=r"contains 'norm\.weight' under several names"):
         load_tiny(tmp_path)
 
 
@@ -324,21 +324,23 @@ def test_arguments_in_a_file(tiny, tmp_path, legacy):
     file = tmp_path / "it's.pt"
     kind = {"_use_new_zipfile_serialization": not legacy}
     torch.save({"model": tiny, "args": argparse.Namespace(lr=1e-4, data="x")}, file, **kind)
-    with pytest.raises(ValueError, match=r"never loaded: argparse\.Namespace\. Write its") as error:
+    with pytest.raises(
+        ValueError, match=r"never loaded: argparse\.Namespace\. Extract its"
+    ) as error:
         load_tiny(file)
     line = str(error.value).splitlines()[-1]
     assert "weights_only=True" in line  # nothing in the file is run for it either
     subprocess.run([sys.executable, "-c", line], cwd=tmp_path, check=True)
     assert total(load_tiny(tmp_path / "weights.pt").state_dict()) == pytest.approx(total(tiny))
     torch.save({"model": tiny, "path": Path("x")}, file, **kind)
-    with pytest.raises(ValueError, match=r"never loaded: pathlib.*only if you trust who"):
+    with pytest.raises(ValueError, match=r"never loaded: pathlib.*only if you trust its source"):
         load_tiny(file)
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"a": 1}, {"model": {"a": "b"}}])
 def test_no_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "prior.pt")
-    with pytest.raises(ValueError, match="holds no state dict"):
+    with pytest.raises(ValueError, match="does not contain a state dict"):
         load_tiny(tmp_path)
 
 
@@ -632,7 +634,7 @@ def test_waiting_for_the_hub_is_told(caplog):
         with caller, pytest.raises(OSError, match="timed out"):
             ask_hub(*asking, caller.recv, 1)
     [record] = caplog.records
-    assert "'owner/name': still asking the hub for 'prior.pt'" in record.getMessage()
+    assert "'owner/name': waiting for the hub to send 'prior.pt'" in record.getMessage()
     assert "HF_HUB_OFFLINE=1" in record.getMessage()
 
 
@@ -777,7 +779,7 @@ def test_newer_format(folder):
 def test_truncated_save(folder, name):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=f"{name} is no readable"):
+    with pytest.raises(ValueError, match=rf"{name} is no(t a)? readable"):
         AnyOrderARClassifier.from_pretrained(folder)
 
 

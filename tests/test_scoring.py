@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import reference
 from skaocls import AnyOrderPrior
-from skaocls.devices import ahead
+from skaocls.devices import prefetch
 from skaocls.scoring import engine, exhaustive
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
 from skaocls.scoring.evidence import token_log_likelihoods
@@ -319,7 +319,7 @@ def test_ahead_makes_one_item_more_than_is_used():
             yield i
 
     used = []
-    for item in ahead(items()):
+    for item in prefetch(items()):
         used.append(item)
     assert used == made == [0, 1, 2, 3]
 
@@ -328,4 +328,4 @@ def test_ahead_makes_one_item_more_than_is_used():
         raise ValueError("unreadable")
 
     with pytest.raises(ValueError, match="unreadable"):
-        list(ahead(broken()))
+        list(prefetch(broken()))

@@ -93,7 +93,7 @@ def test_one_process_talks(done, folder):
 def test_errors_are_raised_by_all(done, folder):
     first, second = said_by_ranks(folder)
     assert first[0] == second[0]
-    assert "The processes were given different y." in first[0]
+    assert "The processes have different y." in first[0]
     for said in (first, second):  # each reads other files, and the last of them is not there
         assert "3.png" in said[1]
 
@@ -109,8 +109,7 @@ def test_a_process_that_dies_and_other_numbers_of_processes(folder, monkeypatch)
     whole = ranks.fit("ddp", ranks.make(verbose=0))
     run = torchrun("die", folder)
     assert run.returncode != 0
-    assert "fit was ended in process 0 of 2" in run.stderr
-    assert "goes on from the last checkpoint in checkpoint_dir=" in run.stderr
+    assert "SIGKILL" in run.stderr
     shutil.copytree(folder / "two", folder / "copied")
 
     class Killed(Exception):

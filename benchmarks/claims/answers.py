@@ -183,35 +183,33 @@ def answers(results):
 
     k = results.orders_shown()
     for task in results.tasks:
-        gain = f"accuracy with {k} orders less that"
-        add("more orders", task, gains_of_orders(results, task), f"{gain} with one")
+        gain = f"accuracy with {k} orders minus accuracy"
+        add("more orders", task, gains_of_orders(results, task), f"{gain} with one order")
 
         ours, single = results.accuracy(task, OURS), one_order(results, task)
         name = max(single, key=lambda name: single[name].mean())
         judge = saturated if ours.mean() >= GOOD_ENOUGH else positive
-        add("one order", task, ours - single[name], f"{gain} of {name}", judge)
+        add("one order", task, ours - single[name], f"{gain} with {name}", judge)
 
         gap = ours - results.accuracy(task, DIFFUSION)
-        add("diffusion, accuracy", task, gap, "accuracy less the diffusion classifier's")
-        what = "operations of the diffusion classifier over ours at equal accuracy"
+        add("diffusion, accuracy", task, gap, "accuracy minus that of the diffusion classifier")
+        what = "operations of the diffusion classifier divided by ours, at equal accuracy"
         ratios = np.log10(cost_ratios(results, task))
         add("diffusion, compute", task, ratios, what, much_cheaper, "times")
 
         if SHARED in results.contestants(task):
             gap = results.accuracy(task, SHARED) - ours
-            add("shared trunk, accuracy", task, gap, f"accuracy less that of {OURS}", level)
+            add("shared trunk, accuracy", task, gap, f"accuracy minus that of {OURS}", level)
             ratios = np.log10(cost_ratios(results, task, SHARED))
-            what = (
-                "operations of the diffusion classifier over the shared trunk's at equal accuracy"
-            )
+            what = "operations of the diffusion classifier divided by ours, at equal accuracy"
             add("shared trunk, compute", task, ratios, what, much_cheaper, "times")
 
         rival = results.best(task, [n for n in results.contestants(task) if n in DISCRIMINATIVE])
         for name in (n for n in (OURS, DEFAULTS) if n in results.contestants(task)):
             gap = results.accuracy(task, name) - results.accuracy(task, rival)
-            add("discriminative" + OF[name], task, gap, f"accuracy less that of {rival}", level)
+            add("discriminative" + OF[name], task, gap, f"accuracy minus that of {rival}", level)
             gap = results.drops(task, rival) - results.drops(task, name)
-            what = f"share of the accuracy lost by {rival} less that lost by {SAID[name]}"
+            what = f"share of the accuracy lost by {rival} minus that lost by {SAID[name]}"
             add("shifts" + OF[name], task, gap, what)
     for kind in results.kinds:
         each = {
@@ -221,7 +219,7 @@ def answers(results):
         }
         of_ours = {name: each.pop(name) for name in (OURS, DEFAULTS) if name in each}
         rival = max(each, key=lambda name: each[name].mean())
-        what = f"accuracy on conflicting images less that of {rival}"
+        what = f"accuracy on images with the mark of another class minus that of {rival}"
         for name, accuracy in of_ours.items():
             add("shortcuts" + OF[name], kind, accuracy - each[rival], what)
     return rows

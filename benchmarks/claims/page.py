@@ -1,4 +1,4 @@
-"""The page docs/claims.md and its plots, from the record of a run."""
+"""Write the page docs/claims.md and its plots from the results of a run."""
 
 import json
 from pathlib import Path
@@ -29,37 +29,38 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 CLAIMS = {
-    "more orders": "More orders are better",
-    "one order": "Averaging beats any one order",
+    "more orders": "More orders are more accurate",
+    "one order": "The average is more accurate than any single order",
     "diffusion, accuracy": "More accurate than a diffusion classifier",
-    "diffusion, compute": "At up to 25 times less compute",
-    "shared trunk, accuracy": "A trunk shared by all classes is as accurate",
-    "shared trunk, compute": "And needs 25 times less than the diffusion classifier",
-    "discriminative": "Level with strong discriminative models",
-    "discriminative, defaults": "Level with them at our defaults",
-    "shifts": "Harder to fool by distribution shift",
-    "shifts, defaults": "Harder to fool by it at our defaults",
-    "shortcuts": "Harder to fool by shortcuts",
-    "shortcuts, defaults": "Harder to fool by them at our defaults",
+    "diffusion, compute": "Up to 25 times less compute than diffusion",
+    "shared trunk, accuracy": "A shared trunk is as accurate as the published architecture",
+    "shared trunk, compute": "A shared trunk needs 25 times less compute than diffusion",
+    "discriminative": "As accurate as strong discriminative models",
+    "discriminative, defaults": "As accurate as strong discriminative models, with our defaults",
+    "shifts": "More robust to distribution shift",
+    "shifts, defaults": "More robust to distribution shift, with our defaults",
+    "shortcuts": "More robust to shortcuts",
+    "shortcuts, defaults": "More robust to shortcuts, with our defaults",
 }
 OTHERS = [name for name in (*GENERATIVE, *DISCRIMINATIVE) if name != DEFAULTS]
 COLOURS = {name: f"C{i}" for i, name in enumerate(OTHERS)} | {DEFAULTS: "black"}
-# Those that answer the better the longer they look
+# Models whose accuracy depends on the number of orders, timesteps or masks
 STAGED = (OURS, DIFFUSION, MASKED, SHARED, DEFAULTS)
 STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 INTRO = Path(__file__).with_name("intro.md")
+EARLY_STOPPED = {"racing": "early-stopped"}  # label of a search that the results name differently
 PUBLISHED = """
-`python benchmarks/imagenet --data imagenet=FOLDER --data imagenet-a=FOLDER` puts published weights
-to the same sums on ImageNet, V2, A, R, Sketch, C and ObjectNet folders: the prior averaged over 1
-to 20 orders, the same in raster order, and a diffusion classifier on DiT weights, with the
-operations of each. It has not been run on the real data here, which is not at hand.
+`python benchmarks/imagenet --data imagenet=FOLDER --data imagenet-a=FOLDER` runs the same
+comparison with published weights on ImageNet, V2, A, R, Sketch, C and ObjectNet folders. It scores
+with 1 to 20 orders, in raster order, and with a diffusion classifier on DiT weights, and counts the
+operations of each. It has not been run on the real data, which is not available here.
 """
 REMEDIES = Path(__file__).with_name("remedies.md")
 TUNING = Path(__file__).parents[1] / "results" / "claims-tuning.json"
 
 
 def write_page(record, folder):
-    """Write claims.md and claims-*.png into a folder, all of them or none."""
+    """Write claims.md and claims-*.png into a folder, either all or none."""
     results = Results(record)
     plots = {
         "claims-cost.png": plot_cost,
@@ -89,9 +90,9 @@ def page(record, results):
         INTRO.read_text(encoding="utf-8").strip(),
         f"`python benchmarks/claims`, commit{'s' * many} {', '.join(about['commits'])}; "
         f"{about['machine']}; {about['core_hours']:.1f} core hours; {versions}. Seeds {seeds}; "
-        "± is half of Student's 95 % interval over them.",
-        "## Answers",
-        sentences(results),
+        "± is half the width of Student's 95 % interval over the seeds.",
+        "## Results",
+        answers_table(results),
         "## Accuracy and cost",
         accuracy_table(results),
         "![Accuracy against operations](claims-cost.png)",
@@ -122,24 +123,25 @@ def percent(values):
     return f"{100 * value:.1f}" + (f" ± {100 * half:.1f}" if len(values) > 1 else "")
 
 
-def sentences(results):
-    """One for each claim: what was found on each task."""
-    found, lines = answers(results), []
-    for claim, title in CLAIMS.items():
-        parts = [part(row) for row in found if row["claim"] == claim]
-        if parts:
-            lines.append(f"- **{title}.** {'; '.join(parts)}.")
-    return "\n".join(lines)
+def answers_table(results):
+    """Return a table with the verdict on each claim and task."""
+    found = answers(results)
+    rows = [
+        [title, row["task"], row["verdict"], estimate(row), row["meaning"]]
+        for claim, title in CLAIMS.items()
+        for row in found
+        if row["claim"] == claim
+    ]
+    return grid(["claim", "task", "verdict", "estimate", "measured as"], rows)
 
 
-def part(row):
+def estimate(row):
+    """Return the estimate of a claim with its 95 % interval, as text."""
     value, half = row["value"], row["half"]
     if row["unit"] == "times":
         low, middle, high = (10**v for v in (value - half, value, value + half))
-        number = f"{middle:.3g} times ({low:.2g} to {high:.2g})"
-    else:
-        number = f"{100 * value:+.1f} ± {100 * half:.1f} points"
-    return f"{row['task']}: {row['verdict']}, {number} ({row['meaning']})"
+        return f"{middle:.3g} times ({low:.2g} to {high:.2g})"
+    return f"{100 * value:+.1f} ± {100 * half:.1f} points"
 
 
 def accuracy_table(results):
@@ -156,8 +158,8 @@ def accuracy_table(results):
             rows.append(cells)
             if name in (*ANY_ORDER, DIFFUSION):
                 rows.append(raced(results, task, name, shown))
-    heads = ["task", "contestant", "accuracy, %", "NLL", "ECE, %", "NLL, tempered"]
-    heads += ["ECE, tempered, %", "MFLOP an image", "ms an image", "training, s"]
+    heads = ["task", "model", "accuracy, %", "NLL", "ECE, %", "NLL, tempered"]
+    heads += ["ECE, tempered, %", "MFLOP per image", "ms per image", "training, s"]
     return grid(heads, rows)
 
 
@@ -172,7 +174,7 @@ def label(name, shown):
 def calibration(results, task, name, shown):
     points = results.standard(task, name)[0]["points"]
     if "nll" not in points[0]:
-        return ["-"] * 4  # decides without probabilities
+        return ["-"] * 4  # the model has no probabilities
     cells = []
     for suffix in ("", "_tempered"):
         cells.append(f"{results.points(task, name, f'nll{suffix}', **shown).mean():.3f}")
@@ -181,7 +183,7 @@ def calibration(results, task, name, shown):
 
 
 def raced(results, task, name, shown):
-    """The row of the same contestant when it drops classes on the way."""
+    """Return the row of the same model when it drops classes while scoring."""
     search, key = ("elimination", "steps") if name == DIFFUSION else ("racing", "orders")
     points = results.standard(task, name)[0]["points"]
     counts = [p[key] for p in points if p.get("search") == search]
@@ -189,12 +191,12 @@ def raced(results, task, name, shown):
     flops = results.points(task, name, "flops", **setting).mean()
     seconds = results.points(task, name, "seconds", **setting).mean()
     accuracy = percent(results.points(task, name, **setting))
-    what = f"{label(name, setting)}, {search}"
+    what = f"{label(name, setting)}, {EARLY_STOPPED.get(search, search)}"
     return [task, what, accuracy, "", "", "", "", f"{flops / 1e6:.3g}", f"{1000 * seconds:.2g}", ""]
 
 
 def orders_table(results):
-    """Accuracy of each number of orders and aggregation, and of each single order."""
+    """Return accuracies by number of orders and aggregation, and of single orders."""
     counts = sorted({p["orders"] for p in results.standard(results.tasks[0], OURS)[0]["points"]})
     rows = [
         [f"{k} order{'s' * (k > 1)}, {how}"]
@@ -210,14 +212,14 @@ def orders_table(results):
     }
     for name, of in (("mean", np.mean), ("worst", np.min), ("best", np.max)):
         cells = [percent([of(row["random"]) for row in orders[task]]) for task in results.tasks]
-        rows.append([f"one random order, {name} of them", *cells])
+        rows.append([f"one random order, {name}", *cells])
     cells = [percent([row["disagreement"] for row in orders[task]]) for task in results.tasks]
-    rows.append(["two random orders disagree", *cells])
+    rows.append(["images on which two random orders disagree", *cells])
     return grid(["accuracy, %", *results.tasks], rows)
 
 
 def shift_table(results):
-    heads = ["share of the accuracy lost, %", "contestant", *SHIFTS, "mean"]
+    heads = ["accuracy lost, % of the unshifted accuracy", "model", *SHIFTS, "mean"]
     rows = []
     for task in results.tasks:
         for name in results.contestants(task):
@@ -242,12 +244,12 @@ def shortcut_table(results):
         for kind in results.kinds
         for name in names
     ]
-    heads = ["digits with a mark", "contestant", "accuracy, mark as in training, %"]
-    return grid([*heads, "mark at random, %", "mark of another class, %", "fooled, %"], rows)
+    heads = ["shortcut on digits", "model", "accuracy, mark as in training, %"]
+    return grid([*heads, "mark at random, %", "mark of another class, %", "misled, %"], rows)
 
 
 def remedies(results):
-    """What was tried where ours loses, or nothing."""
+    """Return the section on changes of our method, or nothing if none were run."""
     rows = results.find("remedy")
     if not rows:
         return []
@@ -258,12 +260,14 @@ def remedies(results):
         seconds = np.mean([row["fit_seconds"] for row in found])
         task, kind, variant = values
         for reads in zip(*(row["readings"] for row in found)):
-            how = ", ".join(f"{k}={v}" for k, v in reads[0]["reading"].items()) or "as usual"
+            how = ", ".join(f"{k}={v}" for k, v in reads[0]["reading"].items()) or "unchanged"
             cells = [percent([read[key] for read in reads]) for key in ("accuracy", "single")]
             cells.append("" if kind else percent([read["drop"] for read in reads]))
             where = f"{task}, {kind}" if kind else task
-            table.append([where, variant, how, *cells, f"{seconds:.0f}"])
-    heads = ["task", "trained", "read", "accuracy, %", "one order, %", "lost by shifts, %"]
+            trained = "unchanged" if variant == "as chosen" else variant
+            table.append([where, trained, how, *cells, f"{seconds:.0f}"])
+    heads = ["task", "change of training", "change of scoring", "accuracy, %", "one order, %"]
+    heads += ["lost by shifts, %"]
     return [
         "## Remedies",
         REMEDIES.read_text(encoding="utf-8").strip(),
@@ -272,7 +276,7 @@ def remedies(results):
 
 
 def settings_table(results):
-    """What was tried, and with what success on held-out training images; the chosen in bold."""
+    """Return the settings tried and their held-out accuracy; the chosen ones are bold."""
     if not TUNING.exists():
         return ""
     rows = []
@@ -286,11 +290,11 @@ def settings_table(results):
         cells = [task, name, f"`{json.dumps(params)}`" if params else "defaults"]
         cells += [f"{bold}{100 * row['accuracy']:.1f}{bold}", f"{row['fit_seconds']:.0f}"]
         rows.append(cells)
-    return grid(["task", "contestant", "parameters", "held-out accuracy, %", "training, s"], rows)
+    return grid(["task", "model", "parameters", "held-out accuracy, %", "training, s"], rows)
 
 
 def lines_of(results, task):
-    """Curves of accuracy against operations, by contestant and search."""
+    """Return curves of accuracy against operations, by model and search."""
     curves = {}
     for name in (n for n in STAGED if n in results.contestants(task)):
         points = usual(results.standard(task, name)[0]["points"])
@@ -311,14 +315,14 @@ def plot_cost(results):
     for ax, task in zip(axes, results.tasks):
         for (name, search), (x, y) in lines_of(results, task).items():
             style = {"color": COLOURS[name], "linestyle": "--" if search else "-"}
-            named = f"{name}, {search}" if search else name
+            named = f"{name}, {EARLY_STOPPED.get(search, search)}" if search else name
             ax.plot(x, 100 * y.mean(1), marker="o", markersize=4, label=named, **style)
         for name in results.contestants(task):
             if name not in STAGED:
                 x = results.points(task, name, "flops").mean()
                 y = results.accuracy(task, name).mean()
                 ax.plot(x, 100 * y, "x", markersize=7, color=COLOURS[name], label=name)
-        ax.set(xscale="log", xlabel="operations for an image", title=task)
+        ax.set(xscale="log", xlabel="operations per image", title=task)
     axes[0].set_ylabel("accuracy, %")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure

@@ -1,5 +1,7 @@
 """Plots of images with their tokens and reconstructions, and of samples."""
 
+from collections.abc import Callable
+
 import numpy as np
 from sklearn.utils import check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
@@ -196,6 +198,7 @@ class ReconstructionDisplay:
         check_matplotlib_support(f"{type(self).__name__}.plot")
         images = np.asarray(self.images)
         plot_image = ImagePlotter(images, cmap)
+        rows: list[tuple[str, Callable[..., object], np.ndarray]]
         if self.labels is not None:
             labels = np.asarray(self.labels)
             names = list(dict.fromkeys(labels.tolist()))  # in order of appearance

@@ -14,13 +14,13 @@ from skaocls.fitted.config import TrainingConfig
 from skaocls.fitted.initialization import initial_prior, prepare
 from skaocls.fitted.lengths import EPOCHS, batch_of, epochs_of
 from skaocls.fitted.model import FittedModel
-from skaocls.fitted.result_cache import ResultCache, content_hash, prior_weights
+from skaocls.fitted.result_cache import ResultCache, prior_weights
 from skaocls.fitted.together import (
     fit_tokenizer_on_ranks,
-    get_or_compute_on_ranks,
     training_tokens_on_ranks,
 )
 from skaocls.fitted.tokenization import has_views
+from skaocls.hashing import hash_object
 from skaocls.images.batch import Batch
 from skaocls.images.lazy import first_views, in_memory, rows_of
 from skaocls.images.reader import Reader
@@ -128,7 +128,7 @@ def fit_model(
     opened: list[Checkpoints] = []
 
     def train() -> tuple[dict[str, Any], History, HeldOut | None]:
-        about = {name: content_hash(value) for name, value in depends.items()}
+        about = {name: hash_object(value) for name, value in depends.items()}
         about["version of skaocls"] = __version__
         with checkpoints_in(checkpoint_dir, about, seed) as checkpoints:
             if checkpoints is None:
@@ -173,9 +173,7 @@ def fit_model(
         if store is None:
             parts, history, held_out = train()
         else:
-            parts, history, held_out = get_or_compute_on_ranks(
-                store, content_hash("fit", depends), train
-            )
+            parts, history, held_out = store.get_or_compute(hash_object("fit", depends), train)
     except Interrupted as exc:
         parts, history, held_out = exc.args
         opened.clear()  # to go on from where it was
@@ -289,9 +287,9 @@ def prepared(
     """The recipe for these data; of several processes all must be given the same, and one talks."""
     if world_size() > 1:
         params = {"parallel": recipe.parallel, **recipe.of_results()}
-        data = {"y": content_hash(y), "sample_weight": content_hash(weights)}
+        data = {"y": hash_object(y), "sample_weight": hash_object(weights)}
         check_same_on_ranks(
-            {**data, **{name: content_hash(value) for name, value in params.items()}}
+            {**data, **{name: hash_object(value) for name, value in params.items()}}
         )
     return replace(recipe, tabular=reader.tabular, verbose=recipe.verbose if is_main() else 0)
 

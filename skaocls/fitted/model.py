@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.utils import column_or_1d
 
-from skaocls.devices import moved
+from skaocls.devices import to_device
 from skaocls.images.reader import Reader
 from skaocls.priors.interface import Prior
 from skaocls.scoring.orders import resolve_orders
@@ -102,7 +102,7 @@ class FittedModel:
         for source, prior in enumerate(self.priors):
             where = np.flatnonzero(self.sources[columns] == source)
             if len(where):
-                yield moved(prior, device), where
+                yield to_device(prior, device), where
 
     def columns(self, y: Any, name: str = "y") -> np.ndarray:
         """Columns of labels; `name` is what errors call them."""

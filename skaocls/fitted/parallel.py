@@ -25,7 +25,7 @@ from joblib.parallel import ParallelBackendBase, get_active_backend
 from sklearn.utils import gen_batches
 from sklearn.utils.parallel import Parallel, delayed
 
-from skaocls.devices import all_threads, own_cuda_device, torch_threads
+from skaocls.devices import all_threads, torch_threads, worker_cuda_device
 from skaocls.fitted.model import FittedModel
 from skaocls.hashing import hash_bytes
 from skaocls.warn import warn
@@ -106,13 +106,13 @@ def map_pieces(
     with ExitStack() as stack:
         if getattr(backend, "supports_sharedmem", False):
             stack.enter_context(torch_threads(threads))
-            call = partial(delayed(function), model)
+            call = partial(delayed(run_in_thread), function, model)
         else:
             call = partial(delayed(run_in_process), function, threads, *pack_model(model, backend))
         while n_done < len(pieces):
             try:
                 parallel = Parallel(n_jobs, batch_size=1, return_as=return_as)
-                for result in parallel(call(*arguments(piece)) for piece in pieces[n_done:]):
+                for result in parallel(call(arguments(piece)) for piece in pieces[n_done:]):
                     yield result
                     n_done, n_losses = n_done + 1, 0
             except Exception as exc:
@@ -130,15 +130,25 @@ def is_lost_worker(exc: Exception) -> bool:
     return any(cls.__name__ in LOST_WORKER_ERRORS for cls in type(exc).__mro__)
 
 
+def run_in_thread(
+    function: Callable[..., R], model: FittedModel, arguments: tuple[object, ...]
+) -> R:
+    return function(model, *arguments)
+
+
 def run_in_process(
     function: Callable[..., R],
     threads: int,
     digest: str,
     pickled: bytes,
     buffers: list[np.ndarray],
-    *arguments: object,
+    arguments: tuple[object, ...],
 ) -> R:
-    """Call a function with a packed model, which is rebuilt if this process has another one."""
+    """Call a function with a packed model, which is rebuilt if this process has another one.
+
+    `arguments` is a tuple because Dask would move an array that is an argument to a single worker,
+    and lose it with that worker.
+    """
     with _cache_lock:
         if digest not in _model_cache:
             _model_cache.clear()
@@ -146,7 +156,7 @@ def run_in_process(
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
                 _model_cache[digest] = pickle.loads(pickled, buffers=map(map_again, buffers))
         model = _model_cache[digest]
-    with all_threads(threads), own_cuda_device():
+    with all_threads(threads), worker_cuda_device():
         return function(model, *arguments)
 
 
@@ -155,7 +165,7 @@ def map_again(buffer: np.ndarray) -> np.ndarray:
 
     joblib waits until its own mapped arrays are deleted, but the cached model outlives the task.
     """
-    if not isinstance(buffer, np.memmap):
+    if not isinstance(buffer, np.memmap) or buffer.filename is None:
         return buffer
     return np.memmap(buffer.filename, buffer.dtype, "c", buffer.offset, buffer.shape)
 

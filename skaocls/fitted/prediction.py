@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.utils import gen_batches
 
-from skaocls.devices import ahead, moved, resolve_device
+from skaocls.devices import prefetch, resolve_device, to_device
 from skaocls.distributed import collective_call, is_main, map_ranks, rank, world_size
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.parallel import Piece, ceil_div, map_pieces, split_work
@@ -142,7 +142,7 @@ def score_in_process(
         parts = gen_batches(len(batch), size)
         encoded = (encode_part(model, batch, part, len(orders), options.crop) for part in parts)
         on_cuda = resolve_device(options.device).type == "cuda"
-        for codes in ahead(encoded) if on_cuda else encoded:
+        for codes in prefetch(encoded) if on_cuda else encoded:
             yield score_codes(model, codes, orders, options)
         return
     pieces = split_work(
@@ -184,7 +184,7 @@ def score_codes(
 ) -> ScoringResult:
     """Score tokens, with early stopping if there is a rule for it."""
     if options.stopping is not None:
-        prior = moved(model.prior, resolve_device(options.device))
+        prior = to_device(model.prior, resolve_device(options.device))
         dtype = scoring_dtype(prior, options.precision)
         return options.stopping(prior, codes, orders, model.rows, dtype=dtype)
     ll = log_likelihoods(

@@ -1,149 +1,166 @@
-"""A folder of results, under keys that say all that they depend on."""
+"""The cache behind the parameter `memory`: fitted models and log-likelihoods in a folder.
+
+``joblib.Memory`` does not fit here: entries must be checked for damage, their total size must be
+limited, and only one of several processes may compute an entry.
+"""
 
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, TypeVar
 
 import joblib
 import numpy as np
 import torch
 from filelock import FileLock
-from joblib.hashing import NumpyHasher
-from numpy.lib.format import MAGIC_PREFIX
+from torch import Tensor
 
+from skaocls.distributed import is_main, run_on_main
 from skaocls.files import write_all
+from skaocls.hashing import hash_chunks, hash_object
 from skaocls.priors.interface import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.version import __version__
+from skaocls.warn import warn
 
-KEPT_BYTES = 10 * 2**30  # what was not used for longest goes first
-LEFT_SECONDS = 3600  # after which a file that was not put in place is of no process any more
-HASH_BYTES = 16
-
-
-class Hasher(NumpyHasher):
-    """joblib's, to which a tensor is its numbers: pickled, equal tensors differ."""
-
-    def save(self, obj: Any) -> None:
-        if isinstance(obj, torch.Tensor):
-            tensor = obj.detach().cpu().contiguous()
-            obj = str(tensor.dtype), tuple(tensor.shape), tensor.flatten().view(torch.uint8).numpy()
-        super().save(obj)
-
-
-def content_hash(*things: Any) -> str:
-    """Hash of the content of things, the same in every process."""
-    found: str = Hasher(hash_name="md5").hash(things)
-    return found
-
-
-def prior_weights(prior: Prior) -> tuple[Any, ...]:
-    """All that a prior's answers depend on."""
-    return prior.grid, prior.transformer.n_head, dict(prior.state_dict())
+T = TypeVar("T")
+MAX_BYTES = 10 * 2**30  # beyond this, the least recently used entries are removed
+ABANDONED_SECONDS = 3600  # age at which a temporary file belongs to a process that was killed
+HASH_LENGTH = 32  # characters at the end of each entry
+CHUNK_BYTES = 2**20
 
 
 class ResultCache:
-    """A folder of results, shared by processes.
+    """A folder of results that several processes may share.
 
-    An entry is a file, written whole or not at all, which ends with a hash of what is before it:
-    what was damaged is dropped with a warning, and made again. Arrays are NumPy's files, all else
-    is pickled by joblib, as by a scikit-learn pipeline's `memory`: keep the folder where only you
-    can write. Where it cannot be written to, a warning says so and what is there is used.
+    Each entry is a file: the result, pickled by joblib, followed by the hash of the pickle. Files
+    are written completely or not at all. A damaged entry causes a warning and is computed again. If
+    the folder is not writable, a warning is issued and existing entries are still read. As with any
+    pickles, nobody else should have write access to the folder.
 
     Parameters
     ----------
     memory : str, path or joblib.Memory
-        Entries go into a subfolder of it, and only those are ever removed.
+        Entries are stored in the subfolder ``skaocls-memory``; nothing else is changed.
+
+    Attributes
+    ----------
+    folder : Path
+        Folder of the entries.
+    writable : bool
+        False after a write has failed.
     """
 
-    def __init__(self, memory: Any):
+    def __init__(self, memory: str | os.PathLike[str] | joblib.Memory):
         location = memory.location if isinstance(memory, joblib.Memory) else os.fspath(memory)
-        self.folder = Path(location) / "skaocls-memory"  # no name of a package
-        self.writable, self.unchecked = True, math.inf
+        # The hyphen keeps the folder from being importable as a package.
+        self.folder = Path(location) / "skaocls-memory"
+        self.writable = True
+        self._bytes_since_cleanup = math.inf
 
-    def recall(self, key: str, function: Callable[[], Any]) -> Any:
-        """function(), run once for each key and version of this library."""
+    def get_or_compute(
+        self, key: str, function: Callable[[], T], keep: Callable[[T], bool] | None = None
+    ) -> T:
+        """Return the cached result for a key; on a miss call the function and store its result.
+
+        All ranks of a collective call must make this call. The main process reads and writes the
+        cache; every rank calls the function.
+
+        Parameters
+        ----------
+        key : str
+            Identifies the result together with the version of this library.
+        function : callable
+            Called without arguments.
+        keep : callable, default=None
+            Takes the result and returns whether to store it. None stores every result.
+
+        Returns
+        -------
+        result : object
+        """
         path = self.path(key)
-        with self.lock(path.name):
-            if (known := self.read(path)) is not None:
-                return known[0]
+        with ExitStack() as stack:
+
+            def lock_and_read() -> tuple[T] | None:
+                stack.enter_context(self.lock(path.name))
+                return self.read(path)
+
+            if (entry := run_on_main(lock_and_read)) is not None:
+                return entry[0]
             result = function()
-            if self.writable:
+            if is_main() and self.writable and (keep is None or keep(result)):
                 self.write(path, result)
         return result
 
     def path(self, key: str) -> Path:
-        """Where the result of that key is kept."""
-        return self.folder / content_hash(__version__, key)
+        """Return the file of the entry for a key."""
+        return self.folder / hash_object(__version__, key)
 
-    def read(self, path: Path) -> tuple[Any] | None:
-        """What is kept there, if it is whole."""
+    def read(self, path: Path) -> tuple[T] | None:
+        """Return the result in a file as a tuple of one item, or None if absent or damaged."""
         try:
             with open(path, "rb") as file:
-                end = os.fstat(file.fileno()).st_size - HASH_BYTES
-                if end < 0 or hash_of(file, end) != file.read():
+                size = os.fstat(file.fileno()).st_size - HASH_LENGTH
+                if size < 0 or hash_start(file, size).encode() != file.read():
                     raise ValueError("its content has changed since it was written")
                 file.seek(0)
-                is_array = file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
-                file.seek(0)
-                kept = np.load(file, allow_pickle=False) if is_array else joblib.load(file)
+                result: T = joblib.load(file)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except Exception as exc:  # pickles of another version of a library raise all sorts
-            message = f"The entry {path} of memory is damaged, and is made again: {exc}."
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+        except Exception as exc:  # pickles of another library version raise any type
+            warn(
+                f"The entry {path} of memory is damaged and is computed again: {exc}.",
+                RuntimeWarning,
+            )
             return None
         with suppress(OSError):
-            os.utime(path)  # it was used
-        return (kept,)
+            os.utime(path)  # marks the entry as recently used
+        return (result,)
 
-    def write(self, path: Path, result: Any) -> None:
-        def write(temporary: str) -> None:
+    def write(self, path: Path, result: object) -> None:
+        """Store a result; if that fails, warn and stop writing."""
+
+        def dump(temporary: str) -> None:
             with open(temporary, "rb+") as file:
-                if isinstance(result, np.ndarray):
-                    np.save(file, result, allow_pickle=False)
-                else:
-                    joblib.dump(result, file)
-                end = file.tell()
+                joblib.dump(result, file)
+                size = file.tell()
                 file.seek(0)
-                file.write(hash_of(file, end))
+                file.write(hash_start(file, size).encode())
 
         try:
-            write_all(self.folder, {path.name: write})
-            self.unchecked += path.stat().st_size
-            if self.unchecked > KEPT_BYTES / 16:
-                self.reduce()
+            write_all(self.folder, {path.name: dump})
+            self._bytes_since_cleanup += path.stat().st_size
+            if self._bytes_since_cleanup > MAX_BYTES / 16:
+                self.clean_up()
         except OSError as exc:
             self.writable = False
-            message = f"Nothing more is kept in memory={str(self.folder.parent)!r}: {exc}."
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+            where = f"memory={str(self.folder.parent)!r}"
+            warn(f"No more results are stored in {where}: {exc}.", RuntimeWarning)
 
-    def reduce(self) -> None:
-        """Remove what was not used for longest, and what processes that were killed have left."""
-        self.unchecked, size = 0, 0
-        entries = [(p, p.stat()) for p in self.folder.iterdir() if p.is_file()]
-        for path, about in sorted(entries, key=lambda entry: -entry[1].st_mtime):
-            size += about.st_size
-            left = path.name.startswith(".") and time.time() - about.st_mtime > LEFT_SECONDS
-            if left or size > KEPT_BYTES:
+    def clean_up(self) -> None:
+        """Remove the least recently used entries and the files of processes that were killed."""
+        self._bytes_since_cleanup, total = 0, 0
+        entries = [(path, path.stat()) for path in self.folder.iterdir() if path.is_file()]
+        for path, stat in sorted(entries, key=lambda entry: -entry[1].st_mtime):
+            total += stat.st_size
+            age = time.time() - stat.st_mtime
+            if total > MAX_BYTES or (path.name.startswith(".") and age > ABANDONED_SECONDS):
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """Of processes that want the same result one computes it."""
-        locks = self.folder / "locks"
-        lock = FileLock(locks / key[:2])  # a few files serve all keys
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold the lock of an entry, so that only one process computes it."""
+        folder = self.folder / "locks"
+        lock = FileLock(folder / name[:2])  # 256 lock files serve all entries
         try:
-            locks.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-        except OSError:  # `write` tells
+        except OSError:  # `write` warns that the folder is not writable
             yield
             return
         try:
@@ -152,43 +169,42 @@ class ResultCache:
             lock.release()
 
 
-def hash_of(file: Any, end: int) -> bytes:
-    """Of the first bytes of a file; it is then read up to there."""
-    found = blake2b(digest_size=HASH_BYTES)
-    while part := file.read(min(2**20, end - file.tell())):
-        found.update(part)
-    return found.digest()
+def hash_start(file: BinaryIO, size: int) -> str:
+    """Hash the next `size` bytes of a file; the file position moves behind them."""
+    starts = range(0, size, CHUNK_BYTES)
+    return hash_chunks(file.read(min(CHUNK_BYTES, size - start)) for start in starts)
 
 
-def open_cache(memory: Any) -> ResultCache | None:
-    """Where to keep results, if anywhere."""
+def open_cache(memory: str | os.PathLike[str] | joblib.Memory | None) -> ResultCache | None:
+    """Return the cache for the parameter `memory`, or None without one."""
     if memory is None or (isinstance(memory, joblib.Memory) and memory.location is None):
         return None
     return ResultCache(memory)
 
 
+def prior_weights(prior: Prior) -> tuple[tuple[int, ...], int, dict[str, Tensor]]:
+    """Return everything that determines the log-likelihoods of a prior, for hashing."""
+    return tuple(prior.grid), prior.transformer.n_head, dict(prior.state_dict())
+
+
 def cached_log_likelihoods(
-    store: ResultCache,
+    cache: ResultCache,
     prior: Prior,
-    known_as: str,
+    prior_hash: str,
     codes: np.ndarray,
     orders: np.ndarray,
     labels: np.ndarray,
     *,
     dtype: torch.dtype,
 ) -> np.ndarray:
-    """As :func:`skaocls.scoring.exhaustive.log_likelihoods`, each order of the same tokens once.
+    """Compute :func:`skaocls.scoring.exhaustive.log_likelihoods` with one cache entry per order.
 
-    `known_as` is a digest of the prior's weights.
+    `prior_hash` is the hash of :func:`prior_weights`.
     """
     parts = []
     for k, order in enumerate(orders):
         tokens = codes if codes.ndim == 2 else codes[:, k]
-        key = content_hash(known_as, tokens, order, labels, str(dtype))
-        parts.append(
-            store.recall(
-                key,
-                partial(log_likelihoods, prior, tokens, order[None], labels, dtype=dtype),
-            )
-        )
+        key = hash_object(prior_hash, tokens, order, labels, str(dtype))
+        compute = partial(log_likelihoods, prior, tokens, order[None], labels, dtype=dtype)
+        parts.append(cache.get_or_compute(key, compute))
     return np.concatenate(parts, axis=1)

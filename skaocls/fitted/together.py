@@ -1,15 +1,12 @@
-"""What processes do together before and after training: tokens and cached results."""
+"""What processes do together before and after training: tokens, results kept, predictions."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 
-from skaocls.distributed import is_main, map_ranks, rank_slice, run_on_main, world_size
-from skaocls.fitted.result_cache import ResultCache
+from skaocls.distributed import map_ranks, rank_slice, run_on_main, world_size
 from skaocls.fitted.tokenization import (
     drawn,
     encoded_at_once,
@@ -20,7 +17,6 @@ from skaocls.fitted.tokenization import (
 )
 from skaocls.images.lazy import in_memory
 
-T = TypeVar("T")
 OF_A_VIEW = 5  # numbers that `random_views` draws for each image
 
 
@@ -85,23 +81,3 @@ def training_tokens_on_ranks(
     parts = [codes for codes in map_ranks(make) if codes is not None]
     skip(len(batch) - part.stop)
     return kept(iter(parts), (len(batch), *parts[0].shape[1:]), tokenizer.n_codes_)
-
-
-def get_or_compute_on_ranks(store: ResultCache, key: str, function: Callable[[], T]) -> T:
-    """As :meth:`Store.recall`; the main process reads and writes, the function is called by all."""
-    if world_size() == 1:
-        result: T = store.recall(key, function)
-        return result
-    path = store.path(key)
-    with ExitStack() as locked:
-
-        def look() -> tuple[T] | None:
-            locked.enter_context(store.lock(path.name))
-            return store.read(path)
-
-        if (known := run_on_main(look)) is not None:
-            return known[0]
-        result = function()
-        if is_main() and store.writable:
-            store.write(path, result)
-    return result

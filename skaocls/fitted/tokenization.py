@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 
-from skaocls.devices import ahead
+from skaocls.devices import prefetch
 from skaocls.images.advice import pixels_in_rows
 from skaocls.images.augmentation import random_views
 from skaocls.images.batch import Batch
@@ -128,7 +128,7 @@ def training_tokens(
     shape = len(batch), n_views, int(rows) * int(cols)
     in_parts = gen_batches(len(batch), encoded_at_once(reader.image_shape))
     with progress(len(batch) * (1 + len(drawn(n_views))), "tokenizing", "view", verbose) as bar:
-        decoded = ahead(batch.images(part) for part in in_parts)
+        decoded = prefetch(batch.images(part) for part in in_parts)
         views = (views_of(tokenizer, images, n_views, rng, bar) for images in decoded)
         return kept(views, shape, tokenizer.n_codes_)
 

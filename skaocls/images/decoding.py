@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from sklearn.utils import check_array
 
-from skaocls.devices import in_threads
+from skaocls.devices import map_in_threads
 from skaocls.images.inputs import (
     as_batch,
     channels_last,
@@ -92,7 +92,7 @@ def load_images(
 
         # of a PIL image, which may be there twice, only one thread may ask
         files = all(isinstance(item, (str, os.PathLike, bytes)) for item in X)
-        return np.stack(in_threads(unit, range(start, start + len(X)), X, threads=files))
+        return np.stack(map_in_threads(unit, range(start, start + len(X)), X, threads=files))
     X = np.asarray(X)
     if X.ndim == 2:
         if X.shape[1] != np.prod(shape):

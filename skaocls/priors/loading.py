@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skaocls.devices import own_torch_state
-from skaocls.files import SHOWN, assign, find_file, read_state_dict
+from skaocls.files import MAX_LISTED, assign, find_file, read_state_dict
 from skaocls.priors.shared_trunk import ClassHead, SharedTrunkPrior
 from skaocls.priors.transformer import AnyOrderPrior, rope_table
 
@@ -68,7 +68,7 @@ def prior_from_state_dict(
     except (KeyError, ValueError, IndexError) as exc:
         raise ValueError(
             f"{source} holds no RandAR prior: {exc} is missing among keys such as "
-            f"{', '.join(list(state)[:SHOWN])}."
+            f"{', '.join(list(state)[:MAX_LISTED])}."
         ) from exc
     num_classes = number_of_classes(len(table), num_classes, source)
     if len(table) == num_classes:

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
 
 from skaocls.attributes import kept_in
-from skaocls.devices import moved, own_torch_state, resolve_device
+from skaocls.devices import own_torch_state, resolve_device, to_device
 from skaocls.images.reader import learn_reader
 from skaocls.tokenizers.codebook import best_codebook, class_labels, learn_codebook
 
@@ -287,7 +287,7 @@ class FeatureTokenizer(TransformerMixin, BaseEstimator):
         """Feature map of at most `batch_size` images, (n, rows, cols, channels)."""
         device = resolve_device(self.device)
         if isinstance(backbone, torch.nn.Module):
-            backbone = moved(backbone, device)
+            backbone = to_device(backbone, device)
         pixels = self._pixels(images).to(device)
         with torch.random.fork_rng([]):  # a callable may draw
             torch.default_generator.manual_seed(0)

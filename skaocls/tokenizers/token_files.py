@@ -1,39 +1,87 @@
-"""Tokens in files: a folder of shards, each of them whole or not there.
+"""Tokens in a folder: ``.npy`` files of consecutive images (shards) and one manifest.
 
-``tokens.json`` says what all of them are, ``codebook.npy`` holds the codes' vectors if there are
-some, ``tokens-000000.npy`` and so on hold the codes, NumPy's files, which are mapped and never
-unpickled; ``labels-000000.npy`` the labels if there are some, and ``tokens-000000.json``, written
-last, how many and a hash. So a shard without it is none.
+``manifest.json`` describes the tokens and lists every complete shard with its hashes. Shard k is
+``tokens-<k>.npy`` and, if there are labels, ``labels-<k>.npy``. ``codebook.npy`` is the vector of
+each code, if the tokenizer has one. Files are never unpickled.
 """
 
-import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
+from filelock import FileLock
 
+from skaocls.devices import prefetch
+from skaocls.files import write_all
+from skaocls.hashing import hash_file, hash_object, new_hash
 from skaocls.images.lazy import Lazy, give_back
+from skaocls.warn import warn
 
-FORMAT = 1
-HEADER, CODEBOOK = "tokens.json", "codebook.npy"
-OPEN = 256  # shards that are mapped at a time
-AGAIN = "skaocls.tokenize_dataset with the same folder makes what is missing."
+FORMAT = 2
+MANIFEST, CODEBOOK = "manifest.json", "codebook.npy"
+MAX_MAPPED = 256  # shards that are memory-mapped at a time
+MAX_LISTED = 5  # missing files that a message lists
+ADVICE = "Call skaocls.tokenize_dataset with the same arguments to write it again."
 
 
-class TokenCache(Lazy):
-    """Tokens in a folder, read when they are needed; what :func:`load_tokens` returns.
+class ShardInfo(TypedDict):
+    """Entry of a shard in the manifest.
 
-    It may be passed as X where ``tokenizer="precomputed"``. Slices and arrays of indices give
-    codes in memory.
+    `n` is the number of images, `tokens` and `labels` are hashes of the files, `X` and `y` are
+    hashes of the decoded images and of their labels.
+    """
+
+    n: int
+    tokens: str
+    labels: str | None
+    X: str
+    y: str
+
+
+class Manifest(TypedDict):
+    """Content of ``manifest.json``.
+
+    `n` is None and `n_shards` is in use where X was a stream: the number of shards of each part
+    that has ended. Keys of `shards` and `n_shards` are integers, written as strings in JSON.
+    """
+
+    library: str
+    format: int
+    version: str
+    n: int | None
+    n_views: int
+    shard_size: int
+    parts: int
+    grid: list[int]
+    n_codes: int
+    dtype: str
+    random_state: int
+    tokenizer: str
+    y: str | None
+    codebook: str | None
+    shards: dict[str, ShardInfo]
+    n_shards: dict[str, int]
+
+
+Chunks = Iterator[tuple[np.ndarray, np.ndarray | None]]  # decoded images and their labels
+Encode = Callable[[np.ndarray, np.random.RandomState], np.ndarray]
+
+
+class TokenDataset(Lazy):
+    """Tokens in a folder, read on demand; returned by :func:`load_tokens`.
+
+    Pass it as X to a classifier with ``tokenizer="precomputed"``. Indexing with slices and arrays
+    of indices returns arrays.
 
     Parameters
     ----------
     folder : str or path
-        The folder.
+        Folder written by :func:`skaocls.tokenize_dataset`.
     check : bool, default=True
-        Whether to compare every shard with its hash, for which it is read.
+        Whether to read all files and compare their hashes.
 
     Attributes
     ----------
@@ -43,98 +91,95 @@ class TokenCache(Lazy):
         uint16, or uint32 if the codebook has more than 65536 entries.
     n_codes : int
         Size of the codebook.
-    codebook : ndarray of shape (n_codes, n_numbers) or None
-        The tokenizer's vector of each code, by which a new prior knows which are alike.
-    labels : ndarray of shape (n,) or None
-        The labels that were written with the tokens.
+    codebook : ndarray of shape (n_codes, n_features) or None
+        Vector of each code. A new prior uses it to find similar codes.
     """
 
     def __init__(self, folder: str | os.PathLike[str], check: bool = True):
         self.folder = Path(folder)
-        header = read_header(self.folder)
-        self.numbers, missing = shards_in(self.folder, header)
+        manifest = read_manifest(self.folder)
+        self.numbers, missing = shard_numbers(manifest)
         if missing or not self.numbers:
-            lacking = ", ".join(missing) or "any shard"
-            raise ValueError(f"{self.folder} is not complete, it lacks {lacking}. {AGAIN}")
-        facts = [read_shard(self.folder, k, header, check=check) for k in self.numbers]
-        self.starts = np.cumsum([0, *(fact["n"] for fact in facts)])
+            listed = ", ".join(missing[:MAX_LISTED]) or "all shards"
+            more = f", ... ({len(missing)} in total)" if len(missing) > MAX_LISTED else ""
+            raise ValueError(f"{self.folder} is incomplete; missing: {listed}{more}. {ADVICE}")
+        shards = [check_shard(self.folder, k, manifest, hashes=check) for k in self.numbers]
+        self.starts = np.cumsum([0, *(shard["n"] for shard in shards)])
         super().__init__(int(self.starts[-1]))
-        views = () if header["n_views"] == 1 else (header["n_views"],)
-        self.shape = (self.n, *views, *header["grid"])
-        self.dtype = np.dtype(header["dtype"])
-        self.n_codes = header["n_codes"]
-        self.codebook = read_codebook(self.folder, header)
-        self.has_labels = all("labels" in fact for fact in facts)
-        self.opened: dict[int, np.ndarray] = {}
+        views = () if manifest["n_views"] == 1 else (manifest["n_views"],)
+        self.shape = (self.n, *views, *manifest["grid"])
+        self.dtype = np.dtype(manifest["dtype"])
+        self.n_codes = manifest["n_codes"]
+        self.codebook = read_codebook(self.folder, manifest)
+        self.has_labels = all(shard["labels"] is not None for shard in shards)
+        self.mapped: dict[int, np.ndarray] = {}
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The labels that were written with the tokens."""
+        """Labels that were written with the tokens, or None."""
         if not self.has_labels:
             return None
-        files = [self.folder / names_of(k)[1] for k in self.numbers]
+        files = [self.folder / labels_file(k) for k in self.numbers]
         return np.concatenate([np.load(file, allow_pickle=False) for file in files])
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Codes of those rows, in memory."""
+        """Return the tokens of some rows as an array."""
         assert self.shape is not None
         taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
         shard = np.searchsorted(self.starts, rows, side="right") - 1
         for k in np.unique(shard):
-            mine = shard == k
-            codes = self.mapped(int(k))
-            taken[mine] = codes[rows[mine] - self.starts[k]].reshape(-1, *self.shape[1:])
-            give_back(codes)
+            where = shard == k
+            tokens = self.map_shard(int(k))
+            taken[where] = tokens[rows[where] - self.starts[k]].reshape(-1, *self.shape[1:])
+            give_back(tokens)
         return taken
 
-    def mapped(self, k: int) -> np.ndarray:
-        """The k-th shard."""
-        if k not in self.opened:
-            if len(self.opened) >= OPEN:
-                self.opened.clear()
-            path = self.folder / names_of(self.numbers[k])[0]
-            self.opened[k] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return self.opened[k]
+    def map_shard(self, k: int) -> np.ndarray:
+        """Return the k-th shard as a memory-mapped array."""
+        if k not in self.mapped:
+            if len(self.mapped) >= MAX_MAPPED:
+                self.mapped.clear()
+            path = self.folder / tokens_file(self.numbers[k])
+            self.mapped[k] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return self.mapped[k]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"opened": {}}  # another process maps them itself
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"mapped": {}}  # another process maps the files itself
 
     def __repr__(self) -> str:
-        return f"TokenCache({str(self.folder)!r}), {self.dtype} of shape {self.shape}"
+        return f"TokenDataset({str(self.folder)!r}), {self.dtype} of shape {self.shape}"
 
 
-def load_tokens(folder: str | os.PathLike[str], check: bool = True) -> TokenCache:
-    """Open the tokens that :func:`skaocls.tokenize_dataset` wrote.
+def load_tokens(folder: str | os.PathLike[str], check: bool = True) -> TokenDataset:
+    """Open tokens that were written by :func:`skaocls.tokenize_dataset`.
 
-    They stay in their files, which are mapped into memory a few at a time; nothing in them is
-    executed.
+    Tokens stay in their files, which are memory-mapped. Nothing in the files is executed.
 
     Parameters
     ----------
     folder : str or path
-        Where they are.
+        Folder of the tokens.
     check : bool, default=True
-        Whether to compare every shard with its hash, for which all of it is read once. Sizes and
-        types are compared in any case.
+        Whether to compare the hash of every file, which reads all of them once. Shapes and dtypes
+        are always checked.
 
     Returns
     -------
-    tokens : TokenCache
-        A sequence of tokens that may be passed as X where ``tokenizer="precomputed"``: slices and
-        arrays of indices give them in memory. It has a `shape`, ``(n, rows, cols)`` or
-        ``(n, n_views, rows, cols)``, a `dtype`, the size of the codebook `n_codes`, its vectors
-        `codebook`, and `labels`, those that were written with the tokens, or None.
+    tokens : TokenDataset
+        Sequence of tokens. Pass it as X where ``tokenizer="precomputed"``. It has the attributes
+        `shape` (``(n, rows, cols)`` or ``(n, n_views, rows, cols)``), `dtype`, `n_codes` (size of
+        the codebook), `codebook` and `labels` (None if no labels were written).
 
     Raises
     ------
     FileNotFoundError
-        If there are no tokens.
+        If the folder does not contain tokens.
     ValueError
-        If shards are missing or damaged: the message names them.
+        If shards are missing or damaged. The message names them.
 
     See Also
     --------
-    skaocls.tokenize_dataset : Writes them.
+    skaocls.tokenize_dataset : Write tokens.
 
     Examples
     --------
@@ -149,104 +194,226 @@ def load_tokens(folder: str | os.PathLike[str], check: bool = True) -> TokenCach
     >>> tokens.shape, tokens.labels.shape
     ((1797, 4, 4), (1797,))
     """
-    return TokenCache(folder, check)
+    return TokenDataset(folder, check)
 
 
-def read_header(folder: Path) -> dict[str, Any]:
-    """What all shards of a folder are."""
-    path = folder / HEADER
+def tokens_file(k: int) -> str:
+    """Return the file name of the tokens of shard k."""
+    return f"tokens-{k:06d}.npy"
+
+
+def labels_file(k: int) -> str:
+    """Return the file name of the labels of shard k."""
+    return f"labels-{k:06d}.npy"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of a folder."""
+    path = folder / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no tokens: there is no {HEADER}.")
+        raise FileNotFoundError(f"{folder} does not contain tokens: {MANIFEST} is missing.")
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-        if header["library"] != "skaocls" or header["format"] != FORMAT:
-            raise ValueError(f"it is of format {header['format']!r}, and {FORMAT} is read here")
-        sizes = [header["n_views"], header["n_codes"], header["parts"], *header["grid"]]
-        if not all(isinstance(size, int) and size > 0 for size in sizes) or len(sizes) != 5:
-            raise ValueError(f"its sizes are {sizes}")
-        if header["dtype"] not in ("uint16", "uint32"):
-            raise ValueError(f"its codes are of type {header['dtype']!r}")
-    except (ValueError, KeyError, TypeError) as exc:
-        raise ValueError(f"{path} does not say what tokens are there: {exc!r}.") from exc
-    return dict(header)
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if missing := sorted(Manifest.__annotations__.keys() - manifest.keys()):
+            raise ValueError(f"missing: {', '.join(missing)}")
+        if manifest["library"] != "skaocls" or manifest["format"] != FORMAT:
+            raise ValueError(f"format {FORMAT} is expected, found {manifest['format']!r}")
+        sizes = [manifest["n_views"], manifest["n_codes"], manifest["parts"], *manifest["grid"]]
+        if len(sizes) != 5 or not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(f"sizes must be positive integers, found {sizes}")
+        if manifest["dtype"] not in ("uint16", "uint32"):
+            raise ValueError(f"dtype must be uint16 or uint32, found {manifest['dtype']!r}")
+    except (ValueError, TypeError, AttributeError) as exc:
+        raise ValueError(f"{path} is not a valid manifest of tokens: {exc!r}.") from exc
+    return cast(Manifest, manifest)
 
 
-def read_codebook(folder: Path, header: dict[str, Any]) -> np.ndarray | None:
-    """The vectors of the codes, if the tokenizer had some."""
+def read_codebook(folder: Path, manifest: Manifest) -> np.ndarray | None:
+    """Read and check the vectors of the codes; None if the tokenizer has none."""
     path = folder / CODEBOOK
-    if header.get("codebook") is None:
+    if manifest["codebook"] is None:
         return None
     try:
-        if hash_of(path) != header["codebook"]:
+        if hash_file(path) != manifest["codebook"]:
             raise ValueError("its content has changed since it was written")
         codebook: np.ndarray = np.load(path, allow_pickle=False)
-        if codebook.ndim != 2 or len(codebook) != header["n_codes"]:
+        if codebook.ndim != 2 or len(codebook) != manifest["n_codes"]:
             raise ValueError(f"it has shape {codebook.shape}")
     except (OSError, EOFError, ValueError) as exc:
-        raise ValueError(f"The codebook {path} is damaged: {exc}. Write the tokens anew.") from exc
+        message = f"The codebook {path} is damaged: {exc}. Write the tokens to a new folder."
+        raise ValueError(message) from exc
     return codebook
 
 
-def names_of(k: int) -> tuple[str, str, str]:
-    """Files of a shard: codes, labels, and what says that they are complete."""
-    return f"tokens-{k:06d}.npy", f"labels-{k:06d}.npy", f"tokens-{k:06d}.json"
-
-
-def end_of(part: int) -> str:
-    """The file that says how many shards a part has whose length was not known before."""
-    return f"end-{part:06d}.json"
-
-
-def shards_in(folder: Path, header: dict[str, Any]) -> tuple[list[int], list[str]]:
-    """Numbers of all shards that there should be, and the files that are missing."""
-    parts = header["parts"]
-    if header["n"] is not None:
-        numbers = list(range(-(-header["n"] // header["shard_size"])))
+def shard_numbers(manifest: Manifest) -> tuple[list[int], list[str]]:
+    """Return the numbers of all shards, and the names of those that are missing."""
+    parts = manifest["parts"]
+    if manifest["n"] is not None:
+        numbers = list(range(-(-manifest["n"] // manifest["shard_size"])))
     else:
-        numbers = []
-        for part in range(parts):
-            path = folder / end_of(part)
-            if not path.is_file():
-                return [], [path.name]
-            shards = json.loads(path.read_text(encoding="utf-8"))["shards"]
-            numbers += range(part, part + shards * parts, parts)
-    there = set(os.listdir(folder))
-    missing = [name for k in sorted(numbers) if (name := names_of(k)[2]) not in there]
-    shown = missing[:5] + ([f"... ({len(missing)} in all)"] if len(missing) > 5 else [])
-    return sorted(numbers), shown
+        unfinished = [part for part in range(parts) if str(part) not in manifest["n_shards"]]
+        if unfinished:
+            return [], [f"part ({part}, {parts})" for part in unfinished]
+        ends = {int(part): n * parts for part, n in manifest["n_shards"].items()}
+        numbers = sorted(k for part, end in ends.items() for k in range(part, part + end, parts))
+    return numbers, [tokens_file(k) for k in numbers if str(k) not in manifest["shards"]]
 
 
-def read_shard(folder: Path, k: int, header: dict[str, Any], *, check: bool) -> dict[str, Any]:
-    """What is known of a shard: its length, and whether it is the one that was written.
+def check_shard(folder: Path, k: int, manifest: Manifest, *, hashes: bool) -> ShardInfo:
+    """Check the files of a shard against the manifest and return its entry.
 
     Raises
     ------
-    FileNotFoundError
-        If it was not completed.
     ValueError
-        If it is damaged; the message names it.
+        If the shard is damaged. The message names it.
     """
-    codes, labels, about = (folder / name for name in names_of(k))
-    facts = about.read_text(encoding="utf-8")
+    path = folder / tokens_file(k)
     try:
-        known = json.loads(facts)
-        mapped = np.load(codes, mmap_mode="r", allow_pickle=False)
-        shape = (known["n"], header["n_views"], *header["grid"])
-        if mapped.shape != shape or mapped.dtype != header["dtype"]:
-            raise ValueError(f"it holds {mapped.dtype} of shape {mapped.shape}, not {shape}")
-        if check and hash_of(codes) != known["hash"]:
+        shard = manifest["shards"][str(k)]
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        shape = (shard["n"], manifest["n_views"], *manifest["grid"])
+        if tokens.shape != shape or tokens.dtype != manifest["dtype"]:
+            raise ValueError(f"expected shape {shape}, found {tokens.dtype} of {tokens.shape}")
+        if hashes and hash_file(path) != shard["tokens"]:
             raise ValueError("its content has changed since it was written")
-        if check and "labels" in known and hash_of(labels) != known["labels"]:
+        if hashes and shard["labels"] and hash_file(folder / labels_file(k)) != shard["labels"]:
             raise ValueError("its labels have changed since they were written")
     except (OSError, EOFError, ValueError, KeyError, TypeError) as exc:
-        raise ValueError(f"The shard {codes} is damaged: {exc}. {AGAIN}") from exc
-    return dict(known)
+        raise ValueError(f"The shard {path} is damaged: {exc}. {ADVICE}") from exc
+    return shard
 
 
-def hash_of(path: Path) -> str:
-    """Of a file's content."""
-    found = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            found.update(part)
-    return found.hexdigest()
+class ShardWriter:
+    """Writes shards to a folder and lists them in its manifest.
+
+    Parameters
+    ----------
+    folder : Path
+        Created if it does not exist. If it contains a manifest, that must agree.
+    manifest : Manifest
+        Description of the tokens, without shards.
+    codebook : ndarray or None
+        Vector of each code.
+    encode : callable
+        Takes images and a RandomState and returns codes of shape (n, n_views, n_tokens).
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, codebook: np.ndarray | None, encode: Encode
+    ):
+        self.folder, self.encode = folder, encode
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.lock():
+            if not (folder / MANIFEST).exists():
+                if codebook is not None:
+                    write_all(folder, {CODEBOOK: array_writer(codebook)})
+                    manifest["codebook"] = hash_file(folder / CODEBOOK)
+                self.write_manifest(manifest)
+        self.manifest = read_manifest(folder)
+        ignored = {"version", "codebook", "shards", "n_shards"}
+        self.refuse(
+            name
+            for name in manifest
+            if name not in ignored and self.manifest.get(name) != manifest.get(name)
+        )
+
+    def refuse(self, names: Iterable[str]) -> None:
+        """Raise an error if there are names of things that differ from those in the folder."""
+        if different := ", ".join(sorted(names)):
+            raise ValueError(
+                f"{self.folder} contains other tokens; different: {different}. Pass another "
+                "folder, or the same images, labels, tokenizer and options."
+            )
+
+    def write(self, k: int, chunks: Chunks) -> None:
+        """Write shard k, unless a valid one exists; then check that its images are the same."""
+        if str(k) in self.manifest["shards"]:
+            try:
+                check_shard(self.folder, k, self.manifest, hashes=True)
+            except ValueError as exc:
+                warn(f"{exc} It is written again.", RuntimeWarning)
+            else:
+                return self.check(k, chunks)
+        for abandoned in self.folder.glob(f".*-{k:06d}.*"):  # by a process that was killed
+            abandoned.unlink()
+        rng = np.random.RandomState([self.manifest["random_state"], k])
+        dtype = self.manifest["dtype"]
+        codes, labels, images_hash = read_chunks(
+            chunks, lambda images: self.encode(images, rng).astype(dtype)
+        )
+        tokens = np.concatenate(codes).reshape(-1, self.manifest["n_views"], *self.manifest["grid"])
+        writers = {tokens_file(k): array_writer(tokens)}
+        if labels is not None:
+            writers[labels_file(k)] = array_writer(labels)
+        write_all(self.folder, writers)
+        hashes = [hash_file(self.folder / name) for name in writers]
+        shard: ShardInfo = {
+            "n": len(tokens),
+            "tokens": hashes[0],
+            "labels": hashes[1] if labels is not None else None,
+            "X": images_hash,
+            "y": hash_object(labels),
+        }
+        self.update_manifest(lambda manifest: manifest["shards"].update({str(k): shard}))
+
+    def check(self, k: int, chunks: Chunks) -> None:
+        """Check that shard k was made from these images and labels."""
+        _, labels, images_hash = read_chunks(chunks)
+        shard = self.manifest["shards"][str(k)]
+        same = {"X": images_hash == shard["X"], "y": hash_object(labels) == shard["y"]}
+        self.refuse(name for name in same if not same[name])
+
+    def shards_of_other_parts(self, part: int) -> list[int]:
+        """Return the numbers of the existing shards that other parts have written."""
+        numbers = sorted(int(k) for k in self.manifest["shards"])
+        return [k for k in numbers if k % self.manifest["parts"] != part]
+
+    def end_stream(self, part: int, n_shards: int) -> None:
+        """Record the number of shards of a part whose stream has ended."""
+        if self.manifest["n_shards"].get(str(part), n_shards) != n_shards:
+            self.refuse(["X"])
+        self.update_manifest(lambda manifest: manifest["n_shards"].update({str(part): n_shards}))
+
+    def lock(self) -> FileLock:
+        """Return the lock of the manifest."""
+        return FileLock(self.folder / ".lock")
+
+    def update_manifest(self, change: Callable[[Manifest], None]) -> None:
+        """Change the manifest, which other processes may have changed meanwhile."""
+        with self.lock():
+            self.manifest = read_manifest(self.folder)
+            change(self.manifest)
+            self.write_manifest(self.manifest)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace the manifest file; the caller holds the lock."""
+        for abandoned in self.folder.glob(f".{MANIFEST}.*"):  # by a process that was killed
+            abandoned.unlink()
+        text = json.dumps(manifest, indent=1) + "\n"
+        write_all(self.folder, {MANIFEST: lambda path: Path(path).write_text(text)})
+
+
+def read_chunks(
+    chunks: Chunks, encode: Callable[[np.ndarray], np.ndarray] | None = None
+) -> tuple[list[np.ndarray], np.ndarray | None, str]:
+    """Return the codes, the labels and the hash of the images of a shard."""
+    digest = new_hash()
+    codes: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for images, chunk_labels in prefetch(chunks):
+        digest.update(np.ascontiguousarray(images).data)
+        if encode is not None:
+            codes.append(encode(images))
+        if chunk_labels is not None:
+            labels.append(chunk_labels)
+    return codes, np.concatenate(labels) if labels else None, digest.hexdigest()
+
+
+def array_writer(array: np.ndarray) -> Callable[[str], None]:
+    """Return a function that writes an array to a path in NumPy's format."""
+
+    def write(path: str) -> None:
+        with open(path, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+    return write

@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attributes import kept_in
-from skaocls.devices import moved, own_torch_state, resolve_device, resolve_precision
+from skaocls.devices import own_torch_state, resolve_device, resolve_precision, to_device
 from skaocls.files import assign, find_file, read_state_dict
 from skaocls.images.reader import Reader
 from skaocls.tokenizers._codes import check_codes
@@ -171,7 +171,7 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         X = self.reader_.open(X)
         device, autocast, batch_size = self._resolve()
-        model = moved(self.model_, device)
+        model = to_device(self.model_, device)
         codes = []
         for part in gen_batches(len(X), batch_size):
             pixels = to_pixels(X.images(part), batch_size).to(device)
@@ -197,7 +197,7 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         codes = check_codes(codes, self.grid_, self.n_codes_)
         device, autocast, batch_size = self._resolve()
-        model = moved(self.model_, device)
+        model = to_device(self.model_, device)
         images = []
         for part in gen_batches(len(codes), batch_size):
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):

@@ -208,8 +208,8 @@ def train_prior(
                     weight = None if weight is None else weight[share.rows]
                     rivals = None if rivals is None else rivals[share.rows]
                     state.begin_step(epoch * steps + step)
-                if share.real is not None:
-                    weight = share.real if weight is None else weight * share.real
+                if share.valid is not None:
+                    weight = share.valid if weight is None else weight * share.valid
                 batch, label, order = (a.to(device) for a in (batch, label, order))
                 weight = None if weight is None else weight.to(device)
                 rivals = None if rivals is None else rivals.to(device)

@@ -1,4 +1,4 @@
-"""The page of the table of tasks, from its record."""
+"""Write the page of the table of tasks from its results."""
 
 from pathlib import Path
 
@@ -13,23 +13,23 @@ COLUMNS = {
     "fit_s": ("Fit, s", 1, 0),
     "ms": ("Predict, ms", 1, 2),
 }
-INTRO = """# Defaults on a table of tasks
+INTRO = """# Default parameters on a table of tasks
 
-What `Clf().fit(X, y).score(...)` gives on tasks that need no download: the classifier of this
-library with all parameters at their defaults, beside others with theirs, and the small ResNet of
-[the claims](claims.md) with 16 views of each image. Nothing was tuned on these test data.
+This page compares `AnyOrderARClassifier` with other classifiers, all with default parameters, and
+with the small ResNet of [the test of the claims](claims.md), trained on 16 views per image. The
+tasks need no download unless a package is named. Nothing was tuned on these test data.
 
-`python benchmarks/tasks`; {machine}, one thread for each job. Means over the seeds (of split,
-images and weights) with their standard deviation; seconds are CPU seconds of one `fit`,
-milliseconds those of `predict` for one image or row, in batches. Nats are the mean negative
-log-probability of the true class, ECE is the expected calibration error in 15 bins; a dash is for
-classifiers that give no probabilities.
+`python benchmarks/tasks`; {machine}, one thread per job. Numbers are means over the seeds, which
+draw the split, the images and the weights. *Accuracy* has its standard deviation. *Nats* is the
+mean negative log-probability of the true class. *ECE* is the expected calibration error with 15
+bins. A dash means that a classifier has no probabilities. *Fit* is the CPU time of one `fit`.
+*Predict* is the CPU time of `predict` per image or row, in batches.
 """
 ABOUT = {
-    "digits": "handwritten digits of scikit-learn, 8 x 8",
+    "digits": "scikit-learn's handwritten digits, 8 x 8",
     "glyphs": "ten letters in many fonts and colours, 32 x 32",
-    "textures": "which area of two photographs a patch of 16 x 16 is from, in stripes that no "
-    "training patch shows",
+    "textures": "patches of two photographs, 16 x 16; the class is the area that a patch is from, "
+    "and test patches come from stripes that training does not show",
     "characters": "100 made-up characters with 20 images each, 32 x 32",
     "animals": "silhouettes of ten animals, 28 x 28 (package `animal-mnist`)",
     "iris": "a table",
@@ -37,11 +37,11 @@ ABOUT = {
     "breast cancer": "a table",
     "digits as a table": "the digits as 64 columns, not as images",
 }
-# Why a goal that is met elsewhere is not met there
+# Why probabilities are less well calibrated on a task
 REASONS = {
-    "textures": "Training patches overlap each other, and held-out ones too: of those 88.6 % are "
-    "right ([views and the posterior](benchmarks.md#views-and-the-posterior)), and a temperature "
-    "that calibrates them is too low for patches from other stripes.",
+    "textures": "Patches that are held out in training overlap with training patches. Of those, "
+    "88.6 % are correct ([views and the posterior](benchmarks.md#views-and-the-posterior)). A "
+    "temperature that is fitted on them is therefore too low for patches from other stripes.",
 }
 
 
@@ -55,7 +55,7 @@ def cell(rows, name):
 
 
 def table_of(rows):
-    """One task: a line for each contestant, the most accurate first."""
+    """Return the table of one task, with the most accurate classifier first."""
     names = list(dict.fromkeys(row["contestant"] for row in rows))
     mine = {name: [row for row in rows if row["contestant"] == name] for name in names}
     names.sort(key=lambda name: -np.mean([row["accuracy"] for row in mine[name]]))
@@ -69,7 +69,7 @@ def table_of(rows):
 
 
 def chosen(rows):
-    """What the defaults became."""
+    """Return a sentence with the values that the defaults chose."""
     known = [row["chosen"] for row in rows if "chosen" in row]
     several = {k: sorted({choice[k] for choice in known}) for k in known[0]}
     told = {
@@ -77,20 +77,20 @@ def chosen(rows):
         for k, values in several.items()
     }
     return (
-        f"Chosen by default: {told['tokens']} tokens of {told['codes']} codes, a prior of "
-        f"{told['layers']} layers of width {told['width']}, {told['epochs']} epochs, temperature "
+        f"The defaults chose {told['tokens']} tokens, {told['codes']} codes, {told['layers']} "
+        f"layers of width {told['width']} and {told['epochs']} epochs. The temperature is "
         f"{told['temperature']}."
     )
 
 
 def by_chance(rows):
-    """What the calibration error would be if there were none, or nothing where it is not known."""
+    """Return a sentence with the ECE of a perfectly calibrated classifier, if it is known."""
     known = [row["chance_ece"] for row in rows if "chance_ece" in row and "chosen" in row]
     if not known:
         return []
     return [
-        f"An ECE of {100 * np.mean(known):.1f} % is chance: that of `AnyOrderARClassifier()` "
-        "with labels drawn from its own probabilities.",
+        "Perfectly calibrated probabilities of `AnyOrderARClassifier()` would have an ECE of "
+        f"{100 * np.mean(known):.1f} % on this test set.",
         "",
     ]
 
@@ -100,7 +100,7 @@ def write_page(rows, folder):
     lines = [INTRO.format(machine=machines)]
     for name in dict.fromkeys(row["task"] for row in rows):
         mine = [row for row in rows if row["task"] == name]
-        sizes = f"{mine[0]['n']} to train on, {mine[0]['n_test']} to test"
+        sizes = f"{mine[0]['n']} training and {mine[0]['n_test']} test samples"
         lines += [f"## {name.capitalize()}", "", f"{ABOUT[name].capitalize()}; {sizes}.", ""]
         lines += [*table_of(mine), "", chosen(mine), "", *by_chance(mine)]
         lines += [REASONS[name], ""] if name in REASONS else []
