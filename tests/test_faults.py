@@ -144,7 +144,6 @@ CHANGES = [
     ("params", "unknown", 1),
     ("params", []),
     ("history", None),
-    ("history", "class_log_prior_", [0.0]),
 ]
 
 
@@ -157,7 +156,7 @@ def test_configurations_that_were_changed(folder, little_memory, change):
         place = place[key]
     place[last] = value
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"saved holds no (model|classifier) that can be restored"):
+    with pytest.raises(ValueError, match=r"saved does not contain a valid (model|classifier)"):
         AnyOrderARClassifier.from_pretrained(folder)
 
 
@@ -165,7 +164,7 @@ def test_configurations_that_were_changed(folder, little_memory, change):
 def test_unknown_formats_are_named(folder, written):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"format": written}))
-    with pytest.raises(ValueError, match=f"in format {written!r}; this version.*up to format 1"):
+    with pytest.raises(ValueError, match=f"in format {written!r}; .*reads format 1"):
         AnyOrderARClassifier.from_pretrained(folder)
 
 
@@ -178,7 +177,7 @@ def test_a_configuration_sets_no_other_attributes(folder, digits):
 
 def test_a_configuration_without_end(folder):
     (folder / "config.json").write_text("[" * 200_000)
-    with pytest.raises(ValueError, match=r"config.json is no readable JSON"):
+    with pytest.raises(ValueError, match=r"config.json is not readable JSON"):
         AnyOrderARClassifier.from_pretrained(folder)
 
 
@@ -247,7 +246,7 @@ def test_any_images_are_answered_or_refused(data):
     )
     y = data.draw(st.lists(st.sampled_from([0, 1, 2]), min_size=n, max_size=n), "labels")
     params = {
-        "search": data.draw(st.sampled_from(["exhaustive", "racing"]), "search"),
+        "search": data.draw(st.sampled_from(["exhaustive", "auto"]), "search"),
         "aggregation": data.draw(st.sampled_from(AGGREGATIONS), "aggregation"),
         "order": data.draw(st.sampled_from(["random", "antithetic", "raster"]), "order"),
         "augmentation": data.draw(st.sampled_from([None, 2]), "augmentation"),

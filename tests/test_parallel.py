@@ -119,7 +119,7 @@ def dask_client():
             yield client
 
 
-@pytest.mark.parametrize("search", ["exhaustive", "racing"])
+@pytest.mark.parametrize("search", ["exhaustive", "auto"])
 @pytest.mark.parametrize("architecture", ["fitted", "shared_trunk"])
 @pytest.mark.parametrize("backend", ["loky", "threading"])
 def test_workers_give_the_same_answers(request, X, backend, architecture, search):

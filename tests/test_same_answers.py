@@ -32,7 +32,7 @@ def cases(digits):
         params = {"prior": prior, "max_iter": 2, "augmentation": None, "precision": "float32"}
         for inputs, train in ((X_test[:70], (X, y)), (table[:70], (table, labels))):
             clf = small_classifier(AnyOrderARClassifier, **params).fit(*train)
-            for search in ("exhaustive", "racing"):
+            for search in ("exhaustive", "auto"):
                 copied = copy.copy(clf).set_params(search=search)
                 cases.append((copied, inputs, joint(copied, inputs)))
     return cases

@@ -14,7 +14,6 @@ from skaocls import AnyOrderARClassifier, distributed, load_image_folder
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", help="folder with a subfolder of images for each class")
 parser.add_argument("--output", default="classifier")
-parser.add_argument("--parallel", choices=["ddp", "fsdp"], default="ddp")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--batch-size", type=int, default=64)
 args = parser.parse_args()
@@ -31,7 +30,6 @@ clf = AnyOrderARClassifier(
     image_shape=shape,
     max_iter=args.epochs,
     batch_size=args.batch_size,  # of all processes together
-    parallel=args.parallel,
     checkpoint_dir=f"{args.output}-checkpoints",  # started again, it goes on from there
     random_state=0,
     verbose=1,

@@ -4,12 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
+from sklearn.utils import (
+    _safe_indexing,
+    assert_all_finite,
+    check_consistent_length,
+    column_or_1d,
+)
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 
+from skaocls.images.advice import gathered
 from skaocls.images.lazy import Lazy
+from skaocls.images.reader import find_unreadable
 
 
 def read_labels(
@@ -87,20 +94,52 @@ def known_classes(y: np.ndarray, classes: Sequence[Any] | np.ndarray | None = No
     return classes
 
 
-def class_log_prior(priors: Any, class_count: np.ndarray) -> np.ndarray:
-    """Log of the given class probabilities, or else of the frequencies."""
-    if priors is None:
-        priors = class_count / class_count.sum()
-    priors = np.asarray(priors, dtype=np.float64)
-    if priors.shape != class_count.shape:
+def class_log_prior(class_prior: Any, class_count: np.ndarray) -> np.ndarray:
+    """Return the log of the class prior, or of the class frequencies if it is None.
+
+    Raises
+    ------
+    ValueError
+        If the class prior is not a probability for each class.
+    """
+    if class_prior is None:
+        class_prior = class_count / class_count.sum()
+    class_prior = np.asarray(class_prior, dtype=np.float64)
+    if class_prior.shape != class_count.shape:
         raise ValueError(
-            f"Number of priors must match number of classes: got {priors.size}, "
-            f"expected {class_count.size}."
+            f"class_prior must contain one probability for each class: it has shape "
+            f"{class_prior.shape}, but there are {class_count.size} classes."
         )
-    if not np.isclose(priors.sum(), 1.0):
-        raise ValueError(f"The sum of the priors should be 1, got {priors.sum()}.")
-    if (priors < 0).any():
-        raise ValueError("Priors must be non-negative.")
+    if not np.isclose(class_prior.sum(), 1.0):
+        raise ValueError(f"class_prior must sum to 1, but its sum is {class_prior.sum()}.")
+    if (class_prior < 0).any():
+        raise ValueError("class_prior must not be negative.")
     with np.errstate(divide="ignore"):
-        log_prior: np.ndarray = np.log(priors)
+        log_prior: np.ndarray = np.log(class_prior)
     return log_prior
+
+
+def drop_unreadable(
+    X: Any, y: Any, sample_weight: Any, decoding: str
+) -> tuple[Any, Any, Any, dict[int, str]]:
+    """Return X, y and weights without the images that cannot be read, and the reasons by index.
+
+    Raises
+    ------
+    ValueError
+        If none of the images can be read.
+    """
+    X = gathered(X)
+    reasons = find_unreadable(X, decoding)
+    if not reasons:
+        return X, y, sample_weight, reasons
+    bad = list(reasons)
+    if np.ndim(sample_weight) == 0:  # None, or one weight for all
+        check_consistent_length(X, y)
+    else:
+        check_consistent_length(X, y, sample_weight)
+        sample_weight = np.delete(np.asarray(sample_weight), bad)
+    kept = np.delete(np.arange(len(X)), bad)
+    if not len(kept):
+        raise ValueError(f"None of the {len(bad)} images can be read. {reasons[bad[0]]}")
+    return _safe_indexing(X, kept), np.asarray(y)[kept], sample_weight, reasons

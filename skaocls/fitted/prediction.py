@@ -22,9 +22,8 @@ from skaocls.images.reader import all_bad_named
 from skaocls.progress import progress
 from skaocls.scoring import evidence
 from skaocls.scoring.evidence import Evidence
-from skaocls.scoring.exhaustive import lanes_at_once, scoring_dtype
+from skaocls.scoring.exhaustive import ScoringResult, lanes_at_once, scoring_dtype
 from skaocls.scoring.exhaustive import log_likelihoods as score_exhaustively
-from skaocls.scoring.racing import ScoringResult
 
 # Images that are scored together. Wide priors take long, so that smaller batches update the
 # progress bar more often.

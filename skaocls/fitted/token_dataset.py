@@ -144,8 +144,12 @@ def tokenize_dataset(
     }
     total = None if source.n is None else source.n * (1 + len(drawn(n_views))) // n_parts
     with progress(total, "tokenizing", "view", verbose) as bar:
-        encode = partial(encode_views, tokenizer, n_views, bar)
-        writer = ShardWriter(Path(folder), manifest, codebook_of(tokenizer), encode)
+        writer = ShardWriter(
+            Path(folder),
+            manifest,
+            codebook_of(tokenizer),
+            lambda images, rng: views_of(tokenizer, images, n_views, rng, bar),
+        )
         if source.n is not None:
             for k, chunks in source.shards(writer.shards_of_other_parts(i)[:1]):
                 writer.check(k, chunks)
@@ -303,13 +307,6 @@ def label_array(y: Any) -> np.ndarray:
     if labels.ndim != 1 or labels.dtype == object:
         raise ValueError("Labels must be numbers or strings, one for each image.")
     return labels
-
-
-def encode_views(
-    tokenizer: Any, n_views: int, bar: Any, images: np.ndarray, rng: np.random.RandomState
-) -> np.ndarray:
-    """Return the codes of some views of images, of shape (n, n_views, n_tokens)."""
-    return views_of(tokenizer, images, n_views, rng, bar)
 
 
 def codebook_of(tokenizer: Any) -> np.ndarray | None:

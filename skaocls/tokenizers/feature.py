@@ -16,7 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
 
-from skaocls.attributes import kept_in
+from skaocls.attributes import read_from
 from skaocls.devices import own_torch_state, resolve_device, to_device
 from skaocls.images.reader import learn_reader
 from skaocls.tokenizers.codebook import best_codebook, class_labels, learn_codebook
@@ -156,9 +156,9 @@ class FeatureTokenizer(TransformerMixin, BaseEstimator):
         self.device = device
         self.random_state = random_state
 
-    image_shape_ = kept_in("reader_.image_shape")
-    n_features_in_ = kept_in("reader_.n_features")
-    feature_names_in_ = kept_in("reader_.feature_names", optional=True)
+    image_shape_ = read_from("reader_.image_shape")
+    n_features_in_ = read_from("reader_.n_features")
+    feature_names_in_ = read_from("reader_.feature_names", optional=True)
 
     def fit(self, X: Any, y: Any = None) -> "FeatureTokenizer":
         """Learn components and codebook.

@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.attributes import kept_in
+from skaocls.attributes import read_from
 from skaocls.images.reader import learn_reader
 from skaocls.tokenizers._codes import check_codes
 from skaocls.tokenizers.codebook import (
@@ -147,9 +147,9 @@ default="auto"
         self.random_state = random_state
         self.normalize = normalize
 
-    image_shape_ = kept_in("reader_.image_shape")
-    n_features_in_ = kept_in("reader_.n_features")
-    feature_names_in_ = kept_in("reader_.feature_names", optional=True)
+    image_shape_ = read_from("reader_.image_shape")
+    n_features_in_ = read_from("reader_.n_features")
+    feature_names_in_ = read_from("reader_.feature_names", optional=True)
 
     def fit(self, X: Any, y: Any = None) -> "PatchTokenizer":
         """Learn the codebook.

@@ -13,7 +13,7 @@ from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.attributes import kept_in
+from skaocls.attributes import read_from
 from skaocls.devices import own_torch_state, resolve_device, resolve_precision, to_device
 from skaocls.files import assign, find_file, read_state_dict
 from skaocls.images.reader import Reader
@@ -92,7 +92,7 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         self.device = device
         self.precision = precision
 
-    image_shape_ = kept_in("reader_.image_shape")
+    image_shape_ = read_from("reader_.image_shape")
 
     @property
     def codebook_(self) -> np.ndarray:
