@@ -26,9 +26,9 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 import reference
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, QuantileTokenizer
-from skaocls.fitted.fit import split_validation
 from skaocls.scoring.aggregation import AGGREGATIONS
 from skaocls.scoring.orders import draw_orders
+from skaocls.training.validation import split_validation
 
 
 def make(**params):
@@ -380,8 +380,8 @@ def test_verbose_says_what_was_chosen(digits, capsys):
     shown = capsys.readouterr().err
     for part in (
         f"PatchTokenizer, the default for images: 4 x 4 tokens of {clf.tokenizer_.n_codes_} values",
-        "a new shared_trunk prior for 16 tokens and 300 samples: {'dim': 64",
-        "max_iter=1, batch_size=37 (a share of them, 16 to 64), learning_rate_init=0.005\n",
+        "new shared_trunk prior for 16 tokens and 300 samples: {'dim': 64",
+        "max_iter=1, batch_size=37 (auto), learning_rate_init=0.005\n",
         "16 views of each image",
     ):
         assert part in shown
@@ -554,10 +554,10 @@ def test_nested_parameters_of_names(digits):
 @pytest.mark.parametrize(
     "prior, message",
     [
-        ({"dims": 3}, "'dims', which is no size of 'shared_trunk'. Its sizes are dim, n_layer"),
+        ({"dims": 3}, "unknown size 'dims'. The sizes of 'shared_trunk' are dim, n_layer"),
         ({"dim": 0}, "'dim' parameter of prior={'dim': 0}.*Got 0 instead"),
         ({"n_head": 1.5}, "'n_head' parameter of prior=.*Got 1.5 instead"),
-        ({"architecture": "randar", "width": 8}, "'width', which is no size of 'randar'"),
+        ({"architecture": "randar", "width": 8}, "unknown size 'width'. The sizes of 'randar'"),
         ({"dim": 12}, "dim=12 must be a multiple"),
     ],
 )
@@ -583,11 +583,11 @@ def test_images_that_can_be_gone_through_once(fitted, digits):
 def test_holding_out_of_few(digits, holds_out):
     X = digits[0][:40]
     clf = make(max_iter=1, **holds_out)
-    with pytest.raises(ValueError, match=r"validation_fraction=0.1 of 40 .*, 4\. .*20 classes"):
+    with pytest.raises(ValueError, match=r"validation_fraction=0.1 holds out 4 of 40 .*20 classes"):
         clf.fit(X, np.arange(40) // 2)
     clf.set_params(validation_fraction=0.5).fit(X, np.arange(40) // 2)
     clf.set_params(validation_fraction=0.1).fit(X, np.minimum(np.arange(40), 3))
-    with pytest.raises(ValueError, match="the 0 classes with several samples"):
+    with pytest.raises(ValueError, match=r"needs at least 2 samples; 40 classes have one\."):
         clf.fit(X, np.arange(40))
 
 

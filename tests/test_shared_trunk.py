@@ -300,9 +300,7 @@ def test_parameters_that_name_the_architecture(digits):
     assert isinstance(make(prior="randar", max_iter=1).fit(X, y).prior_, AnyOrderPrior)
     assert isinstance(make(prior="shared_trunk", max_iter=1).fit(X, y).prior_, SharedTrunkPrior)
     assert isinstance(make(prior="auto", max_iter=1).fit(X, y).prior_, SharedTrunkPrior)
-    with pytest.raises(
-        ValueError, match="architecture 'vit', which is none of shared_trunk, randar"
-    ):
+    with pytest.raises(ValueError, match="'vit', but must be one of shared_trunk, randar"):
         make(prior={"architecture": "vit"}).fit(X, y)
 
 
