@@ -1,4 +1,4 @@
-"""What wheel and sdist hold: the whole package and its licence, and no tests or stray files."""
+"""Check that wheel and sdist contain the whole package and its licence, and nothing else."""
 
 import sys
 import tarfile
@@ -15,9 +15,9 @@ package = {
 
 with zipfile.ZipFile(wheel) as archive:
     names = set(archive.namelist())
-about = {name for name in names if name.split("/")[0].endswith(".dist-info")}
-assert names - about == package, f"{wheel.name}: {sorted((names - about) ^ package)}"
-assert any(name.endswith("/licenses/LICENSE") for name in about), f"{wheel.name} has no LICENSE"
+metadata = {name for name in names if name.split("/")[0].endswith(".dist-info")}
+assert names - metadata == package, f"{wheel.name}: {sorted((names - metadata) ^ package)}"
+assert any(name.endswith("/licenses/LICENSE") for name in metadata), f"{wheel.name} has no LICENSE"
 
 with tarfile.open(sdist) as archive:
     names = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}

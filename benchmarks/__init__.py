@@ -1,0 +1,1 @@
+"""Benchmarks of skaocls; README.md describes how to run them."""

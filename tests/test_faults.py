@@ -144,7 +144,6 @@ CHANGES = [
     ("params", "unknown", 1),
     ("params", []),
     ("history", None),
-    ("history", "class_log_prior_", [0.0]),
 ]
 
 
@@ -157,7 +156,7 @@ def test_invalid_configurations_are_refused(folder, memory_limit, change):
         section = section[key]
     section[last] = value
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"saved holds no (model|classifier) that can be restored"):
+    with pytest.raises(ValueError, match=r"saved does not contain a valid (model|classifier)"):
         AnyOrderARClassifier.from_pretrained(folder)
 
 
@@ -165,7 +164,7 @@ def test_invalid_configurations_are_refused(folder, memory_limit, change):
 def test_unknown_formats_are_refused(folder, number):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"format": number}))
-    with pytest.raises(ValueError, match=f"in format {number!r}; this version.*up to format 1"):
+    with pytest.raises(ValueError, match=f"in format {number!r}; .*reads format 1"):
         AnyOrderARClassifier.from_pretrained(folder)
 
 
@@ -178,7 +177,7 @@ def test_configurations_cannot_set_other_attributes(folder, digits):
 
 def test_deeply_nested_configurations_are_refused(folder):
     (folder / "config.json").write_text("[" * 200_000)
-    with pytest.raises(ValueError, match=r"config.json is no readable JSON"):
+    with pytest.raises(ValueError, match=r"config.json is not readable JSON"):
         AnyOrderARClassifier.from_pretrained(folder)
 
 

@@ -1,11 +1,6 @@
-"""Who competes on which tasks; with which settings, ``plans.py`` says."""
+"""The contestants and their tasks; ``plans.py`` contains their settings."""
 
 import numpy as np
-from data import digits, glyphs, textures
-from diffusion import DiffusionClassifier
-from loops import training_views
-from masked import MaskedClassifier
-from networks import NetworkClassifier
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
@@ -16,28 +11,35 @@ from sklearn.utils import check_random_state
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer
 
-CHARACTERS = "ABEFHKNPR2"  # several differ by one stroke
-GLYPHS = 120  # training images of each character
+from .. import common
+from .data import digits, glyphs, textures
+from .diffusion import DiffusionClassifier
+from .loops import training_views
+from .masked import MaskedClassifier
+from .networks import NetworkClassifier
+
+CHARACTERS = "ABEFHKNPR2"  # some differ by one stroke only
+N_GLYPHS = 120  # training images of each character
 GENERATIVE = ("any-order AR", "raster AR", "diffusion", "masked", "shared trunk", "our defaults")
 DISCRIMINATIVE = ("ResNet", "ViT", "SVC", "LogisticRegression", "MLPClassifier")
 MAX_ORDERS, MAX_TIMESTEPS, MAX_MASKS = 32, 32, 32
 
 
 def load(task, seed, fonts=None):
-    """Training images, their labels, test images and theirs; glyphs in the fonts of a folder."""
+    """Return training images and labels, test images and labels; `fonts` is a folder of fonts."""
     if task == "glyphs":
-        return glyphs(seed, characters=CHARACTERS, n_train=GLYPHS, folder=fonts)
+        return glyphs(seed, characters=CHARACTERS, n_train=N_GLYPHS, folder=fonts)
     return {"digits": digits, "textures": textures}[task](seed)
 
 
 class OnViews(ClassifierMixin, BaseEstimator):
-    """A classifier of flat rows, trained on the views of images that the networks train on.
+    """A classifier of flat rows, trained on the same views of images as the networks.
 
     Parameters
     ----------
     estimator : classifier
     augmentation : int, default=16
-        Views of each image, all of them in the training set.
+        Number of views of each image in the training set.
     random_state : int, RandomState instance or None, default=None
     """
 
@@ -61,7 +63,7 @@ class OnViews(ClassifierMixin, BaseEstimator):
 
 
 class StandardizedTokenizer(PatchTokenizer):
-    """Tokens of images whose brightness and contrast have been made the same."""
+    """Standardizes the brightness and contrast of images before it encodes them."""
 
     def fit(self, X, y=None):
         return super().fit(standardized(X))
@@ -71,14 +73,14 @@ class StandardizedTokenizer(PatchTokenizer):
 
 
 def standardized(images):
-    """Each image with mean 0.5 and standard deviation 0.25, what is beyond 0 and 1 cut off."""
+    """Give each image the mean 0.5 and the standard deviation 0.25, clipped to [0, 1]."""
     axes = tuple(range(1, images.ndim))
     spread = np.maximum(images.std(axes, keepdims=True), 1e-6)
     return (0.5 + (images - images.mean(axes, keepdims=True)) / spread / 4).clip(0, 1)
 
 
 def make(contestant, seed, params):
-    """An unfitted classifier of images."""
+    """Make an unfitted classifier of images."""
     params = dict(params)
     if contestant == "our defaults":
         return AnyOrderARClassifier(device="cpu", random_state=seed, **params)
@@ -91,7 +93,7 @@ def make(contestant, seed, params):
         params["prior"] = architecture if sizes is None else {"architecture": architecture} | sizes
         return AnyOrderARClassifier(
             tokenizer=kind(normalize=None, **tokenizer), order=order, n_orders=MAX_ORDERS,
-            device="cpu", random_state=seed, **{"crop": "center", "posterior_weight": 0.0} | params,
+            device="cpu", random_state=seed, **common.LIKELIHOOD_ONLY | params,
         )  # fmt: skip
     if contestant == "diffusion":
         return DiffusionClassifier(n_timesteps=MAX_TIMESTEPS, random_state=seed, **params)
@@ -100,7 +102,7 @@ def make(contestant, seed, params):
     if contestant in ("ResNet", "ViT"):
         return NetworkClassifier(contestant.lower(), random_state=seed, **params)
     views = {"augmentation": params.pop("augmentation"), "random_state": seed}
-    if contestant == "SVC":  # whose kernel is as wide as the pixels vary
+    if contestant == "SVC":  # its kernel width adapts to the variance of the pixels
         return OnViews(SVC(**params), **views)
     if contestant == "LogisticRegression":
         model = LogisticRegression(**{"max_iter": 300} | params)

@@ -1,7 +1,7 @@
 """Three classification tasks that need no download: digits, glyphs and textures.
 
-Each is a function of a seed that returns training images, their labels, test images and theirs.
-Images are float32 in [0, 1], (n, height, width, channels); labels count from 0.
+Each task is a function of a seed that returns training images and labels, test images and labels.
+Images are float32 in [0, 1], (n, height, width, channels); labels start at 0.
 
 Glyphs are drawn from the fonts of the Debian packages in ``fonts.txt``:
 
@@ -15,16 +15,16 @@ from PIL import Image, ImageFont
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 
-CHARACTERS = "ABEFGHKLMNPRTWXY2347"  # none looks like another in some font, as O and 0 do
+CHARACTERS = "ABEFGHKLMNPRTWXY2347"  # no two look alike in any font, as O and 0 do
 PACKAGES = Path(__file__).with_name("fonts.txt")
 DPKG = Path("/var/lib/dpkg/info")
 PLAIN = ("Regular", "Book", "Roman", "Medium")
 MIN_FAMILIES = 6
-SAME_DESIGN = 0.9  # likeness of two families above which they count as one
-ANY_LETTERS = 0.15  # likeness to the typical letters; drawings of symbols have about none
+SAME_DESIGN = 0.9  # cosine similarity from which two families count as one
+ANY_LETTERS = 0.15  # least similarity to the median letters; symbol fonts have about none
 GLYPH_SIZE = 32
 OVERSAMPLING = 3
-PAPER, INK = (0.8, 1.0), (0.0, 0.45)  # range of their red, green and blue
+PAPER, INK = (0.8, 1.0), (0.0, 0.45)  # ranges of red, green and blue
 AREAS = (2, 3)  # rows and columns of areas in a photograph, each a class
 STRIPES = 8
 TEST_STRIPES = 2
@@ -32,7 +32,7 @@ PATCH = 16
 
 
 def digits(seed):
-    """Scikit-learn's handwritten digits, 8 x 8 in grey, a quarter of them for testing."""
+    """Return scikit-learn's handwritten digits, 8 x 8 in grey, a quarter of them for testing."""
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1)
     X_train, X_test, y_train, y_test = train_test_split(
@@ -42,10 +42,10 @@ def digits(seed):
 
 
 def glyphs(seed, *, characters=CHARACTERS, n_train=200, n_test=50, folder=None):
-    """Letters and digits in colour, 32 x 32; training and test images show the same families.
+    """Return letters and digits in colour, 32 x 32; training and test images use the same families.
 
-    `n_train` and `n_test` count images of each class. Fonts are those of the packages, or those
-    found in `folder`.
+    `n_train` and `n_test` are numbers of images per class. The fonts are those of the packages, or
+    those in `folder`.
     """
     known, _ = split_families(find_families(characters, folder), seed)
     return (
@@ -55,19 +55,19 @@ def glyphs(seed, *, characters=CHARACTERS, n_train=200, n_test=50, folder=None):
 
 
 def unseen_fonts(seed, *, characters=CHARACTERS, n_test=50, folder=None):
-    """Test images and labels in the families that :func:`glyphs` of this seed leaves out."""
+    """Return test images and labels in the families that :func:`glyphs` does not use."""
     _, unseen = split_families(find_families(characters, folder), seed)
     return draw_glyphs(unseen, characters, n_test, [seed, 2])
 
 
 def textures(seed, *, n_train=150, n_test=40):
-    """Patches of two photographs, 16 x 16 in colour: in which area of which were they taken?
+    """Return patches of two photographs, 16 x 16 in colour; the class is the area they come from.
 
-    `n_train` and `n_test` count patches of each class. Each area is cut into stripes, some for
-    training and some for testing, so no test patch shows a pixel of a training patch.
+    `n_train` and `n_test` are numbers of patches per class. Each area is cut into stripes, some for
+    training and some for testing, so no test patch contains a pixel of a training patch.
     """
     photos = [photo.astype(np.float32) / 255 for photo in load_sample_images().images]
-    train, test = places(seed, n_train, n_test)
+    train, test = patch_positions(seed, n_train, n_test)
     X_train, X_test = (
         np.stack([photos[photo][y : y + PATCH, x : x + PATCH] for _, photo, y, x in rows])
         for rows in (train, test)
@@ -75,15 +75,15 @@ def textures(seed, *, n_train=150, n_test=40):
     return X_train, train[:, 0], X_test, test[:, 0]
 
 
-def places(seed, n_train, n_test):
-    """Where the patches for training and testing are: rows of label, photo, top, left."""
+def patch_positions(seed, n_train, n_test):
+    """Return the positions of training and test patches: rows of label, photo, top, left."""
     rng = np.random.default_rng([13, seed])
     photos = load_sample_images().images
     train: list[np.ndarray] = []
     test: list[np.ndarray] = []
     for photo, image in enumerate(photos):
         height, width = image.shape[0] // AREAS[0], image.shape[1] // AREAS[1]
-        stripe = width // STRIPES  # upright: photographs change more from top to bottom
+        stripe = width // STRIPES  # vertical, because photographs change more from top to bottom
         for area in range(AREAS[0] * AREAS[1]):
             row, col = divmod(area, AREAS[1])
             label = photo * AREAS[0] * AREAS[1] + area
@@ -94,14 +94,14 @@ def places(seed, n_train, n_test):
             ):
                 top = rng.integers(height - PATCH + 1, size=n)
                 left = rng.choice(stripes, n) * stripe + rng.integers(stripe - PATCH + 1, size=n)
-                of = np.full(n, label), np.full(n, photo)
-                rows.append(np.stack([*of, row * height + top, col * width + left], 1))
-    # class after class in turn, so that the first images of any number are a fair sample
+                source = np.full(n, label), np.full(n, photo)
+                rows.append(np.stack([*source, row * height + top, col * width + left], 1))
+    # alternate between the classes, so that the first n patches are a balanced sample
     return [np.stack(rows, 1).reshape(-1, 4) for rows in (train, test)]
 
 
 def font_files(folder=None):
-    """Font files below a folder, or those that the packages installed."""
+    """Return the font files in a folder, or those that the packages installed."""
     if folder is None:
         lists = [DPKG / f"{package}.list" for package in PACKAGES.read_text().split()]
         missing = [path.stem for path in lists if not path.exists()]
@@ -115,13 +115,13 @@ def font_files(folder=None):
 
 def how_to_install():
     install = "apt-get update && apt-get install -y --no-install-recommends"
-    return f"Run: {install} $(cat {PACKAGES}), or name a folder of other fonts."
+    return f"Run: {install} $(cat {PACKAGES}), or give a folder of other fonts."
 
 
 def find_families(characters=CHARACTERS, folder=None):
-    """One plain font of each family that has all the characters: {family: file}, by name.
+    """Return one regular font of each family that has all the characters, {family: file}.
 
-    Of families of nearly the same design, like the condensed one of another, the first is kept.
+    The first of families with nearly the same design is kept, such as a condensed variant.
     """
     fonts: dict[str, list] = {}
     for file in font_files(folder):
@@ -147,13 +147,13 @@ def find_families(characters=CHARACTERS, folder=None):
 
 
 def look(file, characters):
-    """The shape of each character, (n_characters, pixels) of unit length; None if one is missing.
+    """Return normalized shapes of the characters, (n_characters, pixels); None if one is missing.
 
-    Shapes are stretched to one box, so the condensed font of a family looks like the wide one.
+    The shapes are stretched to one box, so a condensed font looks like the wide one.
     """
     font = ImageFont.truetype(str(file), 48, layout_engine=ImageFont.Layout.BASIC)
     shapes = [ink(font, character) for character in characters]
-    absent = ink(font, "\uffff")  # no character: shows what the font draws for those it lacks
+    absent = ink(font, "\uffff")  # not a character: the glyph that the font draws for missing ones
     if any(shape is None or shape == absent for shape in shapes):
         return None
     small = [shape.resize((16, 16), Image.Resampling.BOX) for shape in shapes]
@@ -163,7 +163,7 @@ def look(file, characters):
 
 
 def ink(font, character):
-    """The character in white on black, cut to its box; None if it is blank."""
+    """Draw the character in white on black, cropped to its box; None if it is blank."""
     mask = font.getmask(character, mode="L")
     if mask.getbbox() is None:
         return None
@@ -171,7 +171,7 @@ def ink(font, character):
 
 
 def split_families(families, seed):
-    """Files of the families to train on, and of those never trained on, a third of all."""
+    """Return the files of two thirds of the families for training, and of the others."""
     files = [families[name] for name in sorted(families)]
     order = np.random.default_rng([17, seed]).permutation(len(files))
     n_unseen = len(files) // 3
@@ -179,7 +179,7 @@ def split_families(families, seed):
 
 
 def stencils(file, characters):
-    """Each character's ink in the middle of a square canvas, the largest one filling it nearly."""
+    """Draw each character in the centre of a square canvas that fits the largest one."""
     side = GLYPH_SIZE * OVERSAMPLING
     font = ImageFont.truetype(str(file), side, layout_engine=ImageFont.Layout.BASIC)
     largest = max(max(ink(font, character).size) for character in characters)
@@ -193,7 +193,7 @@ def stencils(file, characters):
 
 
 def draw_glyphs(files, characters, per_class, seed):
-    """Images of every character in random ones of the fonts, colours, sizes and places."""
+    """Draw every character with random fonts, colours, sizes and positions."""
     rng = np.random.default_rng([19, *seed])
     drawn = [stencils(file, characters) for file in files]
     labels = np.tile(np.arange(len(characters)), per_class)
@@ -202,11 +202,11 @@ def draw_glyphs(files, characters, per_class, seed):
 
 
 def glyph(stencil, rng):
-    """One image of a character: darker ink on lighter paper."""
+    """Draw one image of a character, with darker ink on lighter paper."""
     side, angle, scale = stencil.width, rng.uniform(-0.15, 0.15), rng.uniform(0.65, 1)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
-    shift = side / 2 - turn @ (side / 2 + rng.uniform(-2, 2, size=2) * OVERSAMPLING)
-    affine = np.column_stack([turn, shift]).ravel().tolist()
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
+    shift = side / 2 - rotation @ (side / 2 + rng.uniform(-2, 2, size=2) * OVERSAMPLING)
+    affine = np.column_stack([rotation, shift]).ravel().tolist()
     moved = stencil.transform(
         stencil.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR
     )

@@ -1,12 +1,9 @@
-"""A diffusion classifier: the class under which a small DiT best predicts the noise in an image."""
+"""A diffusion classifier: predicts the class under which a small DiT best predicts the noise."""
 
 import math
 
 import numpy as np
 import torch
-from elimination import N_STEPS, evaluations, keys_of, noise_errors, search
-from latents import PatchLatents
-from loops import doublings, pixels, train, training_views
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
@@ -16,28 +13,32 @@ from torch.nn import functional as F
 
 from skaocls.scoring.calibration import fit_temperature
 
+from .elimination import N_STEPS, evaluations, noise_errors, noise_seeds, search
+from .latents import PatchLatents
+from .loops import pixels, powers_of_two, train, training_views
+
 SCHEDULE_OFFSET = 0.008
-NUMBERS_AT_ONCE = 2**18  # in the residual stream of one forward pass when scoring
+STREAM_SIZE = 2**18  # numbers in the residual stream of one forward pass when scoring
 HELD_OUT = 0.1  # share of the data for temperature="auto", as in AnyOrderARClassifier
-FREQUENCIES = 64
-CLASS_SPREAD = 1.0  # with 0.02, as published for wide models, small ones hardly learn the classes
+N_FREQUENCIES = 64
+CLASS_STD = 1.0  # with the published 0.02, small models hardly learn the classes
 
 
 def alpha_bar(t):
-    """Share of the image in the variance after t of T steps: Nichol and Dhariwal's cosine."""
-    at = (t / N_STEPS + SCHEDULE_OFFSET) / (1 + SCHEDULE_OFFSET)
+    """Return the share of the image in the variance after t of T steps (cosine schedule)."""
+    progress = (t / N_STEPS + SCHEDULE_OFFSET) / (1 + SCHEDULE_OFFSET)
     start = math.cos(SCHEDULE_OFFSET / (1 + SCHEDULE_OFFSET) * math.pi / 2)
-    return (torch.cos(at * math.pi / 2) / start).square()
+    return (torch.cos(progress * math.pi / 2) / start).square()
 
 
 def add_noise(x, t, noise):
-    """x_t of images x (n, ...), steps t (n,) and noise (n, ...)."""
+    """Return x_t for images x (n, ...), steps t (n,) and noise (n, ...)."""
     share = alpha_bar(t).view(-1, *[1] * (x.ndim - 1))
     return share.sqrt() * x + (1 - share).sqrt() * noise
 
 
 def noise_loss(module, x, labels, class_dropout=0.1):
-    """Mean squared error of the predicted noise, at uniform steps 1 ... T; x in [0, 1]."""
+    """Return the mean squared error of the predicted noise at uniform steps; x in [0, 1]."""
     x, noise = 2 * x - 1, torch.randn_like(x)
     t = torch.randint(1, N_STEPS + 1, (len(x),)).float()
     labels = labels.masked_fill(torch.rand(len(x)) < class_dropout, module.num_classes)
@@ -60,21 +61,21 @@ def mlp(dim, hidden, out):
     return nn.Sequential(nn.Linear(dim, hidden), nn.GELU("tanh"), nn.Linear(hidden, out))
 
 
-def zeros(linear):
-    """The linear layer, with weights and biases of 0."""
+def zero_init(linear):
+    """Set the weights and biases of a linear layer to 0, and return it."""
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
 
 
 class Block(nn.Module):
-    """Transformer block with adaLN-zero: the condition shifts, scales and gates, at first by 0."""
+    """Transformer block with adaLN-zero: the condition shifts, scales and gates, initially by 0."""
 
     def __init__(self, dim, n_head):
         super().__init__()
         self.attention = Attention(dim, n_head)
         self.mlp = mlp(dim, 4 * dim, dim)
-        self.condition = zeros(nn.Linear(dim, 6 * dim))
+        self.condition = zero_init(nn.Linear(dim, 6 * dim))
 
     def forward(self, x, condition):
         shift, scale, gate, *second = self.condition(condition)[:, None].chunk(6, -1)
@@ -88,13 +89,13 @@ def modulate(x, shift, scale):
 
 
 class DiT(nn.Module):
-    """Diffusion transformer: predicts the noise in images, given the step and the class.
+    """Diffusion transformer that predicts the noise in images, given the step and the class.
 
     Parameters
     ----------
     image_shape : tuple of int (height, width, channels)
     num_classes : int
-        Label `num_classes` is no class.
+        The label `num_classes` is the null class.
     patch_size : int
         Pixels along each side of a token.
     dim, n_layer, n_head : int
@@ -114,18 +115,18 @@ class DiT(nn.Module):
         self.patch_size = patch_size
         self.embed = nn.Linear(channels * patch_size**2, dim)
         self.positions = nn.Parameter(0.02 * torch.randn(self.n_tokens, dim))
-        self.step = mlp(FREQUENCIES, dim, dim)
+        self.step = mlp(N_FREQUENCIES, dim, dim)
         self.classes = nn.Embedding(num_classes + 1, dim)
-        nn.init.normal_(self.classes.weight, std=CLASS_SPREAD)
+        nn.init.normal_(self.classes.weight, std=CLASS_STD)
         self.blocks = nn.ModuleList(Block(dim, n_head) for _ in range(n_layer))
-        self.condition = zeros(nn.Linear(dim, 2 * dim))
-        self.output = zeros(nn.Linear(dim, channels * patch_size**2))
+        self.condition = zero_init(nn.Linear(dim, 2 * dim))
+        self.output = zero_init(nn.Linear(dim, channels * patch_size**2))
 
     def forward(self, x, t, labels):
-        """Noise in images x (n, channels, height, width) at steps t (n,) of classes labels (n,)."""
+        """Predict the noise in images x (n, channels, height, width) at steps t (n,)."""
         tokens = F.unfold(x, self.patch_size, stride=self.patch_size).transpose(1, 2)
         y = self.embed(tokens) + self.positions
-        condition = F.silu(self.step(waves(t)) + self.classes(labels))
+        condition = F.silu(self.step(step_features(t)) + self.classes(labels))
         for block in self.blocks:
             y = block(y, condition)
         shift, scale = self.condition(condition)[:, None].chunk(2, -1)
@@ -133,44 +134,44 @@ class DiT(nn.Module):
         return F.fold(y, self.image_size, self.patch_size, stride=self.patch_size)
 
 
-def waves(t):
-    """Sines and cosines of the step, (n, FREQUENCIES)."""
-    rates = torch.exp(torch.linspace(0, -math.log(10_000), FREQUENCIES // 2))
+def step_features(t):
+    """Return sines and cosines of the step, (n, N_FREQUENCIES)."""
+    rates = torch.exp(torch.linspace(0, -math.log(10_000), N_FREQUENCIES // 2))
     angles = t[:, None] * rates
     return torch.cat([angles.cos(), angles.sin()], 1)
 
 
 class DiffusionClassifier(ClassifierMixin, BaseEstimator):
-    """Classification by the noise that a class-conditional diffusion model predicts.
+    """Classifier that compares how well classes predict the noise in an image.
 
     The score of a class is the squared error of the predicted noise, averaged over pairs of a step
-    and a noise. These pairs are the same for all classes, as they must be; the noises follow from
-    the image and the seed, so that an answer does not depend on what else is asked.
+    and a noise. All classes share these pairs. The noise is a function of the image and the seed,
+    so that predictions do not depend on the batch.
 
     Parameters
     ----------
     patch_size, dim, n_layer, n_head : int
         Sizes of the :class:`DiT`.
     n_components : int, default=None
-        How many whitened principal components of each patch are noised and predicted instead of
-        its pixels: a linear stand-in for the latents of larger models.
+        Number of whitened principal components of each patch that replace its pixels, as a linear
+        substitute for the latents of larger models. None uses pixels.
     n_timesteps : int, default=64
-        Steps at which errors are compared, one noise for each. May be changed after `fit`.
+        Number of steps with one noise each. May be changed after `fit`.
     adaptive : bool, default=False
-        Whether to drop the worst classes on the way (Li et al., algorithm 1). May be changed after
-        `fit`.
+        If True, drop the worst classes after some steps (Li et al., algorithm 1). May be changed
+        after `fit`.
     stages : list of tuple (timesteps, classes kept), default=None
-        After so many of the steps so many classes stay; the search ends where that is one.
-        None keeps half of the classes after an eighth of the steps, and a fifth after a quarter.
+        Number of classes kept after a number of steps; the search ends when one is left. None keeps
+        half of the classes after an eighth of the steps, and a fifth after a quarter.
     temperature : float or "auto", default=1.0
-        A class's log-likelihood is taken to be minus the squared norm of the error, averaged over
-        the steps, divided by this. The true weights of the steps and a constant factor are lost
-        in that, so the probabilities mean little until ``"auto"`` has found the temperature on a
-        tenth of the data, held out from training. A number may be set after `fit`.
+        Divisor of the log-likelihoods, which are taken to be the negative squared norm of the
+        error, averaged over the steps. This ignores the true weights of the steps and a constant
+        factor, so probabilities are only meaningful with ``"auto"``, which fits the temperature to
+        a held-out tenth of the data. A number may be set after `fit`.
     augmentation : int, default=16
-        Views of each image to train on; 1 is the image alone.
+        Number of views of each image for training; 1 uses only the image itself.
     max_iter : int, default=240
-        Epochs.
+        Number of epochs.
     batch_size : int, default=64
     learning_rate : float, default=6e-3
     averaging : float, default=0.99
@@ -186,7 +187,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
     loss_curve_ : list of float
         Mean squared error of the noise in each epoch.
     evaluations_ : int
-        Forward passes for one image.
+        Number of forward passes for one image.
 
     References
     ----------
@@ -231,7 +232,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X, y):
-        """Train on images X (n, height, width, channels) in [0, 1] and their classes y (n,)."""
+        """Train on images X (n, height, width, channels) in [0, 1] and classes y (n,)."""
         rng = check_random_state(self.random_state)
         self.classes_, labels = np.unique(y, return_inverse=True)
         held_out = None
@@ -269,7 +270,7 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _inputs(self, X):
-        """What is noised: pixels or latents, (n, channels, height, width)."""
+        """Return the pixels or latents to which noise is added, (n, channels, height, width)."""
         return pixels(X if self.latents_ is None else self.latents_.transform(X))
 
     @property
@@ -278,27 +279,24 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def evaluations_(self):
-        """Forward passes for one image."""
+        """Number of forward passes for one image."""
         return evaluations(self._stages(), len(self.classes_))
 
     def predict_proba(self, X):
-        """Class probabilities, (n, n_classes); classes are taken to be equally frequent."""
+        """Return class probabilities, (n, n_classes), for equally frequent classes."""
         ll = torch.from_numpy(-self._search(X) / self.temperature_)
         return ll.softmax(1).numpy()
 
     def predict(self, X):
-        """The class of the least error, of each image."""
+        """Return the class with the smallest error for each image."""
         return self.classes_[self._search(X).argmin(1)]
 
     def staged_timesteps(self):
-        """1, 2, 4, 8, ... `n_timesteps`."""
-        return doublings(self.n_timesteps)
+        """Return 1, 2, 4, 8, ... `n_timesteps`."""
+        return powers_of_two(self.n_timesteps)
 
     def staged_predict(self, X):
-        """Yield predictions after each of `staged_timesteps`, from one pass without elimination.
-
-        Each takes as many forward passes for an image as steps times classes.
-        """
+        """Yield predictions after each of `staged_timesteps`, without elimination."""
         for error in self._staged_errors(X):
             yield self.classes_[error.argmin(1)]
 
@@ -308,8 +306,8 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
             yield torch.from_numpy(-error / self.temperature_).softmax(1).numpy()
 
     def _staged_errors(self, X):
-        everything = torch.arange(len(self.classes_)).expand(len(X), -1)
-        errors = self._errors(self._inputs(X), everything, range(self.n_timesteps)).numpy()
+        all_classes = torch.arange(len(self.classes_)).expand(len(X), -1)
+        errors = self._errors(self._inputs(X), all_classes, range(self.n_timesteps)).numpy()
         for k in self.staged_timesteps():
             yield errors[:, :, :k].mean(2)
 
@@ -318,13 +316,13 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
         if not self.adaptive:
             return [(n, 1)]
         shares = ((8, 2), (4, 5))
-        few = [(max(1, n // a), -(-n_classes // b)) for a, b in shares]
-        stages = self.stages or [*few, (n, 1)]
-        decided = [keep for _, keep in stages].index(1)  # what follows could change nothing
+        early = [(max(1, n // a), -(-n_classes // b)) for a, b in shares]
+        stages = self.stages or [*early, (n, 1)]
+        decided = [keep for _, keep in stages].index(1)  # later stages cannot change the result
         return stages[: decided + 1]
 
     def _search(self, X):
-        """Squared norm of the error, averaged over the steps, (n, n_classes)."""
+        """Return the squared norm of the error, averaged over the steps, (n, n_classes)."""
         check_is_fitted(self)
         x = self._inputs(X)
 
@@ -335,11 +333,11 @@ class DiffusionClassifier(ClassifierMixin, BaseEstimator):
 
     @torch.inference_mode()
     def _errors(self, x, labels, steps):
-        """Squared norm of the error in the noise, float64 (n, n_labels, n_steps).
+        """Return the squared norm of the error in the noise, float64 (n, n_labels, n_steps).
 
-        `labels` (n, n_labels) are rows of the class table, `steps` numbers within `timesteps`.
+        `labels` (n, n_labels) are rows of the class table; `steps` are indices of `timesteps`.
         """
         module, x = self.module_, 2 * x - 1
-        at_once = max(1, NUMBERS_AT_ONCE // (module.n_tokens * module.positions.shape[1]))
-        keys = keys_of(x, self._noise_seed)
-        return noise_errors(module, add_noise, x, keys, labels, steps, at_once)
+        batch_size = max(1, STREAM_SIZE // (module.n_tokens * module.positions.shape[1]))
+        seeds = noise_seeds(x, self._noise_seed)
+        return noise_errors(module, add_noise, x, seeds, labels, steps, batch_size)

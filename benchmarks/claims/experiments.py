@@ -1,58 +1,60 @@
-"""The experiments: what one contestant does on one task with one seed, as a dict for JSON."""
+"""The experiments: each returns the result of one contestant, task and seed as a dict."""
 
-import time
 import warnings
 
 import numpy as np
-from contestants import CHARACTERS, load, make
-from data import unseen_fonts
-from measures import SHOWN_ORDERS, clean, ready, relative_drop
-from shifts import SHIFTS
-from shortcuts import with_shortcut
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
-AGREEMENT = 0.95  # of mark and class in training
+from skaocls.scoring.aggregation import joint_log_proba
+
+from .. import common
+from .contestants import CHARACTERS, load, make
+from .data import unseen_fonts
+from .measures import TABLE_ORDERS, measure_settings, relative_drop, use_fast_search
+from .shifts import SHIFTS
+from .shortcuts import with_shortcut
+
+AGREEMENT = 0.95  # share of training images whose mark agrees with the class
 SEVERITIES = (1, 2, 3, 4, 5)
-HELD_OUT = 300
-TEST_MARKS = 1000  # added to the seed
+N_HELD_OUT = 300
+TEST_MARKS = 1000  # added to the seed of the marks
 
 
 def images(task, seed, n_train=None, n_test=None, fonts=None):
-    """The first of the task's training images, their labels, of its test images and theirs."""
+    """Return the first training images and labels, and the first test images and labels."""
     X, y, X_test, y_test = load(task, seed, fonts)
     return X[:n_train], y[:n_train], X_test[:n_test], y_test[:n_test]
 
 
 def fitted(contestant, seed, params, X, y):
-    """The trained contestant, and how many seconds that took."""
+    """Train a contestant, and return it with the seconds of the training."""
     model = make(contestant, seed, params)
-    start = time.perf_counter()
-    with warnings.catch_warnings():  # training is as long as its budget
+    with warnings.catch_warnings():  # the number of epochs is fixed
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(X, y)
-    return model, time.perf_counter() - start
+        seconds, _ = common.timed(model.fit, X, y)
+    return model, seconds
 
 
 def standard(task, seed, contestant, params, n_train=None, n_test=None, n_shifted=200, fonts=None):
-    """Train on the task's images; test on others like them, and under every shift.
+    """Train on the task's images; test on similar images and under every shift.
 
     Returns
     -------
     row : dict
-        What :func:`measures.clean` finds; ``"shifts"``: accuracy at each severity, with the
-        setting that :func:`measures.ready` chooses, on the first `n_shifted` test images;
-        ``"unshifted"``: on those as they are; glyphs also in ``"unseen_fonts"``.
+        The result of :func:`measures.measure_settings`; ``"shifts"``: accuracy at each severity on
+        the first `n_shifted` test images, with fast search; ``"unshifted"``: accuracy on these
+        images without a shift; for glyphs also ``"unseen_fonts"``.
     """
     X, y, X_test, y_test = images(task, seed, n_train, n_test, fonts)
     model, seconds = fitted(contestant, seed, params, X, y)
     row = {"fit_seconds": seconds, "n_test": len(y_test)}
-    row |= clean(model, X_test, y_test)
-    ready(model)
-    some, labels = X_test[:n_shifted], y_test[:n_shifted]
-    row["unshifted"] = accuracy(model, some, labels)
-    row["n_shifted"] = len(labels)
-    row["shifts"] = dict(zip(SHIFTS, shifts(model, some, labels, seed)))
+    row |= measure_settings(model, X_test, y_test)
+    use_fast_search(model)
+    X_test, y_test = X_test[:n_shifted], y_test[:n_shifted]
+    row["unshifted"] = accuracy(model, X_test, y_test)
+    row["n_shifted"] = len(y_test)
+    row["shifts"] = dict(zip(SHIFTS, shifts(model, X_test, y_test, seed)))
     if task == "glyphs":
         unseen, labels = unseen_fonts(seed, characters=CHARACTERS, folder=fonts)
         row["unseen_fonts"] = accuracy(model, unseen[:n_test], labels[:n_test])
@@ -60,20 +62,20 @@ def standard(task, seed, contestant, params, n_train=None, n_test=None, n_shifte
 
 
 def shortcut(task, seed, contestant, params, kind, n_train=None, n_test=None):
-    """Train on images with a mark that mostly tells the class; test where it does not.
+    """Train on images with a mark that mostly shows the class; test on images where it does not.
 
     Returns
     -------
     row : dict
-        Accuracy on test images whose mark agrees as in training, ``"agreeing"``, stands for a
-        random class, ``"random"``, and always for another one, ``"conflicting"``; of the last,
-        ``"fooled"`` is the share that is taken for the mark's class.
+        Accuracy on test images whose mark agrees as in training (``"agreeing"``), stands for a
+        random class (``"random"``), or always for another class (``"conflicting"``), and the share
+        of the latter that is predicted to be of the mark's class (``"fooled"``).
     """
     X, y, X_test, y_test = images(task, seed, n_train, n_test)
     n_classes = y.max() + 1
     marked, _ = with_shortcut(X, y, n_classes, AGREEMENT, kind, seed)
     model, seconds = fitted(contestant, seed, params, marked, y)
-    ready(model)
+    use_fast_search(model)
     row = {"fit_seconds": seconds, "n_test": len(y_test)}
     for name, agreement in (
         ("agreeing", AGREEMENT), ("random", 1 / n_classes), ("conflicting", "reversed")
@@ -86,24 +88,25 @@ def shortcut(task, seed, contestant, params, kind, n_train=None, n_test=None):
 
 
 def remedy(
-    task, seed, contestant, params, variant, readings, kind=None,
+    task, seed, contestant, params, variant, settings, kind=None,
     n_train=None, n_test=None, n_shifted=100, fonts=None,
 ):  # fmt: skip
-    """Train ours with a change of its settings, named `variant`, and read it in several ways.
+    """Train our classifier with changed parameters, and predict with several settings.
 
     Parameters
     ----------
-    readings : list of dict
-        Parameters that are set after training.
+    variant : str
+        Name of the change.
+    settings : list of dict
+        Parameters to set after training.
     kind : str, default=None
-        A shortcut to train with: then accuracy is that on conflicting images, and there is no
-        shift.
+        Shortcut to train with. Accuracy is then measured on conflicting images, without shifts.
 
     Returns
     -------
     row : dict
-        ``"readings"``: for each, ``"accuracy"`` with all orders and that of a ``"single"`` one in
-        the mean, and the ``"drop"`` in the mean of the shifts.
+        ``"results"``: for each setting, ``"accuracy"`` with all orders, mean accuracy of a
+        ``"single"`` one, and mean ``"drop"`` over the shifts.
     """
     X, y, X_test, y_test = images(task, seed, n_train, n_test, fonts)
     if kind is not None:
@@ -111,40 +114,40 @@ def remedy(
         X, _ = with_shortcut(X, y, n_classes, AGREEMENT, kind, seed)
         X_test, _ = with_shortcut(X_test, y_test, n_classes, "reversed", kind, seed + TEST_MARKS)
     model, seconds = fitted(contestant, seed, params, X, y)
-    model.set_params(n_orders=min(SHOWN_ORDERS, model.n_orders))
-    usual = model.get_params(deep=False)
+    model.set_params(n_orders=min(TABLE_ORDERS, model.n_orders))
+    unchanged = model.get_params(deep=False)
     rows = []
-    for reading in readings:
-        model.set_params(**usual | reading)
-        ll = np.concatenate(list(model._log_likelihoods(X_test)))
-        joint = model._joint_log_proba(ll)
+    for setting in settings:
+        model.set_params(**unchanged | setting)
+        ll = common.log_likelihoods(model, X_test)
+        joint = joint_log_proba(ll, model.class_log_prior_, model.aggregation)
         right = joint.argmax(1) == y_test
         single = (ll + model.class_log_prior_).argmax(2) == y_test[:, None]
-        row = {"reading": reading, "accuracy": float(right.mean()), "single": float(single.mean())}
+        row = {"setting": setting, "accuracy": float(right.mean()), "single": float(single.mean())}
         if kind is None:
-            ready(model)
+            use_fast_search(model)
             shifted, labels = X_test[:n_shifted], y_test[:n_shifted]
             row["drop"] = relative_drop(
                 right[:n_shifted].mean(), shifts(model, shifted, labels, seed)
             )
         rows.append(row)
-    return {"fit_seconds": seconds, "readings": rows}
+    return {"fit_seconds": seconds, "results": rows}
 
 
 def tune(task, seed, contestant, params, variant, fonts=None):
-    """Train on three quarters of the training images, test on up to `HELD_OUT` of the others."""
+    """Train on three quarters of the training images, and test on up to `N_HELD_OUT` others."""
     X, y, *_ = load(task, seed, fonts)
     X, X_held, y, y_held = train_test_split(X, y, test_size=0.25, stratify=y, random_state=seed)
     model, seconds = fitted(contestant, seed, params, X, y)
-    ready(model)
+    use_fast_search(model)
     return {
         "fit_seconds": seconds,
-        "accuracy": accuracy(model, X_held[:HELD_OUT], y_held[:HELD_OUT]),
+        "accuracy": accuracy(model, X_held[:N_HELD_OUT], y_held[:N_HELD_OUT]),
     }
 
 
 def shifts(model, X, labels, seed):
-    """Accuracy at each severity of each shift."""
+    """Return the accuracy at each severity of each shift."""
     return [
         [accuracy(model, shift(X, severity, seed), labels) for severity in SEVERITIES]
         for shift in SHIFTS.values()

@@ -1,6 +1,6 @@
-"""Floating-point operations that it takes to classify one image.
+"""Floating-point operations for classifying one image.
 
-A multiplication and an addition are two; only products of matrices count, as in
+A multiplication and an addition count as two. Only matrix products count, as in
 `torch.utils.flop_counter`.
 """
 
@@ -13,12 +13,13 @@ from skaocls import SharedTrunkPrior
 
 
 def flops_per_image(model, image_shape):
-    """Of a fitted classifier: ours, a diffusion or masked one, a network, or scikit-learn's.
+    """Count the operations of a fitted classifier for one image.
 
     Parameters
     ----------
     model : estimator
-        Of a pipeline the last step counts. Ours is taken to search exhaustively.
+        Any contestant. Only the last step of a pipeline counts. Our classifier is counted with
+        exhaustive search.
     image_shape : tuple of int (height, width, channels)
 
     Returns
@@ -36,63 +37,64 @@ def flops_per_image(model, image_shape):
     if name == "NetworkClassifier":
         return counted(model.module_, blank(image_shape))
     if name == "SVC":
-        # the kernel, and its sums over the support vectors of each two classes
+        # the kernel, and its sums over the support vectors for each pair of classes
         return 2 * (model.support_vectors_.size + model.dual_coef_.size)
     if name == "LogisticRegression":
         return 2 * model.coef_.size
     if name == "MLPClassifier":
         return 2 * sum(weights.size for weights in model.coefs_)
-    raise TypeError(f"Operations of {name} are not known.")
+    raise TypeError(f"The operations of {name} are unknown.")
 
 
 def ar_flops(prior, n_orders, n_classes):
-    """Of log p(tokens | class, order) for all classes and orders, as the scoring engine does it."""
-    pair, lane = ar_parts(prior)
+    """Count the engine's operations for log p(tokens | class, order), all classes and orders."""
+    per_order, per_class = ar_parts(prior)
     if isinstance(prior, SharedTrunkPrior):
-        once, head = head_parts(prior)
-        pair, lane = pair + lane + once, head
-    return n_orders * (pair + n_classes * lane)
+        head_per_order, head_per_class = head_parts(prior)
+        per_order, per_class = per_order + per_class + head_per_order, head_per_class
+    return n_orders * (per_order + n_classes * per_class)
 
 
 def head_parts(prior):
-    """Operations of a shared trunk's head, once for an order and once more for each class in it."""
+    """Count the operations of a shared trunk's head, per order and per class in an order."""
     n, head = prior.n_tokens, prior.head
     rank, width = head.project.weight.shape
-    once = n * 2 * head.features.weight.numel()
-    # scale, shift, SiLU as five, gate; the projection; groups, and the codes of one group
-    lane = n * (8 * width + 2 * width * rank + 2 * rank * (head.n_groups + head.group_size))
-    return once, lane
+    per_order = n * 2 * head.features.weight.numel()
+    # scale, shift, SiLU (five), gate; the projection; groups, and the codes of one group
+    per_class = n * (8 * width + 2 * width * rank + 2 * rank * (head.n_groups + head.group_size))
+    return per_order, per_class
 
 
 def ar_parts(prior):
-    """Operations once for an order, and once more for each class in it.
+    """Count the operations per order, and per class in an order.
 
-    The first layer's attention knows no class yet; in the last layer, keys and values apart, only
-    the positions that predict are computed. What is masked in the attention counts.
+    The first layer's attention does not depend on the class. The last layer computes keys and
+    values everywhere, and the rest only at positions that predict. Masked parts of the attention
+    count.
     """
     body = prior.transformer
     n, dim, n_layer = prior.n_tokens, prior.dim, len(body.layers)
     steps = 2 * n - 1  # p1 t1 p2 ... pn
-    # two for each weight: queries, keys, values, output; the feed-forward net; scores, sums
+    # queries, keys, values and output; the feed-forward network; attention scores and sums
     square, ffn = 2 * dim**2, 6 * dim * body.blocks[0].feed_forward.w1.weight.shape[0]
-    pair = steps * 4 * square + 4 * steps * steps * dim
-    lane = 2 * steps * body.n_head * dim  # the class's share of that attention
-    lane += (n if n_layer == 1 else steps) * ffn
+    per_order = steps * 4 * square + 4 * steps * steps * dim
+    per_class = 2 * steps * body.n_head * dim  # attention of the first layer to the class token
+    per_class += (n if n_layer == 1 else steps) * ffn
     for layer in range(1, n_layer):
-        asking = n if layer == n_layer - 1 else steps
-        lane += (2 * steps + 2 * asking) * square + asking * ffn
-        lane += 4 * asking * (steps + 1) * dim
-    return pair, lane + n * 2 * dim * prior.vocab_size
+        queries = n if layer == n_layer - 1 else steps
+        per_class += (2 * steps + 2 * queries) * square + queries * ffn
+        per_class += 4 * queries * (steps + 1) * dim
+    return per_order, per_class + n * 2 * dim * prior.vocab_size
 
 
 def dit_flops(module):
-    """Of one forward pass of the DiT: one image, step and class."""
+    """Count the operations of one forward pass of the DiT: one image, step and class."""
     image, label = blank(module.image_shape), torch.zeros(1, dtype=torch.long)
     return counted(module, image, torch.zeros(1), label)
 
 
 def masked_flops(module):
-    """Of one forward pass of the masked transformer: one image, mask and class."""
+    """Count the operations of one pass of the masked transformer: one image, mask and class."""
     tokens, label = torch.zeros(1, module.n_tokens).long(), torch.zeros(1, dtype=torch.long)
     return counted(module, tokens, tokens.bool(), label)
 
@@ -103,8 +105,8 @@ def blank(image_shape):
 
 
 def counted(module, *inputs):
-    """Operations of one call, as torch counts them."""
-    # the fast attention on CPUs is not known to the counter, nor is what inference mode composes
+    """Count the operations of one call with torch's counter."""
+    # the counter supports neither the fast attention on CPUs nor inference mode
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         module(*inputs)

@@ -5,14 +5,14 @@ from sklearn.decomposition import PCA
 
 
 class PatchLatents:
-    """A linear encoder, patch by patch, for a diffusion in latents instead of pixels.
+    """Linear encoder of patches, for diffusion in latents instead of pixels.
 
     Parameters
     ----------
     patch_size : int
-        Pixels along each side of a patch; the images' sides are multiples of it.
+        Side of a patch in pixels; it must divide the sides of the images.
     n_components : int
-        Numbers that are kept of a patch.
+        Number of components per patch.
     """
 
     def __init__(self, patch_size, n_components):
@@ -27,7 +27,7 @@ class PatchLatents:
         return self
 
     def transform(self, images):
-        """Latents (n, rows, cols, n_components) of unit variance about 0.5, as pixels might be."""
+        """Return latents (n, rows, cols, n_components) with mean 0.5 and standard deviation 0.5."""
         patches = self.patches(images)
         latents = self.pca.transform(patches.reshape(-1, patches.shape[-1]))
         return (latents.reshape(*patches.shape[:3], -1) / 2 + 0.5).astype(np.float32)

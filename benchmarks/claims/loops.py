@@ -1,29 +1,29 @@
-"""What the contestants written in torch share: views of the images, and one training loop."""
+"""Views of images and the training loop that the contestants written in torch share."""
 
 import numpy as np
 import torch
 
 from skaocls.fitted.tokenization import N_VIEWS, SHARP_EVERY
-from skaocls.images.augmentation import random_views
+from skaocls.images.views import random_views
 from skaocls.training.loop import AVERAGE_DECAY, CLIP_NORM, schedule
 from skaocls.training.optimizer import make_optimizer
 from skaocls.training.state import assign
 
 
 def training_views(images, rng, n_views=N_VIEWS):
-    """The views on which `AnyOrderARClassifier` trains, but of pixels instead of tokens.
+    """Return the views on which `AnyOrderARClassifier` trains, as pixels instead of tokens.
 
     Parameters
     ----------
     images : float array of shape (n, height, width, channels)
     rng : RandomState
     n_views : int, default=16
-        The first of them, and every fifth, is the image itself.
+        Number of views per image. The first and every fifth is the image itself.
 
     Returns
     -------
     views : float16 tensor of shape (n, n_views, channels, height, width)
-        Rounded to save memory; the steps are far finer than those of 8 bits.
+        Rounded to save memory; the rounding is far finer than 8 bits.
     """
     views = [
         random_views(images, rng) if view % SHARP_EVERY else np.asarray(images, np.float32)
@@ -33,12 +33,12 @@ def training_views(images, rng, n_views=N_VIEWS):
 
 
 def pixels(images):
-    """Images (n, height, width, channels) as torch wants them, (n, channels, height, width)."""
+    """Convert images (n, height, width, channels) to a tensor (n, channels, height, width)."""
     return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).permute(0, 3, 1, 2)
 
 
-def doublings(n):
-    """1, 2, 4, 8, ... n."""
+def powers_of_two(n):
+    """Return 1, 2, 4, 8, ... n."""
     return sorted({2**k for k in range(n.bit_length())} | {n})
 
 
@@ -55,29 +55,29 @@ def train(
     averaging=AVERAGE_DECAY,
     seed=0,
 ):
-    """Fit a module, in place, by the recipe of :func:`skaocls.training.loop.train_prior`.
+    """Train a module in place, with the schedule of :func:`skaocls.training.loop.train_prior`.
 
     AdamW, warm-up over 5 % of the steps, cosine decay to 5 % of the peak rate, gradients clipped to
-    norm 1. What is kept is a running mean of the weights.
+    norm 1. The result is a running mean of the weights.
 
     Parameters
     ----------
     module : nn.Module
-        All that it learns must be parameters: buffers are not averaged.
+        Only its parameters are averaged, not its buffers.
     loss : callable
-        Of the module, float32 images (batch, channels, height, width) and labels (batch,): a
-        scalar. It may draw random numbers from torch's global state, which is put back.
+        Returns a scalar, given the module, float32 images (batch, channels, height, width) and
+        labels (batch,). It may use torch's global random state, which is restored afterwards.
     views : tensor of shape (n, n_views, channels, height, width)
     labels : int array of shape (n,)
     max_iter : int
-        Epochs.
+        Number of epochs.
     averaging : float, default=0.99
         Decay of the running mean.
 
     Returns
     -------
     loss_curve : list of float
-        Mean loss of each epoch.
+        Mean loss in each epoch.
     """
     labels = torch.as_tensor(labels)
     n, n_views = views.shape[:2]
@@ -105,7 +105,7 @@ def train(
                 torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
                 optimizer.step()
                 total += value.item()
-                with torch.no_grad():  # at first over all steps, then over the last of them
+                with torch.no_grad():  # the mean of all steps at first, later of the last ones
                     torch._foreach_lerp_(mean, trained, 1 - min(averaging, done / (done + 10)))
             loss_curve.append(total / steps)
     assign(trained, mean)

@@ -1,11 +1,9 @@
-"""A masked model: the class under which a bidirectional transformer best restores hidden tokens."""
+"""A masked model: predicts the class under which a transformer best restores hidden tokens."""
 
 import math
 
 import numpy as np
 import torch
-from diffusion import CLASS_SPREAD, NUMBERS_AT_ONCE, Block, modulate, zeros
-from loops import doublings, train, training_views
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -14,20 +12,23 @@ from torch.nn import functional as F
 
 from skaocls import PatchTokenizer
 
+from .diffusion import CLASS_STD, STREAM_SIZE, Block, modulate, zero_init
+from .loops import powers_of_two, train, training_views
+
 SHARES = {"uniform": lambda u: u, "cosine": lambda u: torch.cos(u * math.pi / 2)}
 
 
 class MaskedTransformer(nn.Module):
-    """Predicts all tokens at once from those that are not hidden, given the class.
+    """Predicts hidden tokens from visible ones, given the class.
 
     Parameters
     ----------
     n_tokens, vocab_size : int
-        Token `vocab_size` is a hidden one.
+        The token `vocab_size` stands for a hidden one.
     num_classes : int
-        Label `num_classes` is no class.
+        The label `num_classes` is the null class.
     dim, n_layer, n_head : int
-        Of the blocks, which are those of :class:`diffusion.DiT`.
+        Sizes of the blocks, which are those of :class:`diffusion.DiT`.
     """
 
     def __init__(self, n_tokens, vocab_size, num_classes, dim=64, n_layer=4, n_head=4):
@@ -37,13 +38,13 @@ class MaskedTransformer(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(n_tokens, dim))
         self.classes = nn.Embedding(num_classes + 1, dim)
         nn.init.normal_(self.embed.weight, std=0.02)
-        nn.init.normal_(self.classes.weight, std=CLASS_SPREAD)
+        nn.init.normal_(self.classes.weight, std=CLASS_STD)
         self.blocks = nn.ModuleList(Block(dim, n_head) for _ in range(n_layer))
-        self.condition = zeros(nn.Linear(dim, 2 * dim))
-        self.output = zeros(nn.Linear(dim, vocab_size))
+        self.condition = zero_init(nn.Linear(dim, 2 * dim))
+        self.output = zero_init(nn.Linear(dim, vocab_size))
 
     def forward(self, tokens, hidden, labels):
-        """Log-probabilities, (n, n_tokens, vocab_size).
+        """Return log-probabilities, (n, n_tokens, vocab_size).
 
         Parameters
         ----------
@@ -60,49 +61,48 @@ class MaskedTransformer(nn.Module):
 
 
 def hidden_tokens(u, schedule, n_tokens):
-    """Masks (n, n_tokens) that hide a random share of the tokens, from one to all of them.
+    """Draw masks (n, n_tokens) that hide a random share of the tokens, at least one.
 
     Parameters
     ----------
     u : tensor of shape (n,)
         In [0, 1).
     schedule : {"uniform", "cosine"}
-        How the share follows from u.
+        Maps u to the share of hidden tokens.
     """
     n_hidden = (SHARES[schedule](u) * n_tokens).long().clamp(max=n_tokens - 1) + 1
     return torch.rand(len(u), n_tokens).argsort(1).argsort(1) < n_hidden[:, None]
 
 
 def mean_log_prob(module, tokens, hidden, labels):
-    """Mean log-probability of the hidden tokens, (n,)."""
+    """Return the mean log-probability of the hidden tokens, (n,)."""
     log_prob = module(tokens, hidden, labels).gather(2, tokens[:, :, None])[:, :, 0]
     return (log_prob * hidden).sum(1) / hidden.sum(1)
 
 
 class MaskedClassifier(ClassifierMixin, BaseEstimator):
-    """Classification by how well hidden tokens are restored.
+    """Classifier that compares how well classes restore hidden tokens.
 
     The score of a class is the mean log-probability of the hidden tokens, averaged over masks that
-    all classes and images share. With the uniform schedule, and as many tokens times as much, that
-    is the average log-likelihood over all orders (Hoogeboom et al., equation 5), as the model has
-    learnt it; tokens that are hidden together do not see each other.
+    all classes and images share. With the uniform schedule, this mean times the number of tokens
+    estimates the average log-likelihood over all orders (Hoogeboom et al., equation 5).
 
     Parameters
     ----------
     patch_size, n_codes : default="auto"
-        Of the :class:`PatchTokenizer`.
+        Parameters of the :class:`PatchTokenizer`.
     dim, n_layer, n_head : int
         Sizes of the :class:`MaskedTransformer`.
     n_masks : int, default=32
-        May be lowered after `fit`: the first masks are used.
+        Number of masks. May be lowered after `fit`; the first masks are used.
     schedule : {"uniform", "cosine"}, default="uniform"
-        Of the share of tokens that is hidden, in training and scoring; cosine is MaskGIT's, which
-        hides most of them most of the time.
+        Distribution of the share of hidden tokens, in training and scoring. MaskGIT uses cosine,
+        which mostly hides many tokens.
     class_dropout : float, default=0.1
     augmentation : int, default=16
-        Views of each image to train on; 1 is the image alone.
+        Number of views of each image for training; 1 uses only the image itself.
     max_iter : int, default=240
-        Epochs.
+        Number of epochs.
     batch_size : int, default=64
     learning_rate : float, default=6e-3
     random_state : int, RandomState instance or None, default=None
@@ -154,7 +154,7 @@ class MaskedClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X, y):
-        """Train on images X (n, height, width, channels) in [0, 1] and their classes y (n,)."""
+        """Train on images X (n, height, width, channels) in [0, 1] and classes y (n,)."""
         rng = check_random_state(self.random_state)
         self.classes_, labels = np.unique(y, return_inverse=True)
         tokenizer_seed, weights_seed, training_seed = rng.randint(2**31 - 1, size=3)
@@ -169,7 +169,7 @@ class MaskedClassifier(ClassifierMixin, BaseEstimator):
             torch.manual_seed(weights_seed)
             n_tokens = tokens.shape[2]
             self.module_ = MaskedTransformer(n_tokens, vocab_size, len(self.classes_), *sizes)
-            # so that any first few of them hide little and much
+            # so that the first masks hide different shares
             u = (torch.arange(self.n_masks) * (5**0.5 - 1) / 2 + 0.5) % 1
             self.masks_ = hidden_tokens(u, self.schedule, n_tokens)
         self.loss_curve_ = train(
@@ -189,7 +189,7 @@ class MaskedClassifier(ClassifierMixin, BaseEstimator):
         return torch.from_numpy(codes.reshape(len(X), -1)).long()
 
     def _loss(self, module, tokens, labels):
-        tokens = tokens.long()  # the loop makes floats of whatever it trains on
+        tokens = tokens.long()  # the training loop converts its input to float
         dropped = torch.rand(len(labels)) < self.class_dropout
         labels = labels.masked_fill(dropped, module.num_classes)
         hidden = hidden_tokens(torch.rand(len(tokens)), self.schedule, module.n_tokens)
@@ -197,23 +197,23 @@ class MaskedClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def evaluations_(self):
-        """Forward passes for one image."""
+        """Number of forward passes for one image."""
         return self.n_masks * len(self.classes_)
 
     def predict_proba(self, X):
-        """Class probabilities, (n, n_classes); classes are taken to be equally frequent."""
+        """Return class probabilities, (n, n_classes), for equally frequent classes."""
         return self._posterior(self._log_probs(X))
 
     def predict(self, X):
-        """The most probable class of each image."""
+        """Return the most probable class of each image."""
         return self.classes_[self.predict_proba(X).argmax(1)]
 
     def staged_masks(self):
-        """1, 2, 4, 8, ... `n_masks`."""
-        return doublings(self.n_masks)
+        """Return 1, 2, 4, 8, ... `n_masks`."""
+        return powers_of_two(self.n_masks)
 
     def staged_predict_proba(self, X):
-        """Yield class probabilities after each of `staged_masks`, from one pass."""
+        """Yield class probabilities after each of `staged_masks`."""
         log_probs = self._log_probs(X)
         for k in self.staged_masks():
             yield self._posterior(log_probs[:, :, :k])
@@ -223,13 +223,13 @@ class MaskedClassifier(ClassifierMixin, BaseEstimator):
 
     @torch.inference_mode()
     def _log_probs(self, X):
-        """Mean log-probability of the hidden tokens, float64 (n, n_classes, n_masks)."""
+        """Return mean log-probabilities of the hidden tokens, float64 (n, n_classes, n_masks)."""
         check_is_fitted(self)
         tokens = self._tokens(X)
         shape = len(X), len(self.classes_), self.n_masks
         out = torch.empty(math.prod(shape), dtype=torch.float64)
-        at_once = max(1, NUMBERS_AT_ONCE // (self.module_.n_tokens * self.dim))
-        for rows in torch.arange(len(out)).split(at_once):
+        batch_size = max(1, STREAM_SIZE // (self.module_.n_tokens * self.dim))
+        for rows in torch.arange(len(out)).split(batch_size):
             image, label, mask = torch.unravel_index(rows, shape)
             out[rows] = mean_log_prob(
                 self.module_, tokens[image], self.masks_[mask], label

@@ -1,18 +1,19 @@
-"""Discriminative networks, a small ResNet and a small ViT, as scikit-learn classifiers."""
+"""A small ResNet and a small ViT as scikit-learn classifiers."""
 
 import numpy as np
 import torch
-from diffusion import Attention, mlp
-from loops import pixels, train, training_views
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from torch.nn import functional as F
 
-AT_ONCE = 128  # images of one forward pass when predicting
-GROUPS = 8
-# width, depth (blocks in each stage, or in all), peak learning rate
+from .diffusion import Attention, mlp
+from .loops import pixels, train, training_views
+
+BATCH_SIZE = 128  # images of one forward pass when predicting
+N_GROUPS = 8  # of group normalization
+# width, depth (blocks per stage of the ResNet, blocks of the ViT), peak learning rate
 DEFAULTS = {"resnet": (32, 1, 2e-3), "vit": (64, 4, 1e-3)}
 
 
@@ -21,7 +22,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(before, width, 3, stride, padding=1, bias=False)
         self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norms = nn.ModuleList(nn.GroupNorm(GROUPS, width) for _ in range(2))
+        self.norms = nn.ModuleList(nn.GroupNorm(N_GROUPS, width) for _ in range(2))
         same = before == width and stride == 1
         self.skip = nn.Identity() if same else nn.Conv2d(before, width, 1, stride, bias=False)
 
@@ -31,17 +32,17 @@ class ResidualBlock(nn.Module):
 
 
 def resnet(image_shape, n_classes, patch_size, width, depth):
-    """Three stages of residual blocks, each of half the size and twice the width.
+    """Make three stages of residual blocks, each with half the size and twice the width.
 
-    Groups are normalized, not batches: nothing has to be averaged but the weights.
+    Group normalization needs no running statistics, so that only weights are averaged.
     """
     stem = nn.Conv2d(image_shape[2], width, 3, patch_size, padding=1, bias=False)
-    layers = [stem, nn.GroupNorm(GROUPS, width), nn.ReLU()]
+    layers = [stem, nn.GroupNorm(N_GROUPS, width), nn.ReLU()]
     for stage in range(3):
         for block in range(depth):
-            shrink = stage > 0 and block == 0
-            before = width * 2 ** (stage - shrink)
-            layers.append(ResidualBlock(before, width * 2**stage, 1 + shrink))
+            downsample = stage > 0 and block == 0
+            before = width * 2 ** (stage - downsample)
+            layers.append(ResidualBlock(before, width * 2**stage, 1 + downsample))
     head = nn.Linear(4 * width, n_classes)
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
@@ -59,7 +60,7 @@ class ViTBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision transformer: patches, learned positions, pre-norm blocks, the mean of the tokens."""
+    """Vision transformer with learned positions, pre-norm blocks and mean pooling."""
 
     def __init__(self, image_shape, n_classes, patch_size, width, depth):
         super().__init__()
@@ -82,24 +83,24 @@ def label_loss(module, x, labels):
 
 
 class NetworkClassifier(ClassifierMixin, BaseEstimator):
-    """A discriminative network, trained on cross-entropy.
+    """Network trained with cross-entropy.
 
     Parameters
     ----------
     kind : {"resnet", "vit"}, default="resnet"
     patch_size : int, default=1
-        Pixels along each side of a token of the ViT; stride of the ResNet's first layer.
+        Side of a token of the ViT in pixels; stride of the ResNet's first layer.
     width : int, default=None
-        Channels of the ResNet's first stage, 32; width of the ViT, 64.
+        Channels of the ResNet's first stage (None is 32), or width of the ViT (None is 64).
     depth : int, default=None
-        Blocks in each of the ResNet's three stages, 1; blocks of the ViT, 4.
+        Blocks in each of the ResNet's three stages (None is 1), or of the ViT (None is 4).
     augmentation : int, default=16
-        Views of each image to train on; 1 is the image alone.
+        Number of views of each image for training; 1 uses only the image itself.
     max_iter : int, default=60
-        Epochs.
+        Number of epochs.
     batch_size : int, default=64
     learning_rate : float, default=None
-        2e-3 for the ResNet, 1e-3 for the ViT.
+        Peak learning rate; None is 2e-3 for the ResNet and 1e-3 for the ViT.
     random_state : int, RandomState instance or None, default=None
 
     Attributes
@@ -133,7 +134,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X, y):
-        """Train on images X (n, height, width, channels) in [0, 1] and their classes y (n,)."""
+        """Train on images X (n, height, width, channels) in [0, 1] and classes y (n,)."""
         rng = check_random_state(self.random_state)
         self.classes_, labels = np.unique(y, return_inverse=True)
         weights_seed, training_seed = rng.randint(2**31 - 1, size=2)
@@ -156,11 +157,11 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
 
     @torch.inference_mode()
     def predict_proba(self, X):
-        """Class probabilities, (n, n_classes)."""
+        """Return class probabilities, (n, n_classes)."""
         check_is_fitted(self)
-        logits = [self.module_(2 * few - 1) for few in pixels(X).split(AT_ONCE)]
+        logits = [self.module_(2 * batch - 1) for batch in pixels(X).split(BATCH_SIZE)]
         return torch.cat(logits).double().softmax(1).numpy()
 
     def predict(self, X):
-        """The most probable class of each image."""
+        """Return the most probable class of each image."""
         return self.classes_[self.predict_proba(X).argmax(1)]

@@ -1,11 +1,15 @@
-"""Write the page docs/claims.md and its plots from the results of a run."""
+"""The page docs/claims.md and its plots, written from the record of a run."""
 
 import json
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from answers import (
+
+from skaocls.scoring.aggregation import AGGREGATIONS
+
+from .. import common
+from .answers import (
     ANY_ORDER,
     DEFAULTS,
     DIFFUSION,
@@ -14,16 +18,14 @@ from answers import (
     SHARED,
     Results,
     answers,
+    default_aggregation,
     interval,
     one_order,
     shortcut,
-    usual,
 )
-from contestants import DISCRIMINATIVE, GENERATIVE
-from shifts import SHIFTS
-
-from skaocls.files import write_all
-from skaocls.scoring.aggregation import AGGREGATIONS
+from .contestants import DISCRIMINATIVE, GENERATIVE
+from .measures import EARLY_STOPPED, ELIMINATION
+from .shifts import SHIFTS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -48,36 +50,24 @@ COLOURS = {name: f"C{i}" for i, name in enumerate(OTHERS)} | {DEFAULTS: "black"}
 STAGED = (OURS, DIFFUSION, MASKED, SHARED, DEFAULTS)
 STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 INTRO = Path(__file__).with_name("intro.md")
-EARLY_STOPPED = {"racing": "early-stopped"}  # label of a search that the results name differently
 PUBLISHED = """
-`python benchmarks/imagenet --data imagenet=FOLDER --data imagenet-a=FOLDER` runs the same
+`python -m benchmarks.imagenet --data imagenet=FOLDER --data imagenet-a=FOLDER` runs the same
 comparison with published weights on ImageNet, V2, A, R, Sketch, C and ObjectNet folders. It scores
 with 1 to 20 orders, in raster order, and with a diffusion classifier on DiT weights, and counts the
 operations of each. It has not been run on the real data, which is not available here.
 """
 REMEDIES = Path(__file__).with_name("remedies.md")
-TUNING = Path(__file__).parents[1] / "results" / "claims-tuning.json"
+TUNING = common.RESULTS / "claims-tuning.json"
 
 
 def write_page(record, folder):
-    """Write claims.md and claims-*.png into a folder, either all or none."""
+    """Write claims.md and claims-*.png into a folder."""
     results = Results(record)
-    plots = {
-        "claims-cost.png": plot_cost,
-        "claims-orders.png": plot_orders,
-        "claims-shifts.png": plot_shifts,
-    }
-    text = page(record, results)
-    writers = {"claims.md": lambda path: Path(path).write_text(text, encoding="utf-8")}
-    for name, plot in plots.items():
-        writers[name] = lambda path, plot=plot: save(plot(results), path)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_all(folder, writers)
-
-
-def save(figure, path):
-    figure.savefig(path, dpi=110, format="png")
-    plt.close(figure)
+    common.write_page(folder / "claims.md", page(record, results))
+    for name, plot in (("cost", plot_cost), ("orders", plot_orders), ("shifts", plot_shifts)):
+        figure = plot(results)
+        figure.savefig(folder / f"claims-{name}.png", dpi=110)
+        plt.close(figure)
 
 
 def page(record, results):
@@ -85,14 +75,17 @@ def page(record, results):
     versions = ", ".join(f"{k} {about[k]}" for k in ("torch", "scikit-learn", "numpy"))
     many = len(about["commits"]) > 1
     seeds = ", ".join(map(str, results.seeds))
-    sections = [
-        "# Are the claims true?",
-        INTRO.read_text(encoding="utf-8").strip(),
-        f"`python benchmarks/claims`, commit{'s' * many} {', '.join(about['commits'])}; "
+    about_run = (
+        f"`python -m benchmarks.claims`, commit{'s' * many} {', '.join(about['commits'])}; "
         f"{about['machine']}; {about['core_hours']:.1f} core hours; {versions}. Seeds {seeds}; "
-        "± is half the width of Student's 95 % interval over the seeds.",
+        "± is half the width of Student's 95 % interval over the seeds."
+    )
+    return common.page(
+        "Are the claims true?",
+        INTRO.read_text(encoding="utf-8").strip(),
+        about_run,
         "## Results",
-        answers_table(results),
+        verdict_table(results),
         "## Accuracy and cost",
         accuracy_table(results),
         "![Accuracy against operations](claims-cost.png)",
@@ -109,13 +102,7 @@ def page(record, results):
         settings_table(results),
         "## Published weights",
         PUBLISHED.strip(),
-    ]
-    return "\n\n".join(sections) + "\n"
-
-
-def grid(heads, rows):
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    return "\n".join(lines + [f"| {' | '.join(map(str, row))} |" for row in rows])
+    )
 
 
 def percent(values):
@@ -123,7 +110,7 @@ def percent(values):
     return f"{100 * value:.1f}" + (f" ± {100 * half:.1f}" if len(values) > 1 else "")
 
 
-def answers_table(results):
+def verdict_table(results):
     """Return a table with the verdict on each claim and task."""
     found = answers(results)
     rows = [
@@ -132,7 +119,7 @@ def answers_table(results):
         for row in found
         if row["claim"] == claim
     ]
-    return grid(["claim", "task", "verdict", "estimate", "measured as"], rows)
+    return common.table(["claim", "task", "verdict", "estimate", "measured as"], rows)
 
 
 def estimate(row):
@@ -148,51 +135,51 @@ def accuracy_table(results):
     rows = []
     for task in results.tasks:
         for name in results.contestants(task):
-            shown = results.shown(name)
-            cells = [task, label(name, shown), percent(results.accuracy(task, name))]
-            cells += calibration(results, task, name, shown)
-            flops = results.points(task, name, "flops", **shown).mean()
-            seconds = results.points(task, name, "seconds", **shown).mean()
+            setting = results.table_setting(name)
+            cells = [task, label(name, setting), percent(results.accuracy(task, name))]
+            cells += calibration(results, task, name, setting)
+            flops = results.points(task, name, "flops", **setting).mean()
+            seconds = results.points(task, name, "seconds", **setting).mean()
             fit = np.mean([row["fit_seconds"] for row in results.standard(task, name)])
             cells += [f"{flops / 1e6:.3g}", f"{1000 * seconds:.2g}", f"{fit:.0f}"]
             rows.append(cells)
             if name in (*ANY_ORDER, DIFFUSION):
-                rows.append(raced(results, task, name, shown))
+                rows.append(fast_search_row(results, task, name, setting))
     heads = ["task", "model", "accuracy, %", "NLL", "ECE, %", "NLL, tempered"]
     heads += ["ECE, tempered, %", "MFLOP per image", "ms per image", "training, s"]
-    return grid(heads, rows)
+    return common.table(heads, rows)
 
 
-def label(name, shown):
+def label(name, setting):
     if name in ANY_ORDER:
-        return f"{name}, {shown['orders']} orders"
+        return f"{name}, {setting['orders']} orders"
     if name == DIFFUSION:
-        return f"{name}, {shown['steps']} timesteps"
-    return f"{name}, {shown['masks']} masks" if name == MASKED else name
+        return f"{name}, {setting['steps']} timesteps"
+    return f"{name}, {setting['masks']} masks" if name == MASKED else name
 
 
-def calibration(results, task, name, shown):
+def calibration(results, task, name, setting):
     points = results.standard(task, name)[0]["points"]
     if "nll" not in points[0]:
-        return ["-"] * 4  # the model has no probabilities
+        return ["-"] * 4  # has no probabilities
     cells = []
     for suffix in ("", "_tempered"):
-        cells.append(f"{results.points(task, name, f'nll{suffix}', **shown).mean():.3f}")
-        cells.append(f"{100 * results.points(task, name, f'ece{suffix}', **shown).mean():.1f}")
+        cells.append(f"{results.points(task, name, f'nll{suffix}', **setting).mean():.3f}")
+        cells.append(f"{100 * results.points(task, name, f'ece{suffix}', **setting).mean():.1f}")
     return cells
 
 
-def raced(results, task, name, shown):
-    """Return the row of the same model when it drops classes while scoring."""
-    search, key = ("elimination", "steps") if name == DIFFUSION else ("racing", "orders")
+def fast_search_row(results, task, name, setting):
+    """Return the row of the same contestant with early stopping or elimination."""
+    search, key = (ELIMINATION, "steps") if name == DIFFUSION else (EARLY_STOPPED, "orders")
     points = results.standard(task, name)[0]["points"]
     counts = [p[key] for p in points if p.get("search") == search]
-    setting = {key: min(shown[key], max(counts)), "search": search}
+    setting = {key: min(setting[key], max(counts)), "search": search}
     flops = results.points(task, name, "flops", **setting).mean()
     seconds = results.points(task, name, "seconds", **setting).mean()
     accuracy = percent(results.points(task, name, **setting))
-    what = f"{label(name, setting)}, {EARLY_STOPPED.get(search, search)}"
-    return [task, what, accuracy, "", "", "", "", f"{flops / 1e6:.3g}", f"{1000 * seconds:.2g}", ""]
+    cells = [task, f"{label(name, setting)}, {search}", accuracy, "", "", "", ""]
+    return [*cells, f"{flops / 1e6:.3g}", f"{1000 * seconds:.2g}", ""]
 
 
 def orders_table(results):
@@ -210,12 +197,12 @@ def orders_table(results):
         task: [row["fixed_orders"] for row in results.standard(task, OURS)]
         for task in results.tasks
     }
-    for name, of in (("mean", np.mean), ("worst", np.min), ("best", np.max)):
-        cells = [percent([of(row["random"]) for row in orders[task]]) for task in results.tasks]
+    for name, summary in (("mean", np.mean), ("worst", np.min), ("best", np.max)):
+        cells = [percent([summary(r["random"]) for r in orders[task]]) for task in results.tasks]
         rows.append([f"one random order, {name}", *cells])
     cells = [percent([row["disagreement"] for row in orders[task]]) for task in results.tasks]
     rows.append(["images on which two random orders disagree", *cells])
-    return grid(["accuracy, %", *results.tasks], rows)
+    return common.table(["accuracy, %", *results.tasks], rows)
 
 
 def shift_table(results):
@@ -225,12 +212,12 @@ def shift_table(results):
         for name in results.contestants(task):
             cells = [f"{100 * results.drops(task, name, shift).mean():.1f}" for shift in SHIFTS]
             rows.append([task, name, *cells, percent(results.drops(task, name))])
-    text = grid(heads, rows)
     unseen = [
         [name, percent([row["unseen_fonts"] for row in results.standard("glyphs", name)])]
         for name in results.contestants("glyphs")
     ]
-    return text + "\n\n" + grid(["glyphs, accuracy on unseen fonts, %", ""], unseen)
+    fonts = common.table(["glyphs, accuracy on unseen fonts, %", ""], unseen)
+    return [*common.table(heads, rows), "", *fonts]
 
 
 def shortcut_table(results):
@@ -245,7 +232,9 @@ def shortcut_table(results):
         for name in names
     ]
     heads = ["shortcut on digits", "model", "accuracy, mark as in training, %"]
-    return grid([*heads, "mark at random, %", "mark of another class, %", "misled, %"], rows)
+    return common.table(
+        [*heads, "mark at random, %", "mark of another class, %", "misled, %"], rows
+    )
 
 
 def remedies(results):
@@ -259,24 +248,24 @@ def remedies(results):
         found = results.find("remedy", **dict(zip(keys, values)))
         seconds = np.mean([row["fit_seconds"] for row in found])
         task, kind, variant = values
-        for reads in zip(*(row["readings"] for row in found)):
-            how = ", ".join(f"{k}={v}" for k, v in reads[0]["reading"].items()) or "unchanged"
-            cells = [percent([read[key] for read in reads]) for key in ("accuracy", "single")]
-            cells.append("" if kind else percent([read["drop"] for read in reads]))
-            where = f"{task}, {kind}" if kind else task
-            trained = "unchanged" if variant == "as chosen" else variant
-            table.append([where, trained, how, *cells, f"{seconds:.0f}"])
+        for runs in zip(*(row["results"] for row in found)):
+            setting = ", ".join(f"{k}={v}" for k, v in runs[0]["setting"].items()) or "unchanged"
+            cells = [percent([run[key] for run in runs]) for key in ("accuracy", "single")]
+            cells.append("" if kind else percent([run["drop"] for run in runs]))
+            data = f"{task}, {kind}" if kind else task
+            training = "unchanged" if variant == "as chosen" else variant
+            table.append([data, training, setting, *cells, f"{seconds:.0f}"])
     heads = ["task", "change of training", "change of scoring", "accuracy, %", "one order, %"]
     heads += ["lost by shifts, %"]
     return [
         "## Remedies",
         REMEDIES.read_text(encoding="utf-8").strip(),
-        grid([*heads, "training, s"], table),
+        common.table([*heads, "training, s"], table),
     ]
 
 
 def settings_table(results):
-    """Return the settings tried and their held-out accuracy; the chosen ones are bold."""
+    """Return the candidate settings with their held-out accuracy, the chosen ones in bold."""
     if not TUNING.exists():
         return ""
     rows = []
@@ -290,14 +279,16 @@ def settings_table(results):
         cells = [task, name, f"`{json.dumps(params)}`" if params else "defaults"]
         cells += [f"{bold}{100 * row['accuracy']:.1f}{bold}", f"{row['fit_seconds']:.0f}"]
         rows.append(cells)
-    return grid(["task", "model", "parameters", "held-out accuracy, %", "training, s"], rows)
+    return common.table(
+        ["task", "model", "parameters", "held-out accuracy, %", "training, s"], rows
+    )
 
 
-def lines_of(results, task):
-    """Return curves of accuracy against operations, by model and search."""
+def cost_curves(results, task):
+    """Return curves of accuracy against operations, by contestant and search."""
     curves = {}
     for name in (n for n in STAGED if n in results.contestants(task)):
-        points = usual(results.standard(task, name)[0]["points"])
+        points = default_aggregation(results.standard(task, name)[0]["points"])
         for search in dict.fromkeys(p.get("search") for p in points):
             settings = [
                 {k: p[k] for k in ("orders", "steps", "masks", "aggregation", "search") if k in p}
@@ -313,10 +304,10 @@ def lines_of(results, task):
 def plot_cost(results):
     figure, axes = panels(results.tasks)
     for ax, task in zip(axes, results.tasks):
-        for (name, search), (x, y) in lines_of(results, task).items():
+        for (name, search), (x, y) in cost_curves(results, task).items():
             style = {"color": COLOURS[name], "linestyle": "--" if search else "-"}
-            named = f"{name}, {EARLY_STOPPED.get(search, search)}" if search else name
-            ax.plot(x, 100 * y.mean(1), marker="o", markersize=4, label=named, **style)
+            full_name = f"{name}, {search}" if search else name
+            ax.plot(x, 100 * y.mean(1), marker="o", markersize=4, label=full_name, **style)
         for name in results.contestants(task):
             if name not in STAGED:
                 x = results.points(task, name, "flops").mean()

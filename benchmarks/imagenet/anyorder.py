@@ -1,20 +1,21 @@
-"""The any-order classifier as a contestant, with each group of k orders among K; its tokens."""
+"""The any-order classifier as a contestant, evaluated with groups of orders."""
 
 import copy
 from functools import partial
 
 import numpy as np
 import torch
-from flops import ar_flops
-from folders import CLASSES, WORDNET_IDS, opened
-from records import weights_hash
 
 from skaocls import AnyOrderARClassifier
 from skaocls.devices import resolve_device, resolve_precision
 from skaocls.files import write_all
-from skaocls.fitted.prediction import encode_all, log_likelihoods
+from skaocls.fitted.prediction import encode_part, log_likelihoods
 from skaocls.fitted.pretrained import load_published, published_tokenizer
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
+
+from ..claims.flops import ar_flops
+from .folders import CLASSES, WORDNET_IDS, open_image
+from .records import weights_hash
 
 PARAMS = ("filename", "revision", "n_orders", "order", "crop", "latent_noise", "decoding")
 
@@ -41,7 +42,7 @@ def make_classifier(args):
 
 
 def settings_of(clf, args):
-    """What answers depend on; `clf` may read in another order than `args` say."""
+    """Return everything that predictions depend on; `clf` may have another order than `args`."""
     settings = {name: getattr(args, name) for name in ("prior", "tokenizer", *PARAMS)}
     settings["tokens"] = None if args.tokens is None else str(args.tokens)
     settings["order"] = clf.order
@@ -52,9 +53,9 @@ def settings_of(clf, args):
 
 
 def restricted(clf, classes):
-    """A copy that chooses among these classes, out of those that it knows.
+    """Return a copy that chooses among some of its classes.
 
-    A fine-tuned classifier's labels are taken for WordNet ids or ImageNet's indices.
+    Labels of a fine-tuned classifier must be WordNet ids or class indices of ImageNet.
     """
     labels = getattr(clf, "wordnet_ids_", clf.classes_)
     column = {CLASSES.get(str(label)): i for i, label in enumerate(labels)}
@@ -62,82 +63,78 @@ def restricted(clf, classes):
     if unknown:
         raise SystemExit(f"The classifier does not know the class {unknown[0]}.")
     keep = [column[c] for c in classes]
-    few = copy.copy(clf)
-    few.model_ = clf.model_.restricted(keep)
-    few.class_log_prior_ = clf.class_log_prior_[keep]
-    return few
+    smaller = copy.copy(clf)
+    smaller.model_ = clf.model_.restricted(keep)
+    smaller.class_log_prior_ = clf.class_log_prior_[keep]
+    return smaller
 
 
 def token_file(folder, file):
-    """Where the tokens of an image are kept: (rows, cols), or (n_orders, rows, cols) of crops."""
+    """Return the file of an image's tokens, (rows, cols) or (n_orders, rows, cols)."""
     return folder / file.parent.name / f"{file.name}.npy"
 
 
-def encoded(clf, files, write_to):
-    """Tokens of images, as each order sees them, kept in a folder if it is given."""
+def encode(clf, files, folder):
+    """Encode images as each order reads them, and store the tokens if a folder is given."""
     model, tokens = clf.model_, clf.model_.tokenizer
-    batch = model.reader.open([opened(f) for f in files])
-    seen = len(clf.orders_), clf.crop, clf.latent_noise
-    codes = np.concatenate(list(encode_all(model, batch, *seen)))
-    if write_to is not None:
-        kind = np.uint16 if tokens.n_codes_ <= 2**16 else np.int32
-        for file, own in zip(files, codes.astype(kind)):
-            to = token_file(write_to, file)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            grid = own.reshape(*own.shape[:-1], *tokens.grid_)
-            write_all(to.parent, {to.name: lambda path, grid=grid: save_array(path, grid)})
+    batch = model.reader.open([open_image(f) for f in files])
+    codes = encode_part(model, batch, slice(0, len(batch)), len(clf.orders_), clf.crop)
+    if folder is not None:
+        dtype = np.uint16 if tokens.n_codes_ <= 2**16 else np.int32
+        for file, image_codes in zip(files, codes.astype(dtype)):
+            path = token_file(folder, file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            grid = image_codes.reshape(*image_codes.shape[:-1], *tokens.grid_)
+            write_all(path.parent, {path.name: lambda temporary, a=grid: save_array(temporary, a)})
     return codes
 
 
 def save_array(path, array):
-    with open(path, "wb") as file:  # np.save would add an ending
+    with open(path, "wb") as file:  # np.save would append a suffix to a path
         np.save(file, array)
 
 
 def read_tokens(clf, files, folder):
     X = [np.load(token_file(folder, f)) for f in files]
     model = clf.model_
-    return np.concatenate(
-        list(encode_all(model, model.reader.open(np.stack(X)), len(clf.orders_), "center", 0.0))
-    )
+    batch = model.reader.open(np.stack(X))
+    return encode_part(model, batch, slice(0, len(batch)), len(clf.orders_), "center")
 
 
 def hits_of_groups(ll, log_prior, truth):
-    """For each image and aggregation K strings; 1s in the kth are groups of k orders in the right.
+    """Return for each image and aggregation which groups of 1 ... K orders are right.
 
-    Of K orders the groups of k are the first k, the next k and so on, as many as are whole.
+    The groups of k orders are disjoint: the first k, the next k and so on. The kth string contains
+    "1" for each group that is right, and "0" for the others.
     """
-    n, most = ll.shape[:2]
-    right = [{how: [] for how in AGGREGATIONS} for _ in range(n)]
-    for how in AGGREGATIONS:
-        for k in range(1, most + 1):
-            groups = ll[:, : most // k * k].reshape(n, most // k, k, -1)
+    n, n_orders = ll.shape[:2]
+    right = [{aggregation: [] for aggregation in AGGREGATIONS} for _ in range(n)]
+    for aggregation in AGGREGATIONS:
+        for k in range(1, n_orders + 1):
+            groups = ll[:, : n_orders // k * k].reshape(n, n_orders // k, k, -1)
             hits = []
-            for orders in np.moveaxis(groups, 1, 0):
-                joint = joint_log_proba(orders, log_prior, how)
+            for group in np.moveaxis(groups, 1, 0):
+                joint = joint_log_proba(group, log_prior, aggregation)
                 hits.append(truth[np.arange(n), joint.argmax(1)])
-            for image, mine in zip(right, np.transpose(hits)):
-                image[how].append("".join(str(int(hit)) for hit in mine))
+            for image, image_hits in zip(right, np.transpose(hits)):
+                image[aggregation].append("".join(str(int(hit)) for hit in image_hits))
     return right
 
 
 def score(clf, args, name, files, truth):
-    """What `hits_of_groups` says of the images of a data set."""
+    """Return the result of `hits_of_groups` for images of a data set."""
     if args.tokens is not None:
         codes = read_tokens(clf, files, args.tokens / name)
     else:
-        codes = encoded(clf, files, args.write_tokens and args.write_tokens / name)
-    on = {"device": args.device, "precision": args.precision}
-    ll = log_likelihoods(clf.model_, codes, clf.orders_, **on)
+        codes = encode(clf, files, args.write_tokens and args.write_tokens / name)
+    params = {"device": args.device, "precision": args.precision}
+    ll = log_likelihoods(clf.model_, codes, clf.orders_, **params)
     return hits_of_groups(ll, clf.class_log_prior_, truth)
 
 
 def among(clf, args, name, classes):
-    """`score` among these classes of a data set, and operations for one image with 1 ... K orders.
-
-    Its tokens are made once, and not counted.
-    """
-    few = restricted(clf, classes)
-    each = range(1, len(few.orders_) + 1)
-    operations = [ar_flops(few.prior_, k, len(classes)) for k in each]
-    return partial(score, few, args, name), operations
+    """Return `score` among some classes, and the operations for one image with 1 ... K orders."""
+    clf = restricted(clf, classes)
+    counts = range(1, len(clf.orders_) + 1)
+    operations = [ar_flops(clf.prior_, k, len(classes)) for k in counts]
+    return partial(score, clf, args, name), operations

@@ -1,7 +1,7 @@
-"""A diffusion classifier on published DiT weights: the class that best predicts noise in latents.
+"""A diffusion classifier with published DiT weights, which compares predictions of latent noise.
 
-The parts are `diffusers`' own, as its `DiTPipeline` holds them. Each image has one noise for each
-step, the same for all classes, and the worst classes leave on the way.
+The networks are those of a `DiTPipeline` of diffusers. Each image has one noise for each step,
+which all classes share, and the worst classes are dropped after some steps.
 
 References
 ----------
@@ -13,48 +13,51 @@ from functools import partial
 
 import numpy as np
 import torch
-from elimination import N_STEPS, evaluations, keys_of, noise_errors, search
-from flops import counted
-from folders import WORDNET_IDS, opened
-from records import weights_hash
 
 from skaocls.devices import resolve_device, resolve_precision
-from skaocls.images import load_images
+from skaocls.images.reader import learn_reader
 
-ROWS_AT_ONCE = 64  # of a forward pass
+from ..claims.elimination import N_STEPS, evaluations, noise_errors, noise_seeds, search
+from ..claims.flops import counted
+from .folders import WORDNET_IDS, open_image
+from .records import weights_hash
+
+BATCH_SIZE = 64  # rows of a forward pass
 
 
 def load_dit(args):
-    """A `DiTPipeline` from the hub or a folder, ready to predict."""
+    """Load a `DiTPipeline` from the hub or a folder."""
     try:
         from diffusers import DiTPipeline
     except ImportError as exc:
         raise SystemExit(
             "--methods diffusion needs diffusers: pip install -c constraints.txt '.[benchmarks]'"
         ) from exc
-    where = {"revision": args.dit_revision, "low_cpu_mem_usage": False}  # that needs accelerate
-    pipe = DiTPipeline.from_pretrained(args.dit, **where)
-    predicts = pipe.scheduler.config.prediction_type
-    if predicts != "epsilon":
-        raise SystemExit(f"{args.dit} predicts {predicts!r}; noise ('epsilon') is compared here.")
+    # low_cpu_mem_usage=True would need accelerate
+    pipe = DiTPipeline.from_pretrained(
+        args.dit, revision=args.dit_revision, low_cpu_mem_usage=False
+    )
+    prediction = pipe.scheduler.config.prediction_type
+    if prediction != "epsilon":
+        raise SystemExit(f"{args.dit} predicts {prediction!r}, but must predict 'epsilon' (noise).")
     return pipe.to(resolve_device(args.device))
 
 
 def settings_of(pipe, args):
-    """What answers depend on."""
+    """Return everything that predictions depend on."""
     settings = {name: getattr(args, name) for name in ("dit", "dit_revision", "stages", "decoding")}
     settings["precision"] = str(precision_of(args))
     return settings | {"weights": weights_hash(pipe.transformer, pipe.vae)}
 
 
 def precision_of(args):
-    """Type of numbers in the transformer's products of matrices."""
+    """Return the dtype of the transformer's matrix products."""
     return resolve_precision(args.precision, resolve_device(args.device)) or torch.float32
 
 
 @torch.inference_mode()
 def latents(pipe, images):
-    """Means of the latents of images (n, height, width, 3) in [0, 1], on the CPU."""
+    """Return the mean latents of images (n, height, width, 3) in [0, 1], on the CPU."""
     x = 2 * torch.from_numpy(images).permute(0, 3, 1, 2) - 1
     codes = pipe.vae.encode(x.to(pipe.vae.device)).latent_dist.mean
     return codes.cpu() * pipe.vae.config.scaling_factor
@@ -62,44 +65,42 @@ def latents(pipe, images):
 
 @torch.inference_mode()
 def class_errors(pipe, images, classes, stages, seed, precision=torch.float32):
-    """Squared norm of the error in the noise, averaged over steps, (n, n_classes)."""
-    dit, keys, labels = pipe.transformer, keys_of(images, seed), torch.as_tensor(classes)
+    """Return the squared norm of the error in the noise, averaged over steps, (n, n_classes)."""
+    dit, seeds, labels = pipe.transformer, noise_seeds(images, seed), torch.as_tensor(classes)
     x, config = latents(pipe, images), pipe.scheduler.config
 
-    def whole(t):
+    def timestep(t):
         return (t / N_STEPS * config.num_train_timesteps).long()
 
     def add_noise(x, t, noise):
-        return pipe.scheduler.add_noise(x, noise, whole(t))
+        return pipe.scheduler.add_noise(x, noise, timestep(t))
 
     def predict(x, t, labels):
         with torch.autocast(dit.device.type, precision, enabled=precision != torch.float32):
-            given = {"timestep": whole(t).to(dit.device), "class_labels": labels.to(dit.device)}
-            out = dit(x.to(dit.device), **given).sample
-        # the other half of the channels, if there is one, are variances
+            condition = {"timestep": timestep(t).to(dit.device)}
+            condition["class_labels"] = labels.to(dit.device)
+            out = dit(x.to(dit.device), **condition).sample
+        # the second half of the channels, if any, contains variances
         return out[:, : dit.config.in_channels].float().cpu()
 
     def errors(alive, steps):
-        return noise_errors(predict, add_noise, x, keys, labels[alive], steps, ROWS_AT_ONCE)
+        return noise_errors(predict, add_noise, x, seeds, labels[alive], steps, BATCH_SIZE)
 
     return search(errors, stages, len(images), len(classes))
 
 
 def score(pipe, args, classes, files, truth):
-    """For each image "1" if the class of the least error is right, else "0"."""
+    """Return "1" for each image whose class with the smallest error is right, otherwise "0"."""
     side = pipe.transformer.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    shape, how = (side, side, 3), {"resize": True, "decoding": args.decoding}
-    images = load_images([opened(f) for f in files], shape, **how)
+    files = [open_image(f) for f in files]
+    images = learn_reader(files, "DiT", (side, side, 3), decoding=args.decoding).images()
     settings = args.stages, args.seed, precision_of(args)
-    found = class_errors(pipe, images, classes, *settings).argmin(1).numpy()
-    return [{"error": [str(int(hit))]} for hit in truth[np.arange(len(files)), found]]
+    columns = class_errors(pipe, images, classes, *settings).argmin(1).numpy()
+    return [{"error": [str(int(hit))]} for hit in truth[np.arange(len(files)), columns]]
 
 
 def among(pipe, args, name, classes):
-    """`score` among these ImageNet classes, and operations for one image.
-
-    Its latents are made once, and not counted.
-    """
+    """Return `score` among some ImageNet classes, and the operations for one image."""
     dit, side = pipe.transformer, pipe.transformer.config.sample_size
     unknown = [WORDNET_IDS[c] for c in classes if c >= dit.config.num_embeds_ada_norm]
     if unknown:

@@ -1,7 +1,7 @@
-"""Data sets as folders: which classes their subfolders stand for, and which images are read.
+"""Data sets as folders: the classes of their subfolders, and the selection of images.
 
-``folders.json`` has facts about data sets: the WordNet ids of the 200 classes of ImageNet-A and of
-ImageNet-R, and for each of ObjectNet's folders those of the ImageNet classes that it overlaps.
+``folders.json`` contains the WordNet ids of the 200 classes of ImageNet-A and of ImageNet-R, and
+those of the ImageNet classes that overlap with each of ObjectNet's folders.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from skaocls.fitted.pretrained import imagenet_classes
+from skaocls.images.decoding import read_item
 from skaocls.images.folders import EXTENSIONS
-from skaocls.images.inputs import read
 
 FACTS = json.loads((Path(__file__).parent / "folders.json").read_text(encoding="utf-8"))
 WORDNET_IDS = [row["wordnet_id"] for row in imagenet_classes()]
@@ -21,14 +21,14 @@ CLASSES = {w: i for i, w in enumerate(WORDNET_IDS)} | {str(i): i for i in range(
 OBJECTNET = {name: [CLASSES[w] for w in ids] for name, ids in FACTS["objectnet"].items()}
 SUBSETS = {name: {CLASSES[w] for w in FACTS[name]} for name in ("imagenet-a", "imagenet-r")}
 SUBSETS["objectnet"] = {c for classes in OBJECTNET.values() for c in classes}
-BORDER = 2  # pixels cut off each side of ObjectNet's images, which have a red line around them
+BORDER = 2  # pixels of the red border of ObjectNet's images, which is cropped
 
 
 class DataSet(NamedTuple):
-    files: list  # of paths
-    names: list  # of the files, within the folder
-    classes: np.ndarray  # indices of the ImageNet classes to choose among, in increasing order
-    truth: np.ndarray  # bool (n_files, n_classes): the classes that are right
+    files: list  # paths
+    names: list  # paths relative to the folder
+    classes: np.ndarray  # indices of the ImageNet classes to choose among, increasing
+    truth: np.ndarray  # bool (n_files, n_classes), True for right classes
 
 
 def subfolders(folder):
@@ -37,9 +37,10 @@ def subfolders(folder):
 
 
 def classes_of(folder):
-    """ImageNet classes that a folder stands for, or None.
+    """Return the ImageNet classes of a folder, or None if it is not named after any.
 
-    Several or none if it is one of ObjectNet's. Severities are numbers too, but hold folders.
+    A folder of ObjectNet can have several classes or none. Names of severities are numbers, too,
+    but these folders contain folders.
     """
     if folder.name in OBJECTNET:
         return OBJECTNET[folder.name]
@@ -49,7 +50,7 @@ def classes_of(folder):
 
 
 def find_data_sets(name, folder, depth=3):
-    """The folder if its subfolders are classes, else the data sets below it: {name: folder}."""
+    """Return {name: folder} for the folder if its subfolders are classes, or for those below it."""
     below = subfolders(folder)
     if any(classes_of(f) for f in below):
         return {name: folder}
@@ -60,9 +61,9 @@ def find_data_sets(name, folder, depth=3):
 
 
 def read_folder(folder, limit, seed, subset=None):
-    """The images of a data set, at most `limit` of each class, among the classes of a subset.
+    """Select the images of a data set, at most `limit` of each class, in a subset of the classes.
 
-    They come shuffled, a round of one per class at a time: any number of them is a fair sample.
+    They are shuffled, one image of each class at a time, so that the first n are a fair sample.
     """
     chosen, classes = [], set() if subset is None else set(SUBSETS[subset])
     rng = np.random.RandomState(seed)
@@ -70,27 +71,29 @@ def read_folder(folder, limit, seed, subset=None):
         right = classes_of(f)
         if right is None:
             raise SystemExit(
-                f"{f} is named for no class: a WordNet id, 0 ... 999 or a name of ObjectNet's."
+                f"{f} is not named after a class: a WordNet id, 0 ... 999, or a name of ObjectNet."
             )
         if subset is None:
             classes |= set(right)
         elif not classes.issuperset(right):
             continue
         if right:
-            mine = sorted(p for p in f.iterdir() if p.suffix.lower() in EXTENSIONS)
-            lot = rng.rand(len(mine))
-            turns = enumerate(np.argsort(lot)[:limit])
-            chosen += [(turn, lot[i], mine[i], right) for turn, i in turns]
+            images = sorted(p for p in f.iterdir() if p.suffix.lower() in EXTENSIONS)
+            random = rng.rand(len(images))
+            rounds = enumerate(np.argsort(random)[:limit])
+            chosen += [(n, random[i], images[i], right) for n, i in rounds]
     if not chosen:
-        raise SystemExit(f"{folder} has class subfolders, but no images in them.")
+        raise SystemExit(f"The class subfolders of {folder} contain no images.")
     chosen.sort(key=lambda image: image[:2])
     files, columns = [image[2] for image in chosen], np.array(sorted(classes))
     truth = np.array([np.isin(columns, image[3]) for image in chosen])
     return DataSet(files, [f.relative_to(folder).as_posix() for f in files], columns, truth)
 
 
-def opened(file):
-    """What the classifiers are given: the file, or one of ObjectNet's less its border."""
+def open_image(file):
+    """Return the file for the classifiers, or the cropped image for files of ObjectNet."""
     if file.parent.name not in OBJECTNET:
         return file
-    return read(file, 0, lambda x: x.crop((BORDER, BORDER, x.width - BORDER, x.height - BORDER)))
+    return read_item(
+        file, 0, lambda x: x.crop((BORDER, BORDER, x.width - BORDER, x.height - BORDER))
+    )

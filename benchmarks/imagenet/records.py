@@ -1,4 +1,4 @@
-"""What was scored is kept, a line for each image, so that a run that was stopped goes on."""
+"""Records with a line for each scored image, with which an interrupted run continues."""
 
 import json
 import os
@@ -14,11 +14,11 @@ def append(path, rows):
 
 
 def read_record(path, settings):
-    """Images finished earlier, by file; a new record is begun, one of other settings refused."""
+    """Return the finished images by file name; a record with other settings is an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = path.read_bytes() if path.exists() else b""
     whole = content.rfind(b"\n") + 1
-    if whole < len(content):  # a crash cut the last line off
+    if whole < len(content):  # the last line is incomplete after a crash
         os.truncate(path, whole)
     if not whole:
         append(path, [settings])
@@ -26,9 +26,9 @@ def read_record(path, settings):
     first, *rows = (json.loads(line) for line in content[:whole].splitlines())
     changed = [k for k in settings | first if settings.get(k) != first.get(k)]
     if changed:
-        was = ", ".join(f"{k}={first.get(k)!r} (now {settings.get(k)!r})" for k in changed)
+        old = ", ".join(f"{k}={first.get(k)!r} (now {settings.get(k)!r})" for k in changed)
         raise SystemExit(
-            f"{path} was made with {was}. Go on with those settings, choose another --output, or "
+            f"{path} was written with {old}. Use the same settings, choose another --output, or "
             "remove the file."
         )
     return {row["file"]: row for row in rows}

@@ -1,42 +1,38 @@
-"""How many codes ``PatchTokenizer(n_codes="auto")`` takes, on the tasks of ``benchmarks/claims``.
+"""Codebook size that `PatchTokenizer(n_codes="auto")` chooses on three tasks.
 
-    python benchmarks/codebooks.py
+    python -m benchmarks.quality.codebooks
 
-Writes ``results/codebooks.md``. Glyphs need the fonts that ``benchmarks/claims/data.py`` names.
+The tasks are those of ``benchmarks/claims``. Writes ``codebooks.md``. The glyphs need the fonts
+named in ``benchmarks/claims/data.py``.
 """
-
-import sys
-import time
-
-from digits import HERE, machine
 
 from skaocls import PatchTokenizer
 
-sys.path.append(str(HERE / "claims"))
-from contestants import load
-
-SEEDS = (0, 1, 2)
+from .. import common
+from ..claims.contestants import load
 
 
-def main():
-    lines = [
-        "# How many codes",
-        "",
-        f"`python benchmarks/codebooks.py`; {machine()}. The codebook that labels choose, for the "
-        "training images of three seeds.",
-        "",
-        "| data | images | codes | seconds |",
-        "|---" * 4 + "|",
-    ]
-    for task in ("digits", "glyphs", "textures"):
-        codes, start = [], time.perf_counter()
-        for seed in SEEDS:
+def main(argv=None):
+    parser = common.parser(__doc__)
+    parser.add_argument("--tasks", nargs="+", default=["digits", "glyphs", "textures"])
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args(argv)
+    rows = []
+    for task in args.tasks:
+        codes, seconds = [], 0.0
+        for seed in range(args.seeds):
             X, y, _, _ = load(task, seed)
-            codes.append(PatchTokenizer(random_state=seed).fit(X, y).n_codes_)
-        seconds = (time.perf_counter() - start) / len(SEEDS)
-        lines.append(f"| {task} | {len(X)} | {', '.join(map(str, codes))} | {seconds:.1f} |")
-    (HERE / "results" / "codebooks.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+            taken, tokenizer = common.timed(PatchTokenizer(random_state=seed).fit, X, y)
+            codes.append(tokenizer.n_codes_)
+            seconds += taken / args.seeds
+        rows.append([task, len(X), ", ".join(map(str, codes)), f"{seconds:.1f}"])
+    text = common.page(
+        "Codebook size",
+        f"`python -m benchmarks.quality.codebooks`; {common.machine()}. Codebook size chosen with "
+        "labels, for the training images of three seeds.",
+        common.table(["data", "images", "codes", "seconds"], rows),
+    )
+    common.write_page(args.output / "codebooks.md", text)
 
 
 if __name__ == "__main__":

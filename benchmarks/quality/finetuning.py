@@ -1,32 +1,28 @@
-"""Fine-tuning against training from scratch, on few digits.
+"""Fine-tuning against training from scratch, with few images.
 
-    python benchmarks/finetuning.py
+    python -m benchmarks.quality.finetuning [--characters]
 
-A small prior is trained on the digits 0-6, saved, loaded, and fine-tuned to the digits 7-9 and to
-all ten with 5, 10 and 50 images a class; every contestant takes the same number of steps. With
-``--characters`` it is trained on 200 made-up characters (see ``strokes.py``) and fine-tuned to 100
-others. Writes ``results/finetuning.json`` and ``results/finetuning.md`` beside this script, or
-``results/finetuning_characters.json`` and its table.
+A small prior is trained on the digits 0-6, saved and loaded. It is then fine-tuned to the digits
+7-9 and to all ten, with 5, 10 and 50 images per class. All methods take the same number of steps.
+With ``--characters``, the prior is trained on 200 synthetic characters and fine-tuned to 100
+others. Writes ``finetuning.json`` and ``finetuning.md``, or ``finetuning_characters.json`` and
+``finetuning_characters.md``.
 """
 
-import argparse
 import json
 import tempfile
-import time
-from pathlib import Path
 
 import numpy as np
-from characters import TEST_SEED, TRAIN_SEED
-from digits import HERE, PLAIN, machine
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from strokes import characters
 
 import skaocls
-from skaocls import AnyOrderARClassifier, PatchTokenizer
+from skaocls import AnyOrderARClassifier
+
+from .. import common
+from ..characters import TEST_SEED, TOKENIZER, TRAIN_SEED, characters
 
 SHOTS = (5, 10, 50)
-CONTESTANTS = {
+N_ORDERS = 8
+METHODS = {
     "from scratch": {},
     "from scratch, larger, five times the steps": {},
     "full": {"finetune": "full"},
@@ -47,8 +43,8 @@ CONTESTANTS = {
 }
 
 
-def trainable(clf, params):
-    """How many numbers training changes."""
+def n_trainable(clf, params):
+    """Count the parameters that training changes."""
     sizes = {name: p.numel() for name, p in clf.prior_.named_parameters()}
     table = len(clf.classes_) * clf.prior_.class_table.shape[1]
     mode = params.get("finetune", "full")
@@ -57,155 +53,155 @@ def trainable(clf, params):
     if mode == "head":
         return sum(size for name, size in sizes.items() if name.startswith("head."))
     if mode == "lora":
-        matrices = [p for n, p in clf.prior_.layers.named_parameters() if p.ndim == 2]
+        matrices = [p for _, p in clf.prior_.layers.named_parameters() if p.ndim == 2]
         return table + clf.lora_rank * sum(sum(p.shape) for p in matrices)
     return sum(sizes.values())
 
 
-def run(seed, steps, folder):
-    X, y = load_digits().images, load_digits().target
-    X_train, X_test, y_train, y_test = train_test_split(
-        X, y, test_size=0.25, stratify=y, random_state=seed
+def finetune(name, train, test, *, seed, batch, steps, folder, **settings):
+    """Train one method for a number of steps, and return its accuracy and cost."""
+    (X, y), params = train, METHODS[name]
+    clf = AnyOrderARClassifier(
+        n_orders=N_ORDERS, random_state=seed, **common.LIKELIHOOD_ONLY, **settings
     )
+    if params:
+        clf.set_params(prior=folder, **params)
+    elif "larger" in name:
+        clf.set_params(prior=common.SMALL_PRIOR)
+        steps *= 5
+    clf.set_params(batch_size=batch, max_iter=-(-steps // (len(X) // batch)))
+    seconds, _ = common.timed(clf.fit, X, y)
+    return {
+        "method": name,
+        "accuracy": clf.score(*test),
+        "trainable": n_trainable(clf, params),
+        "seconds": seconds,
+        "passes": clf.model_.readings,
+    }
+
+
+def measure_digits(seed, steps, shots, folder):
+    X_train, X_test, y_train, y_test = common.digits(seed)
     old = y_train < 7
-    pretrained = AnyOrderARClassifier("randar", random_state=seed, **PLAIN).fit(
-        X_train[old], y_train[old]
-    )
-    pretrained.save_pretrained(folder)
-    print(f"seed {seed}: digits 0-6 learned in {pretrained.n_iter_} epochs", flush=True)
+    clf = AnyOrderARClassifier("randar", random_state=seed, **common.LIKELIHOOD_ONLY)
+    clf.fit(X_train[old], y_train[old]).save_pretrained(folder)
+    print(f"seed {seed}: trained on digits 0-6 for {clf.n_iter_} epochs", flush=True)
     rng, rows = np.random.RandomState(seed), []
     for task, digits in (("7-9", range(7, 10)), ("0-9", range(10))):
-        test = np.isin(y_test, digits)
+        tested = np.isin(y_test, digits)
+        test = X_test[tested], y_test[tested]
         order = rng.permutation(len(y_train))
-        for shots in SHOTS:
-            few = np.concatenate([order[y_train[order] == d][:shots] for d in digits])
-            batch = min(len(few), int(np.clip(len(few) // 8, 16, 64)))
-            some = X_train[few], y_train[few], X_test[test], y_test[test]
-            for name, params in CONTESTANTS.items():
-                row = finetuned(name, params, *some, seed, batch, steps, folder)
-                rows.append({"seed": seed, "task": task, "shots": shots} | row)
+        for n in shots:
+            chosen = np.concatenate([order[y_train[order] == d][:n] for d in digits])
+            train = X_train[chosen], y_train[chosen]
+            batch = min(len(chosen), int(np.clip(len(chosen) // 8, 16, 64)))
+            job = {"seed": seed, "batch": batch, "steps": steps, "folder": folder}
+            for name in METHODS:
+                row = finetune(name, train, test, **job)
+                rows.append({"seed": seed, "task": task, "shots": n} | row)
                 print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
-def finetuned(name, params, X, y, X_test, y_test, seed, batch, steps, folder, **settings):
-    """How one contestant does, after so many steps on X and y."""
-    clf = AnyOrderARClassifier(n_orders=8, random_state=seed, **PLAIN, **settings)
-    longer = 1
-    if params:
-        clf.set_params(prior=folder, **params)
-    elif "five" in name:
-        clf.set_params(prior={"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64})
-        longer = 5
-    clf.set_params(batch_size=batch, max_iter=-(-longer * steps // (len(X) // batch)))
-    start = time.perf_counter()
-    clf.fit(X, y)
-    seconds = time.perf_counter() - start
-    accuracy = clf.score(X_test, y_test)
-    row = {"contestant": name, "accuracy": accuracy, "trainable": trainable(clf, params)}
-    return row | {"seconds": seconds, "readings": clf.model_.readings}
-
-
-def run_characters(args, folder):
-    """A prior of the published architecture learns some characters; then others are learned."""
+def measure_characters(args, folder):
+    """Train a prior on some characters, and fine-tune it to others."""
     X, y = characters(args.old + args.new, args.per_class, TRAIN_SEED)
     X_test, y_test = characters(args.old + args.new, 3, TEST_SEED)
-    old, new, test = y < args.old, y >= args.old, y_test >= args.old
-    settings = {"augmentation": None, "tokenizer": PatchTokenizer(patch_size=6, n_codes=512)}
-    sizes = {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
-    pretrained = AnyOrderARClassifier(
-        {"architecture": "randar"} | sizes,
+    old, new, tested = y < args.old, y >= args.old, y_test >= args.old
+    scratch = {"augmentation": None, "tokenizer": TOKENIZER()}
+    clf = AnyOrderARClassifier(
+        {"architecture": "randar"} | common.SMALL_PRIOR,
         max_iter=args.character_epochs,
         random_state=0,
-        **PLAIN,
-        **settings,
+        **common.LIKELIHOOD_ONLY,
+        **scratch,
     )
-    pretrained.fit(X[old], y[old]).save_pretrained(folder)
-    print(f"{args.old} characters learned", flush=True)
+    clf.fit(X[old], y[old]).save_pretrained(folder)
     rows = []
-    for shots in args.character_shots:
-        few = np.flatnonzero(new).reshape(args.new, -1)[:, :shots].ravel()
-        some = X[few], y[few], X_test[test], y_test[test]
-        for name, params in CONTESTANTS.items():
-            if "five" in name or "null" in name or "no dropout" in name:
+    for n in args.character_shots:
+        chosen = np.flatnonzero(new).reshape(args.new, -1)[:, :n].ravel()
+        train, test = (X[chosen], y[chosen]), (X_test[tested], y_test[tested])
+        job = {"seed": 0, "batch": min(64, len(chosen)), "steps": args.character_steps}
+        for name, params in METHODS.items():
+            if any(word in name for word in ("larger", "null", "no dropout")):
                 continue
-            own = {"augmentation": None} | ({} if params else settings | {"prior": sizes})
-            own["search"] = "racing"  # a hundred classes, each of which reads the image anew
-            batch = min(64, len(few))
-            row = finetuned(name, params, *some, 0, batch, args.character_steps, folder, **own)
-            rows.append({"seed": 0, "shots": shots, "task": "characters"} | row)
+            own = {"augmentation": None} if params else scratch | {"prior": common.SMALL_PRIOR}
+            # early stopping, because each of a hundred classes reads the image anew
+            row = finetune(name, train, test, folder=folder, **job, **own, search="auto")
+            rows.append({"seed": 0, "shots": n, "task": "characters"} | row)
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
-def table(rows):
-    """Markdown, of rows that have the same shots."""
-    shots_of = sorted({r["shots"] for r in rows})
-    lines = [
-        "| classes | contestant | " + " | ".join(f"{k} a class" for k in shots_of)
-        + " | trainable numbers | readings | fit, s |",
-        "|---" * (len(shots_of) + 5) + "|",
-    ]  # fmt: skip
-    for task, name in dict.fromkeys((r["task"], r["contestant"]) for r in rows):
-        mine = [r for r in rows if r["task"] == task and r["contestant"] == name]
+def result_table(rows):
+    """Return a table with a column for each number of images per class."""
+    all_shots = sorted({r["shots"] for r in rows})
+    lines = []
+    for task, name in dict.fromkeys((r["task"], r["method"]) for r in rows):
+        results = [r for r in rows if r["task"] == task and r["method"] == name]
         cells = []
-        for shots in shots_of:
-            scores = [r["accuracy"] for r in mine if r["shots"] == shots]
+        for shots in all_shots:
+            scores = [r["accuracy"] for r in results if r["shots"] == shots]
             spread = f" ± {np.std(scores):.3f}" if len(scores) > 1 else ""
             cells.append(f"{np.mean(scores):.3f}{spread}")
-        counts = sorted({r["trainable"] for r in mine})
-        count = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-        seconds = np.mean([r["seconds"] for r in mine])
-        cells += [count, str(mine[0]["readings"]), f"{seconds:.0f}"]
-        lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        counts = sorted({r["trainable"] for r in results})
+        cells.append(f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}")
+        seconds = np.mean([r["seconds"] for r in results])
+        lines.append([task, name, *cells, results[0]["passes"], f"{seconds:.0f}"])
+    heads = ["classes", "method", *(f"{n} per class" for n in all_shots), "trainable parameters"]
+    return common.table([*heads, "transformer passes", "fit, s"], lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def page(record):
+    settings, rows = record["settings"], record["rows"]
+    if settings["characters"]:
+        title, option = "many characters", " --characters"
+        measured = f"Test accuracy after about {settings['character_steps']} steps"
+        trained_on = f"{settings['old']} characters, different from the {settings['new']} here,"
+    else:
+        title, option, trained_on = "few digits", "", "the digits 0-6"
+        measured = (
+            f"Test accuracy, mean and standard deviation over {len(settings['seeds'])} seeds, "
+            f"after about {settings['steps']} steps"
+        )
+    return common.page(
+        f"Fine-tuning on {title}",
+        f"`python -m benchmarks.quality.finetuning{option}`; {record['machine']}, skaocls "
+        f"{record['skaocls']}.",
+        f"{measured}, with {N_ORDERS} orders. The fine-tuned prior was trained on {trained_on} and "
+        "has the published architecture. Transformer passes are counted per image and order."
+        + record.get("note", ""),
+        result_table(rows),
+    )
+
+
+def main(argv=None):
+    parser = common.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--characters", action="store_true", help="these instead of digits")
-    parser.add_argument("--old", type=int, default=200, help="characters learned first")
-    parser.add_argument("--new", type=int, default=100)
+    parser.add_argument("--shots", type=int, nargs="+", default=SHOTS, help="images per class")
+    parser.add_argument("--characters", action="store_true", help="use characters, not digits")
+    parser.add_argument("--old", type=int, default=200, help="characters of the first training")
+    parser.add_argument("--new", type=int, default=100, help="characters of the fine-tuning")
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--character-epochs", type=int, default=15)
     parser.add_argument("--character-steps", type=int, default=200)
     parser.add_argument("--character-shots", type=int, nargs="+", default=[20])
-    parser.add_argument("--output", type=Path, default=HERE / "results")
-    args = parser.parse_args()
-    rows = []
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        for seed in args.seeds if not args.characters else ():
-            rows += run(seed, args.steps, folder)
         if args.characters:
-            rows = run_characters(args, folder)
+            rows = measure_characters(args, folder)
+        else:
+            rows = [
+                row
+                for seed in args.seeds
+                for row in measure_digits(seed, args.steps, args.shots, folder)
+            ]
     settings = {k: v for k, v in vars(args).items() if k != "output"}
-    about = {"machine": machine(), "skaocls": skaocls.__version__, "settings": settings}
-    if args.characters:
-        name, title, option = "finetuning_characters", "many characters", " --characters"
-        how = f"Test accuracy after about {args.character_steps} steps each"
-        first = f"{args.old} characters, not on the {args.new} that are learned here,"
-    else:
-        name, title, option = "finetuning", "few digits", ""
-        how = (
-            f"Test accuracy, mean and standard deviation over {len(args.seeds)} seeds, after about "
-            f"{args.steps} steps each"
-        )
-        first = "0-6"
-    text = (
-        f"# Fine-tuning on {title}\n\n"
-        f"`python benchmarks/finetuning.py{option}`; {about['machine']}, skaocls "
-        f"{skaocls.__version__}.\n\n"
-        f"{how}, at 8 orders. The model that is fine-tuned was trained on {first} and has the "
-        "published architecture. Readings: how often the transformer reads an image in each "
-        "order.\n\n"
-        f"{table(rows)}\n"
-    )
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / f"{name}.json").write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
-    (args.output / f"{name}.md").write_text(text)
-    print(text)
+    about = {"machine": common.machine(), "skaocls": skaocls.__version__, "settings": settings}
+    name = "finetuning_characters" if args.characters else "finetuning"
+    record = common.write_json(args.output / f"{name}.json", about | {"rows": rows})
+    common.write_page(args.output / f"{name}.md", page(record))
 
 
 if __name__ == "__main__":

@@ -1,31 +1,27 @@
-"""Letters of 64, 128 and 256 pixels: which patches, cut from the image or from a smaller one?
+"""Patch sizes for letters of 64, 128 and 256 pixels, at full size and downscaled.
 
-    python benchmarks/large_images.py
+    python -m benchmarks.quality.large_images
 
-The classifier with its defaults but for the tokenizer; SVC reads the pixels. Writes
-``results/large_images.json``, after each row, and the page ``results/large_images.md``.
+The classifier has default parameters except for the tokenizer; `SVC` reads the pixels. Writes
+``large_images.json`` after each job, and ``large_images.md``.
 """
 
 import json
-import sys
-import time
 import warnings
 
 import numpy as np
-from digits import HERE, machine
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer
 
-sys.path.append(str(HERE / "claims"))
-import data
-from contestants import CHARACTERS
+from .. import common
+from ..claims import data
+from ..claims.contestants import CHARACTERS
 
-RECORD, PAGE = HERE / "results" / "large_images.json", HERE / "results" / "large_images.md"
-N = 80  # images of each letter, a quarter held out
-# Pixels of the images; to which they are made smaller first; of a patch, none for SVC; codes
-TRIED = (
+N_IMAGES = 80  # of each letter, a quarter held out
+# Size of the images, size after downscaling, size of a patch (None for SVC), codes
+JOBS = (
     (64, 64, 8), (64, 32, 4), (64, 32, None), (64, 64, 4), (64, 32, 2), (64, 32, 2, 32),
     (64, 64, 16), (64, 16, 2),
     (128, 128, 16), (128, 32, 4), (128, 32, None), (128, 64, 8), (128, 128, 8),
@@ -33,64 +29,56 @@ TRIED = (
 )  # fmt: skip
 
 
-def shrunk(images, side):
-    """By the mean of squares of pixels."""
+def downscaled(images, side):
+    """Average blocks of pixels."""
     n, height, _, channels = images.shape
-    times = height // side
-    return images.reshape(n, side, times, side, times, channels).mean((2, 4), dtype=np.float32)
+    factor = height // side
+    return images.reshape(n, side, factor, side, factor, channels).mean((2, 4), dtype=np.float32)
 
 
-def run(pixels, side, patch, n_codes="auto", *, seed=0):
+def run(job):
+    pixels, side, patch, *n_codes = job
     data.GLYPH_SIZE = pixels
-    X, y, *_ = data.glyphs(seed, characters=CHARACTERS, n_train=N, n_test=1)
-    X = shrunk(X, side)
-    X, X_held, y, y_held = train_test_split(X, y, test_size=0.25, stratify=y, random_state=seed)
-    clf = SVC(C=10)
+    X, y, *_ = data.glyphs(0, characters=CHARACTERS, n_train=N_IMAGES, n_test=1)
+    X = downscaled(X, side)
+    X, X_held, y, y_held = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
     if patch is None:
+        clf = SVC(C=10)
         X, X_held = X.reshape(len(X), -1), X_held.reshape(len(X_held), -1)
     else:
-        clf = AnyOrderARClassifier(
-            tokenizer=PatchTokenizer(patch, n_codes=n_codes), random_state=seed
-        )
-    start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        clf.fit(X, y)
-    row = {"accuracy": clf.score(X_held, y_held), "seconds": time.perf_counter() - start}
+        tokenizer = PatchTokenizer(patch, n_codes=n_codes[0] if n_codes else "auto")
+        clf = AnyOrderARClassifier(tokenizer=tokenizer, random_state=0)
+    seconds, accuracy = common.timed(lambda: clf.fit(X, y).score(X_held, y_held))
+    result = {"accuracy": accuracy, "seconds": seconds}
     if patch is not None:
-        row |= {"tokens": clf.prior_.n_tokens, "codes": clf.tokenizer_.n_codes_}
-    return row | {"machine": machine()}
+        result |= {"tokens": clf.prior_.n_tokens, "codes": clf.tokenizer_.n_codes_}
+    return result | {"machine": common.machine()}
 
 
-def main():
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    for tried in TRIED:
-        key = json.dumps(tried)
-        if key not in record:
-            record[key] = run(*tried)
-            RECORD.write_text(json.dumps(record, indent=1) + "\n")
-            print(tried, record[key], flush=True)
-    machines = "; ".join(sorted({row["machine"] for row in record.values()}))
-    lines = [
-        "# Larger images",
-        "",
-        f"`python benchmarks/large_images.py`; {machines}. {len(CHARACTERS)} letters, {N} images "
-        "of each, a quarter held out; one seed. The classifier has defaults but for the patches. "
-        "Seconds are rough, other work ran beside.",
-        "",
-        "| pixels | made smaller to | patch | tokens | codes | fit and score, s | accuracy, % |",
-        "|---" * 7 + "|",
-    ]
-    for tried in TRIED:
-        row = record[json.dumps(tried)]
-        pixels, side, patch, *_ = tried
-        smaller = "" if side == pixels else side
-        sizes = f"{patch} | {row['tokens']} | {row['codes']}" if patch else "`SVC(C=10)` | | "
-        lines.append(
-            f"| {pixels} | {smaller} | {sizes} | {row['seconds']:.0f} "
-            f"| {100 * row['accuracy']:.1f} |"
-        )
-    PAGE.write_text("\n".join(lines) + "\n")
+def page(record):
+    rows = []
+    for job in JOBS:
+        result = record[json.dumps(job)]
+        pixels, side, patch, *_ = job
+        sizes = (patch, result["tokens"], result["codes"]) if patch else ("`SVC(C=10)`", "", "")
+        rows.append([pixels, "" if side == pixels else side, *sizes])
+        rows[-1] += [f"{result['seconds']:.0f}", f"{100 * result['accuracy']:.1f}"]
+    heads = ["pixels", "downscaled to", "patch", "tokens", "codes", "fit and score, s"]
+    return common.page(
+        "Larger images",
+        f"`python -m benchmarks.quality.large_images`; {common.machines(record.values())}. "
+        f"{len(CHARACTERS)} letters, {N_IMAGES} images of each, a quarter held out; one seed. The "
+        "classifier has default parameters except for the patches. Other work ran at the same "
+        "time, so the seconds are rough.",
+        common.table([*heads, "accuracy, %"], rows),
+    )
+
+
+def main(argv=None):
+    args = common.parser(__doc__).parse_args(argv)
+    warnings.simplefilter("ignore")
+    record = common.add_missing(args.output / "large_images.json", JOBS, run)
+    common.write_page(args.output / "large_images.md", page(record))
 
 
 if __name__ == "__main__":

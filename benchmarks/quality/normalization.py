@@ -1,60 +1,53 @@
-"""What normalizing images before they are tokenized does to accuracy, under shift and shortcuts.
+"""Effect of normalizing images before tokenization on accuracy, under shifts and shortcuts.
 
-    python benchmarks/light.py                        # all of it; goes on where it was
-    python benchmarks/light.py --models "naive Bayes"  # on the same tokens, in minutes
-    python benchmarks/light.py --models               # the page of what there is
+    python -m benchmarks.quality.normalization                         # the missing jobs
+    python -m benchmarks.quality.normalization --models "naive Bayes"  # minutes
+    python -m benchmarks.quality.normalization --models               # only write the page
 
-Tasks, shifts and shortcuts are those of ``benchmarks/claims``. Choices are made on a quarter of the
-training images that is held out, ``"fold"``; test images, ``"test"``, are for the final table.
-Writes ``results/light.json`` after each job, and the page ``results/light.md``.
+Tasks, shifts and shortcuts are those of ``benchmarks/claims``. Choices are made on a held-out
+quarter of the training images (``"held out"``); test images (``"test"``) are for the final rows.
+Writes ``normalization.json`` after each job, and ``normalization.md``.
 """
 
-import argparse
 import json
-import sys
-import time
 import warnings
 
 import numpy as np
-from digits import HERE, PLAIN, machine
 from sklearn.model_selection import train_test_split
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer
-from skaocls.images.augmentation import random_views
+from skaocls.images.views import random_views
 from skaocls.tokenizers.normalization import NORMALIZATIONS
 
-sys.path.append(str(HERE / "claims"))
-from contestants import load
-from experiments import AGREEMENT, TEST_MARKS
-from shifts import SHIFTS
-from shortcuts import with_shortcut
+from .. import common
+from ..claims.contestants import load
+from ..claims.experiments import AGREEMENT, TEST_MARKS
+from ..claims.shifts import SHIFTS
+from ..claims.shortcuts import with_shortcut
 
-RECORD, PAGE = HERE / "results" / "light.json", HERE / "results" / "light.md"
 SEVERITIES = (1, 3, 5)
-VIEWS, SMOOTHING = 6, 4.0  # of naive Bayes
+N_VIEWS, SMOOTHING = 6, 4.0  # of naive Bayes
 N_TRAIN = {"digits": 1347, "glyphs": 800, "textures": 840}
-# Of the prior: far less than defaults train, the same for all that are compared
-LEAN = {"max_iter": 20, "n_orders": 8}
+N_TEST = 300
 N_SHIFTED = {"digits": 150, "glyphs": 60, "textures": 60}
-HOW = {1: (None, "image", "image+polarity"), 3: (None, *NORMALIZATIONS)}
+SHORT_TRAINING = {"max_iter": 20, "n_orders": 8}  # far less than the defaults, equal for all
 
 
 class StructureTokenizer(PatchTokenizer):
-    """Each patch with a share of its mean, and its contrast made much the same.
+    """Reduces the mean of each patch by half and compresses its contrast.
 
-    What is left of mean and contrast is coarse, and in the same code.
+    One code describes the remaining coarse mean, the contrast and the structure of a patch.
     """
 
-    share, least = 0.5, 0.3
+    mean_share, least_contrast = 0.5, 0.3
 
     def fit(self, X, y=None):
         return super().fit(self.structure(X), y)
 
-    def transform(self, X, **how):
-        return super().transform(self.structure(X), **how)
+    def transform(self, X, **noise):
+        return super().transform(self.structure(X), **noise)
 
     def structure(self, X):
-        """Of images that are standardized first."""
         n, height, width, channels = X.shape
         side = 2 if height <= 16 else 4
         X = X - X.mean((1, 2, 3), keepdims=True)
@@ -62,12 +55,12 @@ class StructureTokenizer(PatchTokenizer):
         tiles = X.reshape(n, height // side, side, width // side, side, channels)
         mean = tiles.mean((2, 4, 5), keepdims=True)
         contrast = np.sqrt(((tiles - mean) ** 2).mean((2, 4, 5), keepdims=True))
-        tiles = (tiles - mean) / (contrast + self.least) + self.share * mean
+        tiles = (tiles - mean) / (contrast + self.least_contrast) + self.mean_share * mean
         return tiles.reshape(X.shape).astype(np.float32)
 
 
 class TokenBayes:
-    """Naive Bayes on tokens of images and of views of them: quick to train."""
+    """Naive Bayes on the tokens of images and of their views, which trains quickly."""
 
     def __init__(self, tokenizer):
         self.tokenizer_ = tokenizer
@@ -75,17 +68,19 @@ class TokenBayes:
     def fit(self, X, y):
         rng = np.random.RandomState(0)
         self.tokenizer_.fit(X, y)
-        views = [X, *(random_views(X, rng) for _ in range(VIEWS))]
-        codes, labels = np.concatenate([self.codes(v) for v in views]), np.tile(y, 1 + VIEWS)
-        n_codes = self.tokenizer_.n_codes_
+        views = [X, *(random_views(X, rng) for _ in range(N_VIEWS))]
+        codes = np.concatenate([self.codes(v) for v in views])
+        labels, n_codes = np.tile(y, 1 + N_VIEWS), self.tokenizer_.n_codes_
 
         def counts(codes):
-            of = [np.bincount(codes[labels == c].ravel(), minlength=n_codes) for c in np.unique(y)]
-            return np.array(of, dtype=float)
+            return np.array(
+                [np.bincount(codes[labels == c].ravel(), minlength=n_codes) for c in np.unique(y)],
+                dtype=float,
+            )
 
-        anywhere = counts(codes) + 0.5
-        anywhere *= SMOOTHING / anywhere.sum(1, keepdims=True)
-        p = np.stack([counts(place) + anywhere for place in codes.T])
+        all_positions = counts(codes) + 0.5
+        all_positions *= SMOOTHING / all_positions.sum(1, keepdims=True)
+        p = np.stack([counts(position) + all_positions for position in codes.T])
         self.log_p = np.log(p / p.sum(2, keepdims=True))
         return self
 
@@ -93,162 +88,160 @@ class TokenBayes:
         return self.tokenizer_.transform(X).reshape(len(X), -1)
 
     def predict(self, X):
-        return sum(
-            of_place[:, codes].T for of_place, codes in zip(self.log_p, self.codes(X).T)
-        ).argmax(1)
+        return sum(log_p[:, codes].T for log_p, codes in zip(self.log_p, self.codes(X).T)).argmax(1)
 
 
-def job(task, how, seed=0, on="fold", kind=None, model="prior"):
-    return {"task": task, "how": how, "seed": seed, "on": on, "kind": kind, "model": model}
+def job(task, normalize, seed=0, split="held out", shortcut=None, model="prior"):
+    return {"task": task, "normalize": normalize, "seed": seed, "split": split,
+            "shortcut": shortcut, "model": model}  # fmt: skip
 
 
-SCREEN = [
-    job(task, how, kind=kind, model="naive Bayes")
-    for task in N_TRAIN
-    for kind in (None, *(["background"] if task == "digits" else []))
-    for how in (*HOW[1 if task == "digits" and kind is None else 3], "structure", "auto")
-]
+def bayes_jobs():
+    for task in N_TRAIN:
+        for shortcut in (None, "background") if task == "digits" else (None,):
+            gray = task == "digits" and shortcut is None
+            known = ("image", "image+polarity") if gray else NORMALIZATIONS
+            for normalize in (None, *known, "structure", "auto"):
+                yield job(task, normalize, shortcut=shortcut, model="naive Bayes")
+
+
 JOBS = [
+    *bayes_jobs(),
     job("digits", None),
     job("digits", "image+polarity"),
     job("glyphs", None),
     job("glyphs", "channel+polarity"),
     job("textures", None),
     job("textures", "image"),
-    job("digits", None, kind="background"),
-    job("digits", "channel+polarity", kind="background"),
+    job("digits", None, shortcut="background"),
+    job("digits", "channel+polarity", shortcut="background"),
     job("glyphs", "image+polarity"),
     job("digits", "image"),
     job("digits", "structure"),
     job("glyphs", "structure"),
     job("textures", "structure"),
     job("textures", "channel"),
-    job("digits", "auto", kind="background"),
+    job("digits", "auto", shortcut="background"),
     *(
-        job(task, how, seed, "test")
+        job(task, normalize, seed, "test")
         for seed in (0, 1, 2)
         for task in N_TRAIN
-        for how in (None, "auto")
+        for normalize in (None, "auto")
     ),
 ]
 
 
-def run(task, how, seed, on, kind, model):
-    """Accuracies of one job, with the share of it that each shift takes."""
+def load_split(task, seed, split):
+    """Return training images and labels, evaluation images and labels."""
     X, y, X_test, y_test = load(task, seed)
     X, y = X[: N_TRAIN[task]], y[: N_TRAIN[task]]
-    if on == "fold":
+    if split == "held out":
         X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=seed)
-    X_test, y_test, n_classes = X_test[:300], y_test[:300], y.max() + 1
-    if kind is not None:
-        X, _ = with_shortcut(X, y, n_classes, AGREEMENT, kind, seed)
-    tokenizer = StructureTokenizer(normalize=None) if how == "structure" else PatchTokenizer()
-    if how != "structure":
-        tokenizer.set_params(normalize=how)
-    classifier = TokenBayes(tokenizer.set_params(random_state=seed))
-    if model == "prior":
-        classifier = AnyOrderARClassifier(
-            tokenizer=tokenizer, device="cpu", random_state=seed, **PLAIN, **LEAN
-        )
-    start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of short training, and of images in another light
-        classifier.fit(X, y)
-        row = {"fit_seconds": time.perf_counter() - start}
-        row |= {"normalize": classifier.tokenizer_.normalize_, "machine": machine()}
+    return X, y, X_test[:N_TEST], y_test[:N_TEST]
 
-        def accuracy(X, y=y_test):
-            return float((classifier.predict(X) == y).mean())
 
-        if kind is not None:
-            for name, share in (("agreeing", AGREEMENT), ("conflicting", "reversed")):
-                marked = with_shortcut(X_test, y_test, n_classes, share, kind, seed + TEST_MARKS)
-                row[name] = accuracy(marked[0])
-            return row
-        row["accuracy"] = accuracy(X_test)
-        some = slice(N_SHIFTED[task] if model == "prior" else None)
-        unshifted = accuracy(X_test[some], y_test[some])
-        row["lost"] = {
-            name: 1
-            - np.mean([accuracy(shift(X_test[some], s, seed), y_test[some]) for s in SEVERITIES])
-            / unshifted
-            for name, shift in SHIFTS.items()
-        }
-    return row
+def make_classifier(normalize, seed, model):
+    if normalize == "structure":
+        tokenizer = StructureTokenizer(normalize=None, random_state=seed)
+    else:
+        tokenizer = PatchTokenizer(normalize=normalize, random_state=seed)
+    if model == "naive Bayes":
+        return TokenBayes(tokenizer)
+    params = common.LIKELIHOOD_ONLY | SHORT_TRAINING
+    return AnyOrderARClassifier(tokenizer=tokenizer, device="cpu", random_state=seed, **params)
+
+
+def run(job):
+    """Return the accuracies of one job, and the share of accuracy that each shift costs."""
+    task, seed, shortcut = job["task"], job["seed"], job["shortcut"]
+    X, y, X_test, y_test = load_split(task, seed, job["split"])
+    n_classes = y.max() + 1
+    if shortcut is not None:
+        X, _ = with_shortcut(X, y, n_classes, AGREEMENT, shortcut, seed)
+    clf = make_classifier(job["normalize"], seed, job["model"])
+    seconds, _ = common.timed(clf.fit, X, y)
+    result = {"fit_seconds": seconds, "normalize": clf.tokenizer_.normalize_}
+    result["machine"] = common.machine()
+
+    def accuracy(X, y):
+        return float((clf.predict(X) == y).mean())
+
+    if shortcut is not None:
+        for name, share in (("agreeing", AGREEMENT), ("conflicting", "reversed")):
+            test = X_test, y_test, n_classes, share, shortcut, seed + TEST_MARKS
+            result[name] = accuracy(with_shortcut(*test)[0], y_test)
+        return result
+    result["accuracy"] = accuracy(X_test, y_test)
+    n = N_SHIFTED[task] if job["model"] == "prior" else None
+    X_test, y_test = X_test[:n], y_test[:n]
+    unshifted = accuracy(X_test, y_test)
+    result["lost"] = {
+        name: 1
+        - np.mean([accuracy(shift(X_test, s, seed), y_test) for s in SEVERITIES]) / unshifted
+        for name, shift in SHIFTS.items()
+    }
+    return result
 
 
 def page(record):
-    """The tables, in Markdown."""
-    machines = sorted({row["machine"] for row in record.values()})
-    lines = [
-        "# Tokens that do not depend on the light",
-        "",
-        f"`python benchmarks/light.py`; {'; '.join(machines)}. What "
-        "`PatchTokenizer(normalize=...)` takes off each image; *structure* standardizes images and "
-        "leaves of each patch half of its mean and a compressed contrast. *Lost* is the mean share "
-        "of the accuracy that the shifts of `benchmarks/claims` take, at severities 1, 3 and 5. "
-        "*Fold*: a quarter of the training images; *test*: the test images. The prior is trained "
-        f"for {LEAN['max_iter']} epochs, far fewer than by default, the same for all rows; naive "
-        f"Bayes reads the same tokens. {len(record)} of {len(SCREEN + JOBS)} jobs have run.",
-        "",
-        "| task | model | on | normalize | it became | accuracy, % | lost, % | of it inversion "
-        "| contrast | noise | seeds |",
-        "|---" * 11 + "|",
-    ]  # fmt: skip
     groups: dict[tuple, list] = {}
-    for key, row in record.items():
-        what = json.loads(key)
-        of = (what["kind"], what["task"], what["model"], what["on"], what["how"])
-        groups.setdefault(of, []).append(row)
+    for key, result in record.items():
+        groups.setdefault(tuple(v for k, v in json.loads(key).items() if k != "seed"), []).append(
+            result
+        )
 
     def percent(numbers):
         return f"{100 * np.mean(numbers):.1f}"
 
-    for (kind, task, model, on, how), rows in groups.items():
-        if kind is None:
-            became = ", ".join(sorted({str(row["normalize"]) for row in rows}))
-            cells = [task, model, on, str(how), became if how == "auto" else ""]
-            cells += [percent([row["accuracy"] for row in rows])]
-            cells += [percent([list(row["lost"].values()) for row in rows])]
-            cells += [
-                percent([row["lost"][name] for row in rows])
-                for name in ("inversion", "contrast", "gaussian_noise")
+    shift_rows, shortcut_rows = [], []
+    for (task, normalize, split, shortcut, model), results in groups.items():
+        became = ", ".join(sorted({str(r["normalize"]) for r in results}))
+        became = became if normalize == "auto" else ""
+        if shortcut is None:
+            cells = [
+                task,
+                model,
+                split,
+                normalize,
+                became,
+                percent([r["accuracy"] for r in results]),
             ]
-            lines.append("| " + " | ".join([*cells, str(len(rows))]) + " |")
-    lines += [
-        "",
-        "| digits with a tinted background | model | normalize | it became "
-        "| accuracy, tint as in training, % | tint of another class, % |",
-        "|---" * 6 + "|",
-    ]
-    for (kind, task, model, _, how), rows in groups.items():
-        if kind is not None:
-            became = ", ".join(sorted({str(row["normalize"]) for row in rows}))
-            cells = [f"{task}, {kind}", model, str(how), became if how == "auto" else ""]
-            cells += [percent([row[name] for row in rows]) for name in ("agreeing", "conflicting")]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            cells.append(percent([list(r["lost"].values()) for r in results]))
+            for name in ("inversion", "contrast", "gaussian_noise"):
+                cells.append(percent([r["lost"][name] for r in results]))
+            shift_rows.append([*cells, len(results)])
+        else:
+            cells = [f"{task}, {shortcut}", model, normalize, became]
+            for name in ("agreeing", "conflicting"):
+                cells.append(percent([r[name] for r in results]))
+            shortcut_rows.append(cells)
+    heads = ["task", "model", "images", "normalize", "resolved to", "accuracy, %", "lost, %"]
+    heads += ["lost to inversion", "lost to contrast", "lost to noise", "seeds"]
+    marked = ["digits with a tinted background", "model", "normalize", "resolved to"]
+    marked += ["accuracy, tint as in training, %", "tint of another class, %"]
+    return common.page(
+        "Normalization of images",
+        f"`python -m benchmarks.quality.normalization`; {common.machines(record.values())}. "
+        "Settings of `PatchTokenizer(normalize=...)`. *Structure* standardizes images, halves the "
+        "mean of each patch and compresses its contrast. *Lost* is the mean share of accuracy that "
+        "the shifts of `benchmarks/claims` cost, at severities 1, 3 and 5. *Held out*: a quarter "
+        "of the training images; *test*: the test images. The prior is trained for "
+        f"{SHORT_TRAINING['max_iter']} epochs in all rows, far fewer than by default; naive Bayes "
+        f"reads the same tokens. {len(record)} of {len(JOBS)} jobs have run.",
+        common.table(heads, shift_rows),
+        common.table(marked, shortcut_rows),
+    )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv=None):
+    parser = common.parser(__doc__)
     parser.add_argument("--models", nargs="*", default=["naive Bayes", "prior"])
     parser.add_argument("--tasks", nargs="*", default=list(N_TRAIN))
-    args = parser.parse_args()
-    for what in SCREEN + JOBS:
-        key = json.dumps(what)
-        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-        if key in record or what["task"] not in args.tasks or what["model"] not in args.models:
-            continue
-        row = run(**what)
-        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-        record[key] = row
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
-        print(what, {k: v for k, v in row.items() if k != "lost"}, flush=True)
-        if "lost" in row:
-            print("   lost", {k: round(v, 3) for k, v in row["lost"].items()}, flush=True)
-    record = json.loads(RECORD.read_text())
-    PAGE.write_text(page(record))
+    args = parser.parse_args(argv)
+    warnings.simplefilter("ignore")  # short training, images of another brightness
+    jobs = [j for j in JOBS if j["task"] in args.tasks and j["model"] in args.models]
+    record = common.add_missing(args.output / "normalization.json", jobs, run)
+    common.write_page(args.output / "normalization.md", page(record))
 
 
 if __name__ == "__main__":

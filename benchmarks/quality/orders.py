@@ -1,23 +1,22 @@
-"""Are there better orders than random ones? Antithetic pairs and Latin squares on the digits.
+"""Random orders against antithetic pairs and Latin squares, on scikit-learn's digits.
 
-    python benchmarks/orders.py
+    python -m benchmarks.quality.orders
 
-Writes ``results/orders.md``: accuracy, and how often the class differs from that of 200 random
-orders, by number of orders and how they were drawn.
+Measures accuracy and the share of images whose class differs from that of 200 random orders, by the
+number of orders and how they are drawn. Writes ``orders.md``.
 """
 
 import numpy as np
-from digits import HERE, PLAIN, machine
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from skaocls import AnyOrderARClassifier
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 
+from .. import common
+
 COUNTS = (1, 2, 4, 8, 16)
 DRAWS = 6
-REFERENCE = 200
+N_REFERENCE = 200
 
 
 def random(rng, n_orders, n_tokens):
@@ -25,70 +24,77 @@ def random(rng, n_orders, n_tokens):
 
 
 def antithetic(rng, n_orders, n_tokens):
-    """Each order, and the same one backwards."""
+    """Follow each random order with its reverse."""
     half = random(rng, -(-n_orders // 2), n_tokens)
     return np.stack([half, half[:, ::-1]], 1).reshape(-1, n_tokens)[:n_orders]
 
 
 def latin(rng, n_orders, n_tokens):
-    """In each step a different place in each order: shifts of one order, in random sequence."""
+    """Shift one random order, so that orders read different positions in each step."""
     order = rng.permutation(n_tokens)
     shifts = np.concatenate([rng.permutation(n_tokens) for _ in range(-(-n_orders // n_tokens))])
     return np.stack([np.roll(order, s) for s in shifts[:n_orders]])
 
 
 def spread_starts(rng, n_orders, n_tokens):
-    """Random, but for first places that do not repeat."""
+    """Draw random orders whose first positions differ."""
     orders = random(rng, n_orders, n_tokens)
     starts = np.concatenate([rng.permutation(n_tokens) for _ in range(-(-n_orders // n_tokens))])
     for order, start in zip(orders, starts, strict=False):
-        at = int(np.flatnonzero(order == start)[0])
-        order[[0, at]] = order[[at, 0]]
+        i = int(np.flatnonzero(order == start)[0])
+        order[[0, i]] = order[[i, 0]]
     return orders
 
 
-def main():
-    X, y = load_digits().images, load_digits().target
-    found = {}
-    for seed in range(2):
-        X_train, X_test, y_train, y_test = train_test_split(
-            X, y, test_size=0.25, stratify=y, random_state=seed
-        )
-        clf = AnyOrderARClassifier("randar", random_state=seed, **PLAIN).fit(X_train, y_train)
-        codes = clf.tokenizer_.transform(X_test).reshape(len(X_test), -1)
-        n_tokens = codes.shape[1]
+DESIGNS = (random, antithetic, latin, spread_starts)
 
-        def scores(orders, clf=clf, codes=codes):
-            return log_likelihoods(clf.prior_, codes, orders, clf.class_rows_)
 
-        best = scores(draw_orders(REFERENCE, n_tokens, seed=99)).mean(1).argmax(1)
-        rng = np.random.RandomState(seed)
-        for draw in (random, antithetic, latin, spread_starts):
-            for _ in range(DRAWS):
-                ll = scores(draw(rng, max(COUNTS), n_tokens))
-                for count in COUNTS:
-                    winner = ll[:, :count].mean(1).argmax(1)
-                    kept = found.setdefault((draw.__name__, count), [])
-                    kept.append((np.mean(winner == y_test), np.mean(winner != best)))
-    lines = [
-        "# Orders",
-        "",
-        f"`python benchmarks/orders.py`; {machine()}. Digits, two splits, {DRAWS} draws each: test "
-        f"accuracy, and in brackets the share of images whose class differs from that of "
-        f"{REFERENCE} random orders; standard errors over the draws.",
-        "",
-        f"| orders | {' | '.join(f'{count}' for count in COUNTS)} |",
-        f"|---|{'---|' * len(COUNTS)}",
-    ]
-    for draw in (random, antithetic, latin, spread_starts):
+def measure(seed, params):
+    """Yield design, number of orders, accuracy and share of changed classes, for each draw."""
+    X_train, X_test, y_train, y_test = common.digits(seed)
+    clf = AnyOrderARClassifier("randar", random_state=seed, **common.LIKELIHOOD_ONLY, **params)
+    codes = common.codes_of(clf.fit(X_train, y_train), X_test)
+    n_tokens = codes.shape[1]
+
+    def scores(orders):
+        return log_likelihoods(clf.prior_, codes, orders, clf.class_rows_)
+
+    reference = scores(draw_orders(N_REFERENCE, n_tokens, seed=99)).mean(1).argmax(1)
+    rng = np.random.RandomState(seed)
+    for design in DESIGNS:
+        for _ in range(DRAWS):
+            ll = scores(design(rng, max(COUNTS), n_tokens))
+            for count in COUNTS:
+                predicted = ll[:, :count].mean(1).argmax(1)
+                differs = np.mean(predicted != reference)
+                yield design, count, np.mean(predicted == y_test), differs
+
+
+def main(argv=None):
+    parser = common.parser(__doc__)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--max-iter", default="auto", type=int)
+    args = parser.parse_args(argv)
+    results = {}
+    for seed in range(args.seeds):
+        for design, count, *measured in measure(seed, {"max_iter": args.max_iter}):
+            results.setdefault((design, count), []).append(measured)
+    rows = []
+    for design in DESIGNS:
         cells = []
         for count in COUNTS:
-            kept = np.array(found[draw.__name__, count])
-            (accuracy, differs), (_, error) = kept.mean(0), kept.std(0) / len(kept) ** 0.5
+            draws = np.array(results[design, count])
+            (accuracy, differs), (_, error) = draws.mean(0), draws.std(0) / len(draws) ** 0.5
             cells.append(f"{accuracy:.4f} ({100 * differs:.2f} ± {100 * error:.2f} %)")
-        lines.append(f"| {draw.__name__.replace('_', ' ')} | {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-    (HERE / "results" / "orders.md").write_text("\n".join(lines) + "\n")
+        rows.append([design.__name__.replace("_", " "), *cells])
+    text = common.page(
+        "Orders",
+        f"`python -m benchmarks.quality.orders`; {common.machine()}. Digits, two splits, {DRAWS} "
+        "draws each. Test accuracy, and in brackets the share of images whose class differs from "
+        f"that of {N_REFERENCE} random orders, with its standard error over the draws.",
+        common.table(["orders", *COUNTS], rows),
+    )
+    common.write_page(args.output / "orders.md", text)
 
 
 if __name__ == "__main__":

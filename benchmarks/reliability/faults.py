@@ -1,14 +1,11 @@
-"""What is killed goes on, and what is damaged harms nobody.
+"""Kill calls at random moments and damage files at random, and count the outcomes.
 
-    python benchmarks/faults.py --kills 20 --images 10000 --models 2000
+    python -m benchmarks.reliability.faults --kills 20 --images 10000 --models 2000
 
-A `fit` with `checkpoint_dir` and a prediction with `memory` are ended by SIGKILL at random moments
-and called again; image and model files with random bytes changed are read. What is counted is
-printed and written to ``benchmarks/results/faults.md``.
+A `fit` with `checkpoint_dir` and a prediction with `memory` are ended by SIGKILL and called again.
+Image and model files with random changes are read. Writes ``faults.md``.
 """
 
-import argparse
-import hashlib
 import io
 import json
 import os
@@ -27,26 +24,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from digits import machine
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from skaocls import AnyOrderARClassifier
 from skaocls.fitted import result_cache
-from skaocls.images import image_shape_of, load_images
+from skaocls.hashing import hash_file
+from skaocls.images.reader import learn_reader
 
-RESULTS = Path(__file__).parent / "results" / "faults.md"
-SIZES = {"dim": 32, "n_layer": 1, "n_head": 2, "multiple_of": 32}
-CPU_SECONDS = 5  # limit for one file; CPU time does not depend on other processes
-HANG_SECONDS = 120  # wall-clock limit for one file, only to end processes that hang
-MEMORY = 2 * 2**30  # bytes that reading files may take
-AT_ONCE = 250  # files that one process reads
+from .. import common
+
+PRIOR = {"dim": 32, "n_layer": 1, "n_head": 2, "multiple_of": 32}
+CPU_SECONDS = 5  # limit for one file
+HANG_SECONDS = 1800  # wall-clock limit for a batch of files, which only a hang exceeds
+MEMORY = 2 * 2**30  # limit for a process that reads files, in bytes
+BATCH_SIZE = 250  # files that one process reads
 
 
-def in_child(function, *args):
-    """Start function(*args) in a process of its own.
+def start(function, *args):
+    """Run function(*args) in a forked process, and return its id.
 
-    Nothing here has run threads of torch before, so that a fork is safe.
+    The parent must not have used several threads of torch before the fork.
     """
     pid = os.fork()
     if pid:
@@ -62,15 +60,20 @@ def in_child(function, *args):
 
 
 def finished(pid):
-    """Wait for a process; whether it came to its end."""
+    """Wait for a process, and return False if a signal ended it."""
     status = os.waitpid(pid, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        raise RuntimeError("a call that was not killed has failed, see above")
+        raise RuntimeError("A call that was not killed has failed; its traceback is above.")
     return os.WIFEXITED(status)
 
 
+def run(function, *args):
+    """Run a function in a forked process, and return the seconds that it takes."""
+    return common.timed(lambda: finished(start(function, *args)))[0]
+
+
 def killed(pid, seconds):
-    """Kill a process after some time; whether it was still there."""
+    """Kill a process after some time, and return whether it was still running."""
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
     return not finished(pid)
@@ -79,17 +82,17 @@ def killed(pid, seconds):
 # Kills ------------------------------------------------------------------------------------------
 
 
-def digits(n=None):
+def three_digits(n=None):
     X, y = load_digits(n_class=3, return_X_y=True)
     return (X[:n] / 16).reshape(-1, 8, 8), y[:n]
 
 
 def fit(out, n_digits, folder=None):
-    """Write the weights and the curves of a fit."""
-    X, y = digits(n_digits)
+    """Write the weights and the training curves of a fit to a file."""
+    X, y = three_digits(n_digits)
     clf = AnyOrderARClassifier(
-        device="cpu",  # another cannot be used in processes that are forked
-        prior=SIZES,
+        device="cpu",  # CUDA cannot be used in forked processes
+        prior=PRIOR,
         max_iter=12,
         augmentation=2,
         early_stopping=True,
@@ -103,39 +106,35 @@ def fit(out, n_digits, folder=None):
 
 
 def predict(out, n_digits, model, folder, log):
-    """Write the probabilities of many images, and a letter for each order of some that is read."""
-    X, _ = digits(n_digits)
-    read = result_cache.log_likelihoods
+    """Write probabilities to a file, and a letter to the log for each part that is computed."""
+    X, _ = three_digits(n_digits)
+    log_likelihoods = result_cache.log_likelihoods
 
-    def reading(*args, **kwargs):
+    def logged(*args, **kwargs):
         with open(log, "a") as file:
             file.write("x")
-        return read(*args, **kwargs)
+        return log_likelihoods(*args, **kwargs)
 
-    result_cache.log_likelihoods = reading
+    result_cache.log_likelihoods = logged
     clf = AnyOrderARClassifier.from_pretrained(model, memory=folder, n_orders=12)
     np.savez(out, proba=clf.predict_proba(np.concatenate([X, X[::-1], 1 - X])))
 
 
 def damaged_checkpoints(folder):
-    """Checkpoints whose tensors are not those that were written."""
-    count = 0
-    for rest in Path(folder).glob("checkpoint-*.json"):
-        content = rest.with_suffix(".safetensors").read_bytes()
-        hashed = hashlib.blake2b(content, digest_size=16).hexdigest()
-        count += json.loads(rest.read_text())["hash"] != hashed
-    return count
+    """Count checkpoints whose tensors do not match their hash."""
+    return sum(
+        json.loads(path.read_text())["hash"] != hash_file(path.with_suffix(".safetensors"))
+        for path in Path(folder).glob("checkpoint-*.json")
+    )
 
 
 def damaged_entries(folder):
-    """Entries of `memory` that do not end with a hash of what is before it."""
-    count = 0
-    for path in (Path(folder) / "skaocls-memory").glob("[!.]*"):
-        if path.is_file():
-            content = path.read_bytes()
-            hashed = hashlib.blake2b(content[:-16], digest_size=16).digest()
-            count += content[-16:] != hashed
-    return count
+    """Count cache entries that cannot be read."""
+    cache = result_cache.ResultCache(folder)
+    entries = [path for path in cache.folder.glob("[!.]*") if path.is_file()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sum(cache.read(path) is None for path in entries)
 
 
 def same(first, second):
@@ -144,75 +143,67 @@ def same(first, second):
     return names == sorted(second.files) and all((first[k] == second[k]).all() for k in names)
 
 
-def timed(function, *args):
-    begin = time.monotonic()
-    finished(in_child(function, *args))
-    return time.monotonic() - begin
-
-
 def kill_fits(n, rng, work, n_digits):
-    """How often a fit was killed, found what to go on from, and ended as if never killed."""
+    """Kill fits, and count those that continue to the same result as an undisturbed fit."""
     counts = Counter()
-    seconds = timed(fit, work / "whole.npz", n_digits)
+    seconds = run(fit, work / "whole.npz", n_digits)
     for i in range(n):
         folder = work / f"fit-{i}"
-        while not killed(
-            in_child(fit, work / "killed.npz", n_digits, folder), rng.uniform(0, seconds)
-        ):
+        job = fit, work / "killed.npz", n_digits, folder
+        while not killed(start(*job), rng.uniform(0, seconds)):
             counts["ended before the kill"] += 1
         counts["killed"] += 1
         counts["damaged files"] += damaged_checkpoints(folder)
         counts["with a checkpoint"] += any(folder.glob("checkpoint-*.json"))
-        finished(in_child(fit, work / "resumed.npz", n_digits, folder))
+        run(fit, work / "resumed.npz", n_digits, folder)
         counts["equal"] += same(work / "whole.npz", work / "resumed.npz")
         (work / "resumed.npz").unlink()
-        counts["left behind"] += len([p for p in folder.iterdir() if p.suffix != ".lock"])
+        counts["files left"] += len([p for p in folder.iterdir() if p.suffix != ".lock"])
     return counts
 
 
 def save_model(folder):
-    X, y = digits()
-    params = {"prior": SIZES, "max_iter": 3, "augmentation": None, "random_state": 0}
+    X, y = three_digits()
+    params = {"prior": PRIOR, "max_iter": 3, "augmentation": None, "random_state": 0}
     AnyOrderARClassifier(device="cpu", **params).fit(X, y).save_pretrained(folder)
 
 
 def kill_predictions(n, rng, work, n_digits):
-    """How often a prediction was killed and ended as if never killed, and what was read twice."""
+    """Kill predictions, and count equal results and parts that were computed twice."""
     counts, log = Counter(), work / "log"
     model = work / "model"
-    finished(in_child(save_model, model))
-    seconds = timed(predict, work / "whole.npz", n_digits, model, work / "memory", log)
-    parts = log.stat().st_size
+    run(save_model, model)
+    seconds = run(predict, work / "whole.npz", n_digits, model, work / "memory", log)
+    n_parts = log.stat().st_size
     for i in range(n):
         folder = work / f"memory-{i}"
         log.write_text("")
-        args = n_digits, model, folder, log
-        while not killed(in_child(predict, work / "killed.npz", *args), rng.uniform(0, seconds)):
+        job = n_digits, model, folder, log
+        while not killed(start(predict, work / "killed.npz", *job), rng.uniform(0, seconds)):
             counts["ended before the kill"] += 1
             shutil.rmtree(folder)
             log.write_text("")
         counts["killed"] += 1
         counts["damaged files"] += damaged_entries(folder)
         counts["with entries"] += any((folder / "skaocls-memory").glob("[!.l]*"))
-        finished(in_child(predict, work / "resumed.npz", *args))
+        run(predict, work / "resumed.npz", *job)
         counts["equal"] += same(work / "whole.npz", work / "resumed.npz")
         (work / "resumed.npz").unlink()
-        counts["most parts read twice"] = max(
-            counts["most parts read twice"], log.stat().st_size - parts
-        )
+        repeated = log.stat().st_size - n_parts
+        counts["most parts computed twice"] = max(counts["most parts computed twice"], repeated)
     return counts
 
 
 # Damaged files ----------------------------------------------------------------------------------
 
 
-def some_images():
-    """Content of small image files of many kinds."""
+def image_files():
+    """Return the content of small image files in several formats."""
     rng = np.random.RandomState(0)
     rgb = Image.fromarray(rng.randint(256, size=(24, 20, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112], exif[0x011A], exif[0x010F] = 6, 72.0, "a camera"
-    kinds = [
+    formats = [
         (rgb, "png", {}),
         (rgb, "png", {"exif": exif}),
         (rgb.convert("L"), "png", {}),
@@ -227,73 +218,73 @@ def some_images():
         (rgb.convert("CMYK"), "jpeg", {}),
     ]
     contents = []
-    for image, kind, options in kinds:
-        out = io.BytesIO()
-        image.save(out, kind, **options)
-        contents.append(out.getvalue())
+    for image, name, options in formats:
+        file = io.BytesIO()
+        image.save(file, name, **options)
+        contents.append(file.getvalue())
     return contents
 
 
-def mutated(content, rng):
-    """Content with a few bytes changed, cut out, put in, or cut off."""
+def damaged(content, rng):
+    """Change, remove or insert some bytes, or truncate the content."""
     content = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 3, 8])):
         if not content:
             break
-        at = rng.randrange(len(content))
-        kind = rng.choice(["byte"] * 6 + ["bit", "cut", "out", "in", "digit"])
-        if kind == "byte":
-            content[at] = rng.randrange(256)
-        elif kind == "bit":
-            content[at] ^= 1 << rng.randrange(8)
-        elif kind == "cut":
-            del content[at:]
-        elif kind == "out":
-            del content[at : at + rng.randrange(1, 9)]
-        elif kind == "in":
-            content[at:at] = rng.randbytes(rng.randrange(1, 9))
+        i = rng.randrange(len(content))
+        change = rng.choice(["byte"] * 6 + ["bit", "truncate", "remove", "insert", "digits"])
+        if change == "byte":
+            content[i] = rng.randrange(256)
+        elif change == "bit":
+            content[i] ^= 1 << rng.randrange(8)
+        elif change == "truncate":
+            del content[i:]
+        elif change == "remove":
+            del content[i : i + rng.randrange(1, 9)]
+        elif change == "insert":
+            content[i:i] = rng.randbytes(rng.randrange(1, 9))
         else:
-            content[at:at] = b"9" * rng.randrange(1, 12)
+            content[i:i] = b"9" * rng.randrange(1, 12)
     return bytes(content)
 
 
 def with_checksums(png):
-    """A PNG whose chunks have the checksums that belong to them, so that they are looked into."""
-    out, at = bytearray(png[:8]), 8
-    while at + 12 <= len(png):
-        length = int.from_bytes(png[at : at + 4], "big")
-        body = png[at + 4 : at + 8 + length]
-        out += png[at : at + 4] + body + zlib.crc32(body).to_bytes(4, "big")
-        at += 12 + length
-    return bytes(out + png[at:])
+    """Correct the checksums of a PNG's chunks, so that a reader parses the chunks."""
+    out, i = bytearray(png[:8]), 8
+    while i + 12 <= len(png):
+        length = int.from_bytes(png[i : i + 4], "big")
+        body = png[i + 4 : i + 8 + length]
+        out += png[i : i + 4] + body + zlib.crc32(body).to_bytes(4, "big")
+        i += 12 + length
+    return bytes(out + png[i:])
 
 
 def read_image(content):
-    load_images([content], image_shape_of([content], (8, 8)), resize=True)
+    learn_reader([content], "faults", (8, 8)).images()
 
 
 def read_model(name, content, folder):
-    """Restore a model of which one file has another content, and ask it."""
+    """Load a model with one damaged file, and predict with it."""
     path = folder / name
-    before = path.read_bytes()
+    original = path.read_bytes()
     path.write_bytes(content)
     try:
         clf = AnyOrderARClassifier.from_pretrained(folder)
-        clf.predict_proba(digits()[0][:3])
+        clf.predict_proba(three_digits()[0][:3])
     finally:
-        path.write_bytes(before)
+        path.write_bytes(original)
 
 
-def read_all(cases, read, out):
-    """Count what reading each case leads to, and write it as JSON."""
+def read_cases(cases, read, out):
+    """Read each case, count the outcomes, and write them as JSON."""
     counts, faults, slowest = Counter(), [], 0.0
     for case in cases:
         begin = time.process_time()
         try:
             read(*case)
-            counts["answers"] += 1
+            counts["results"] += 1
         except (ValueError, OSError):
-            counts["errors in words"] += 1
+            counts["clear errors"] += 1
         except BaseException as exc:
             faults.append(repr(exc)[:200])
         slowest = max(slowest, time.process_time() - begin)
@@ -303,12 +294,11 @@ def read_all(cases, read, out):
 
 
 def read_in_children(cases, read, work):
-    """As :func:`read_all`, a few at a time; a process that ends itself is a crash."""
+    """Read batches of cases in forked processes; a process that does not finish has crashed."""
     total = Counter()
-    for at in range(0, len(cases), AT_ONCE):
-        some = cases[at : at + AT_ONCE]
-        pid = in_child(read_all, some, read, work / "counts.json")
-        deadline = time.monotonic() + HANG_SECONDS * len(some)
+    for i in range(0, len(cases), BATCH_SIZE):
+        pid = start(read_cases, cases[i : i + BATCH_SIZE], read, work / "counts.json")
+        deadline = time.monotonic() + HANG_SECONDS
         while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             time.sleep(0.02)
             if time.monotonic() > deadline:
@@ -321,18 +311,18 @@ def read_in_children(cases, read, work):
         total += Counter(result["counts"])
         total["other errors"] += len(result["faults"])
         for fault in result["faults"]:
-            print("not in our words:", fault, file=sys.stderr)
-        total["above 5 CPU s"] += result["slowest"] > CPU_SECONDS
+            print("other error:", fault, file=sys.stderr)
+        total[f"longer than {CPU_SECONDS} CPU s"] += result["slowest"] > CPU_SECONDS
         total["above 2 GiB"] += result["peak"] > MEMORY
         total["peak MiB"] = max(total["peak MiB"], result["peak"] >> 20)
-        total["slowest ms"] = max(total["slowest ms"], round(1000 * result["slowest"]))
+        total["slowest, CPU ms"] = max(total["slowest, CPU ms"], round(1000 * result["slowest"]))
     return total
 
 
 def damage_images(n, rng, work, _):
-    contents, cases = some_images(), []
+    contents, cases = image_files(), []
     for _ in range(n):
-        content = mutated(rng.choice(contents), rng)
+        content = damaged(rng.choice(contents), rng)
         if content.startswith(b"\x89PNG") and rng.random() < 0.7:
             content = with_checksums(content)
         cases.append((content,))
@@ -341,54 +331,50 @@ def damage_images(n, rng, work, _):
 
 def damage_models(n, rng, work, _):
     folder = work / "damaged"
-    finished(in_child(save_model, folder))
+    run(save_model, folder)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     cases = []
     for _ in range(n):
         name = rng.choice(sorted(files))
-        # of safetensors mostly the header, which is what is understood
         content, end = files[name], len(files[name])
         if name.endswith("safetensors") and rng.random() < 0.7:
-            end = 8 + int.from_bytes(content[:8], "little")
-        cases.append((name, mutated(content[:end], rng) + content[end:], folder))
+            end = 8 + int.from_bytes(content[:8], "little")  # damage the header only
+        cases.append((name, damaged(content[:end], rng) + content[end:], folder))
     return read_in_children(cases, read_model, work)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20, help="of a fit, and of a prediction")
+def main(argv=None):
+    parser = common.parser(__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="killed fits, killed predictions")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--models", type=int, default=2_000)
-    parser.add_argument("--digits", type=int, default=500, help="images to fit, and to predict")
+    parser.add_argument("--digits", type=int, default=500, help="images to fit and to predict")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rng = random.Random(options.seed)
-    lines = ["| what | counted |", "|---|---|"]
-    begin = time.monotonic()
+    rng = random.Random(args.seed)
+    rows, begin = [], time.monotonic()
     with tempfile.TemporaryDirectory() as work:
-        for what, n, run in [
-            ("fits killed", options.kills, kill_fits),
-            ("predictions killed", options.kills, kill_predictions),
-            ("image files changed", options.images, damage_images),
-            ("model files changed", options.models, damage_models),
+        for test, n, count in [
+            ("killed fits", args.kills, kill_fits),
+            ("killed predictions", args.kills, kill_predictions),
+            ("damaged image files", args.images, damage_images),
+            ("damaged model files", args.models, damage_models),
         ]:
             if n:
-                place = Path(work) / run.__name__
-                place.mkdir()
-                counts = run(n, rng, place, options.digits)
-                told = ", ".join(f"{name}: {count}" for name, count in counts.items())
-                lines.append(f"| {n} {what} | {told} |")
-                print(lines[-1], flush=True)
+                folder = Path(work) / count.__name__
+                folder.mkdir()
+                counts = count(n, rng, folder, args.digits)
+                rows.append([f"{n} {test}", ", ".join(f"{k}: {v}" for k, v in counts.items())])
+                print(rows[-1], flush=True)
     about = (
-        f"`python benchmarks/faults.py --kills {options.kills} --images {options.images} --models "
-        f"{options.models} --digits {options.digits} --seed {options.seed}`; {machine()}, "
-        f"{time.monotonic() - begin:.0f} s. Errors in words are ValueError and OSError; a part is "
-        "one order of up to 256 images."
+        f"`python -m benchmarks.reliability.faults --kills {args.kills} --images {args.images} "
+        f"--models {args.models} --digits {args.digits} --seed {args.seed}`; {common.machine()}, "
+        f"{time.monotonic() - begin:.0f} s. Clear errors are ValueError and OSError. A part is one "
+        "order of up to 256 images."
     )
-    text = "\n".join(["# Faults", "", about, "", *lines]) + "\n"
-    options.out.write_text(text, encoding="utf-8")
+    text = common.page("Faults", about, common.table(["test", "counts"], rows))
+    common.write_page(args.output / "faults.md", text)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
-"""Do the tests notice when the code of scoring is changed?
+"""Mutation testing of `skaocls.scoring`.
 
     pip install mutmut
-    python benchmarks/mutants.py [--modules racing heads] [--sample 300]
+    python -m benchmarks.reliability.mutants [--modules early_stopping heads] [--sample 300]
 
-Makes mutants of the modules of `skaocls.scoring` by the operators of mutmut 3, and runs tests of
-the module against each: a mutant that they pass has survived. mutmut itself leaves functions with
-decorators alone, which here are those that matter most, so that its operators are applied by this
-script; each mutant is tested in a forked process, and torch is imported once for all. The wording
-of errors and warnings is left as it is.
+Makes mutants of the modules with the operators of mutmut 3, and runs the tests of the module
+against each. A mutant that passes them has survived. mutmut itself skips functions with decorators,
+which are important here, so this script applies its operators. Each mutant is tested in a forked
+process, so that torch is imported only once. Texts of errors and warnings are not changed.
 
-Writes ``results/mutants.json`` and the table ``results/mutants.md``. Results that are there are
-kept (``--again`` runs survivors again, ``--anew`` all), and with them the reasons that survivors
-were given by hand.
+Writes ``mutants.json`` and ``mutants.md``. Existing results are kept, with the explanations of
+survivors that were added by hand. ``--again`` repeats the survivors, ``--anew`` all mutants.
 """
 
-import argparse
 import importlib
 import inspect
 import json
@@ -27,20 +24,19 @@ import tempfile
 import time
 from collections import Counter
 from importlib.metadata import version
-from pathlib import Path
 
 import libcst as cst
 import pytest
 import torch
-import torch._dynamo  # which the first network made in a process imports
+import torch._dynamo  # otherwise each process imports it
 from hypothesis import Phase, settings
 from mutmut.mutation.file_mutation import MutationVisitor
 from mutmut.mutation.mutators import mutation_operators
 from mutmut.mutation.pragma_handling import IgnoredCode
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
-TESTS = {  # files, and words in the names of the tests in them; none is all
+from ..common import RESULTS, ROOT, page, parser, read_json, table, write_page
+
+TESTS = {  # test files, and words in the names of tests to run (all if empty)
     "aggregation": ("test_scoring.py", "posterior sums impossible aggregation"),
     "calibration": ("test_calibration.py", "mean_posterior no_ not_count weight bins"),
     "engine": ("test_scoring.py test_racing.py", ""),
@@ -57,28 +53,26 @@ TESTS = {  # files, and words in the names of the tests in them; none is all
     "screening": ("test_screening.py", ""),
     "stopping": ("test_stopping.py", ""),
 }
-TRAINED = {"fitted", "clf", "ten_digits", "digits"}
-SECONDS = 6, 3  # of processor time, and so many times what the tests take without a change
+SLOW_FIXTURES = {"fitted", "clf", "ten_digits", "digits"}  # they train a classifier
+CPU_SECONDS, CPU_FACTOR = 6, 3  # limit: seconds plus a multiple of the unchanged tests' time
 MEMORY = 2**33
 
 
 class Visitor(MutationVisitor):
-    """mutmut's, which also goes into functions with decorators, and leaves wording alone."""
+    """Visits functions with decorators, too, and skips the texts of errors and warnings."""
 
     def _skip_node_and_children(self, node):
         if isinstance(node, cst.FunctionDef):
             return False
-        if isinstance(node, cst.Raise) or (
-            isinstance(node, cst.Call)
-            and isinstance(node.func, cst.Attribute)
-            and node.func.attr.value == "warn"
-        ):
+        called = node.func if isinstance(node, cst.Call) else None
+        called = called.attr if isinstance(called, cst.Attribute) else called
+        if isinstance(node, cst.Raise) or getattr(called, "value", None) == "warn":
             return True
         return super()._skip_node_and_children(node)
 
 
 def mutants_of(name, sample=None):
-    """How many mutants a module has; of some: function, line, what was changed, and the code."""
+    """Return the number of mutants of a module, and a sample: function, line, change and code."""
     path = ROOT / "skaocls" / "scoring" / f"{name}.py"
     code = path.read_text()
     wrapper = cst.MetadataWrapper(cst.parse_module(code))
@@ -89,8 +83,8 @@ def mutants_of(name, sample=None):
         for m in visitor.mutations
         if isinstance(m.contained_by_top_level_function, cst.FunctionDef)
     ]
-    random.Random(0).shuffle(mutations)  # a larger sample holds the smaller one
-    found, seen = [], {code}
+    random.Random(0).shuffle(mutations)  # a larger sample contains the smaller one
+    mutants, seen = [], {code}
     for mutation in mutations[:sample]:
         changed = module.deep_replace(mutation.original_node, mutation.mutated_node).code
         if changed in seen:
@@ -100,15 +94,14 @@ def mutants_of(name, sample=None):
             compile(changed, str(path), "exec")
         except SyntaxError:
             continue
-        line, told = difference(code, changed)
+        line, change = difference(code, changed)
         function = mutation.contained_by_top_level_function.name.value
-        about = {"function": function, "line": line, "change": told}
-        found.append(about | {"code": changed})
-    return len(mutations), found
+        mutants.append({"function": function, "line": line, "change": change, "code": changed})
+    return len(mutations), mutants
 
 
 def difference(code, changed):
-    """The first line that differs, and how, in one line."""
+    """Return the number of the first line that differs, and the change as one line."""
     before, after = code.splitlines(), changed.splitlines()
     first = next(n for n, (a, b) in enumerate(zip(before, after)) if a != b)
     same = next(n for n, (a, b) in enumerate(zip(before[::-1], after[::-1])) if a != b)
@@ -119,24 +112,24 @@ def difference(code, changed):
     return first + 1, " => ".join(" ".join(text.split()) for text in texts)
 
 
-class Choice:
-    """Of pytest: the tests of a module, without those that train a classifier for long."""
+class TestSelection:
+    """Pytest plugin that selects the tests of a module, without those that train for long."""
 
     def __init__(self, name):
         self.words = TESTS[name][1].split()
-        self.trained = set() if name in ("evidence", "stopping") else TRAINED
+        self.excluded = set() if name == "evidence" else SLOW_FIXTURES
 
     def pytest_collection_modifyitems(self, items):
         items[:] = [
             item
             for item in items
-            if not self.trained & {*item.fixturenames}
+            if not self.excluded & {*item.fixturenames}
             and (not self.words or any(word in item.name for word in self.words))
         ]
 
 
 def functions_of(names):
-    """All functions of a module, and those of its classes, without their decorators."""
+    """Yield all functions of a module and of its classes, without their decorators."""
     for value in list(names.values()):
         value = inspect.unwrap(value) if callable(value) else value
         if isinstance(value, type) and value.__module__ == names["__name__"]:
@@ -146,18 +139,18 @@ def functions_of(names):
             yield value.__qualname__, value
 
 
-def change(module, code):
-    """Give the functions of a module, wherever they are known by now, the code of a mutant."""
+def replace_code(module, code):
+    """Replace the code of a module's functions in place, so that all references to them change."""
     names = {"__name__": module.__name__, "__file__": module.__file__}
     exec(compile(code, module.__file__, "exec"), names)
-    ours = dict(functions_of(vars(module)))
+    original = dict(functions_of(vars(module)))
     for name, function in functions_of(names):
-        for what in ("__code__", "__defaults__", "__kwdefaults__"):
-            setattr(ours[name], what, getattr(function, what))
+        for attribute in ("__code__", "__defaults__", "__kwdefaults__"):
+            setattr(original[name], attribute, getattr(function, attribute))
 
 
-def tested(name, code, limit):
-    """Whether the tests pass: True, False, or "time" if they come to no end."""
+def run_tests(name, code, limit):
+    """Return True if the tests pass, False if they fail, or "time" if they exceed the limit."""
     pid = os.fork()
     if not pid:
         failed = 1
@@ -168,10 +161,10 @@ def tested(name, code, limit):
             os.dup2(silent, 1)
             os.dup2(silent, 2)
             if code is not None:
-                change(importlib.import_module(f"skaocls.scoring.{name}"), code)
+                replace_code(importlib.import_module(f"skaocls.scoring.{name}"), code)
             chosen = [str(ROOT / "tests" / file) for file in TESTS[name][0].split()]
             options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:doctest", "-o", "addopts="]
-            failed = int(pytest.main([*options, *chosen], [Choice(name)]))
+            failed = int(pytest.main([*options, *chosen], [TestSelection(name)]))
         finally:
             os._exit(failed)
     status = os.waitpid(pid, 0)[1]
@@ -181,33 +174,33 @@ def tested(name, code, limit):
 
 
 def run(name, known, options):
-    """Run the mutants of a module that have no result yet."""
+    """Test the mutants of a module that have no result yet."""
     total, mutants = mutants_of(name, options.sample)
     old = {(m["function"], m["change"]): m for m in known.get("mutants", [])}
     before = time.process_time() + children_time()
-    assert tested(name, None, 3600) is True, f"the tests of {name} fail as it is"
+    assert run_tests(name, None, 3600) is True, f"The tests of {name} fail without a change."
     seconds = time.process_time() + children_time() - before
-    limit = round(SECONDS[0] + SECONDS[1] * seconds)
+    limit = round(CPU_SECONDS + CPU_FACTOR * seconds)
     print(f"{name}: {len(mutants)} of {total} mutants, tests take {seconds:.1f} s", flush=True)
     results = []
     for i, mutant in enumerate(mutants):
-        was = old.get((mutant["function"], mutant["change"]), {})
-        outcome = was.get("outcome")
+        known_result = old.get((mutant["function"], mutant["change"]), {})
+        outcome = known_result.get("outcome")
         if outcome is None or options.anew or (options.again and outcome == "survived"):
-            passed = tested(name, mutant["code"], limit)
+            passed = run_tests(name, mutant["code"], limit)
             outcome = {True: "survived", False: "killed", "time": "time"}[passed]
-        kept = {k: mutant[k] for k in ("function", "line", "change")} | {"outcome": outcome}
+        result = {k: mutant[k] for k in ("function", "line", "change")} | {"outcome": outcome}
         if outcome == "survived":
-            kept["why"] = was.get("why", "")
-            if "outcome" not in was or options.again:
+            result["why"] = known_result.get("why", "")
+            if "outcome" not in known_result or options.again:
                 print(f"  {name}:{mutant['line']} {mutant['change']}", flush=True)
-        results.append(kept)
+        results.append(result)
         if i % 5 == 0:
-            save(name, {"total": total, "mutants": results + mutants_left(mutants[i + 1 :], old)})
+            save(name, {"total": total, "mutants": results + known_results(mutants[i + 1 :], old)})
     save(name, {"total": total, "mutants": results})
 
 
-def mutants_left(mutants, old):
+def known_results(mutants, old):
     return [old[key] for m in mutants if (key := (m["function"], m["change"])) in old]
 
 
@@ -217,8 +210,7 @@ def children_time():
 
 
 def load():
-    path = RESULTS / "mutants.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(RESULTS / "mutants.json", {})
 
 
 def save(name, result):
@@ -229,65 +221,67 @@ def save(name, result):
     os.replace(file.name, RESULTS / "mutants.json")
 
 
-def page(results):
-    """The table, and the survivors with the reasons they were given."""
-    lines = [
-        "| module | mutants | tried | killed | survived | of them explained |",
-        "|---|---|---|---|---|---|",
-    ]
-    all_of_it, survivors = Counter(), []
+def wilson_interval(successes, n, z=1.96):
+    """Return the share of successes and its 95 % interval by Wilson."""
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return share, centre - half, centre + half
+
+
+def results_page(results):
+    """Return the page: a table of counts, and the survivors with their explanations."""
+    columns = ("mutants", "tested", "killed", "survived", "explained")
+    rows, total, survivors = [], Counter(), []
     for name, result in results.items():
-        counts = Counter({"mutants": result["total"], "tried": len(result["mutants"])})
+        counts = Counter({"mutants": result["total"], "tested": len(result["mutants"])})
         for mutant in result["mutants"]:
             if mutant["outcome"] != "survived":
                 counts["killed"] += 1
                 continue
             counts["survived"] += 1
             counts["explained"] += bool(mutant["why"])
-            what = mutant["change"].replace("|", "\\|")
-            survivors.append(f"| {name}:{mutant['line']} | `{what}` | {mutant['why']} |")
-        lines.append(row(name, counts))
-        all_of_it += counts
-    lines.append(row("**all**", all_of_it))
-    n, share = all_of_it["tried"], all_of_it["killed"] / all_of_it["tried"]
-    z = 1.96  # of Wilson's interval
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    reach = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+            change = mutant["change"].replace("|", "\\|")
+            survivors.append([f"{name}:{mutant['line']}", f"`{change}`", mutant["why"]])
+        rows.append([name, *(counts[k] for k in columns)])
+        total += counts
+    rows.append(["**all**", *(total[k] for k in columns)])
+    share, low, high = wilson_interval(total["killed"], total["tested"])
     about = (
-        f"`python benchmarks/mutants.py`. Changes by the operators of mutmut {version('mutmut')}, "
-        f"drawn at random where not all were tried. Of {n} that were tried the tests notice "
-        f"{share:.1%} (95 % interval by Wilson: {middle - reach:.1%} to {middle + reach:.1%})."
+        f"`python -m benchmarks.reliability.mutants`. Mutants by the operators of mutmut "
+        f"{version('mutmut')}, a random sample of those of each large module. The tests detect "
+        f"{share:.1%} of {total['tested']} tested mutants (95 % interval by Wilson: {low:.1%} to "
+        f"{high:.1%})."
     )
-    table = ["", "| place | change | why no test notices it |", "|---|---|---|", *survivors]
-    return "\n".join(["# Mutants", "", about, "", *lines, *table]) + "\n"
+    return page(
+        "Mutation testing",
+        about,
+        table(["module", *columns], rows),
+        table(["line", "change", "why no test detects it"], survivors),
+    )
 
 
-def row(name, counts):
-    told = (counts[k] for k in ("mutants", "tried", "killed", "survived", "explained"))
-    return f"| {name} | " + " | ".join(map(str, told)) + " |"
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--modules", nargs="+", default=list(TESTS), choices=list(TESTS))
-    parser.add_argument("--sample", type=int, help="at most so many mutants of a module")
-    parser.add_argument("--again", action="store_true", help="run survivors again")
-    parser.add_argument("--anew", action="store_true", help="run all again")
-    options = parser.parse_args()
+def main(argv=None):
+    options = parser(__doc__)
+    options.add_argument("--modules", nargs="+", default=list(TESTS), choices=list(TESTS))
+    options.add_argument("--sample", type=int, help="maximum number of mutants of a module")
+    options.add_argument("--again", action="store_true", help="test survivors again")
+    options.add_argument("--anew", action="store_true", help="test all mutants again")
+    options = options.parse_args(argv)
     os.chdir(ROOT)
     torch.set_num_threads(1)
-    # the first example that fails will do
+    # stop at the first failing example
     phases = [Phase.explicit, Phase.generate]
     settings.register_profile("mutants", phases=phases, derandomize=True, database=None)
     settings.load_profile("mutants")
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    for name in options.modules:  # once for all mutants
+    for name in options.modules:  # import once for all mutants
         importlib.import_module(f"skaocls.scoring.{name}")
         for test in TESTS[name][0].split():
             importlib.import_module(test.split(".")[0])
     for name in options.modules:
         run(name, load().get(name, {}), options)
-    (RESULTS / "mutants.md").write_text(page(load()), encoding="utf-8")
+    write_page(RESULTS / "mutants.md", results_page(load()))
 
 
 if __name__ == "__main__":

@@ -1,66 +1,62 @@
-"""A grid search over the number of orders, with `memory`, against plain cross-validation.
+"""Time of a grid search over prediction parameters with `memory`, against plain cross-validation.
 
-    python benchmarks/grid_search.py
+    python -m benchmarks.speed.grid_search
 
-Times both in turn, in one run, on scikit-learn's digits. Writes ``results/grid_search.md``.
+Times both alternately on scikit-learn's digits. Writes ``grid_search.md``.
 """
 
-import argparse
 import statistics
 import tempfile
-import time
 
-from digits import HERE, PLAIN, machine
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
 from skaocls import AnyOrderARClassifier
 
+from .. import common
+
 GRID = {"n_orders": [1, 2, 5, 10, 20]}
 
 
-def timed(work):
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def measure(clf, X, y):
+    """Return the seconds of cross-validation, of a grid search and of the same search again."""
+    plain, _ = common.timed(cross_val_score, clf, X, y, cv=3)
+    with tempfile.TemporaryDirectory() as folder:
+        search = GridSearchCV(clone(clf).set_params(memory=folder), GRID, cv=3)
+        return plain, *(common.timed(clone(search).fit, X, y)[0] for _ in range(2))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv=None):
+    parser = common.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--max-iter", type=int, default=30)
-    args = parser.parse_args()
-    X, y = load_digits().images, load_digits().target
-    clf = AnyOrderARClassifier("randar", max_iter=args.max_iter, random_state=0, **PLAIN)
-    rows = []
+    parser.add_argument("--images", type=int, help="use only the first images")
+    args = parser.parse_args(argv)
+    X, y = load_digits().images[: args.images], load_digits().target[: args.images]
+    clf = AnyOrderARClassifier(
+        "randar", max_iter=args.max_iter, random_state=0, **common.LIKELIHOOD_ONLY
+    )
+    runs = []
     for _ in range(args.repeats):
-        plain = timed(lambda: cross_val_score(clf, X, y, cv=3))
-        with tempfile.TemporaryDirectory() as folder:
-            kept = AnyOrderARClassifier(**clf.get_params()).set_params(memory=folder)
-            first, again = (
-                timed(lambda kept=kept: GridSearchCV(kept, GRID, cv=3).fit(X, y)) for _ in range(2)
-            )
-        rows.append((plain, first, again))
-        print("  ".join(f"{seconds:.1f} s" for seconds in rows[-1]), flush=True)
+        runs.append(measure(clf, X, y))
+        print("  ".join(f"{seconds:.1f} s" for seconds in runs[-1]), flush=True)
     names = [
         "`cross_val_score`, 3 folds, 20 orders",
         f"`GridSearchCV`, 3 folds, `n_orders` in {GRID['n_orders']}, and the refit on all data",
-        "the same again",
+        "the same search again",
     ]
-    lines = [
-        "# Grid search",
-        "",
-        f"`python benchmarks/grid_search.py`; {machine()}. Digits, {args.max_iter} epochs; medians "
-        f"of {args.repeats} runs, taken in turn.",
-        "",
-        "| | s | times `cross_val_score` |",
-        "|---|---|---|",
-    ]
-    for name, seconds in zip(names, zip(*rows)):
-        ratio = statistics.median(s / row[0] for s, row in zip(seconds, rows))
-        lines.append(f"| {name} | {statistics.median(seconds):.1f} | {ratio:.2f} |")
-    (HERE / "results" / "grid_search.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    rows = []
+    for name, seconds in zip(names, zip(*runs)):
+        ratio = statistics.median(s / run[0] for s, run in zip(seconds, runs))
+        rows.append([name, f"{statistics.median(seconds):.1f}", f"{ratio:.2f}"])
+    text = common.page(
+        "Grid search",
+        f"`python -m benchmarks.speed.grid_search`; {common.machine()}. Digits, {args.max_iter} "
+        f"epochs; medians of {args.repeats} alternating runs.",
+        common.table(["", "s", "times `cross_val_score`"], rows),
+    )
+    common.write_page(args.output / "grid_search.md", text)
 
 
 if __name__ == "__main__":

@@ -1,101 +1,99 @@
-"""Hundreds of classes: a shared trunk against the published architecture, trained on the same data.
+"""Accuracy and time with hundreds of classes: shared trunk against published architecture.
 
-    python benchmarks/many_classes.py
+    python -m benchmarks.speed.many_classes
 
-Made-up characters (see ``strokes.py``); both priors train for the same steps and are kept in
-``benchmarks/cache``. The published architecture races, which is its cheapest exact way; the shared
-trunk reads all classes to the end, and races. Writes ``results/many_classes.json`` and the table
-``results/many_classes.md``.
+Both priors train on the same synthetic characters for the same number of steps and are kept in
+``benchmarks/cache``. The published architecture is only scored with early stopping, because exhaustive
+scoring takes too long. Writes ``many_classes.json`` and ``many_classes.md``.
 """
 
-import argparse
-import json
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
-from characters import TEST_SEED, trained
-from digits import HERE, machine
-from strokes import characters
-
-sys.path.append(str(HERE / "claims"))
-from measures import race_flops
-
-NAMES = {"randar": "a reading for each class", "shared_trunk": "shared trunk"}
+from .. import common
+from ..characters import draw_test_images, trained
+from ..claims.measures import stopped_flops
 
 
-def answers(clf, X, y, search):
-    """Accuracy, seconds and operations for an image, and the orders that it took."""
-    clf.set_params(search=search)
-    start = time.perf_counter()
-    joint, stats = clf.predict_joint_log_proba(X, return_stats=True)
-    seconds = (time.perf_counter() - start) / len(X)
+def evaluate(clf, X, y, search, **params):
+    """Return accuracy, seconds and operations per image, and the predicted columns."""
+    seconds, (joint, stats) = common.timed(
+        clf.set_params(**params).predict_joint_log_proba, X, return_stats=True
+    )
     read = stats["evaluations"].mean()
-    flops = race_flops(clf, len(clf.orders_), read / stats["exhaustive_evaluations"])
+    flops = stopped_flops(clf, len(clf.orders_), read / stats["exhaustive_evaluations"])
     row = {"search": search, "accuracy": float((clf.classes_[joint.argmax(1)] == y).mean())}
-    row |= {"seconds": seconds, "flops": flops, "orders": read / clf.prior_.n_tokens}
+    row |= {"seconds": seconds / len(X), "flops": flops, "passes": read / clf.prior_.n_tokens}
     return row, joint.argmax(1)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--classes", type=int, default=300)
-    parser.add_argument("--per-class", type=int, default=100)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--cache", type=Path, default=HERE / "cache")
-    parser.add_argument("--output", type=Path, default=HERE / "results")
-    args = parser.parse_args()
-    X, y = characters(args.classes, -(-args.images // args.classes), TEST_SEED)
-    pick = np.sort(np.random.RandomState(0).permutation(len(X))[: args.images])
-    X, y = X[pick], y[pick]
+def measure(args):
+    X, y = draw_test_images(args.classes, args.images)
+    searches = {"exhaustive": {"search": "exhaustive"}, "early-stopped": common.early_stopping()}
     rows = []
-    for architecture, name in NAMES.items():
+    for name, architecture in common.ARCHITECTURES.items():
         folder = args.cache / f"many-{args.classes}-{args.epochs}-{architecture}"
-        sizes = args.classes, args.per_class, args.epochs
-        clf = trained(folder, *sizes, architecture=architecture)
-        fit = json.loads((folder / "training.json").read_text())["fit_s"]
-        one, _ = answers(clf.set_params(n_orders=1), X, y, "racing")
+        clf = trained(folder, args.classes, args.per_class, args.epochs, architecture)
+        about = {"prior": name}
+        about["fit_seconds"] = common.read_json(folder / "training.json")["fit_s"]
+        one_order, _ = evaluate(clf.set_params(n_orders=1), X, y, "", **common.early_stopping())
+        about["one_order"] = one_order["accuracy"]
         clf.set_params(n_orders=20)
-        found = {}
-        for search in ("exhaustive", "racing") if architecture == "shared_trunk" else ("racing",):
-            row, found[search] = answers(clf, X, y, search)
-            row |= {"prior": name, "one_order": one["accuracy"], "fit_seconds": fit}
-            if len(found) == 2:
-                row["agreement"] = float((found["exhaustive"] == found["racing"]).mean())
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    results = {"machine": machine(), "classes": args.classes, "images": len(X), "rows": rows}
-    (args.output / "many_classes.json").write_text(json.dumps(results, indent=1) + "\n")
-    asked = {"images": args.images, "classes": args.classes, "epochs": args.epochs}
-    options = [f" --{k} {v}" for k, v in asked.items() if v != parser.get_default(k)]
-    command = f"python benchmarks/many_classes.py{''.join(options)}"
-    lines = [
-        "# Hundreds of classes",
-        "",
-        f"`{command}`; {results['machine']}. {args.classes} made-up characters, {args.per_class} "
-        f"training images each, {args.epochs} epochs, {len(X)} test images, 36 tokens, 20 orders. "
-        "Readings: how often the transformer reads an image, over all orders and classes.",
-        "",
-        "| prior | search | accuracy | with 1 order | readings | ms an image | MFLOP an image "
-        "| training, s |",
-        "|---" * 8 + "|",
-    ]
-    lines += [
-        f"| {r['prior']} | {r['search']} | {r['accuracy']:.4f} | {r['one_order']:.4f} "
-        f"| {r['orders']:.1f} | {1000 * r['seconds']:.3g} | {r['flops'] / 1e6:.3g} "
-        f"| {r['fit_seconds']:.0f} |"
-        for r in rows
-    ]
-    lines += [
-        "",
-        "The shared trunk's race found the class of its exhaustive search for "
-        f"{100 * rows[-1]['agreement']:.1f} % of the images. Its operations count every head of "
-        "the orders that were read, also of classes that had left.",
-    ]
-    (args.output / "many_classes.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+        predicted = {}
+        for search, params in searches.items():
+            if search == "exhaustive" and name == common.PUBLISHED:
+                continue
+            row, predicted[search] = evaluate(clf, X, y, search, **params)
+            rows.append(row | about)
+        if len(predicted) == 2:
+            same = predicted["exhaustive"] == predicted["early-stopped"]
+            rows[-1]["agreement"] = float(same.mean())
+        print(*rows[-len(predicted) :], sep="\n", flush=True)
+    return {
+        "machine": common.machine(),
+        "classes": args.classes,
+        "per_class": args.per_class,
+        "epochs": args.epochs,
+        "images": len(X),
+        "rows": rows,
+    }
+
+
+def page(record, command):
+    heads = ["prior", "search", "accuracy", "with 1 order", "transformer passes", "ms per image"]
+    heads += ["MFLOP per image", "training, s"]
+    rows = [
+        [r["prior"], r["search"], f"{r['accuracy']:.4f}", f"{r['one_order']:.4f}",
+         f"{r['passes']:.1f}", f"{1000 * r['seconds']:.3g}", f"{r['flops'] / 1e6:.3g}",
+         f"{r['fit_seconds']:.0f}"]
+        for r in record["rows"]
+    ]  # fmt: skip
+    return common.page(
+        "Hundreds of classes",
+        f"`{command}`; {record['machine']}. {record['classes']} synthetic characters, "
+        f"{record['per_class']} training images each, {record['epochs']} epochs, "
+        f"{record['images']} test images, 36 tokens, 20 orders. Transformer passes are counted per "
+        "image, over all orders and classes." + record.get("note", ""),
+        common.table(heads, rows),
+        "With the shared trunk, early-stopped scoring found the class of exhaustive scoring for "
+        f"{100 * record['rows'][-1]['agreement']:.1f} % of the images. Its operations include the "
+        "heads of all classes in every order it read, also of dropped classes.",
+    )
+
+
+def main(argv=None):
+    parser = common.parser(__doc__)
+    parser.add_argument("--classes", type=int, default=300)
+    parser.add_argument("--per-class", type=int, default=100, help="training images of a class")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--images", type=int, default=1000, help="test images")
+    parser.add_argument("--cache", type=Path, default=common.CACHE)
+    args = parser.parse_args(argv)
+    record = measure(args)
+    common.write_json(args.output / "many_classes.json", record)
+    given = {"images": args.images, "classes": args.classes, "epochs": args.epochs}
+    options = [f" --{k} {v}" for k, v in given.items() if v != parser.get_default(k)]
+    command = f"python -m benchmarks.speed.many_classes{''.join(options)}"
+    common.write_page(args.output / "many_classes.md", page(record, command))
 
 
 if __name__ == "__main__":

@@ -1,37 +1,32 @@
-"""The engine against a literal transcription of the published procedure, on the same weights.
+"""Speed of the scoring engine against a literal implementation of the published procedure.
 
-    python benchmarks/scoring.py
+    python -m benchmarks.speed.scoring
 
-Times both side by side in one run, in float32 and bfloat16, for three shapes, and measures the
-peak memory of processes that do nothing else. Images come encoded, which costs the transcription
-nothing for encoding them again with each order. Compiling happens before the clock runs; the engine
-does it by itself for long jobs on CUDA only, so on CUDA it is tried where such jobs are: with a
-large prior in bfloat16.
+Times both alternately with the same weights, in float32 and bfloat16, for three shapes of the
+prior, and measures the peak memory of processes that do nothing else. The images are encoded
+beforehand, which spares the baseline its repeated encoding. Compilation is not timed. On CUDA, the
+compiled engine is timed for a large prior in bfloat16 only, because the engine compiles by itself
+only for such jobs.
 
-Keeps one record for each processor (or CUDA device) in ``results/scoring.json``: what another one
-measures is added, the same one measures anew. ``results/scoring-<device>.md`` is written from all
-records, first of all the range of what they say; ``--tables`` only writes it.
+``scoring.json`` keeps one record for each processor or CUDA device; a run replaces its own record.
+``scoring-cpu.md`` and ``scoring-cuda.md`` are written from all records, with ``--tables`` alone.
 """
 
-import argparse
-import json
 import statistics
-import subprocess
-import sys
-import time
 from functools import partial
 from unittest.mock import patch
 
 import numpy as np
 import torch
-import transcription
-from digits import HERE, machine
 from torch.nn import functional as F
 
 from skaocls import AnyOrderPrior
 from skaocls.scoring import exhaustive
 from skaocls.scoring.engine import linear, token_log_prob
 from skaocls.scoring.exhaustive import log_likelihoods
+
+from .. import common
+from . import published_procedure
 
 # sizes of the prior; images, orders and classes on a CPU; the same on a CUDA device
 SHAPES = {
@@ -51,8 +46,7 @@ SHAPES = {
         (1, 1, 500),
     ),
 }
-LARGE_DIM = 512
-RECORDS = HERE / "results" / "scoring.json"
+COMPILED_DIM = 512  # width from which the compiled engine is timed on CUDA
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -75,9 +69,8 @@ def engine(prior, work, precision):
 
 
 def published(prior, work, precision):
-    codes, orders, labels = work
     autocast = None if precision == "float32" else PRECISIONS[precision]
-    return transcription.log_likelihoods(prior, lambda a: a, codes, orders, labels, autocast)
+    return published_procedure.log_likelihoods(prior, lambda codes: codes, *work, autocast)
 
 
 def engine_compiled(prior, work, precision):
@@ -88,27 +81,37 @@ def engine_compiled(prior, work, precision):
 PROCEDURES = {"published": published, "engine": engine, "engine, compiled": engine_compiled}
 
 
-def timed(procedure, prior, work, precision):
-    if prior.output.weight.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = procedure(prior, work, precision)
-    return time.perf_counter() - start, result
+def synchronized(device, function, *args):
+    """Return the seconds of a call including its work on the CUDA device, and its result."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+
+    def call():
+        result = function(*args)
+        wait()
+        return result
+
+    return common.timed(call)
+
+
+def best_of(device, function, *args, times=8):
+    with torch.inference_mode():
+        return min(synchronized(device, function, *args)[0] for _ in range(times))
 
 
 def matmul_rate(dtype, device, size):
-    """FLOP/s of the best matrix product of that width, torch's or the engine's."""
+    """Return the FLOP/s of the fastest matrix product of that width, by torch or the engine."""
     best = 0.0
-    for rows in (1024, 4096, 16384):
-        a = torch.randn(rows, size, device=device, dtype=dtype)
+    for n in (1024, 4096, 16384):
+        a = torch.randn(n, size, device=device, dtype=dtype)
         b = torch.randn(4 * size, size, device=device, dtype=dtype)
         for product in (F.linear, linear):
-            best = max(best, 8 * rows * size**2 / best_of(device, product, a, b))
+            best = max(best, 8 * n * size**2 / best_of(device, product, a, b))
     return best
 
 
 def sequence_flops(prior):
-    """Of one sequence as published: two for each weight and token, and attention's."""
+    """Count the operations of the published procedure for one sequence."""
     body = sum(p.numel() for p in prior.layers.parameters() if p.ndim == 2)
     length, dim = 2 * prior.n_tokens, prior.output.weight.shape[1]
     attention = 4 * len(prior.blocks) * dim * length * length / 2
@@ -116,96 +119,80 @@ def sequence_flops(prior):
 
 
 def compare(name, sizes, amount, device, repeats):
+    """Return a table row for each procedure and precision, for one shape."""
     prior = make_prior(sizes, device)
-    work = make_work(prior, *amount)
-    n = np.prod(amount)
+    work, n = make_work(prior, *amount), np.prod(amount)
     rows, exact, medians = [], None, {}
     for precision, dtype in PRECISIONS.items():
         procedures = dict(PROCEDURES)
-        if device.type == "cuda" and (dtype == torch.float32 or sizes["dim"] < LARGE_DIM):
+        if device.type == "cuda" and (dtype == torch.float32 or sizes["dim"] < COMPILED_DIM):
             del procedures["engine, compiled"]
         rate = matmul_rate(dtype, device, sizes["dim"])
         seconds: dict[str, list[float]] = {procedure: [] for procedure in procedures}
         for repeat in range(repeats + 1):
-            for procedure, do in procedures.items():
-                took, ll = timed(do, prior, work, precision)
+            for procedure, run in procedures.items():
+                taken, ll = synchronized(device, run, prior, work, precision)
                 exact = ll if exact is None else exact
-                if not repeat:
-                    print(f"  {procedure}, {precision}: first run {took:.1f} s", flush=True)
-                if repeat:  # the first warms up
-                    seconds[procedure].append(took)
+                if repeat:  # the first run warms up
+                    seconds[procedure].append(taken)
         for procedure in procedures:
             median = medians[procedure, precision] = statistics.median(seconds[procedure])
             share = sequence_flops(prior) * n / median / rate
             faster = statistics.median(
                 a / b for a, b in zip(seconds["published"], seconds[procedure], strict=True)
             )
-            row = [
-                f"{name}, {n} sequences",
-                procedure,
-                precision,
-                f"{n / median:.2f}",
-                f"{faster:.2f}",
-                f"{medians['published', 'float32'] / median:.2f}",
-                f"{100 * share:.0f} %",
-            ]
-            rows.append(row)
-            print(table_row(row), flush=True)
-        distance = [a - a.mean(-1, keepdims=True) for a in (ll, exact)]
-        print(f"  class distances off by {np.abs(distance[0] - distance[1]).max():.2g} at most")
+            rows.append(
+                [
+                    f"{name}, {n} sequences",
+                    procedure,
+                    precision,
+                    f"{n / median:.2f}",
+                    f"{faster:.2f}",
+                    f"{medians['published', 'float32'] / median:.2f}",
+                    f"{100 * share:.0f} %",
+                ]
+            )
+            print(common.row(rows[-1]), flush=True)
+        centred = [a - a.mean(-1, keepdims=True) for a in (ll, exact)]
+        print(f"  largest error between classes: {np.abs(centred[0] - centred[1]).max():.2g}")
     return rows
 
 
 def cross_entropy(device):
-    """Log-probabilities of 512 tokens from RandAR-L's codebook, against torch's fused function."""
+    """Compare log-probabilities from RandAR-L's codebook with torch's fused function."""
     lines = []
+    if not hasattr(F, "linear_cross_entropy"):
+        return lines
+    torch_fused = partial(F.linear_cross_entropy, reduction="none")
     for precision, dtype in PRECISIONS.items():
         hidden = torch.randn(512, 1024, device=device, dtype=dtype)
         weight = torch.randn(16384, 1024, device=device, dtype=dtype)
-        targets = torch.randint(16384, (512,), device=device)
-        ours = best_of(device, token_log_prob, hidden, weight, targets)
-        if not hasattr(F, "linear_cross_entropy"):
-            continue
-        fused = best_of(
-            device, partial(F.linear_cross_entropy, reduction="none"), hidden, weight, targets
-        )
+        args = hidden, weight, torch.randint(16384, (512,), device=device)
+        ours, fused = (1e3 * best_of(device, f, *args) for f in (token_log_prob, torch_fused))
         lines.append(
             f"Log-probabilities of 512 tokens from a codebook of 16384 x 1024, {precision}: "
-            f"{1e3 * ours:.1f} ms, `torch.nn.functional.linear_cross_entropy` {1e3 * fused:.1f} ms."
+            f"{ours:.1f} ms, `torch.nn.functional.linear_cross_entropy` {fused:.1f} ms."
         )
     return lines
 
 
-def best_of(device, function, *args, times=8):
-    best = np.inf
-    with torch.inference_mode():
-        for _ in range(times):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            function(*args)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - start)
-    return best
-
-
-def peak(procedure, precision, n_images, n_classes):
-    """GiB above the weights, of RandAR-L on the CPU; run in a process of its own."""
-    before = peak_so_far()
+def measure_peak(procedure, precision, n_images, n_classes):
+    """Return the peak GiB above the weights of RandAR-L on the CPU, for this process."""
+    before = peak_memory()
     prior = make_prior(SHAPES["RandAR-L"][0], torch.device("cpu"))
     weights = sum(p.numel() * p.element_size() for p in prior.parameters())
-    PROCEDURES[procedure](prior, make_work(prior, n_images, 1, n_classes), precision)
-    return (peak_so_far() - before - weights) / 2**30
+    work = make_work(prior, int(n_images), 1, int(n_classes))
+    PROCEDURES[procedure](prior, work, precision)
+    return (peak_memory() - before - weights) / 2**30
 
 
-def peak_so_far():
-    """Bytes. Unlike ru_maxrss it owes nothing to the process that started this one."""
+def peak_memory():
+    """Return the peak memory in bytes; unlike ru_maxrss it does not include the parent's."""
     with open("/proc/self/status") as file:
         return 1024 * int(next(line for line in file if line.startswith("VmHWM")).split()[1])
 
 
-def memory():
+def measure_memory():
     rows = []
     for precision in PRECISIONS:
         for procedure, n_images, n_classes in [
@@ -215,116 +202,106 @@ def memory():
             ("engine", 10, 8),
         ]:
             if precision == "float32" and n_images * n_classes > 8:
-                continue  # minutes on a CPU; bfloat16 shows it
+                continue  # takes minutes on a CPU; bfloat16 shows the same
             job = [procedure, precision, str(n_images), str(n_classes)]
-            found = subprocess.run(
-                [sys.executable, __file__, "--peak", *job], capture_output=True, text=True
-            )
-            rows.append([*job, found.stdout.strip()])
-            print(table_row(rows[-1]), flush=True)
+            found = common.run_module("benchmarks.speed.scoring", "--peak", *job)
+            rows.append([*job, found.strip()])
+            print(common.row(rows[-1]), flush=True)
     return rows
 
 
-def measure(device, repeats):
-    """What one processor or CUDA device takes: a record, JSON as it is."""
+def measure(device, repeats, shapes):
+    """Return the record of one processor or CUDA device."""
     rows = []
-    for name, (sizes, on_cpu, on_cuda) in SHAPES.items():
+    for name in shapes:
+        sizes, on_cpu, on_cuda = SHAPES[name]
         amount = on_cuda if device.type == "cuda" else on_cpu
         rows += compare(name, sizes, amount, device, repeats)
+    whole = device.type == "cpu" and "RandAR-L" in shapes
     return {
         "torch": torch.__version__,
         "repeats": repeats,
         "speeds": rows,
         "cross_entropy": cross_entropy(device),
-        "memory": memory() if device.type == "cpu" else [],
+        "memory": measure_memory() if whole else [],
     }
 
 
-def table_row(cells):
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def ranges(records):
-    """A table of the engine's speed over that of the published procedure, over all records."""
-    lines = [
-        table_row(["shape", "float32", "bfloat16", "bfloat16 against published float32"]),
-        "|---|---|---|---|",
-    ]
-    found: dict[str, dict[tuple[str, int], list[float]]] = {}
+def range_table(records):
+    """Return a table of the speed-up over the published procedure, over all records."""
+    speedups: dict[str, dict[tuple[str, int], list[float]]] = {}
     for record in records.values():
         for shape, procedure, precision, _, *times, _ in record["speeds"]:
             if procedure == "engine":
-                at = found.setdefault(shape.rpartition(", ")[0], {})
-                for column, value in enumerate(times):
-                    at.setdefault((precision, column), []).append(float(value))
-    for shape, at in found.items():
-        columns = [at["float32", 0], at["bfloat16", 0], at["bfloat16", 1]]
-        ends = [dict.fromkeys([f"{min(c):.2f}", f"{max(c):.2f}"]) for c in columns]
-        lines.append(table_row([shape, *map(" to ".join, ends)]))
-    return lines
+                columns = speedups.setdefault(shape.rpartition(", ")[0], {})
+                for i, value in enumerate(times):
+                    columns.setdefault((precision, i), []).append(float(value))
+    rows = []
+    for shape, columns in speedups.items():
+        values = [columns["float32", 0], columns["bfloat16", 0], columns["bfloat16", 1]]
+        ends = [dict.fromkeys([f"{min(v):.2f}", f"{max(v):.2f}"]) for v in values]
+        rows.append([shape, *map(" to ".join, ends)])
+    heads = ["shape", "float32", "bfloat16", "bfloat16 against published float32"]
+    return common.table(heads, rows)
 
 
 def page(kind, records):
-    """The document of all records of CPUs, or of CUDA devices."""
-    lines = [
-        f"# Scoring speed, {'CUDA' if kind == 'cuda' else 'CPU'}",
-        "",
-        "`python benchmarks/scoring.py`, once on each of these machines: "
-        f"{'; '.join(records)}. How many times as fast as a literal transcription of the "
-        "published procedure the engine is, from the least to the most of them:",
-        "",
-        *ranges(records),
-        "",
-        "A sequence is one image in one order under one class. The share of the matmul rate "
-        "counts the operations of the published procedure, so work that a procedure avoids "
-        "counts as done.",
+    """Return the page of all records of CPUs, or of CUDA devices."""
+    blocks = [
+        range_table(records),
+        "A sequence is one image in one order under one class. The share of the matmul rate counts "
+        "the operations of the published procedure, so operations that the engine avoids count as "
+        "done.",
     ]
-    for where, record in records.items():
-        lines += [
-            "",
-            f"## Scoring speed on {where}",
-            "",
-            f"torch {record['torch']}. Medians of {record['repeats']} runs, taken in turn.",
-            "",
-            "| shape | procedure | precision | sequences/s | times published, same precision "
-            "| times published in float32 | share of the matmul rate |",
-            "|---|---|---|---|---|---|---|",
-            *map(table_row, record["speeds"]),
-            "",
-            *record["cross_entropy"],
+    for device, record in records.items():
+        heads = [
+            "shape",
+            "procedure",
+            "precision",
+            "sequences/s",
+            "times published, same precision",
+        ]
+        heads += ["times published in float32", "share of the matmul rate"]
+        blocks += [
+            f"## Scoring speed on {device}",
+            f"torch {record['torch']}. Medians of {record['repeats']} alternating runs.",
+            common.table(heads, record["speeds"]),
+            record["cross_entropy"],
         ]
         if record["memory"]:
-            lines += [
-                "",
-                "Peak memory above the weights and the imports, RandAR-L, one process for each "
-                "row:",
-                "",
-                "| procedure | precision | images | classes | GiB |",
-                "|---|---|---|---|---|",
-                *map(table_row, record["memory"]),
+            blocks += [
+                "Peak memory above the weights and the imports, RandAR-L, a process for each row:",
+                common.table(
+                    ["procedure", "precision", "images", "classes", "GiB"], record["memory"]
+                ),
             ]
-    return "\n".join(lines) + "\n"
+    about = (
+        f"`python -m benchmarks.speed.scoring`, once on each of these machines: "
+        f"{'; '.join(records)}. Speed-up of the engine over a literal implementation of the "
+        "published procedure, from the lowest to the highest of the machines:"
+    )
+    return common.page(f"Scoring speed, {'CUDA' if kind == 'cuda' else 'CPU'}", about, *blocks)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv=None):
+    parser = common.parser(__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tables", action="store_true", help="of the records that there are")
-    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--tables", action="store_true", help="only write the pages")
+    parser.add_argument("--peak", nargs=4, help="measure the memory of one job, in this process")
+    args = parser.parse_args(argv)
     if args.peak:
-        procedure, precision, n_images, n_classes = args.peak
-        print(f"{peak(procedure, precision, int(n_images), int(n_classes)):.2f}")
+        print(f"{measure_peak(*args.peak):.2f}")
         return
     device = torch.device(args.device)
-    kept = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
+    records = common.read_json(args.output / "scoring.json", {})
     if not args.tables:
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
-        kept.setdefault(device.type, {})[where] = measure(device, args.repeats)
-        RECORDS.write_text(json.dumps(kept, indent=1) + "\n")
-    for kind, records in kept.items():
-        (HERE / "results" / f"scoring-{kind}.md").write_text(page(kind, records))
+        measured = measure(device, args.repeats, args.shapes)
+        records.setdefault(device.type, {})[common.machine(device)] = measured
+        common.write_json(args.output / "scoring.json", records)
+    for kind, found in records.items():
+        common.write_page(args.output / f"scoring-{kind}.md", page(kind, found))
 
 
 if __name__ == "__main__":

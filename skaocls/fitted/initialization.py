@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 
 from skaocls.devices import own_torch_state, resolve_device
 from skaocls.fitted.pretrained import (
-    check_agreement,
+    check_match,
     grid_for,
     is_published,
     load_published,
@@ -133,7 +133,7 @@ def initial_prior(
     seed, device = rng.randint(2**31 - 1), resolve_device(config.device)
     if pretrained is None:
         return new_prior(tokenizer, len(labels), n_classes, config, seed).to(device)
-    check_agreement(pretrained, tokenizer)
+    check_match(pretrained, tokenizer)
     finetune = config.finetune
     if finetune.mode == "head" and isinstance(pretrained, AnyOrderPrior):
         pretrained = SharedTrunkPrior(
