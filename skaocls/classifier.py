@@ -27,13 +27,11 @@ from skaocls.distributed import broadcast, collective_call
 from skaocls.fitted import generation, prediction, saving
 from skaocls.fitted.fit import extend_model, fit_model
 from skaocls.fitted.initialization import is_new, new_prior_sizes, resolve_prior
-from skaocls.fitted.labels import class_log_prior, drop_unreadable, known_classes, read_labels
+from skaocls.fitted.labels import class_log_prior, known_classes, read_labels
 from skaocls.fitted.pretrained import is_published, load_pretrained_model, reading_tokens
 from skaocls.fitted.result_cache import open_cache
-from skaocls.fitted.together import score_batches_on_ranks
-from skaocls.images.advice import gathered
-from skaocls.images.inputs import shortened
-from skaocls.images.reader import all_bad_named, learn_reader, learn_tokens
+from skaocls.images.inputs import convert_input
+from skaocls.images.reader import learn_reader, learn_tokens
 from skaocls.parameters import (
     FINETUNE_MODES,
     FineTuning,
@@ -45,7 +43,7 @@ from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_pos
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.early_stopping import score_until_decided
 from skaocls.scoring.orders import DRAWN
-from skaocls.scoring.sampling import HOW
+from skaocls.scoring.sampling import SAMPLING_CONSTRAINTS, SamplingOptions
 from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.training.config import TrainingConfig
 from skaocls.warn import warn
@@ -685,7 +683,7 @@ default="mean_log_likelihood"
             raise ValueError(
                 f'rival must be "runner-up", one class for each image, or None; got {rival!r}.'
             )
-        X = gathered(X)  # iterators can be read only once
+        X = convert_input(X)  # iterators can be read only once
         batch = model.reader.open(X)
         columns = None if y is None else model.columns(y)
         rivals = None if rival is None or runner_up else model.columns(rival, "rival")
@@ -761,15 +759,15 @@ default="mean_log_likelihood"
         (3, 8, 8)
         """
         model = self._checked_model()
-        options = {
-            "n_steps": n_steps,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "guidance": guidance,
-        }
+        options = SamplingOptions(
+            n_steps=n_steps,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance=guidance,
+        )
         checked = {"n_samples": n_samples, **options}
-        validate_parameter_constraints(HOW | N_SAMPLES, checked, "sample")
+        validate_parameter_constraints(SAMPLING_CONSTRAINTS | N_SAMPLES, checked, "sample")
         rng = check_random_state(random_state)
         if n_samples is None:
             n_samples = len(y) if np.ndim(y) else 1
@@ -842,15 +840,15 @@ default="mean_log_likelihood"
         Pang et al., "RandAR", arXiv 2412.01827 (zero-shot inpainting).
         """
         model = self._checked_model()
-        options = {
-            "n_steps": n_steps,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "guidance": guidance,
-        }
-        validate_parameter_constraints(HOW, options, "inpaint")
-        batch = model.reader.open(X, scale=False)
+        options = SamplingOptions(
+            n_steps=n_steps,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance=guidance,
+        )
+        validate_parameter_constraints(SAMPLING_CONSTRAINTS, options, "inpaint")
+        batch = model.reader.open(X, check_scale=False)
         return generation.inpaint_images(
             model,
             batch,
@@ -1080,54 +1078,40 @@ default="mean_log_likelihood"
                 f"finetune={self.finetune!r} has no effect in fit: prior={self.prior!r} is a new "
                 "prior, which is trained in full. Pass a prior with weights to fine-tune it."
             )
-        X, y, sample_weight, skipped = self._readable(X, y, sample_weight, self.decoding)
-        owner = type(self).__name__
+        owner, skip = type(self).__name__, self.on_bad_image == "skip"
         prior, tokenizer, shape = resolve_prior(self.prior, self.tokenizer, self.image_shape)
         if isinstance(getattr(tokenizer, "estimator", tokenizer), PrecomputedTokenizer):
             batch = learn_tokens(X, owner)
         else:
-            batch = learn_reader(X, owner, shape, decoding=self.decoding)
+            batch = learn_reader(X, owner, shape, decoding=self.decoding, skip_unreadable=skip)
         samples, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         classes = known_classes(y, classes)
         self._check_class_prior(classes)
-        with all_bad_named(batch.data, batch.reader.decoding):
-            result = fit_model(
-                samples,
-                y,
-                weights,
-                classes,
-                config,
-                seed,
-                tokenizer=tokenizer,
-                pretrained=prior,
-                cache=open_cache(self.memory),
-                checkpoint_dir=self.checkpoint_dir,
-                seeded=self.random_state is not None,
-            )
-        return self._finish_fit(result, samples, skipped)
+        result = fit_model(
+            samples,
+            y,
+            weights,
+            classes,
+            config,
+            seed,
+            tokenizer=tokenizer,
+            pretrained=prior,
+            cache=open_cache(self.memory),
+            checkpoint_dir=self.checkpoint_dir,
+            seeded=self.random_state is not None,
+        )
+        return self._finish_fit(result, samples, list(batch.skipped))
 
     def _extend(self, X, y, sample_weight=None, classes=None):
         """Train the fitted model on more samples."""
         model, rng = self.model_, np.random.RandomState(self._seed())
-        decoding = model.reader.decoding
-        X, y, sample_weight, skipped = self._readable(X, y, sample_weight, decoding)
-        batch, owner = model.reader.open(X), type(self).__name__
+        batch = model.reader.open(X, skip_unreadable=self.on_bad_image == "skip")
+        owner = type(self).__name__
         samples, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         model = model.with_classes(known_classes(y, classes))
         self._check_class_prior(model.classes)
-        with all_bad_named(batch.data, decoding):
-            result = extend_model(model, samples, y, weights, self._training_config(), rng)
-        return self._finish_fit(result, samples, skipped)
-
-    def _readable(self, X, y, sample_weight, decoding):
-        """Return X, y and weights without unreadable images, and the indices of those."""
-        if self.on_bad_image == "raise" or y is None:
-            return X, y, sample_weight, []
-        X, y, sample_weight, reasons = drop_unreadable(X, y, sample_weight, decoding)
-        if reasons:
-            listed = shortened(list(reasons.values()))
-            warn(f"Skipping {len(reasons)} unreadable images: {listed}")
-        return X, y, sample_weight, list(reasons)
+        result = extend_model(model, samples, y, weights, self._training_config(), rng)
+        return self._finish_fit(result, samples, list(batch.skipped))
 
     def _check_class_prior(self, classes):
         """Reject an invalid class prior before training."""
@@ -1166,11 +1150,11 @@ default="mean_log_likelihood"
     def _held_out_temperature(self, model, batch, held_out):
         """Select the temperature on held-out data."""
         rows, columns, weights = held_out
-        results = score_batches_on_ranks(
+        results = prediction.score_batches(
             model,
             batch.take(rows),
             model.orders(self.order, self.n_orders),
-            store=open_cache(self.memory),
+            cache=open_cache(self.memory),
             **self._scoring_options(),
         )
         log_likelihood = np.concatenate([result.log_likelihood for result in results])
@@ -1240,12 +1224,12 @@ default="mean_log_likelihood"
         """Yield the ScoringResult of a few images at a time."""
         with collective_call("A prediction"):
             model = self._checked_model()
-        return score_batches_on_ranks(
+        return prediction.score_batches(
             model,
             model.reader.open(X),
             self.orders_,
-            racing=self._early_stopping_rule() if may_stop_early else None,
-            store=open_cache(self.memory),
+            stopping=self._early_stopping_rule() if may_stop_early else None,
+            cache=open_cache(self.memory),
             verbose=self.verbose,
             **self._scoring_options(),
         )

@@ -13,8 +13,8 @@ from sklearn.base import TransformerMixin, clone
 from sklearn.frozen import FrozenEstimator
 
 from skaocls.fitted.model import FittedModel
-from skaocls.images.inputs import check_image_shape
 from skaocls.images.reader import Reader, token_reader
+from skaocls.images.shapes import check_image_shape
 from skaocls.parameters import PretrainedWeights, validated_weights
 from skaocls.priors.interface import Prior
 from skaocls.priors.loading import load_prior

@@ -60,10 +60,9 @@ TOKENIZER_VALUES: dict[str, Callable[[Any], object]] = {
     "n_codes_": int,
     "grid_": tuple,
     "patch_size_": tuple,
-    "patch_std_": float,
     "n_features_in_": int,
     "normalize_": lambda value: value,
-    "reference_light_": lambda value: None if value is None else np.array(value, dtype=np.float64),
+    "reference_statistics_": lambda value: None if value is None else np.array(value, np.float64),
 }
 TOKENIZER_ARRAYS = ("codebook_", "typical_patches_")
 TOKENIZER_LISTS = ("thresholds_", "bin_means_")

@@ -46,7 +46,7 @@ def check_config(config: Config) -> None:
         if any(p > size for p, size in zip(patch, shape)):
             raise ValueError(f"patches of {patch} pixels are larger than images of {shape}")
     if (method := fitted.get("normalize_")) is not None:
-        reference = np.array(fitted.get("reference_light_"), dtype=np.float64)
+        reference = np.array(fitted.get("reference_statistics_"), dtype=np.float64)
         valid = method in NORMALIZATIONS and reference.shape == (2, shape[2])
         if not valid or not reference[1].all():
             raise ValueError(f"normalization {method!r} with reference {reference} is invalid")
