@@ -110,8 +110,8 @@ def page(record):
         f"`python -m benchmarks.quality.digits`; {record['machine']}, {versions}. Trained by "
         "likelihood alone; every order reads the image itself.",
         accuracy_table(record["rows"]),
-        "With early-stopped scoring, an image reads no further orders once its class is decided up to the "
-        "allowed error. Means over the seeds, 450 images." + record.get("note", ""),
+        "With early-stopped scoring, an image reads no further orders once its class is decided up "
+        "to the allowed error. Means over the seeds, 450 images." + record.get("note", ""),
         early_stopping_table(record["rows"]),
     )
 

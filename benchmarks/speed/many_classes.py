@@ -3,7 +3,7 @@
     python -m benchmarks.speed.many_classes
 
 Both priors train on the same synthetic characters for the same number of steps and are kept in
-``benchmarks/cache``. The published architecture is only scored with early stopping, because exhaustive
+``benchmarks/cache``. The published architecture is only scored early-stopped, because exhaustive
 scoring takes too long. Writes ``many_classes.json`` and ``many_classes.md``.
 """
 
