@@ -68,8 +68,9 @@ def main():
         tokenizer = PatchTokenizer(random_state=0)
         tokenizer.fit([png for png, _ in sample], [label for _, label in sample])
 
-        # ... and let each process write the tokens of its tar files. Here two parts are written one
-        # after the other; on a cluster, use part=(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+        # ... and let each process write the tokens of its tar files. Here two parts are written
+        # one after the other; on a cluster, each process has its own part:
+        # part=(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
         params = {"n_views": 8, "shard_size": 400}
         for rank in range(2):
             part = pairs(tars[rank::2])
