@@ -39,24 +39,12 @@ _single_process: ContextVar[bool] = ContextVar("single_process", default=False)
 
 @dataclass
 class GroupState:
-    """Process groups that were made here.
+    """Process groups that were made here."""
 
-    Attributes
-    ----------
-    cpu : ProcessGroup or None
-        Group for objects and small tensors.
-    default : ProcessGroup or None
-        Default group for which `cpu` was made.
-    owns_default : bool
-        Whether the default group was made here, and not by the caller.
-    failed : bool
-        Whether other ranks may be gone. Then no group is destroyed, which could wait for them.
-    """
-
-    cpu: dist.ProcessGroup | None = None
-    default: dist.ProcessGroup | None = None
-    owns_default: bool = False
-    failed: bool = False
+    cpu: dist.ProcessGroup | None = None  # exchanges objects and small tensors
+    default: dist.ProcessGroup | None = None  # default group for which `cpu` was made
+    owns_default: bool = False  # False if the caller made the default group
+    failed: bool = False  # other ranks may be gone, and destroying a group could wait for them
 
 
 _groups = GroupState()
@@ -67,18 +55,10 @@ class PeerError(RuntimeError):
 
 
 class Shard(NamedTuple):
-    """The rows that one rank works on. All ranks have equally many.
+    """The rows that one rank works on. All ranks have equally many."""
 
-    Attributes
-    ----------
-    rows : int64 tensor of shape (n,)
-        Indices of rows.
-    valid : float32 tensor of shape (n,) or None
-        1 for rows that count, 0 for padding; None if there is no padding.
-    """
-
-    rows: Tensor
-    valid: Tensor | None
+    rows: Tensor  # int64 indices
+    valid: Tensor | None  # float32: 1 for rows that count, 0 for padding; None without padding
 
 
 def world_size() -> int:
@@ -204,17 +184,7 @@ def single_process() -> Iterator[None]:
 def collective_call(name: str, advice: str = "") -> Iterator[None]:
     """Mark a call that all ranks make. Only the main process shows warnings.
 
-    Parameters
-    ----------
-    name : str
-        Name of the call, for messages.
-    advice : str
-        What the user can do after another rank has died.
-
-    Raises
-    ------
-    PeerError
-        If another rank died or did not make the call.
+    A :class:`PeerError` then mentions the name of the call and the advice what to do.
     """
     if world_size() == 1:
         yield
@@ -281,23 +251,7 @@ def cpu_group() -> dist.ProcessGroup:
 
 
 def run_on_main(function: Callable[[], T]) -> T:
-    """Call a function in the main process and return its result in all ranks.
-
-    Parameters
-    ----------
-    function : callable
-        Called without arguments.
-
-    Returns
-    -------
-    result : object
-        The result; a copy of it in other ranks.
-
-    Raises
-    ------
-    Exception
-        The error of the function, in all ranks.
-    """
+    """Call a function in the main process; return its result, or raise its error, in all ranks."""
     if world_size() == 1:
         return function()
     own = Outcome.of(function) if is_main() else None
@@ -371,16 +325,7 @@ def broadcast_tensor(tensor: Tensor | None, shape: Sequence[int], dtype: torch.d
 
 
 def shard_rows(n: int) -> Shard:
-    """Return this rank's shard of n rows.
-
-    Parameters
-    ----------
-    n : int
-        Number of rows, at least 1.
-
-    Returns
-    -------
-    shard : Shard
+    """Return this rank's shard of n rows; n is at least 1.
 
     Examples
     --------
@@ -402,17 +347,9 @@ def rank_slice(n: int, block_size: int = 1) -> slice:
 
 
 def check_same_on_ranks(values: Mapping[str, object]) -> None:
-    """Check that all ranks have the same values.
+    """Raise a ValueError in all ranks if one of the named values differs between them.
 
-    Parameters
-    ----------
-    values : dict of str to object
-        Values by name, compared by their ``repr``. Pass small ones, such as hashes.
-
-    Raises
-    ------
-    ValueError
-        In all ranks, if a value differs.
+    Values are compared by their ``repr``. Pass hashes of large values.
     """
     by_rank = all_gather({name: repr(value) for name, value in values.items()})
     different = [name for name in values if len({r.get(name) for r in by_rank}) > 1]

@@ -57,7 +57,6 @@ def find_file(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-    suffixes: tuple[str, ...] = SUFFIXES,
 ) -> Path:
     """Return the path of a file of weights; download it if necessary.
 
@@ -73,8 +72,6 @@ def find_file(
         Branch, tag or commit of the repository.
     token : str or bool, default=None
         Access token for private and gated repositories, as in ``huggingface_hub``.
-    suffixes : tuple of str
-        Endings of files of weights.
 
     Returns
     -------
@@ -98,7 +95,7 @@ def find_file(
     if path.is_file():
         return path
     if path.is_dir():
-        files = weight_files([p.name for p in path.iterdir()], suffixes)
+        files = weight_files([p.name for p in path.iterdir()])
         name = filename or single_file(files, f"The folder {path}")
         if not (path / name).is_file():
             raise FileNotFoundError(f"The folder {path} has no file {name!r}.")
@@ -107,7 +104,7 @@ def find_file(
         raise OSError(
             f"{str(source)!r} is neither a file nor a folder nor a hub repository 'owner/name'."
         )
-    return download(str(source), filename, revision, token, suffixes)
+    return download(str(source), filename, revision, token)
 
 
 def download(
@@ -115,7 +112,6 @@ def download(
     filename: str | None,
     revision: str | None,
     token: str | bool | None,
-    suffixes: tuple[str, ...],
 ) -> Path:
     """Return the path of a file of a hub repository; download it unless it is cached."""
     where = f"The hub repository {repo!r}" + (f" at revision {revision!r}" if revision else "")
@@ -129,7 +125,7 @@ def download(
     if filename is None:
         list_files, what = HfApi().list_repo_files, "the list of its files"
         files = ask_hub(where, what, list_files, repo, revision=revision, token=token)
-        filename = single_file(weight_files(files, suffixes), where)
+        filename = single_file(weight_files(files), where)
     if re.search(r"^/|[\\:]|(^|/)\.\.(/|$)", filename):
         raise OSError(
             f"{where}: the file name {filename!r} is refused: it leads out of the repository."
@@ -140,9 +136,9 @@ def download(
     return path
 
 
-def weight_files(names: list[str], suffixes: tuple[str, ...]) -> list[str]:
+def weight_files(names: list[str]) -> list[str]:
     """Return the files of weights among some names; of weights in shards, only the index."""
-    endings = (*suffixes, *(suffix + INDEX for suffix in suffixes))
+    endings = (*SUFFIXES, *(suffix + INDEX for suffix in SUFFIXES))
     visible = [name for name in names if not any(p.startswith(".") for p in name.split("/"))]
     found = [name for name in visible if name.endswith(endings) and not TRAINING_STATE.match(name)]
     return [

@@ -18,17 +18,7 @@ READ_BYTES = 2**20  # bytes of a file that are read at a time
 
 
 def hash_bytes(*chunks: ReadableBuffer) -> str:
-    """Return the hash of the concatenated chunks.
-
-    Parameters
-    ----------
-    *chunks : bytes-like
-        Bytes, or C-contiguous arrays.
-
-    Returns
-    -------
-    digest : str
-        32 hexadecimal digits.
+    """Return the hash of concatenated bytes or C-contiguous arrays: 32 hexadecimal digits.
 
     Examples
     --------
@@ -61,22 +51,8 @@ def hash_file(path: str | os.PathLike[str]) -> str:
 def hash_object(*values: object) -> str:
     """Return the hash of the content of Python objects, equal in every process.
 
-    Objects are pickled, so each must be picklable. Dictionaries and sets are hashed independently
-    of the order of their items. Equal tensors have equal hashes, on any device.
-
-    Parameters
-    ----------
-    *values : object
-
-    Returns
-    -------
-    digest : str
-        32 hexadecimal digits.
-
-    Raises
-    ------
-    pickle.PicklingError
-        If a value cannot be pickled.
+    The objects must be picklable. The order of items in dictionaries and sets does not matter.
+    Equal tensors have equal hashes, on any device.
     """
     digest: str = ContentHasher(hash_name="md5").hash(values)
     return digest

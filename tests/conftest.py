@@ -1,9 +1,11 @@
+"""Data and small models that several test modules share."""
+
 import json
 import os
 from pathlib import Path
 
-os.environ.setdefault("SCIPY_ARRAY_API", "1")  # else scikit-learn skips its array API checks
-if "PYTEST_XDIST_WORKER" in os.environ:  # a thread for each that tests, or they wait for each other
+os.environ.setdefault("SCIPY_ARRAY_API", "1")  # enables scikit-learn's array API checks
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -14,7 +16,7 @@ from joblib import cpu_count
 from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
-# run after all others, so that most mistakes show early
+# These modules run last, so that most failures show early.
 SLOW = {
     "test_demo",
     "test_estimator_checks",
@@ -24,14 +26,14 @@ SLOW = {
     "test_torchrun",
 }
 if os.environ.get("OMP_NUM_THREADS") == "1":
-    # libraries that a plugin has loaded before have a thread for each core
+    # Plugins may have loaded these libraries before the variable was set.
     torch.set_num_threads(1)
     threadpool_limits(1)
 settings.register_profile("long", max_examples=10_000)
 
 
 def pytest_xdist_auto_num_workers(config):
-    """So many files of tests run at once, each with memory and, some, with processes of its own."""
+    """Limit the number of workers: some tests need much memory or start processes."""
     return min(4, cpu_count())
 
 
@@ -47,7 +49,7 @@ def golden():
 
 @pytest.fixture(scope="session")
 def golden_prior(golden):
-    """The golden prior and its expected numbers."""
+    """Return the golden prior and its expected numbers."""
     from safetensors.torch import load_file
 
     from skaocls import AnyOrderPrior
@@ -69,14 +71,14 @@ def golden_prior(golden):
 
 @pytest.fixture(scope="session")
 def digits():
-    """Three classes of digits as images: train and test."""
+    """Return training images and labels, and test images and labels, of three digits."""
     data = load_digits(n_class=3)
     return data.images[:300], data.target[:300], data.images[300:400], data.target[300:400]
 
 
 @pytest.fixture(scope="session")
 def fitted(digits):
-    """A small classifier fitted to three digits. Copy it before changing it."""
+    """Return a small classifier fitted to three digits. Copy it before changing it."""
     from skaocls import AnyOrderARClassifier
 
     X, y, _, _ = digits
@@ -84,10 +86,10 @@ def fitted(digits):
 
 
 def small_classifier(cls, **params):
-    """Settings that train in about a second, with the published architecture."""
+    """Return a classifier with the published architecture that trains in about a second."""
     sizes = {"architecture": "randar", "dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
     defaults = {"prior": sizes, "max_iter": 20, "batch_size": 16, "learning_rate_init": 5e-3}
-    # all orders read the same tokens, in float32, as references do that are computed from them
+    # Reference computations use the same tokens for all orders, in float32.
     defaults |= {"n_orders": 4, "random_state": 0, "tol": 10.0, "crop": "center"}
-    defaults |= {"precision": "float32"}
+    defaults |= {"precision": "float32", "search": "exhaustive"}
     return cls(**(defaults | params))

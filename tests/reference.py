@@ -1,10 +1,10 @@
-"""The published model written down naively: numpy, float64, one sequence at a time."""
+"""Reference implementation of the published model: numpy, float64, one sequence at a time."""
 
 import numpy as np
 
 
 def log_likelihoods(prior, codes, orders, labels):
-    """log p(tokens | class, order), (n_images, n_orders, n_classes), term by term."""
+    """Return log p(tokens | class, order), of shape (n_images, n_orders, n_classes)."""
     w = {name: p.detach().cpu().double().numpy() for name, p in prior.state_dict().items()}
     out = np.zeros((len(codes), len(orders), len(labels)))
     for i, image in enumerate(codes):
@@ -18,16 +18,16 @@ def log_likelihoods(prior, codes, orders, labels):
 
 
 def sequence_logits(w, image, order, label, grid, n_head):
-    """Logits at every position of [class, p1, t1, p2, t2, ...]."""
+    """Return the logits at every position of [class, p1, t1, p2, t2, ...]."""
     x = sequence_states(w, image, order, label, grid, n_head)
     return norm(x, w["norm.weight"]) @ w["output.weight"].T
 
 
 def sequence_states(w, image, order, label, grid, n_head):
-    """Residual stream at each of these positions, after the last layer."""
+    """Return the residual stream at every position after the last layer."""
     dim = w["norm.weight"].size
     n_layer = 1 + max(int(name.split(".")[1]) for name in w if name.startswith("layers"))
-    rotations = [np.zeros((dim // n_head, dim // n_head))]  # the class token's
+    rotations = [np.zeros((dim // n_head, dim // n_head))]  # of the class token
     sequence = [w["cls_embedding.embedding_table.weight"][label]]
     for place in order:
         turn = rotation(place // grid[1], place % grid[1], dim // n_head)
@@ -60,7 +60,7 @@ def attention(x, layer, rotations, n_head):
 
 
 def rotation(row, col, head_dim):
-    """The matrix that turns interleaved pairs: the first half by row, the rest by column."""
+    """Return the matrix that rotates pairs: the first half by row, the rest by column."""
     turn = np.zeros((head_dim, head_dim))
     quarter = head_dim // 4
     for pair in range(head_dim // 2):

@@ -36,6 +36,7 @@ RUNS = {
     "reliability.same_predictions": ["--data", "wine", "--epochs", "1"],
     "scale.larger_than_memory": ["--sizes", "1000", "--kinds", "memmap"],
     "speed.classes": ["--counts", "1", "3", "--docs", OUT],
+    "speed.early_stopping": ["--classes", "2", "--cpu-seconds", "0"],
     "speed.grid_search": ["--images", "120", "--max-iter", "1", "--repeats", "1"],
     "speed.many_classes": ["--classes", "3", "--per-class", "9", "--epochs", "1", "--images", "3"]
     + ["--cache", OUT],

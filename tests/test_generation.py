@@ -275,14 +275,16 @@ def test_inpainting(ten_digits):
     X, y = X[1500:1700], y[1500:1700]
     mask = np.zeros((8, 8), bool)
     mask[3:7, 1:6] = True
-    light = clf.tokenizer_.light(X, np.broadcast_to(~mask, X.shape))  # of what is known
-    before = clf.tokenizer_.transform(X, light=light)
+    statistics = clf.tokenizer_.image_statistics(
+        X, np.broadcast_to(~mask, X.shape)
+    )  # of what is known
+    before = clf.tokenizer_.transform(X, statistics=statistics)
     filled = clf.inpaint(X, mask, random_state=0)
     assert filled.shape == X.shape
     np.testing.assert_array_equal(filled[:, ~mask], X[:, ~mask])
     known = ~touched(mask[None], PAIRS, PAIRS, (4, 4)).reshape(4, 4)
     assert known.sum() == 7
-    after = clf.tokenizer_.transform(filled, light=light)
+    after = clf.tokenizer_.transform(filled, statistics=statistics)
     np.testing.assert_array_equal(after[:, known], before[:, known])
     blank = X * ~mask
     assert (outsider(filled) == y).mean() > 0.7 > (outsider(blank) == y).mean() + 0.1

@@ -23,7 +23,7 @@ from skaocls import AnyOrderARClassifier
 from skaocls.devices import torch_threads
 from skaocls.fitted import answers, parallel
 from skaocls.fitted.pieces import pieces_of
-from skaocls.images.inputs import BadImage
+from skaocls.images.decoding import BadImage
 from skaocls.scoring import exhaustive
 
 pytestmark = pytest.mark.slow

@@ -14,9 +14,9 @@ from skaocls import AnyOrderPrior
 from skaocls.devices import prefetch
 from skaocls.scoring import engine, exhaustive
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
+from skaocls.scoring.early_stopping import score_until_decided
 from skaocls.scoring.evidence import token_log_likelihoods
 from skaocls.scoring.exhaustive import log_likelihoods
-from skaocls.scoring.racing import race
 from skaocls.scoring.sampling import known_log_likelihoods
 
 
@@ -46,7 +46,7 @@ def test_engine_equals_brute_force(grid, n_classes, n_orders, n_images, stream, 
     labels = rng.permutation(n_classes + 1)[: rng.randint(1, n_classes + 2)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exhaustive, "STREAM_CPU", stream)
-        patch.setattr(exhaustive, "ROWS_CPU", 1)
+        patch.setattr(exhaustive, "MIN_ROWS_CPU", 1)
         patch.setattr(engine, "LOGITS_AT_ONCE", 13)
         ll = log_likelihoods(prior, codes, orders, labels)
     np.testing.assert_allclose(
@@ -127,15 +127,17 @@ def test_bfloat16_keeps_the_distances_between_classes():
     assert 0 < np.std(rounded - exact) < 0.05 * np.std(exact)
 
 
-@pytest.mark.parametrize("read", ["exhaustive", "race", "evidence", "known"])
+@pytest.mark.parametrize("read", ["exhaustive", "early stopping", "evidence", "known"])
 def test_products_are_of_the_type_that_is_asked_for(read):
     prior, labels = make_prior(5, (2, 3), 3), np.arange(3)
     rng = np.random.RandomState(0)
     codes, orders = rng.randint(5, size=(3, 6)), np.stack([rng.permutation(6) for _ in range(2)])
     ask = {
         "exhaustive": lambda **how: log_likelihoods(prior, codes, orders, labels, **how),
-        "race": lambda **how: (
-            race(prior, codes, orders, labels, np.zeros(3), error=1e-12, **how).log_likelihood
+        "early stopping": lambda **how: (
+            score_until_decided(
+                prior, codes, orders, labels, np.zeros(3), error=1e-12, **how
+            ).log_likelihood
         ),
         "evidence": lambda **how: token_log_likelihoods(
             prior, codes, orders, np.tile(labels, (3, 1)), **how
@@ -279,7 +281,7 @@ def test_impossible_tokens(aggregation):
     ).all()
 
 
-@pytest.mark.parametrize("search", ["exhaustive", "racing"])
+@pytest.mark.parametrize("search", ["exhaustive", "early stopping"])
 def test_log_likelihoods_that_are_no_numbers(search):
     prior = make_prior(5, (2, 2), 3)
     with torch.no_grad():
@@ -287,9 +289,11 @@ def test_log_likelihoods_that_are_no_numbers(search):
     codes, orders = np.zeros((2, 4), int), np.arange(4)[None]
     ask = {
         "exhaustive": lambda: log_likelihoods(prior, codes, orders, np.arange(3)),
-        "racing": lambda: race(prior, codes, orders, np.arange(3), np.zeros(3)),
+        "early stopping": lambda: score_until_decided(
+            prior, codes, orders, np.arange(3), np.zeros(3)
+        ),
     }
-    with pytest.raises(ValueError, match="that are no numbers: its weights are too large"):
+    with pytest.raises(ValueError, match="that are NaN: its weights are too large"):
         ask[search]()
 
 

@@ -18,10 +18,9 @@ from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, SharedTrunkPrior
 from skaocls.priors.shared_trunk import group_size, similar_slots
 from skaocls.scoring import heads
-from skaocls.scoring.engines import make_engine
 from skaocls.scoring.evidence import token_log_likelihoods
 from skaocls.scoring.exhaustive import log_likelihoods
-from skaocls.scoring.racing import race
+from skaocls.scoring.heads import make_engine
 from skaocls.scoring.sampling import generate, known_log_likelihoods
 
 SIZES = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32, "width": 24, "rank": 8}
@@ -82,8 +81,6 @@ def test_log_likelihoods_are_those_of_the_formula(vocab_size, n_classes, seed):
     expected = naive(prior, codes, orders, labels)
     found = log_likelihoods(prior, codes, orders, labels)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    raced = race(prior, codes, orders, labels, np.zeros(len(labels)), error=1e-12)
-    np.testing.assert_allclose(raced.log_likelihood, expected, atol=1e-4)
     each = token_log_likelihoods(prior, codes, orders, np.tile(labels, (2, 1)))
     np.testing.assert_allclose(each.sum(3), expected, atol=1e-4)
     along = np.tile(orders, (2, 1, 1))
@@ -109,16 +106,17 @@ def test_a_class_does_not_depend_on_the_others_nor_on_tiles(monkeypatch):
     together = log_likelihoods(prior, codes, orders, np.arange(30))
     alone = np.concatenate([log_likelihoods(prior, codes, orders, [c]) for c in range(30)], 2)
     np.testing.assert_allclose(alone, together, atol=1e-5)
-    monkeypatch.setattr(heads, "NUMBERS_AT_ONCE", 1)
+    monkeypatch.setattr(heads, "NUMBERS_PER_BLOCK", 1)
     monkeypatch.setattr(heads, "LOGITS_AT_ONCE", 1)
     np.testing.assert_allclose(
         log_likelihoods(prior, codes, orders, np.arange(30)), together, atol=1e-5
     )
 
 
-@pytest.mark.parametrize("at_once", [1, 2**12, 2**20])
-def test_lanes_are_read_as_each_alone(monkeypatch, at_once):
-    monkeypatch.setattr(heads, "NUMBERS_AT_ONCE", at_once)
+@pytest.mark.parametrize("block", [1, 2**12, 2**20])
+def test_reading_lanes_equals_reading_each_alone(monkeypatch, block):
+    monkeypatch.setattr(heads, "NUMBERS_PER_BLOCK", block)
+    monkeypatch.setattr(heads, "ROWS_PER_BLOCK", 13)
     prior = make_prior(20, (2, 3), 40)
     rng = np.random.RandomState(0)
     codes = torch.from_numpy(rng.randint(20, size=(4, 6)))
@@ -133,20 +131,6 @@ def test_lanes_are_read_as_each_alone(monkeypatch, at_once):
         read, _ = engine.read(engine.pairs(codes, orders), pair, label, 2, 5)
         expected = prior.log_prob(codes[pair], orders[pair], label)[:, 2:5]
     torch.testing.assert_close(read, expected, atol=1e-5, rtol=0)
-
-
-def test_many_classes_race_by_rounds():
-    prior = make_prior(20, (4, 4), 60)
-    orders = np.stack([np.random.RandomState(k).permutation(16) for k in range(4)])
-    codes = generate(prior, np.arange(9), np.repeat(orders[:1], 9, 0), seed=0)
-    exact = log_likelihoods(prior, codes, orders, np.arange(60))
-    found = race(prior, codes, orders, np.arange(60), np.zeros(60), error=0.1)
-    read = np.isclose(found.log_likelihood, exact, atol=1e-5)
-    assert 0.05 < read.mean() < 0.95  # most have left, and who has not is exact
-    orders_read = found.evaluations // 16
-    for i, row in enumerate(found.log_likelihood):
-        winner = row.mean(0).argmax()
-        assert read[i, : orders_read[i], winner].all()
 
 
 def test_without_a_tilt_all_classes_are_the_trunk():
@@ -168,23 +152,6 @@ def test_similar_codes_stand_together():
     clusters = shuffled[np.argsort(slots)] // 5
     assert all(len(set(clusters[i : i + 5])) == 1 for i in range(0, 25, 5))
     np.testing.assert_array_equal(similar_slots(np.zeros((1, 2))), [0])
-
-
-def test_a_race_reads_no_more_images_together_than_fit(monkeypatch):
-    prior = make_prior(9, (2, 2), 3)
-    codes, orders = np.random.RandomState(0).randint(9, size=(7, 4)), np.array([[2, 0, 3, 1]])
-    expected = log_likelihoods(prior, codes, orders, np.arange(3))
-    sizes, pairs = [], heads.HeadEngine.pairs
-
-    def counted(self, codes, orders):
-        sizes.append(len(codes))
-        return pairs(self, codes, orders)
-
-    monkeypatch.setattr(heads.HeadEngine, "pairs", counted)
-    monkeypatch.setattr("skaocls.scoring.racing.lanes_at_once", lambda prior: 2)
-    found = race(prior, codes, orders, np.arange(3), np.zeros(3), error=1e-12, screen=1)
-    np.testing.assert_allclose(found.log_likelihood, expected, atol=1e-5)
-    assert sizes == [2, 2, 2, 1]
 
 
 @pytest.mark.parametrize("architecture", ["randar", "shared_trunk"])
@@ -324,7 +291,7 @@ def test_a_head_on_a_body_that_stays():
         clf.orders_.size
         == clf.predict_joint_log_proba(X_test[:1], return_stats=True)[1]["exhaustive_evaluations"]
     )
-    clf.set_params(warm_start=True, max_iter=1).fit(X[~old], y[~old])
+    clf.set_params(max_iter=1).partial_fit(X[~old], y[~old])
     for name, weight in clf.prior_.body.state_dict().items():
         expected = body[name]
         if name == "cls_embedding.embedding_table.weight":

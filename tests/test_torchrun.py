@@ -1,4 +1,4 @@
-"""Processes that torchrun starts do what one process does: the same numbers, said and kept once."""
+"""Distributed training on two ranks gives the same results as a single process."""
 
 import os
 import shutil
@@ -16,16 +16,16 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 
-def torchrun(what, folder):
-    """Two processes of torchrun, on one core each."""
+def torchrun(program, folder):
+    """Run a program of ranks.py on two ranks with one thread each."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        + [str(ROOT / "tests" / "ranks.py"), what, str(folder)],
+        + [str(ROOT / "tests" / "ranks.py"), program, str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=1.1 * ranks.SECONDS,
+        timeout=1.1 * ranks.TIMEOUT,
         check=False,
     )
 
@@ -36,14 +36,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(folder):
-    run = torchrun("work_together", folder)
+def run(folder):
+    run = torchrun("fit_and_predict", folder)
     assert run.returncode == 0, run.stderr
     return run
 
 
-def by_ranks(folder, name):
-    """What the processes have, which is the same in all."""
+def load_results(folder, name):
+    """Load the results of both ranks, which must be equal."""
     first, second = (dict(np.load(folder / f"{name}-{rank}.npz")) for rank in range(2))
     assert first.keys() == second.keys()
     for key, value in first.items():
@@ -51,63 +51,64 @@ def by_ranks(folder, name):
     return first
 
 
-def assert_same(found, clf, atol=1e-5):
-    expected = ranks.learned(clf)
-    assert found.keys() == expected.keys() | {"alone"}
+def assert_close(arrays, clf, atol=1e-5):
+    expected = ranks.results(clf)
+    assert arrays.keys() - {"proba of one process"} == expected.keys()
     for key, value in expected.items():
-        rtol = atol if key == "T" else 0
-        np.testing.assert_allclose(found[key], np.asarray(value), rtol, atol, err_msg=key)
+        rtol = atol if key == "temperature" else 0
+        np.testing.assert_allclose(arrays[key], np.asarray(value), rtol, atol, err_msg=key)
 
 
 @pytest.mark.parametrize("case", ranks.CASES)
-def test_two_processes_learn_what_one_does(done, folder, case):
-    found = by_ranks(folder, case)
-    # products of another shape are rounded otherwise, to three digits in bfloat16
-    assert_same(found, ranks.fit(case), 5e-3 if "mixed" in case else 1e-5)
+def test_weights_equal_those_of_one_process(run, folder, case):
+    # matrix products of other shapes round differently, in bfloat16 to three digits
+    atol = 5e-3 if case == "mixed precision" else 1e-5
+    assert_close(load_results(folder, case), ranks.fit(case), atol)
 
 
 @pytest.mark.parametrize("case", ranks.CASES)
-def test_predictions_are_those_of_one_process(done, folder, case):
-    found = by_ranks(folder, case)
-    np.testing.assert_allclose(found["proba"], found["alone"], rtol=0, atol=1e-6)
+def test_predictions_equal_those_of_one_process(run, folder, case):
+    arrays = load_results(folder, case)
+    expected = arrays["proba of one process"]
+    np.testing.assert_allclose(arrays["proba"], expected, rtol=0, atol=1e-6)
 
 
-def test_without_a_seed_all_learn_the_same_and_one_keeps_it(done, folder):
-    found, kept = by_ranks(folder, "unseeded"), by_ranks(folder, "kept")
-    for key, value in found.items():
-        np.testing.assert_array_equal(kept[key], value, err_msg=key)
+def test_without_a_seed_all_ranks_learn_the_same_and_cache_it(run, folder):
+    arrays, cached = load_results(folder, "unseeded"), load_results(folder, "cached")
+    for key, value in arrays.items():
+        np.testing.assert_array_equal(cached[key], value, err_msg=key)
 
 
-def said_by_ranks(folder):
-    return [(folder / f"said-{rank}.txt").read_text().splitlines() for rank in range(2)]
+def messages_of_ranks(folder):
+    return [(folder / f"messages-{rank}.txt").read_text().splitlines() for rank in range(2)]
 
 
-def test_one_process_talks(done, folder):
-    assert done.stderr.count("skaocls: fitting PatchTokenizer") == 1
-    for epoch in ("epoch 5/5", "scoring: 100%"):
-        assert epoch in done.stderr
-    first, second = (said[2] for said in said_by_ranks(folder))
+def test_only_the_main_rank_prints_and_warns(run, folder):
+    assert run.stderr.count("skaocls: fitting PatchTokenizer") == 1
+    for text in ("epoch 5/5", "scoring: 100%"):
+        assert text in run.stderr
+    first, second = (messages[2] for messages in messages_of_ranks(folder))
     assert first != "0 warnings" and second == "0 warnings"
 
 
-def test_errors_are_raised_by_all(done, folder):
-    first, second = said_by_ranks(folder)
+def test_errors_are_raised_on_all_ranks(run, folder):
+    first, second = messages_of_ranks(folder)
     assert first[0] == second[0]
     assert "The processes have different y." in first[0]
-    for said in (first, second):  # each reads other files, and the last of them is not there
-        assert "3.png" in said[1]
+    for messages in (first, second):
+        assert "3.png" in messages[1]
 
 
-@pytest.mark.parametrize("what", ["part", "part_as_called"])
-def test_threads_end_before_the_interpreter_does(folder, what):
-    run = torchrun(what, folder)
+@pytest.mark.parametrize("program", ["leave", "leave_group_of_caller"])
+def test_threads_end_before_the_interpreter_does(folder, program):
+    run = torchrun(program, folder)
     assert run.returncode == 0, run.stderr
     assert [(folder / f"threads-{rank}.txt").read_text() for rank in range(2)] == ["", ""]
 
 
-def test_a_process_that_dies_and_other_numbers_of_processes(folder, monkeypatch):
-    whole = ranks.fit("ddp", ranks.make(verbose=0))
-    run = torchrun("die", folder)
+def test_a_killed_rank_and_resuming_with_another_number_of_ranks(folder, monkeypatch):
+    uninterrupted = ranks.fit("weighted", ranks.make(verbose=0))
+    run = torchrun("kill_one_rank", folder)
     assert run.returncode != 0
     assert "SIGKILL" in run.stderr
     shutil.copytree(folder / "two", folder / "copied")
@@ -115,23 +116,22 @@ def test_a_process_that_dies_and_other_numbers_of_processes(folder, monkeypatch)
     class Killed(Exception):
         pass
 
-    def keep_and_end(self, state):
-        keep(self, state)
+    def save_and_raise(self, state):
+        original(self, state)
         if state.history.n_iter == 1 and state.step == 4:
             raise Killed
 
-    keep = checkpoints.Checkpoints.keep
+    original = checkpoints.Checkpoints.save_if_due
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "SHARE", 0)
-        patch.setattr(checkpoints.Checkpoints, "keep", keep_and_end)
+        patch.setattr(checkpoints, "INTERVAL_FACTOR", 0)
+        patch.setattr(checkpoints.Checkpoints, "save_if_due", save_and_raise)
         with pytest.raises(Killed):
-            ranks.fit("ddp", ranks.make(verbose=0, checkpoint_dir=folder / "one"))
-    run = torchrun("go_on", folder)
+            ranks.fit("weighted", ranks.make(verbose=0, checkpoint_dir=folder / "one"))
+    run = torchrun("resume", folder)
     assert run.returncode == 0, run.stderr
     for name in ("one, then two", "two, then two"):
-        assert_same(by_ranks(folder, name), whole)
-    copied = ranks.make(verbose=0, checkpoint_dir=folder / "copied")
-    two_then_one = ranks.fit("ddp", copied)
-    assert_same({**ranks.learned(two_then_one), "alone": None}, whole)
-    for name in ("one", "two", "copied"):  # their end was reached
+        assert_close(load_results(folder, name), uninterrupted)
+    resumed = ranks.fit("weighted", ranks.make(verbose=0, checkpoint_dir=folder / "copied"))
+    assert_close(ranks.results(resumed), uninterrupted)
+    for name in ("one", "two", "copied"):  # completed fits remove their checkpoints
         assert not list((folder / name).glob("checkpoint-*"))

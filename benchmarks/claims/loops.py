@@ -4,9 +4,10 @@ import numpy as np
 import torch
 
 from skaocls.fitted.tokenization import N_VIEWS, SHARP_EVERY
-from skaocls.images.augmentation import random_views
-from skaocls.training.loop import AVERAGING, CLIP_NORM, schedule, use
+from skaocls.images.views import random_views
+from skaocls.training.loop import AVERAGE_DECAY, CLIP_NORM, schedule
 from skaocls.training.optimizer import make_optimizer
+from skaocls.training.state import assign
 
 
 def training_views(images, rng, n_views=N_VIEWS):
@@ -51,7 +52,7 @@ def train(
     batch_size=64,
     learning_rate,
     weight_decay=0.05,
-    averaging=AVERAGING,
+    averaging=AVERAGE_DECAY,
     seed=0,
 ):
     """Train a module in place, with the schedule of :func:`skaocls.training.loop.train_prior`.
@@ -107,6 +108,6 @@ def train(
                 with torch.no_grad():  # the mean of all steps at first, later of the last ones
                     torch._foreach_lerp_(mean, trained, 1 - min(averaging, done / (done + 10)))
             loss_curve.append(total / steps)
-    use(trained, mean)
+    assign(trained, mean)
     module.eval()
     return loss_curve

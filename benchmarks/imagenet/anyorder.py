@@ -17,14 +17,16 @@ from ..claims.flops import ar_flops
 from .folders import CLASSES, WORDNET_IDS, open_image
 from .records import weights_hash
 
-PARAMS = ("filename", "revision", "n_orders", "order", "crop", "latent_noise", "decoding")
+PARAMS = ("filename", "revision", "n_orders", "order", "crop", "decoding")
 
 
 def make_tokenizer(args):
-    if args.tokenizer is None:
+    if args.tokenizer is None and not args.latent_noise:
         return "auto"
     prior = load_published(args.prior, args.filename, revision=args.revision)
-    return published_tokenizer(prior).set_params(source=args.tokenizer)
+    return published_tokenizer(prior).set_params(
+        source=args.tokenizer or "auto", latent_noise=args.latent_noise
+    )
 
 
 def make_classifier(args):
@@ -78,8 +80,7 @@ def encode(clf, files, folder):
     """Encode images as each order reads them, and store the tokens if a folder is given."""
     model, tokens = clf.model_, clf.model_.tokenizer
     batch = model.reader.open([open_image(f) for f in files])
-    seen = len(clf.orders_), clf.crop, clf.latent_noise
-    codes = np.concatenate(list(encode_all(model, batch, *seen)))
+    codes = np.concatenate(list(encode_all(model, batch, len(clf.orders_), clf.crop)))
     if folder is not None:
         dtype = np.uint16 if tokens.n_codes_ <= 2**16 else np.int32
         for file, image_codes in zip(files, codes.astype(dtype)):
@@ -99,7 +100,7 @@ def read_tokens(clf, files, folder):
     X = [np.load(token_file(folder, f)) for f in files]
     model = clf.model_
     return np.concatenate(
-        list(encode_all(model, model.reader.open(np.stack(X)), len(clf.orders_), "center", 0.0))
+        list(encode_all(model, model.reader.open(np.stack(X)), len(clf.orders_), "center"))
     )
 
 

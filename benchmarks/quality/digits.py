@@ -44,7 +44,7 @@ def measure(seed, params):
     exhaustive = clf.set_params(search="exhaustive").predict(X_test)
     result["codes"], result["early_stopping"] = clf.tokenizer_.n_codes_, {}
     for error in ERRORS:
-        clf.set_params(**common.early_stopping(error))
+        clf.set_params(search=error)
         seconds, (joint, stats) = common.timed(
             clf.predict_joint_log_proba, X_test, return_stats=True
         )

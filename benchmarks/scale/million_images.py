@@ -26,7 +26,7 @@ from skaocls import AnyOrderARClassifier, AnyOrderPrior, SharedTrunkPrior
 from skaocls.fitted import parallel
 from skaocls.fitted.pieces import Piece
 from skaocls.fitted.prediction import score_piece
-from skaocls.images import load_images
+from skaocls.images.reader import learn_reader
 from skaocls.tokenizers.vq_networks import LlamaGenVQ
 
 from .. import common
@@ -80,8 +80,8 @@ def decoding_seconds(repeats, n=50):
     smooth = Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     smooth.save(file, "JPEG", quality=90)
-    params = {"shape": (256, 256, 3), "resize": True, "decoding": "as_seen"}
-    return median_seconds(lambda: load_images([file.getvalue()] * n, **params), repeats) / n
+    batch = learn_reader([file.getvalue()] * n, "decoding", (256, 256, 3))
+    return median_seconds(batch.images, repeats) / n
 
 
 def count_randar_l():
@@ -163,7 +163,7 @@ def check_simulation(n_images, repeats):
     """Compare the simulation with two real processes that score the same chunks."""
     clf, X = make_job(n_images)
     model, orders = clf.model_, clf.orders_
-    reading = {"crop": "center", "latent_noise": 0.0}
+    reading = {"crop": "center"}
     params = {"racing": None, "device": "cpu", "precision": "float32", "store": None}
     everything = slice(0, len(orders)), slice(0, len(model.classes))
 

@@ -1,51 +1,36 @@
-"""Learning: from data and labels to a fitted model, and from one fitted model to the next."""
+"""Fit a model to data, and extend a fitted model by further data."""
 
 import copy
 import math
-from dataclasses import replace
+import os
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from skaocls.devices import own_torch_state, resolve_device, resolve_precision
+from skaocls.devices import own_torch_state, resolve_device
 from skaocls.distributed import check_same_on_ranks, is_main, world_size
-from skaocls.fitted.config import TrainingConfig
-from skaocls.fitted.initialization import initial_prior, prepare
-from skaocls.fitted.lengths import EPOCHS, batch_of, epochs_of
+from skaocls.fitted.initialization import initial_prior, start_finetuning
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.result_cache import ResultCache, prior_weights
-from skaocls.fitted.together import (
-    fit_tokenizer_on_ranks,
-    training_tokens_on_ranks,
-)
-from skaocls.fitted.tokenization import has_views
+from skaocls.fitted.tokenization import fit_tokenizer, has_views, training_tokens
 from skaocls.hashing import hash_object
 from skaocls.images.batch import Batch
 from skaocls.images.lazy import first_views, in_memory, rows_of
-from skaocls.images.reader import Reader
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.progress import say
-from skaocls.scoring.orders import resolve_orders
 from skaocls.training.checkpoints import Checkpoints, checkpoints_in
+from skaocls.training.config import TrainingConfig
 from skaocls.training.finetuning import merge_finetuning, prepare_finetuning, set_classes
-from skaocls.training.loop import train_prior
-from skaocls.training.posterior import rivals_of
+from skaocls.training.loop import Validation, train_prior
 from skaocls.training.state import History
 from skaocls.version import __version__
 
-RATE_TIMES_DIM = 0.4
-EPOCHS_OF_ADAMW = 50  # from which AdamW alone does as well or better
-# Of priors that read an image once for all classes; on tables, which are soon overfitted, for each
-# token (benchmarks/posterior.py)
-# As likelihoods of fewer tokens are fewer nats, the posterior would soon outweigh them
-POSTERIOR_WEIGHT, FROM_TOKENS, OF_TABLES = 5.0, 48, 1 / 30
-FINETUNE_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
-
 
 class HeldOut(NamedTuple):
-    """What was not trained on: which of the data, their columns and weights."""
+    """Samples that were not used for training: their rows, class columns and weights."""
 
     rows: np.ndarray
     columns: np.ndarray
@@ -53,20 +38,46 @@ class HeldOut(NamedTuple):
 
 
 class FitResult(NamedTuple):
-    """A model and how it came about: a history of each training, and the data held out.
+    """A model and how it was trained.
 
-    `checkpoints` are those of a training that has come to its end, to be removed when they are
-    needed no more.
+    Attributes
+    ----------
+    model : FittedModel
+    histories : list of History
+        One of each training.
+    held_out : HeldOut or None
+    checkpoints : Checkpoints or None
+        Checkpoints of a training that is complete. The caller clears them when the result is safe.
     """
 
     model: FittedModel
     histories: list[History]
-    held_out: HeldOut | None
+    held_out: HeldOut | None = None
     checkpoints: Checkpoints | None = None
 
 
-class Interrupted(Exception):
-    """Ctrl-C ended training: what `learn` has so far, not to be kept in a store."""
+class Samples(NamedTuple):
+    """Training samples: codes (n, n_views, n_tokens), labels (n,) and weights (n,)."""
+
+    codes: Any
+    labels: np.ndarray
+    weights: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Samples":
+        """Return some of the samples."""
+        return Samples(rows_of(self.codes, rows), self.labels[rows], self.weights[rows])
+
+
+class Training(NamedTuple):
+    """What a training produces, in the form in which it is cached."""
+
+    model_fields: dict[str, Any]
+    history: History
+    held_out: HeldOut | None
+
+    def is_complete(self) -> bool:
+        """Return whether the training was not interrupted, so that it may be cached."""
+        return not self.history.interrupted
 
 
 @own_torch_state(grad=True)
@@ -75,16 +86,16 @@ def fit_model(
     y: np.ndarray,
     weights: np.ndarray,
     classes: np.ndarray,
-    recipe: TrainingConfig,
+    config: TrainingConfig,
     seed: int,
     *,
     tokenizer: Any = "auto",
-    given: Prior | None = None,
-    store: ResultCache | None = None,
-    checkpoint_dir: Any = None,
+    pretrained: Prior | None = None,
+    cache: ResultCache | None = None,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
     seeded: bool = True,
 ) -> FitResult:
-    """Learn everything from data.
+    """Fit a model.
 
     Parameters
     ----------
@@ -93,93 +104,113 @@ def fit_model(
     y, weights : arrays of shape (n,)
         From :func:`skaocls.fitted.labels.read_labels`.
     classes : array of shape (n_classes,)
-        All labels, sorted; there may be more than in y.
-    recipe : Recipe
+        Sorted labels. Some of them may be missing in y.
+    config : TrainingConfig
     seed : int
-        Governs everything random.
-    tokenizer : "auto" or transformer
+        Seed of all random numbers.
+    tokenizer : "auto" or transformer, default="auto"
         Cloned and fitted, unless frozen.
-    given : Prior, default=None
-        A prior to fine-tune; it is changed.
-    store : Store, default=None
-        Where the outcome is kept, and found if it is there.
+    pretrained : Prior, default=None
+        Prior to fine-tune, in place. None trains a new prior.
+    cache : ResultCache, default=None
+        Returns the result if the same fit was cached before, and stores it otherwise. An
+        interrupted training is not stored.
     checkpoint_dir : path, default=None
-        Where training that is cut short finds itself again.
+        Folder for checkpoints, from which an interrupted training continues.
     seeded : bool, default=True
-        Whether the seed was asked for; else what another seed has led to will do as well.
+        Whether the user chose the seed. If False, a cached result from any seed may be reused.
 
     Returns
     -------
-    learned : Learned
+    result : FitResult
     """
     columns, reader = np.searchsorted(classes, y), batch.reader
-    recipe = prepared(recipe, reader, y, weights)
-    depends: dict[str, Any] = {}
-    if store is not None or checkpoint_dir is not None:
-        depends = recipe.of_results() | {
+    config = config_for(config, batch, y, weights)
+    fingerprint: dict[str, str] = {}
+    if cache is not None or checkpoint_dir is not None:
+        inputs = config.identity() | {
             "tokenizer": tokenizer,
-            "prior": None if given is None else prior_weights(given),
+            "prior": None if pretrained is None else prior_weights(pretrained),
             "random_state": seed if seeded else None,
             "X": batch.content_hash(),
             "y": columns,
             "sample_weight": weights,
             "classes": classes,
+            "version of skaocls": __version__,
         }
-    opened: list[Checkpoints] = []
-
-    def train() -> tuple[dict[str, Any], History, HeldOut | None]:
-        about = {name: hash_object(value) for name, value in depends.items()}
-        about["version of skaocls"] = __version__
-        with checkpoints_in(checkpoint_dir, about, seed) as checkpoints:
-            if checkpoints is None:
-                return train_by(seed, None)
-            opened.append(checkpoints)
-            return train_by(checkpoints.seed, checkpoints)
-
-    def train_by(
-        seed: int, checkpoints: Checkpoints | None
-    ) -> tuple[dict[str, Any], History, HeldOut | None]:
-        rng = np.random.RandomState(seed)
-        device, verbose = resolve_device(recipe.device), recipe.verbose
-        say(verbose, f"computing on {device} (device={recipe.device!r})", 2)
-        fitted = fit_tokenizer_on_ranks(tokenizer, batch, y, rng, verbose)
-        codes = training_tokens_on_ranks(fitted, batch, recipe.augmentation, rng, verbose)
-        seen, rows = np.unique(columns, return_inverse=True)
-        prior = initial_prior(given, fitted, codes, rows, len(seen), recipe, rng)
-        order_seed = rng.randint(2**31 - 1)
-        split = split_validation(rows, recipe, rng)
-        mode = None if given is None else recipe.finetune
-        some = codes, rows, weights, split, recipe, mode, order_seed, rng
-        history = train_classes(prior, *some, checkpoints)
-        # classes that have no images yet are read as no class at all
-        class_rows = np.full(len(classes), prior.num_classes)
-        class_rows[seen] = np.arange(len(seen))
-        parts = {
-            "tokenizer": fitted,
-            "priors": (prior,),
-            "rows": class_rows,
-            "sources": np.zeros(len(classes), dtype=int),
-            "order_seed": order_seed,
-            "views": has_views(fitted, reader, recipe.augmentation),
-        }
-        rest, held_out = split[1], None
-        if rest is not None:
-            held_out = HeldOut(rest, columns[rest], weights[rest])
-        if history.interrupted:
-            raise Interrupted(parts, history, held_out)
-        return parts, history, held_out
-
-    try:
-        if store is None:
-            parts, history, held_out = train()
-        else:
-            parts, history, held_out = store.get_or_compute(hash_object("fit", depends), train)
-    except Interrupted as exc:
-        parts, history, held_out = exc.args
-        opened.clear()  # to go on from where it was
+        fingerprint = {name: hash_object(value) for name, value in inputs.items()}
+    call = FitCall(
+        batch,
+        Samples(None, columns, weights),
+        classes,
+        config,
+        tokenizer,
+        pretrained,
+        seed,
+        checkpoint_dir,
+        fingerprint,
+    )
+    if cache is None:
+        training = call.run()
+    else:
+        key = hash_object("fit", fingerprint)
+        training = cache.get_or_compute(key, call.run, keep=Training.is_complete)
     count = np.bincount(columns, weights, minlength=len(classes))
-    model = FittedModel(reader=reader, classes=classes, class_count=count, **parts)
-    return FitResult(model, [history], held_out, *opened)
+    model = FittedModel(reader=reader, classes=classes, class_count=count, **training.model_fields)
+    return FitResult(model, [training.history], training.held_out, call.checkpoints)
+
+
+@dataclass
+class FitCall:
+    """The training of a call of :func:`fit_model`, which documents the attributes."""
+
+    batch: Batch
+    samples: Samples
+    classes: np.ndarray
+    config: TrainingConfig
+    tokenizer: Any
+    pretrained: Prior | None
+    seed: int
+    checkpoint_dir: str | os.PathLike[str] | None
+    fingerprint: dict[str, str]
+    checkpoints: Checkpoints | None = field(default=None, init=False)
+
+    def run(self) -> Training:
+        """Train, and keep the checkpoints for the caller if the training is complete."""
+        with checkpoints_in(self.checkpoint_dir, self.fingerprint, self.seed) as checkpoints:
+            seed = self.seed if checkpoints is None else checkpoints.seed
+            training = self.train(np.random.RandomState(seed), checkpoints)
+        self.checkpoints = checkpoints if training.is_complete() else None
+        return training
+
+    def train(self, rng: np.random.RandomState, checkpoints: Checkpoints | None) -> Training:
+        """Fit the tokenizer, tokenize, and train the prior."""
+        batch, config = self.batch, self.config
+        _, columns, weights = self.samples
+        device = resolve_device(config.device)
+        say(config.verbose, f"computing on {device} (device={config.device!r})", 2)
+        y = self.classes[columns]
+        tokenizer = fit_tokenizer(self.tokenizer, batch, y, rng, config.verbose)
+        codes = training_tokens(tokenizer, batch, config.augmentation, rng, config.verbose)
+        seen, labels = np.unique(columns, return_inverse=True)
+        prior = initial_prior(self.pretrained, tokenizer, codes, labels, len(seen), config, rng)
+        order_seed = rng.randint(2**31 - 1)
+        mode = None if self.pretrained is None else config.finetune.mode
+        samples = Samples(codes, labels, weights)
+        history, rest = train_classes(prior, samples, config, mode, order_seed, rng, checkpoints)
+        # a class without images is read as the null class
+        rows = np.full(len(self.classes), prior.num_classes)
+        rows[seen] = np.arange(len(seen))
+        model_fields = {
+            "tokenizer": tokenizer,
+            "priors": (prior,),
+            "rows": rows,
+            "sources": np.zeros(len(self.classes), dtype=int),
+            "order_seed": order_seed,
+            "views": has_views(tokenizer, batch.reader, config.augmentation),
+        }
+        held_out = None if rest is None else HeldOut(rest, columns[rest], weights[rest])
+        return Training(model_fields, history, held_out)
 
 
 @own_torch_state(grad=True)
@@ -188,236 +219,203 @@ def extend_model(
     batch: Batch,
     y: np.ndarray,
     weights: np.ndarray,
-    recipe: TrainingConfig,
+    config: TrainingConfig,
     rng: np.random.RandomState,
-    *,
-    grow: bool,
 ) -> FitResult:
-    """Train on further images; the model given stays as it is.
+    """Train a model on further images, and return a new model.
 
-    With `grow`, classes of the model may be without a prior yet
-    (:meth:`FittedModel.with_classes`), and counts add up. Classes that were learned together then
-    go on together, all weights of their prior, if all of them are in y; else only the vectors of
-    those that are, so that no other class is moved. Classes without a prior get vectors in the
-    first one (``finetune="class_embedding"`` or ``"head"``), or a copy of it that is trained on
-    them and reads them alone. Without `grow`, all classes go on together, and counts are those of
-    y.
+    Classes in y that share a prior are trained together. If y contains all classes of the prior,
+    all its weights are trained, else only the vectors of the classes in y. Other classes do not
+    change. New classes get vectors in the first prior (``finetune="class_embedding"`` or
+    ``"head"``), or a fine-tuned copy of the first prior that only they use.
 
     Parameters
     ----------
     model : FittedModel
-    batch, y, weights, recipe
-        As in :func:`learn`.
+        May have classes without a prior (:meth:`FittedModel.with_classes`). It does not change.
+    batch, y, weights, config
+        As in :func:`fit_model`. All labels must be classes of the model.
     rng : RandomState
-        Governs everything random.
-    grow : bool
+        Source of all random numbers.
 
     Returns
     -------
-    learned : Learned
+    result : FitResult
+
+    Raises
+    ------
+    KeyboardInterrupt
+        After Ctrl-C, because some classes would be trained and others not.
     """
-    if not np.isin(y, model.classes).all():
-        raise ValueError(
-            "warm_start can only be used where `self.classes_` is the same as in the previous "
-            f"call to fit. Previously got {model.classes}, `y` has {np.unique(y)}."
-        )
-    device = resolve_device(recipe.device)
-    recipe = prepared(recipe, model.reader, y, weights)
+    config = config_for(config, batch, y, weights)
     columns = np.searchsorted(model.classes, y)
-    count = np.bincount(columns, weights, minlength=len(model.classes))
-    views = recipe.augmentation, rng, recipe.verbose
-    codes = training_tokens_on_ranks(model.tokenizer, batch, *views)
+    codes = training_tokens(model.tokenizer, batch, config.augmentation, rng, config.verbose)
     priors, rows, sources = list(model.priors), model.rows.copy(), model.sources.copy()
-    new = (sources == 0) & (rows == priors[0].num_classes)
-    histories: list[History] = []
-    held_out: list[int] = []
-
-    def train(prior: Prior, mine: np.ndarray, rows: np.ndarray, mode: str | None) -> Prior:
-        split = split_validation(rows, recipe, rng)
-        some = rows_of(codes, mine), rows, weights[mine], split, recipe, mode
-        histories.append(train_classes(prior, *some, model.order_seed, rng))
-        if grow and histories[-1].interrupted:  # others would be left behind
-            raise KeyboardInterrupt
-        held_out.extend([] if split[1] is None else mine[split[1]])
-        return prior
-
+    is_new = (sources == 0) & (rows == model.prior.num_classes)
+    samples, order_seed = Samples(codes, rows[columns], weights), model.order_seed
+    histories = []
     for source, prior in enumerate(model.priors):
-        mine = np.flatnonzero(~new[columns] & (sources[columns] == source))
-        if len(mine):
-            of_mine = rows[columns[mine]]
-            all_of_it = not grow or len(np.unique(of_mine)) == prior.num_classes
-            copied = copy.deepcopy(prior).to(device)
-            mode = None if all_of_it else "class_embedding"
-            if all_of_it and recipe.finetune == "head" and isinstance(prior, SharedTrunkPrior):
-                mode = "head"  # its body stays
-            prepare_finetuning(copied, mode or "full")
-            priors[source] = train(copied, mine, of_mine, mode)
-            if histories[-1].interrupted:
-                break
-    mine = np.flatnonzero(new[columns])
-    if len(mine):
-        which, of_mine = np.unique(columns[mine], return_inverse=True)
-        added = copy.deepcopy(priors[0]).to(device)
-        keep = recipe.finetune in ("class_embedding", "head")
-        mode = "class_embedding" if keep else recipe.finetune
-        first = added.num_classes if keep else 0
-        seed = rng.randint(2**31 - 1)
-        some = first_views(codes, mine), of_mine, len(which)
-        set_classes(added, *some, recipe.new_classes, seed, keep=keep)
-        prepare(added, replace(recipe, finetune=mode), seed)
-        train(added, mine, first + of_mine, mode)
-        priors = [added, *priors[1:]] if keep else [*priors, added]
-        rows[new] = priors[0].num_classes
-        rows[which] = first + np.arange(len(which))
-        sources[which] = 0 if keep else len(priors) - 1
-    grown = replace(
+        known = np.flatnonzero(~is_new[columns] & (sources[columns] == source))
+        if len(known):
+            trained = train_known_classes(prior, samples.take(known), config, order_seed, rng)
+            priors[source] = trained[0]
+            histories.append(trained[1])
+    new = np.flatnonzero(is_new[columns])
+    if len(new):
+        added, labels = np.unique(columns[new], return_inverse=True)
+        new_samples = samples.take(new)._replace(labels=labels)
+        prior, history = train_new_classes(priors[0], new_samples, config, order_seed, rng)
+        histories.append(history)
+        joins_first = config.finetune.mode in ("class_embedding", "head")
+        priors = [prior, *priors[1:]] if joins_first else [*priors, prior]
+        rows[is_new] = priors[0].num_classes
+        rows[added] = prior.num_classes - len(added) + np.arange(len(added))
+        sources[added] = 0 if joins_first else len(priors) - 1
+    count = np.bincount(columns, weights, minlength=len(model.classes))
+    extended = replace(
         model,
         priors=tuple(priors),
         rows=rows,
         sources=sources,
-        class_count=model.class_count + count if grow else count,
+        class_count=model.class_count + count,
     )
-    rest = np.array(held_out, dtype=int)
-    return FitResult(grown, histories, HeldOut(rest, columns[rest], weights[rest]))
+    return FitResult(extended, histories)
 
 
-def prepared(
-    recipe: TrainingConfig, reader: Reader, y: np.ndarray, weights: np.ndarray
-) -> TrainingConfig:
-    """The recipe for these data; of several processes all must be given the same, and one talks."""
-    if world_size() > 1:
-        params = {"parallel": recipe.parallel, **recipe.of_results()}
-        data = {"y": hash_object(y), "sample_weight": hash_object(weights)}
-        check_same_on_ranks(
-            {**data, **{name: hash_object(value) for name, value in params.items()}}
-        )
-    return replace(recipe, tabular=reader.tabular, verbose=recipe.verbose if is_main() else 0)
+def train_known_classes(
+    prior: Prior,
+    samples: Samples,
+    config: TrainingConfig,
+    order_seed: int,
+    rng: np.random.RandomState,
+) -> tuple[Prior, History]:
+    """Return a copy of a prior that is trained on further images of its classes."""
+    mode = None
+    if len(np.unique(samples.labels)) < prior.num_classes:
+        mode = "class_embedding"
+    elif config.finetune.mode == "head" and isinstance(prior, SharedTrunkPrior):
+        mode = "head"
+    prior = copy.deepcopy(prior).to(resolve_device(config.device))
+    prepare_finetuning(prior, mode or "full")
+    history, _ = train_classes(prior, samples, config, mode, order_seed, rng)
+    if history.interrupted:
+        raise KeyboardInterrupt
+    return prior, history
 
 
-def chosen(value: Any, why: str) -> str:
-    """Why, if the value was left to us."""
-    return why if isinstance(value, str) else ""
+def train_new_classes(
+    prior: Prior,
+    samples: Samples,
+    config: TrainingConfig,
+    order_seed: int,
+    rng: np.random.RandomState,
+) -> tuple[Prior, History]:
+    """Return a copy of a prior with new classes, which are trained.
 
-
-def split_validation(
-    rows: np.ndarray, recipe: TrainingConfig, rng: np.random.RandomState
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Indices to train on, and held-out ones or None."""
-    everything = np.arange(len(rows))
-    if not (recipe.early_stopping or recipe.hold_out):
-        return everything, None
-    single = np.bincount(rows)[rows] == 1  # all that is known of their classes
-    several = everything[~single]
-    n_held_out = math.ceil(recipe.validation_fraction * len(rows))
-    n_classes = len(np.unique(rows[several]))
-    if not n_classes <= n_held_out <= len(several) - n_classes or not n_classes:
-        why = "early_stopping" if recipe.early_stopping else 'temperature="auto"'
-        raise ValueError(
-            f"{why} holds out validation_fraction={recipe.validation_fraction} of {len(rows)} "
-            f"samples, {n_held_out}. Of the {n_classes} classes with several samples each must "
-            f"have one among them and one to train on: between {n_classes} and "
-            f"{len(several) - n_classes} samples can be held out. Pass another "
-            "validation_fraction, or more samples."
-        )
-    train, rest = train_test_split(
-        several, test_size=n_held_out, stratify=rows[several], random_state=rng
-    )
-    return np.concatenate([train, everything[single]]), rest
-
-
-def trained_by_muon(
-    prior: Prior, n_views: int, tabular: bool, max_iter: int, mode: str | None
-) -> bool:
-    """Whether to train by Muon: new priors that have little time, and what goes on from them.
-
-    Without several views of each image, and in many epochs, as on small digits, it overfits
-    (``benchmarks/optimizers.py``). Of tables it can learn what AdamW does not in so few epochs
-    (``benchmarks/tables.py``). Published weights came from AdamW.
+    The old classes stay, before the new ones, if only vectors of the new ones are trained.
     """
-    ours = mode is None or (mode == "full" and isinstance(prior, SharedTrunkPrior))
-    return ours and (n_views > 1 or tabular) and max_iter < EPOCHS_OF_ADAMW
-
-
-def posterior_weight_of(prior: Prior, recipe: TrainingConfig, mode: str | None) -> float:
-    """How much the posterior counts beside the likelihood.
-
-    Published weights came from likelihood alone, and of a prior that reads an image once for each
-    class the posterior costs as many readings.
-    """
-    if not isinstance(recipe.posterior_weight, str):
-        return recipe.posterior_weight
-    if mode not in (None, "full") or not isinstance(prior, SharedTrunkPrior):
-        return 0.0
-    if recipe.tabular:
-        return min(POSTERIOR_WEIGHT, OF_TABLES * prior.n_tokens)
-    return POSTERIOR_WEIGHT * min(1.0, prior.n_tokens / FROM_TOKENS)
+    finetune = config.finetune
+    prior = copy.deepcopy(prior).to(resolve_device(config.device))
+    keep_old = finetune.mode in ("class_embedding", "head")
+    mode = "class_embedding" if keep_old else finetune.mode
+    n_old, n_new = prior.num_classes if keep_old else 0, int(samples.labels.max()) + 1
+    seed = rng.randint(2**31 - 1)
+    codes = first_views(samples.codes)
+    set_classes(prior, codes, samples.labels, n_new, finetune.new_classes, seed, keep_old=keep_old)
+    start_finetuning(prior, finetune, mode, seed)
+    samples = samples._replace(labels=n_old + samples.labels)
+    history, _ = train_classes(prior, samples, config, mode, order_seed, rng)
+    if history.interrupted:
+        raise KeyboardInterrupt
+    return prior, history
 
 
 def train_classes(
     prior: Prior,
-    codes: np.ndarray,
-    rows: np.ndarray,
-    weights: np.ndarray,
-    split: tuple[np.ndarray, np.ndarray | None],
-    recipe: TrainingConfig,
+    samples: Samples,
+    config: TrainingConfig,
     mode: str | None,
     order_seed: int,
     rng: np.random.RandomState,
     checkpoints: Checkpoints | None = None,
-) -> History:
-    """Train a prior in place; `mode` is what is fine-tuned, None for all at the full rate."""
-    (train, rest), rate = split, recipe.learning_rate_init
-    if isinstance(rate, str):
-        share = 1.0 if mode is None else FINETUNE_RATE[mode]
-        rate = share * RATE_TIMES_DIM / prior.dim
-    posterior_weight = posterior_weight_of(prior, recipe, mode)
-    batch_size = recipe.batch_size
-    if isinstance(batch_size, str):
-        batch_size = batch_of(len(train), prior.n_tokens, recipe.tabular)
-    max_iter = recipe.max_iter
-    if isinstance(max_iter, str):
-        max_iter = EPOCHS  # of a given prior, which may be of any size and on any device
-        if mode is None or recipe.tabular:
-            rivals = rivals_of(prior) if posterior_weight else 0
-            max_iter = epochs_of(len(train), prior, rivals, recipe.tabular)
+) -> tuple[History, np.ndarray | None]:
+    """Train a prior in place, and return the history and the rows that were held out.
+
+    `mode` is the fine-tuning mode. None trains all weights at the learning rate of a new prior.
+    """
+    train, held_out = split_validation(samples.labels, config, rng)
     validation = None
-    if recipe.early_stopping and rest is not None:
-        validation = in_memory(first_views(codes, rest)), rows[rest], weights[rest]
-    orders = None
-    if not recipe.any_order:
-        orders = resolve_orders(recipe.order, recipe.n_orders, prior.n_tokens, order_seed)
-    kind = "a table" if recipe.tabular else "images"
-    length = f"max_iter={max_iter}" + chosen(recipe.max_iter, f" (for {kind})")
-    size = f"batch_size={batch_size}" + chosen(recipe.batch_size, " (a share of them, 16 to 64)")
-    peak = f"learning_rate_init={rate:.3g}" + chosen(recipe.learning_rate_init, " (by the width)")
-    say(recipe.verbose, f"training on {len(train)} samples: {length}, {size}, {peak}", 2)
-    frozen, weights = mode in ("lora", "class_embedding"), weights[train]
+    if config.early_stopping and held_out is not None:
+        codes = in_memory(first_views(samples.codes, held_out))
+        validation = Validation(codes, samples.labels[held_out], samples.weights[held_out])
+    codes, labels, weights = samples.take(train)
+    n_views, seed = samples.codes.shape[1], rng.randint(2**31 - 1)
+    resolved = config.resolve(prior, mode, len(train), n_views, order_seed, seed)
+    settings: dict[str, int | float] = {
+        name: getattr(resolved, name) for name in ("max_iter", "batch_size", "learning_rate_init")
+    }
+    parameters = ", ".join(f"{name}={value:.3g}" for name, value in settings.items())
+    say(config.verbose, f"training on {len(train)} samples: {parameters}", 2)
     history = train_prior(
         prior,
-        rows_of(codes, train),
-        rows[train],
+        codes,
+        labels,
+        resolved,
         sample_weight=None if (weights == weights[0]).all() else weights / weights.mean(),
-        max_iter=max_iter,
-        batch_size=min(batch_size, len(train)),
-        micro_batch_size=recipe.micro_batch_size,
-        learning_rate=rate,
-        # a body that stays as it is must keep its null class
-        weight_decay=0.0 if frozen else recipe.weight_decay,
-        muon=trained_by_muon(prior, codes.shape[1], recipe.tabular, max_iter, mode),
-        class_dropout=0.0 if frozen else recipe.class_dropout,
-        posterior_weight=posterior_weight,
-        orders=orders,
         validation=validation,
-        n_iter_no_change=recipe.n_iter_no_change,
-        tol=recipe.tol,
-        seed=rng.randint(2**31 - 1),
-        autocast=resolve_precision(recipe.precision, prior.device),
-        checkpointing=recipe.checkpointing,
         checkpoints=checkpoints,
-        parallel=recipe.parallel,
-        verbose=recipe.verbose,
     )
     merge_finetuning(prior)
-    settings = {"max_iter": max_iter, "batch_size": batch_size, "learning_rate_init": rate}
     history.settings = settings
-    return history
+    return history, held_out
+
+
+def config_for(
+    config: TrainingConfig, batch: Batch, y: np.ndarray, weights: np.ndarray
+) -> TrainingConfig:
+    """Return the configuration for the data. Only the main rank is verbose.
+
+    Raises
+    ------
+    ValueError
+        If the ranks of a distributed training have different parameters or data.
+    """
+    if world_size() > 1:
+        values = config.identity() | {"y": y, "sample_weight": weights}
+        check_same_on_ranks({name: hash_object(value) for name, value in values.items()})
+    verbose = config.verbose if is_main() else 0
+    return replace(config, tabular=batch.reader.tabular, verbose=verbose)
+
+
+def split_validation(
+    labels: np.ndarray, config: TrainingConfig, rng: np.random.RandomState
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the rows to train on, and held-out rows, stratified by class, or None.
+
+    The only sample of a class is always used for training.
+    """
+    rows = np.arange(len(labels))
+    if not (config.early_stopping or config.hold_out):
+        return rows, None
+    option = "early_stopping=True" if config.early_stopping else 'temperature="auto"'
+    is_single = np.bincount(labels)[labels] == 1
+    candidates = rows[~is_single]
+    n_classes, n_candidates = len(np.unique(labels[candidates])), len(candidates)
+    if not n_candidates:
+        raise ValueError(
+            f"{option} holds out samples for validation. Every class needs at least 2 samples; "
+            f"{len(labels)} classes have one."
+        )
+    n_held_out = math.ceil(config.validation_fraction * len(labels))
+    if not n_classes <= n_held_out <= n_candidates - n_classes:
+        raise ValueError(
+            f"{option} with validation_fraction={config.validation_fraction} holds out "
+            f"{n_held_out} of {len(labels)} samples. Both parts need a sample of each of the "
+            f"{n_classes} classes with several samples, so {n_classes} to "
+            f"{n_candidates - n_classes} samples can be held out. Pass another "
+            "validation_fraction or more samples."
+        )
+    train, held_out = train_test_split(
+        candidates, test_size=n_held_out, stratify=labels[candidates], random_state=rng
+    )
+    return np.concatenate([train, rows[is_single]]), held_out

@@ -7,7 +7,7 @@ import numpy as np
 
 from skaocls.devices import resolve_device
 from skaocls.fitted.model import FittedModel
-from skaocls.fitted.tokenization import tokens, tokens_of_pixels
+from skaocls.fitted.tokenization import encode_data, tokens_of_pixels
 from skaocls.scoring.exhaustive import scoring_dtype
 from skaocls.scoring.orders import DRAWN
 from skaocls.scoring.sampling import generate, known_first, known_log_likelihoods, touched
@@ -23,7 +23,7 @@ def generate_images(
     codes: np.ndarray | None = None,
     n_known: np.ndarray | None = None,
     device: Any = "auto",
-    **light: Any,
+    **statistics: Any,
 ) -> np.ndarray:
     """Images of classes, each image along its own order.
 
@@ -39,8 +39,8 @@ def generate_images(
     codes, n_known : int arrays of shape (n, n_tokens) and (n,), default=None
         What is known, and how many places at the start of each order are.
     device : str
-    **light : object
-        Of tokenizers that tell light apart: that of the images.
+    **statistics : object
+        Mean and contrast of the images, for tokenizers that normalize them.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def generate_images(
             seed=rng.randint(2**31 - 1),
         )
     images: np.ndarray = model.tokenizer.inverse_transform(
-        out.reshape(-1, *model.prior.grid), **light
+        out.reshape(-1, *model.prior.grid), **statistics
     )
     gray = model.reader.image_shape is not None and images.ndim == 4 and images.shape[-1] == 1
     return images[..., 0] if gray else images
@@ -126,10 +126,11 @@ def inpaint_images(
         pixels = batch.images()
         low, high = model.reader.value_range or (-np.inf, np.inf)
         known = np.where(mask[..., None], pixels.clip(low, high), pixels)
-    light = {}
-    if hasattr(model.tokenizer, "light"):  # as far as what is known tells
-        light["light"] = model.tokenizer.light(known, ~mask)
-    codes = tokens(model.tokenizer, known, **light)
+    statistics = {}
+    if hasattr(model.tokenizer, "image_statistics"):  # estimated from the known pixels
+        statistics["statistics"] = model.tokenizer.image_statistics(known, ~mask)
+    is_image = image_shape is not None
+    codes = encode_data(model.tokenizer, known, is_image=is_image, **statistics)
     if columns is None:
         along = model.orders(order, n_orders)
         ll = known_token_log_likelihoods(
@@ -138,7 +139,7 @@ def inpaint_images(
         columns = joint(ll).argmax(1)
     orders = known_first(generation_orders(model, order, n_orders, n, rng), unknown)
     given = {"codes": codes, "n_known": n_known, "device": device}
-    images = generate_images(model, columns, orders, rng, how, **given, **light)
+    images = generate_images(model, columns, orders, rng, how, **given, **statistics)
     if image_shape is None:
         filled_in: np.ndarray = np.where(mask, images, known)
         return filled_in

@@ -1,18 +1,20 @@
-"""What training starts from: priors and tokenizers that parameters name, and new priors."""
+"""Priors and tokenizers before training: pretrained ones, and new priors."""
 
 import copy
+import os
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 
 from skaocls.devices import own_torch_state, resolve_device
-from skaocls.fitted.config import TrainingConfig
 from skaocls.fitted.pretrained import (
-    check_agreement,
+    check_match,
     grid_for,
     is_published,
     load_published,
@@ -21,162 +23,208 @@ from skaocls.fitted.pretrained import (
 )
 from skaocls.fitted.saving import load, read_config
 from skaocls.images.lazy import first_views
+from skaocls.parameters import FineTuning, PretrainedWeights, validated_weights
 from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior, similar_slots
 from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.progress import say
 from skaocls.tokenizers import PrecomputedTokenizer
+from skaocls.training.config import TrainingConfig
 from skaocls.training.finetuning import prepare_finetuning, set_classes
 
-ARCHITECTURES: dict[str, type[Prior]] = {
+ARCHITECTURES: dict[str, type[SharedTrunkPrior] | type[AnyOrderPrior]] = {
     "shared_trunk": SharedTrunkPrior,
     "randar": AnyOrderPrior,
 }
+FINETUNING_DROPOUT = 0.1  # rate of the published recipe (arXiv 2412.01827, appendix)
 
+# Sizes of new priors. In the same time, many steps of a small prior reach a better accuracy than
+# few steps of a large one (benchmarks/quality/digits.py, benchmarks/quality/tables.py).
+SMALL_SIZES = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
+DEFAULT_SIZES = {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
+MIN_TOKENS = 8  # below which a prior is small
+MIN_IMAGES, MIN_TABLE_ROWS = 200, 1000  # below which a prior is small
 
-PUBLISHED_DROPOUT = 0.1
 POSITIVE = [Interval(Integral, 1, None, closed="left")]
-SIZES: dict[str, Any] = {
+SIZE_CONSTRAINTS = {
     "dim": POSITIVE,
     "n_layer": POSITIVE,
     "n_head": POSITIVE,
     "multiple_of": POSITIVE,
     "dropout": [Interval(Real, 0, 1, closed="left")],
 }
-SIZES_OF_HEAD = {"width": POSITIVE, "rank": POSITIVE}
+HEAD_SIZE_CONSTRAINTS = {"width": POSITIVE, "rank": POSITIVE}
 
 
-def is_new(prior: Any) -> bool:
-    """Whether the classifier's parameter `prior` asks for a new one, not for a given one."""
+def is_new(prior: object) -> bool:
+    """Return whether the classifier's parameter `prior` describes a new prior."""
     return isinstance(prior, dict) or (isinstance(prior, str) and prior in ("auto", *ARCHITECTURES))
 
 
 @own_torch_state(grad=True)
 def resolve_prior(
-    prior: Any, tokenizer: Any, image_shape: Any, filename: str | None, revision: str | None
-) -> tuple[Prior | None, Any, Any]:
-    """Find what the classifier's parameters of these names stand for.
+    prior: str | os.PathLike[str] | dict[str, Any] | Prior | PretrainedWeights,
+    tokenizer: str | BaseEstimator,
+    image_shape: tuple[int, ...] | None,
+) -> tuple[Prior | None, str | BaseEstimator, tuple[int, ...] | None]:
+    """Load the prior and the tokenizer that the classifier's parameters of these names refer to.
 
-    Tokens that were made elsewhere are those that a given prior reads; a tokenizer that was saved
-    with it is not asked.
+    With ``tokenizer="precomputed"``, a tokenizer that was saved with the weights is not used.
 
     Returns
     -------
-    given : Prior or None
-        A prior to fine-tune, which may be changed; None is a new one.
+    pretrained : Prior or None
+        Prior to fine-tune; the caller may change it. None if the prior is a new one.
     tokenizer : "auto" or transformer
         Frozen if it belongs to the prior.
     image_shape : tuple of int or None
-        To which files are resized.
+        Size to which image files are resized.
     """
     if isinstance(tokenizer, str) and tokenizer == "precomputed":
-        given = resolve_prior(prior, PrecomputedTokenizer(), None, filename, revision)[0]
-        tokenizer = PrecomputedTokenizer() if given is None else precomputed_for(given)
-        return given, tokenizer, None
+        pretrained = resolve_prior(prior, PrecomputedTokenizer(), None)[0]
+        known = PrecomputedTokenizer() if pretrained is None else precomputed_for(pretrained)
+        return pretrained, known, None
     if isinstance(prior, Prior):
         return copy.deepcopy(prior), tokenizer, image_shape
     if is_new(prior):
         return None, tokenizer, image_shape
-    known = is_published(prior) or filename is not None
-    config = None if known else read_config(prior, revision=revision)
+    assert not isinstance(prior, dict)
+    weights = validated_weights(prior)
+    source, filename, revision = weights.source, weights.filename, weights.revision
+    config = None
+    if not is_published(source) and filename is None:
+        config = read_config(source, revision=revision)
     if config is not None:
-        model = load(config, prior, revision=revision)
-        given, own = model.prior, FrozenEstimator(model.tokenizer)
+        model = load(config, source, revision=revision)
+        pretrained, own = model.prior, FrozenEstimator(model.tokenizer)
         own_shape = model.reader.declared_shape
     else:
         grid = grid_for(tokenizer, image_shape)
-        given = load_published(prior, filename, revision=revision, grid=grid)
-        own = published_tokenizer(given) if isinstance(tokenizer, str) else None
+        pretrained = load_published(source, filename, revision=revision, grid=grid)
+        own = published_tokenizer(pretrained) if isinstance(tokenizer, str) else None
         own_shape = getattr(own or tokenizer, "image_shape", None)
-    return given, own if isinstance(tokenizer, str) else tokenizer, image_shape or own_shape
+    return pretrained, own if isinstance(tokenizer, str) else tokenizer, image_shape or own_shape
 
 
 def initial_prior(
-    given: Prior | None,
+    pretrained: Prior | None,
     tokenizer: Any,
     codes: np.ndarray,
-    rows: np.ndarray,
+    labels: np.ndarray,
     n_classes: int,
-    recipe: TrainingConfig,
+    config: TrainingConfig,
     rng: np.random.RandomState,
 ) -> Prior:
-    """The prior that training starts from: a new one, or the given one with its new classes."""
-    seed, device = rng.randint(2**31 - 1), resolve_device(recipe.device)
-    if given is None:
-        grid = tuple(tokenizer.grid_)
-        sizes = dict(recipe.sizes or default_sizes(grid, len(rows), recipe.tabular))
-        sizes["generator"] = torch.Generator().manual_seed(seed)
-        if recipe.architecture == "shared_trunk":
-            sizes["slots"] = code_slots(tokenizer)
-        why = f"for {grid[0] * grid[1]} tokens and {len(rows)} samples"
-        shown = {name: value for name, value in sizes.items() if name in SIZES | SIZES_OF_HEAD}
-        say(recipe.verbose, f"a new {recipe.architecture} prior {why}: {shown}", 2)
-        architecture: Any = ARCHITECTURES[recipe.architecture]
-        prior: Prior = architecture(tokenizer.n_codes_, grid, n_classes, **sizes)
-        return prior.to(device)
-    check_agreement(given, tokenizer)
-    if recipe.finetune == "head" and isinstance(given, AnyOrderPrior):
-        random = torch.Generator().manual_seed(seed)
-        given = SharedTrunkPrior(
-            given.vocab_size,
-            given.grid,
+    """Return the prior that training starts from: a new one, or a pretrained one, changed in place.
+
+    Parameters
+    ----------
+    pretrained : Prior or None
+    tokenizer : transformer
+        The fitted tokenizer.
+    codes : int array of shape (n_images, n_views, n_tokens)
+    labels : int array of shape (n_images,)
+        Classes from 0 to n_classes - 1.
+    n_classes : int
+    config : TrainingConfig
+    rng : RandomState
+        Draws the seed of initial weights.
+    """
+    seed, device = rng.randint(2**31 - 1), resolve_device(config.device)
+    if pretrained is None:
+        return new_prior(tokenizer, len(labels), n_classes, config, seed).to(device)
+    check_match(pretrained, tokenizer)
+    finetune = config.finetune
+    if finetune.mode == "head" and isinstance(pretrained, AnyOrderPrior):
+        pretrained = SharedTrunkPrior(
+            pretrained.vocab_size,
+            pretrained.grid,
             n_classes,
             slots=code_slots(tokenizer),
-            generator=random,
-            body=given,
-        )
-        prepare(given, recipe, seed)
-        return given.to(device)
-    given.to(device)
-    if given.num_classes != n_classes or not recipe.keep_classes:
-        set_classes(given, first_views(codes), rows, n_classes, recipe.new_classes, seed)
-    prepare(given, recipe, seed)
-    return given
+            generator=torch.Generator().manual_seed(seed),
+            body=pretrained,
+        ).to(device)
+    else:
+        pretrained.to(device)
+        if pretrained.num_classes != n_classes or not config.keep_classes:
+            first = first_views(codes)
+            set_classes(pretrained, first, labels, n_classes, finetune.new_classes, seed)
+    start_finetuning(pretrained, finetune, finetune.mode, seed)
+    return pretrained
 
 
-def prepare(prior: Prior, recipe: TrainingConfig, seed: int) -> None:
-    """Choose what fine-tuning changes, and drops."""
-    dropout = recipe.finetune_dropout
+def new_prior(
+    tokenizer: Any, n_samples: int, n_classes: int, config: TrainingConfig, seed: int
+) -> Prior:
+    """Return a prior with random weights, on the CPU."""
+    rows, cols = tokenizer.grid_
+    sizes = dict(config.sizes or default_sizes(rows * cols, n_samples, config.tabular))
+    say(
+        config.verbose,
+        f"new {config.architecture} prior for {rows * cols} tokens and {n_samples} samples: "
+        f"{sizes}",
+        2,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    if config.architecture == "shared_trunk":
+        sizes["slots"] = code_slots(tokenizer)
+    architecture = ARCHITECTURES[config.architecture]
+    return architecture(tokenizer.n_codes_, (rows, cols), n_classes, **sizes, generator=generator)
+
+
+def start_finetuning(prior: Prior, finetune: FineTuning, mode: str, seed: int) -> None:
+    """Set dropout and choose which weights are trained; `mode` overrides that of the options."""
+    dropout = finetune.dropout
     if isinstance(dropout, str):
-        dropout = PUBLISHED_DROPOUT if recipe.finetune in ("full", "lora") else 0.0
+        dropout = FINETUNING_DROPOUT if mode in ("full", "lora") else 0.0
     prior.transformer.set_dropout(dropout)
-    random = torch.Generator().manual_seed(seed)
-    sizes: dict[str, Any] = {"rank": recipe.lora_rank, "alpha": recipe.lora_alpha}
-    prepare_finetuning(prior, recipe.finetune, **sizes, generator=random)
+    prepare_finetuning(
+        prior,
+        mode,
+        rank=finetune.lora_rank,
+        alpha=finetune.lora_alpha,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
-def new_prior_sizes(prior: Any) -> dict[str, Any]:
-    """`architecture` and `sizes` of a new prior, from the classifier's parameter `prior`."""
+def new_prior_sizes(prior: object) -> dict[str, Any]:
+    """Return `architecture` and `sizes` of a new prior, from the classifier's parameter `prior`.
+
+    Raises
+    ------
+    ValueError
+        If the architecture or a size is not known, or a value is out of range.
+    """
     if isinstance(prior, str) and prior in ARCHITECTURES:
         return {"architecture": prior, "sizes": None}
-    sizes = dict(prior) if isinstance(prior, dict) else {}
+    sizes = dict(prior) if isinstance(prior, Mapping) else {}
     architecture = sizes.pop("architecture", "shared_trunk")
     if architecture not in ARCHITECTURES:
         raise ValueError(
-            f"prior has architecture {architecture!r}, which is none of {', '.join(ARCHITECTURES)}."
+            f"prior has the architecture {architecture!r}, but must be one of "
+            f"{', '.join(ARCHITECTURES)}."
         )
-    known = SIZES | (SIZES_OF_HEAD if architecture == "shared_trunk" else {})
-    if unknown := [name for name in sizes if name not in known]:
+    constraints: dict[str, Any] = dict(SIZE_CONSTRAINTS)
+    if architecture == "shared_trunk":
+        constraints |= HEAD_SIZE_CONSTRAINTS
+    if unknown := [name for name in sizes if name not in constraints]:
         raise ValueError(
-            f"prior={prior!r} has {unknown[0]!r}, which is no size of {architecture!r}. Its sizes "
-            f"are {', '.join(known)}."
+            f"prior={prior!r} has the unknown size {unknown[0]!r}. The sizes of {architecture!r} "
+            f"are {', '.join(constraints)}."
         )
-    validate_parameter_constraints(known, sizes, f"prior={prior!r}, a new")
+    validate_parameter_constraints(constraints, sizes, f"prior={prior!r}, a new")
     return {"architecture": architecture, "sizes": sizes or None}
 
 
 def code_slots(tokenizer: Any) -> np.ndarray | None:
-    """Places of a tokenizer's codes among their like; None if they have no codebook."""
+    """Return the positions of codes in an ordering by similarity; None without a codebook."""
     codebook = getattr(tokenizer, "codebook_", None)
     codebook = np.asarray([] if codebook is None else codebook)
     return similar_slots(codebook) if codebook.ndim == 2 else None
 
 
-def default_sizes(grid: tuple[int, ...], n_samples: int, tabular: bool = False) -> dict[str, int]:
-    """Sizes of a new prior that suit the data: wider with more tokens and samples.
-
-    Many steps of a small prior beat few of a large one in the same time.
-    """
-    if grid[0] * grid[1] < 8 or n_samples < (1000 if tabular else 200):
-        return {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
-    return {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
+def default_sizes(n_tokens: int, n_samples: int, tabular: bool = False) -> dict[str, int]:
+    """Return the sizes of a new prior, which grow with the numbers of tokens and samples."""
+    min_samples = MIN_TABLE_ROWS if tabular else MIN_IMAGES
+    small = n_tokens < MIN_TOKENS or n_samples < min_samples
+    return SMALL_SIZES if small else DEFAULT_SIZES

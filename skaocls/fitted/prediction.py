@@ -20,12 +20,10 @@ from skaocls.fitted.result_cache import (
 )
 from skaocls.fitted.tokenization import encode_for_orders, tokens_of_pixels
 from skaocls.hashing import hash_object
-from skaocls.images.reader import all_bad_named
 from skaocls.progress import progress
 from skaocls.scoring.evidence import Evidence, spread, token_log_likelihoods, weigh
+from skaocls.scoring.exhaustive import ScoringResult, scoring_dtype
 from skaocls.scoring.exhaustive import log_likelihoods as score
-from skaocls.scoring.exhaustive import scoring_dtype
-from skaocls.scoring.racing import ScoringResult
 
 SCORE_AT_ONCE = 256  # images scored before their orders are aggregated
 LARGE = 512, 32  # priors so wide score so many: they take long, and `verbose` shows each lot
@@ -37,7 +35,6 @@ def score_batches(
     orders: np.ndarray,
     *,
     crop: str = "auto",
-    latent_noise: float = 0.0,
     racing: Callable[..., ScoringResult] | None = None,
     device: Any = "auto",
     precision: str = "auto",
@@ -53,13 +50,12 @@ def score_batches(
     batch : object
         What ``model.reader.open`` returns.
     orders : int array of shape (n_orders, n_tokens)
-    crop, latent_noise : str, float
-        Of the images, see :func:`skaocls.fitted.tokenization.encode_for_orders`; ``"auto"`` is
+    crop : str
+        See :func:`skaocls.fitted.tokenization.encode_for_orders`; ``"auto"`` is
         ``"views"`` for a model that learned from views, else ``"center"``.
     racing : callable, default=None
-        :func:`skaocls.scoring.racing.race` or, of a shared trunk,
-        :func:`skaocls.scoring.stopping.stop_early`, with class priors and options. None scores all
-        classes to the end, as does a model of several priors.
+        :func:`skaocls.scoring.early_stopping.score_until_decided` with class priors and options.
+        None scores all classes exhaustively, as does a model of several priors.
     device, precision : str
         Where and in which type of products to compute.
     store : Store, default=None
@@ -73,7 +69,7 @@ def score_batches(
     ------
     race : Race
     """
-    reading = {"crop": crop, "latent_noise": latent_noise}
+    reading = {"crop": crop}
     how = {"racing": racing, "device": device, "precision": precision, "store": store}
     if (n_workers := joblib.effective_n_jobs(n_jobs)) > 1:
         pieces = pieces_of(
@@ -87,7 +83,7 @@ def score_batches(
         )
         found = score_in_parallel(model, batch, orders, pieces, reading, how, n_jobs)
     else:
-        encoded = encode_all(model, batch, len(orders), crop, latent_noise)
+        encoded = encode_all(model, batch, len(orders), crop)
         prepared = prefetch(encoded) if resolve_device(device).type == "cuda" else encoded
         found = (score_codes(model, codes, orders, **how) for codes in prepared)
     with progress(len(batch), "scoring", "image", verbose) as bar:
@@ -132,17 +128,16 @@ def score_in_parallel(
     """Yield a race for each slice of images, put together from its pieces."""
     calls = [partial(arguments, batch, orders, piece, reading, how) for piece in pieces]
     shape, evaluations = (len(orders), len(model.classes)), orders.size * model.readings
-    with all_bad_named(batch.data, model.reader.decoding):  # a worker sees a few images only
-        found = in_parallel(score_piece, model, calls, n_jobs)
-        # asked first, what was found comes to its end
-        for images, group in groupby(zip(found, pieces), key=lambda pair: pair[1].images):
-            ll = np.empty((images.stop - images.start, *shape))
-            took = np.full(len(ll), evaluations)
-            for some, piece in group:
-                ll[:, piece.orders, piece.classes] = some.log_likelihood
-                if is_race(model, how["racing"]):
-                    took = some.evaluations
-            yield ScoringResult(ll, took)
+    found = in_parallel(score_piece, model, calls, n_jobs)
+    # asked first, what was found comes to its end
+    for images, group in groupby(zip(found, pieces), key=lambda pair: pair[1].images):
+        ll = np.empty((images.stop - images.start, *shape))
+        took = np.full(len(ll), evaluations)
+        for some, piece in group:
+            ll[:, piece.orders, piece.classes] = some.log_likelihood
+            if is_race(model, how["racing"]):
+                took = some.evaluations
+        yield ScoringResult(ll, took)
 
 
 def arguments(
@@ -175,7 +170,6 @@ def encode_all(
     batch: Any,
     n_orders: int,
     crop: str,
-    latent_noise: float,
     together: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the codes of a few images at a time, as each order sees them."""
@@ -188,7 +182,6 @@ def encode_all(
             part,
             n_orders,
             crop=crop,
-            latent_noise=latent_noise,
             seed=model.order_seed,
         )
 
@@ -231,7 +224,6 @@ def explain(
     orders: np.ndarray,
     *,
     crop: str = "auto",
-    latent_noise: float = 0.0,
     device: Any = "auto",
     precision: str = "auto",
     n_jobs: int | None = None,
@@ -240,7 +232,7 @@ def explain(
 
     Parameters
     ----------
-    model, batch, orders, crop, latent_noise, device, precision, n_jobs
+    model, batch, orders, crop, device, precision, n_jobs
         As in :func:`races`.
     own : int array of shape (n_images,)
         Columns of the classes to explain.
@@ -252,7 +244,7 @@ def explain(
     evidence : Evidence
         With maps if `batch` is images.
     """
-    how = {"crop": crop, "latent_noise": latent_noise, "device": device, "precision": precision}
+    how = {"crop": crop, "device": device, "precision": precision}
     n_workers = joblib.effective_n_jobs(n_jobs)
     images = at_once(model)
     if n_workers > 1:
@@ -264,8 +256,7 @@ def explain(
 
     calls = [partial(arguments, part) for part in gen_batches(len(batch), images)]
     if n_workers > 1:
-        with all_bad_named(batch.data, model.reader.decoding):
-            parts = list(in_parallel(explain_some, model, calls, n_jobs))
+        parts = list(in_parallel(explain_some, model, calls, n_jobs))
     else:
         parts = [explain_some(model, *call()) for call in calls]
     together: list[Any] = [None if a[0] is None else np.concatenate(a) for a in zip(*parts)]
@@ -283,8 +274,7 @@ def explain_some(
     """:func:`explain` for a few images."""
     grid = model.prior.grid
     computing = {name: how[name] for name in ("device", "precision")}
-    reading = how["crop"], how["latent_noise"]
-    (codes,) = encode_all(model, images, len(orders), *reading, together=len(images))
+    (codes,) = encode_all(model, images, len(orders), how["crop"], together=len(images))
     log_prob = [
         token_by_token(model, codes, own, orders, **computing),
         token_by_token(

@@ -46,20 +46,13 @@ class ResultCache:
     ----------
     memory : str, path or joblib.Memory
         Entries are stored in the subfolder ``skaocls-memory``; nothing else is changed.
-
-    Attributes
-    ----------
-    folder : Path
-        Folder of the entries.
-    writable : bool
-        False after a write has failed.
     """
 
     def __init__(self, memory: str | os.PathLike[str] | joblib.Memory):
         location = memory.location if isinstance(memory, joblib.Memory) else os.fspath(memory)
         # The hyphen keeps the folder from being importable as a package.
         self.folder = Path(location) / "skaocls-memory"
-        self.writable = True
+        self.writable = True  # until a write fails
         self._bytes_since_cleanup = math.inf
 
     def get_or_compute(
@@ -67,21 +60,8 @@ class ResultCache:
     ) -> T:
         """Return the cached result for a key; on a miss call the function and store its result.
 
-        All ranks of a collective call must make this call. The main process reads and writes the
-        cache; every rank calls the function.
-
-        Parameters
-        ----------
-        key : str
-            Identifies the result together with the version of this library.
-        function : callable
-            Called without arguments.
-        keep : callable, default=None
-            Takes the result and returns whether to store it. None stores every result.
-
-        Returns
-        -------
-        result : object
+        `keep` takes the result and returns whether to store it; None stores every result. All ranks
+        must make this call: the main process reads and writes, every rank calls the function.
         """
         path = self.path(key)
         with ExitStack() as stack:

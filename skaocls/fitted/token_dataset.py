@@ -16,15 +16,14 @@ from torch.utils.data import IterableDataset
 
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.saving import TOKENIZERS, tokenizer_state
-from skaocls.fitted.tokenization import drawn, encoded_at_once, views_of
+from skaocls.fitted.tokenization import random_view_indices, views_of
 from skaocls.hashing import hash_object
-from skaocls.images.advice import gathered
-from skaocls.images.batch import Batch
-from skaocls.images.inputs import as_batch
+from skaocls.images.batch import Batch, block_size
+from skaocls.images.inputs import stack_items
 from skaocls.images.lazy import Items, image_of
 from skaocls.images.reader import Reader, learn_reader
 from skaocls.progress import progress
-from skaocls.tokenizers._codes import code_dtype
+from skaocls.tokenizers.checks import code_dtype
 from skaocls.tokenizers.token_files import (
     FORMAT,
     Chunks,
@@ -142,10 +141,16 @@ def tokenize_dataset(
         "shards": {},
         "n_shards": {},
     }
-    total = None if source.n is None else source.n * (1 + len(drawn(n_views))) // n_parts
+    total = (
+        None if source.n is None else source.n * (1 + len(random_view_indices(n_views))) // n_parts
+    )
     with progress(total, "tokenizing", "view", verbose) as bar:
-        encode = partial(encode_views, tokenizer, n_views, bar)
-        writer = ShardWriter(Path(folder), manifest, codebook_of(tokenizer), encode)
+        writer = ShardWriter(
+            Path(folder),
+            manifest,
+            codebook_of(tokenizer),
+            lambda images, rng: views_of(tokenizer, images, n_views, rng, bar),
+        )
         if source.n is not None:
             for k, chunks in source.shards(writer.shards_of_other_parts(i)[:1]):
                 writer.check(k, chunks)
@@ -195,7 +200,6 @@ def open_source(X: Any, y: Any, reader: Reader | None, owner: str, shard_size: i
             reader = learn_reader(split_pairs(first)[0], owner).reader
             items = chain(first, items)
         return Source(reader, None, None, partial(stream_shards, reader, items, shard_size))
-    X = gathered(X)
     batch = learn_reader(X, owner) if reader is None else reader.open(X)
     if y is not None:
         y = label_array(y)
@@ -244,7 +248,7 @@ def batch_chunks(batch: Batch, y: np.ndarray | None, rows: range) -> Chunks:
         chunk = slice(start, min(start + chunk_size(reader), rows.stop))
         if is_pairs:
             images, labels = split_pairs(data.items(np.arange(chunk.start, chunk.stop)))
-            yield reader.images(images), labels
+            yield reader.open(images, check_scale=False).images(), labels
         else:
             yield batch.images(chunk), None if y is None else y[chunk]
 
@@ -270,7 +274,7 @@ def stream_chunks(reader: Reader, items: Iterator[Any]) -> Chunks:
 def chunk_size(reader: Reader) -> int:
     """Return the number of images that are decoded together."""
     assert reader.image_shape is not None
-    return encoded_at_once(reader.image_shape)
+    return block_size(reader.image_shape)
 
 
 def single_items(X: Iterable[Any]) -> Iterator[Any]:
@@ -291,7 +295,7 @@ def has_label(item: Any) -> bool:
 
 def split_pairs(items: list[Any]) -> tuple[Any, np.ndarray | None]:
     """Return the images of some items, and their labels if they have any."""
-    images = as_batch([image_of(item) for item in items])
+    images = stack_items([image_of(item) for item in items])
     return images, label_array([item[1] for item in items]) if has_label(items[0]) else None
 
 
@@ -303,13 +307,6 @@ def label_array(y: Any) -> np.ndarray:
     if labels.ndim != 1 or labels.dtype == object:
         raise ValueError("Labels must be numbers or strings, one for each image.")
     return labels
-
-
-def encode_views(
-    tokenizer: Any, n_views: int, bar: Any, images: np.ndarray, rng: np.random.RandomState
-) -> np.ndarray:
-    """Return the codes of some views of images, of shape (n, n_views, n_tokens)."""
-    return views_of(tokenizer, images, n_views, rng, bar)
 
 
 def codebook_of(tokenizer: Any) -> np.ndarray | None:

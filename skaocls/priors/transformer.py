@@ -6,15 +6,11 @@ names the place to be predicted next, so one model knows log p(tokens | class, o
 every order.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from skaocls.priors.interface import Prior
 
@@ -206,7 +202,6 @@ class AnyOrderPrior(Prior):
         self.grid = (int(grid[0]), int(grid[1]))
         self.num_classes = num_classes
         self.n_head = n_head
-        self.checkpointing = False  # whether training computes activations twice to save memory
         hidden = -(-int(8 * dim / 3) // multiple_of) * multiple_of
         home = torch.get_default_device()
         with torch.device("meta"):  # else torch draws weights of its own first
@@ -383,17 +378,7 @@ class AnyOrderPrior(Prior):
         steps = x.shape[1]
         mask = torch.ones(steps, steps + 1, dtype=torch.bool, device=x.device).tril(1)
         for block, value in zip(self.blocks[:-1], class_values):
-            inputs = x, value, rope, mask, 1, generator
-            if self.checkpointing and self.training:
-                x = checkpoint(
-                    block,
-                    *inputs,
-                    use_reentrant=False,
-                    preserve_rng_state=generator is None,
-                    context_fn=partial(replayed, generator),
-                )
-            else:
-                x = block(*inputs)
+            x = block(x, value, rope, mask, 1, generator)
         # beyond the last layer's keys and values only the predicting positions matter
         states: Tensor = self.blocks[-1](x, class_values[-1], rope, mask[::2], 2, generator)
         return states
@@ -416,23 +401,3 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Turn interleaved channel pairs of x (..., head_dim) by rope (..., head_dim / 2, 2)."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.view_as_complex(rope)).flatten(-2).type_as(x)
-
-
-def replayed(
-    generator: Generator | None,
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a computation and of its repetition, which draws the same numbers again."""
-    if generator is None:
-        return nullcontext(), nullcontext()
-    state = generator.get_state()
-
-    @contextmanager
-    def again() -> Iterator[None]:
-        now = generator.get_state()
-        generator.set_state(state)
-        try:
-            yield
-        finally:
-            generator.set_state(now)
-
-    return nullcontext(), again()

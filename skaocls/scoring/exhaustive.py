@@ -1,10 +1,11 @@
 """Exhaustive scoring: log p(tokens | class, order) for all images, orders and classes.
 
-Work is a flat list of (image, order) pairs times classes, cut into tiles of one fixed shape, so
-that memory is bounded and an image's numbers do not depend on what else is scored with it. Tiles
-know nothing of each other: to spread them over devices or machines, share out the pairs.
+The work is a flat list of (image, order) pairs, each scored under all classes. It is cut into tiles
+of one fixed shape, so memory is bounded and the numbers of an image do not depend on the rest of
+the batch. Tiles are independent: the pairs can be split over devices or machines.
 """
 
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -12,19 +13,39 @@ import torch
 
 from skaocls.devices import own_torch_state
 from skaocls.priors.interface import Prior
-from skaocls.scoring.engines import make_engine
+from skaocls.scoring.heads import make_engine
 
-# Numbers in the residual stream of one tile, which is filled up if there is less to read: on the
-# CPU small enough for caches, but of so many rows that reading wide matrices does not cost more
-# than multiplying; on CUDA as few as keep a large device busy, see benchmarks/tiles.py
-STREAM_CPU, ROWS_CPU = 2**18, 2**11
+# Numbers in the residual stream of one tile (benchmarks/speed/tiles.py). On the CPU a tile fits the
+# caches, but has enough rows that multiplying takes longer than loading wide weight matrices. On
+# CUDA it is the smallest that keeps a large device busy.
+STREAM_CPU, MIN_ROWS_CPU = 2**18, 2**11
 STREAM_CUDA = 2**24
-# Operations from which compiling is worth the minute that it takes; on CPUs it gains nothing that
-# matters, see benchmarks/scoring.py
+# Number of operations from which compiling, which takes about a minute, saves time. On CPUs it does
+# not help (benchmarks/speed/scoring.py).
 COMPILE_FROM = {"cuda": 1e17}
-BFLOAT16_FROM_DIM = 512  # on the CPU; narrower products do not gain
-SAFE_ERROR = 0.05  # of the spread between classes
-_safe: WeakKeyDictionary[Prior, tuple[int, bool]] = WeakKeyDictionary()
+# Smallest width at which bfloat16 is faster on CPUs (benchmarks/speed/scoring.py)
+BFLOAT16_MIN_DIM = 512
+# Largest rounding error of class differences in bfloat16, as a fraction of their spread
+# (benchmarks/speed/scoring.py)
+MAX_ROUNDING_ERROR = 0.05
+_bfloat16_safe: WeakKeyDictionary[Prior, tuple[int, bool]] = WeakKeyDictionary()
+
+
+class ScoringResult(NamedTuple):
+    """Log-likelihoods and their cost.
+
+    Attributes
+    ----------
+    log_likelihood : float64 array of shape (n_images, n_orders, n_classes)
+        log p(tokens | class, order), in nats. Early stopping fills in estimates for what it does
+        not read, see :func:`skaocls.scoring.early_stopping.score_until_decided`.
+    evaluations : int array of shape (n_images,)
+        Token evaluations of the transformer, over all orders and classes. Exhaustive scoring needs
+        ``n_orders * n_classes * n_tokens``, or ``n_orders * n_tokens`` with a shared trunk.
+    """
+
+    log_likelihood: np.ndarray
+    evaluations: np.ndarray
 
 
 @own_torch_state()
@@ -36,31 +57,31 @@ def log_likelihoods(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> np.ndarray:
-    """Log-likelihood of every image under every order and class.
+    """Compute the log-likelihood of every image under every order and class.
 
     Parameters
     ----------
     prior : Prior
-        Where its weights are, there it runs.
+        Scoring runs on the device of its weights.
     codes : int array of shape (n_images, n_tokens) or (n_images, n_orders, n_tokens)
-        Tokens in raster order; different ones for each order if crops or noise differ.
+        Tokens in raster order; with three dimensions, each order reads its own view.
     orders : int array of shape (n_orders, n_tokens)
-        The same orders are used for all images and classes.
+        Orders, the same for all images and classes.
     labels : int array of shape (n_classes,)
-        Classes to score.
+        Classes to score, as rows of the prior's class table.
     dtype : torch.dtype, default=torch.float32
-        Type of the matrix products, e.g. ``torch.bfloat16``. Log-softmax and the residual stream
-        are in float32, sums over tokens in float64 in any case.
+        Type of the matrix products, e.g. ``torch.bfloat16``. The residual stream and log-softmax
+        are always in float32, and sums over tokens in float64.
 
     Returns
     -------
     log_likelihood : float64 array of shape (n_images, n_orders, n_classes)
-        Natural log of p(tokens | class, order): the sum over the tokens.
+        log p(tokens | class, order), the sum over the tokens, in nats.
 
     Raises
     ------
     ValueError
-        If they are no numbers, of weights that are out of all bounds.
+        If log-likelihoods are NaN, because weights are too large.
 
     References
     ----------
@@ -79,8 +100,10 @@ def log_likelihoods(
     prior.eval()
     device = prior.device
     n_orders, n_classes = len(orders), len(labels)
-    n_read = len(codes) * n_orders * prior.readings(n_classes)
-    compiling = operations(prior) * n_read >= COMPILE_FROM.get(device.type, np.inf)
+    n_sequences = len(codes) * n_orders * prior.readings(n_classes)
+    compiling = operations_per_sequence(prior) * n_sequences >= COMPILE_FROM.get(
+        device.type, np.inf
+    )
     engine = make_engine(prior, torch.as_tensor(labels, device=device), dtype, pack=not compiling)
     if compiling:
         engine.compile()
@@ -102,59 +125,59 @@ def log_likelihoods(
             if lanes == 1:
                 raise
             lanes //= 2
-    return checked(out.view(len(codes), n_orders, n_classes).cpu().numpy())
+    return check_not_nan(out).view(len(codes), n_orders, n_classes).cpu().numpy()
 
 
-def checked(log_likelihood: np.ndarray) -> np.ndarray:
-    """Log-likelihoods, if they are numbers; -inf is one."""
-    if np.isnan(log_likelihood).any():
+def check_not_nan(log_likelihood: torch.Tensor) -> torch.Tensor:
+    """Return the log-likelihoods; raise an error if any is NaN."""
+    if log_likelihood.isnan().any():
         raise ValueError(
-            "The prior gives log-likelihoods that are no numbers: its weights are too large for "
-            "its type of numbers. Load or train others, or pass precision='float32'."
+            "The prior computes log-likelihoods that are NaN: its weights are too large for the "
+            "floating-point type. Pass precision='float32' or use another prior."
         )
     return log_likelihood
 
 
 def lanes_at_once(prior: Prior) -> int:
-    """How many sequences to read together: a property of model and device alone."""
+    """Return how many sequences make one tile; it depends on the model and the device alone."""
     dim = prior.dim
     cuda = prior.device.type == "cuda"
-    rows = STREAM_CUDA // dim if cuda else max(ROWS_CPU, STREAM_CPU // dim)
+    rows = STREAM_CUDA // dim if cuda else max(MIN_ROWS_CPU, STREAM_CPU // dim)
     return max(1, rows // (2 * prior.n_tokens))
 
 
-def operations(prior: Prior) -> float:
-    """Of one sequence: two for each weight and position."""
+def operations_per_sequence(prior: Prior) -> float:
+    """Count floating-point operations: two per weight and position."""
     weights = sum(p.numel() for p in prior.transformer.layers.parameters())
     output = prior.transformer.output.weight.numel()
     return 2.0 * weights * 2 * prior.n_tokens + 2.0 * output * prior.n_tokens
 
 
 def scoring_dtype(prior: Prior, precision: str) -> torch.dtype:
-    """Type of the matrix products that `precision` stands for.
+    """Resolve the parameter `precision` to the type of the matrix products.
 
-    ``"auto"`` is bfloat16 where the device has instructions for it, the prior is wide enough to
-    gain from them, and a probe shows that classes keep their distances; else float32.
+    ``"auto"`` is bfloat16 if the device has instructions for it, the prior is wide enough to run
+    faster, and bfloat16 preserves the differences between classes. Otherwise it is float32.
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     weight = prior.transformer.output.weight
     if weight.is_cuda:
-        good = torch.cuda.is_bf16_supported(including_emulation=False)
+        faster = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        wide = weight.shape[1] >= BFLOAT16_FROM_DIM
-        good = wide and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if good and bfloat16_is_safe(prior) else torch.float32
+        faster = prior.dim >= BFLOAT16_MIN_DIM and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if faster and bfloat16_is_safe(prior) else torch.float32
 
 
 def bfloat16_is_safe(prior: Prior) -> bool:
-    """Whether bfloat16 moves log-likelihoods by far less than classes differ.
+    """Return whether bfloat16 preserves the differences between classes.
 
-    Measured once for a prior's weights, on made-up tokens and a few classes: the root mean square
-    error of the differences between classes is at most a 20th of their root mean square.
+    The test scores random tokens under a few classes in both types. The root mean square error of
+    the class differences must be at most `MAX_ROUNDING_ERROR` times their root mean square. The
+    result is cached until the weights change.
     """
     version = prior.transformer.output.weight._version
-    if _safe.get(prior, (None, False))[0] != version:
+    if _bfloat16_safe.get(prior, (None, False))[0] != version:
         rng = np.random.RandomState(0)
         codes = rng.randint(prior.vocab_size, size=(2, prior.n_tokens))
         orders = rng.permutation(prior.n_tokens)[None]
@@ -164,6 +187,6 @@ def bfloat16_is_safe(prior: Prior) -> bool:
             for dtype in (torch.float32, torch.bfloat16)
         )
         exact, rounded = (ll - ll.mean(-1, keepdims=True) for ll in (exact, rounded))
-        error, spread = np.std(rounded - exact), np.std(exact)
-        _safe[prior] = version, bool(error <= SAFE_ERROR * spread)
-    return _safe[prior][1]
+        safe = np.std(rounded - exact) <= MAX_ROUNDING_ERROR * np.std(exact)
+        _bfloat16_safe[prior] = version, bool(safe)
+    return _bfloat16_safe[prior][1]

@@ -1,41 +1,58 @@
-"""Inference with a prior whose trunk knows no class: the trunk once per pair, a head per class.
+"""Inference with a shared trunk: the trunk once per (image, order) pair, the head once per class.
 
-What a pair needs for any class is made once: features u and v, the trunk's logits of each group of
-codes, and of the codes in the group of each target. A class then costs its scale and shift, a small
-projection, and the groups and the codes of one group; the codebook as a whole does not come in.
+What a pair needs for every class is computed once: the features u and v, the trunk's logit of each
+group of codes, and the trunk's logits of the codes in the target's group. A class then costs its
+scale and shift, a small projection, and products with the groups and with the codes of one group.
+The full codebook is not needed per class.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.scoring.engine import LOGITS_AT_ONCE, Cache, Engine, compiled, linear
 
-NUMBERS_AT_ONCE, NUMBERS_AT_ONCE_CUDA = 2**20, 2**28  # that heads of a tile of classes make
+# Tokens in one block of the head, and numbers that a block computes over its tokens and classes. A
+# block fits the CPU's caches, or keeps a CUDA device busy (benchmarks/speed/early_stopping.py).
+ROWS_PER_BLOCK, ROWS_PER_BLOCK_CUDA = 2**9, 2**13
+NUMBERS_PER_BLOCK, NUMBERS_PER_BLOCK_CUDA = 2**20, 2**28
+
+
+def make_engine(
+    prior: Prior, labels: Tensor, dtype: torch.dtype = torch.float32, pack: bool = True
+) -> "Engine | HeadEngine":
+    """Return the inference engine for a prior and the classes to score.
+
+    Both engines have the same methods: `pairs` computes what does not depend on the class, `read`
+    scores given (pair, class) lanes, and `score` scores all classes.
+    """
+    if isinstance(prior, SharedTrunkPrior):
+        return HeadEngine(prior, labels, dtype, pack)
+    return Engine(prior.transformer, labels, dtype, pack)
 
 
 class HeadPairs(NamedTuple):
-    """(image, order) pairs as the trunk read them; n_steps tokens in the order of reading.
+    """(image, order) pairs after the trunk, with n_steps tokens in the sequence of reading.
 
     Attributes
     ----------
     u, v : float32 tensors of shape (n_pairs, n_steps, width)
-    of_groups : float32 tensor of shape (n_pairs, n_steps, n_groups)
-        Logits of the groups.
-    of_members : float32 tensor of shape (n_pairs, n_steps, group_size)
-        Logits of the codes in the target's group.
+    group_logits : float32 tensor of shape (n_pairs, n_steps, n_groups)
+        The trunk's logits of the groups.
+    member_logits : float32 tensor of shape (n_pairs, n_steps, group_size)
+        The trunk's logits of the codes in the target's group.
     group, member : int tensors of shape (n_pairs, n_steps)
-        Group of each target, and which of its codes it is.
+        Group of each target, and its index within the group.
     """
 
     u: Tensor
     v: Tensor
-    of_groups: Tensor
-    of_members: Tensor
+    group_logits: Tensor
+    member_logits: Tensor
     group: Tensor
     member: Tensor
 
@@ -49,7 +66,7 @@ class HeadEngine:
     labels : int tensor of shape (n_classes,)
         Rows of the class table to score.
     dtype : torch.dtype, default=torch.float32
-        Type of the trunk's products; the head's are in float32.
+        Type of the trunk's matrix products. The head always computes in float32.
     pack : bool, default=True
         As in :class:`skaocls.scoring.engine.Engine`.
     """
@@ -68,47 +85,39 @@ class HeadEngine:
         self.head = head
         self.scale, self.shift = (a.detach() for a in head.vectors(labels))
         code_at, self.gap = head.layout()
-        self.placed = self.output[code_at]
-
+        self.grouped_output = self.output[code_at]
         self.states = self.trunk.states
 
     def compile(self) -> None:
-        """Let torch compile the trunk."""
+        """Compile the trunk with torch."""
         self.states = compiled(self.trunk.states)
 
-    def cache_bytes(self, n_tokens: int) -> int:
-        """Lanes keep nothing: the trunk has read the order as a whole."""
-        return 0
-
     def pairs_at_once(self, lanes: int) -> int:
-        """How many pairs make one tile, if `lanes` sequences do."""
+        """Return how many pairs make one tile of `lanes` sequences."""
         return lanes
 
     def pairs(self, codes: Tensor, orders: Tensor) -> HeadPairs:
         """Read tokens (n_pairs, n_tokens) along orders (n_pairs, n_steps)."""
         head, n_steps = self.head, orders.shape[1]
         pairs = self.trunk.pairs(codes, orders)
-        every = torch.arange(len(codes), device=codes.device)
-        x, _ = self.states(pairs, every, torch.zeros_like(every), 0, n_steps)
-        features = F.linear(head.norm(x), head.features.weight)
+        rows = torch.arange(len(codes), device=codes.device)
+        x, _ = self.states(pairs, rows, torch.zeros_like(rows), 0, n_steps)
+        u, v = F.linear(head.norm(x), head.features.weight).chunk(2, -1)
         group, member = head.place(pairs.targets)
-        rows = x.flatten(0, 1)
-        of_groups = rows.new_empty(len(rows), head.n_groups)
-        of_members = rows.new_empty(len(rows), head.group_size)
-        few = max(1, LOGITS_AT_ONCE // len(self.placed))
-        for at in range(0, len(rows), few):
-            here = slice(at, at + few)
-            logits = linear(self.trunk.normed(rows[here]), self.placed).float()
-            placed = logits.masked_fill_(self.gap, -torch.inf)
-            placed = placed.view(-1, head.n_groups, head.group_size)
-            of_groups[here] = placed.logsumexp(2)
-            own = group.flatten()[here, None, None].expand(-1, 1, head.group_size)
-            of_members[here] = placed.gather(1, own)[:, 0]
-        shape = x.shape[:2]
-        u, v = features.chunk(2, -1)
-        return HeadPairs(
-            u, v, of_groups.view(*shape, -1), of_members.view(*shape, -1), group, member
-        )
+        flat = x.flatten(0, 1)
+        group_logits = flat.new_empty(len(flat), head.n_groups)
+        member_logits = flat.new_empty(len(flat), head.group_size)
+        n_rows = max(1, LOGITS_AT_ONCE // len(self.grouped_output))
+        for start in range(0, len(flat), n_rows):
+            part = slice(start, start + n_rows)
+            logits = linear(self.trunk.normed(flat[part]), self.grouped_output).float()
+            grouped = logits.masked_fill_(self.gap, -torch.inf)
+            grouped = grouped.view(-1, head.n_groups, head.group_size)
+            group_logits[part] = grouped.logsumexp(2)
+            own = group.flatten()[part, None, None].expand(-1, 1, head.group_size)
+            member_logits[part] = grouped.gather(1, own)[:, 0]
+        shape = *x.shape[:2], -1
+        return HeadPairs(u, v, group_logits.view(shape), member_logits.view(shape), group, member)
 
     def read(
         self,
@@ -120,60 +129,70 @@ class HeadEngine:
         cache: Cache | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Cache]:
-        """As :meth:`skaocls.scoring.engine.Engine.read`, in tiles; there is nothing to keep."""
-        log_prob = pairs.u.new_empty(len(pair), stop - start)
+        """Read tokens of some lanes as :meth:`skaocls.scoring.engine.Engine.read` does.
+
+        The cache is always empty. Blocks of classes have the same shape as in :meth:`score`, so
+        the log-probabilities are the same bit for bit.
+        """
         lanes = pair.argsort(stable=True)
-        some, count = pair[lanes].unique_consecutive(return_counts=True)
-        # a pair's lanes side by side, together with pairs that have about as many
-        real = torch.arange(int(count.max()), device=count.device) < count[:, None]
-        lane = torch.zeros_like(real, dtype=torch.long).masked_scatter_(real, lanes)
-        by_count = count.argsort(descending=True)
-        at = 0
-        while at < len(some):
-            widest = int(count[by_count[at]])
-            n_pairs = max(1, self.numbers_at_once // self.numbers(widest * (stop - start)))
-            few = by_count[at : at + n_pairs]
-            these = HeadPairs(*(a[some[few], start:stop] for a in pairs))
-            mine, taken = lane[few, :widest], real[few, :widest]
-            vectors = (a[label[mine]][:, None] for a in (self.scale, self.shift))
-            found = self._log_prob(these, self._members(these), *vectors)
-            log_prob[mine[taken]] = found.transpose(1, 2)[taken]
-            at += n_pairs
+        count = torch.bincount(pair, minlength=len(pairs.group))
+        by_count = count.argsort(descending=True, stable=True)
+        first = count.cumsum(0) - count
+        log_prob = pairs.u.new_empty(len(pair), stop - start)
+        width = self._block_width()
+        # pairs with a similar number of classes together
+        for rows in by_count.split(self._pairs_per_block()):
+            n_blocks = -(-int(count[rows[0]]) // width)
+            if not n_blocks:
+                break
+            column = torch.arange(n_blocks * width, device=pair.device)
+            valid = column < count[rows, None]
+            lane = lanes[(first[rows, None] + column).clamp_(max=len(pair) - 1)]
+            part = HeadPairs(*(a[rows, start:stop] for a in pairs))
+            scored = self._log_prob(part, label[lane])
+            log_prob[lane[valid]] = scored.transpose(1, 2)[valid]
         return log_prob, []
 
     def score(self, pairs: HeadPairs, lanes: int) -> Tensor:
-        """log p(tokens | class) of all classes, (n_pairs, n_classes), float64."""
-        of_classes = self._of_classes(pairs)
-        return torch.cat([some.sum(1, dtype=torch.float64) for some in of_classes], 1)
+        """Return log p(tokens | class) of all classes, (n_pairs, n_classes), float64."""
+        width = self._block_width()
+        label = torch.arange(-(-self.n_classes // width) * width, device=pairs.u.device)
+        label = label.clamp_(max=self.n_classes - 1)[None]
+        parts = [
+            self._log_prob(HeadPairs(*part), label).sum(1, dtype=torch.float64)
+            for part in zip(*(a.split(self._pairs_per_block()) for a in pairs), strict=True)
+        ]
+        return torch.cat(parts)[:, : self.n_classes]
 
-    def tokens(self, pairs: HeadPairs) -> Tensor:
-        """log p(token | class) of all classes, (n_pairs, n_steps, n_classes)."""
-        return torch.cat(list(self._of_classes(pairs)), 2)
+    def _pairs_per_block(self) -> int:
+        n_rows = ROWS_PER_BLOCK_CUDA if self.output.is_cuda else ROWS_PER_BLOCK
+        return max(1, n_rows // self.n_tokens)
 
-    def _of_classes(self, pairs: HeadPairs) -> Iterator[Tensor]:
-        """The same for a few classes at a time."""
-        members, each = self._members(pairs), self.numbers(pairs.group.numel())
-        few = max(1, self.numbers_at_once // each)
-        for at in range(0, self.n_classes, few):
-            here = slice(at, at + few)
-            yield self._log_prob(pairs, members, self.scale[here], self.shift[here])
+    def _block_width(self) -> int:
+        """Return how many classes one block has; all blocks have the same width."""
+        limit = NUMBERS_PER_BLOCK_CUDA if self.output.is_cuda else NUMBERS_PER_BLOCK
+        n_rows = self._pairs_per_block() * self.n_tokens
+        per_row = 3 * self.scale.shape[1] + 2 * (self.head.n_groups + self.head.group_size)
+        most = max(1, limit // (n_rows * per_row))
+        return -(-self.n_classes // -(-self.n_classes // most))
 
-    def numbers(self, rows: int) -> int:
-        """How many numbers a class makes of so many tokens."""
-        return rows * (3 * self.scale.shape[1] + 2 * (self.head.n_groups + self.head.group_size))
+    def _log_prob(self, pairs: HeadPairs, label: Tensor) -> Tensor:
+        """Return log p(token | class) (n_pairs, n_steps, n_labels), in blocks of labels.
 
-    @property
-    def numbers_at_once(self) -> int:
-        return NUMBERS_AT_ONCE_CUDA if self.output.is_cuda else NUMBERS_AT_ONCE
+        The number of labels (1 or n_pairs, n_labels) is a multiple of the block width.
+        """
+        # tilts of the codes in each target's group, (n_rows, rank, group_size)
+        members = self.head.tokens[pairs.group.flatten()].transpose(1, 2)
+        blocks = [
+            self._block(pairs, members, self.scale[part][:, None], self.shift[part][:, None])
+            for part in label.split(self._block_width(), 1)
+        ]
+        return torch.cat(blocks, 2)
 
-    def _members(self, pairs: HeadPairs) -> Tensor:
-        """Tilts of the codes in each target's group, (n_pairs * n_steps, rank, group_size)."""
-        return self.head.tokens[pairs.group.flatten()].transpose(1, 2)
+    def _block(self, pairs: HeadPairs, members: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Return log p(token | class) of one block of classes.
 
-    def _log_prob(self, pairs: HeadPairs, members: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """(n_pairs, n_steps, n_classes).
-
-        Scales and shifts are (n_classes, width), or (n_pairs, 1, n_classes, width).
+        Scales and shifts are (1 or n_pairs, 1, n_classes, width).
         """
         head = self.head
         z = torch.addcmul(shift, pairs.u[:, :, None], scale)
@@ -181,10 +200,10 @@ class HeadEngine:
         z = F.linear(z, head.project.weight)
         shape = z.shape[:3]
         z = z.flatten(0, 1)
-        _, _, of_groups, of_members, group, member = (a.flatten(0, 1)[:, None] for a in pairs)
-        # z (rows, classes, rank) with the codes of each row's group (rows, rank, group_size)
-        within = torch.baddbmm(of_members, z, members)
-        among = F.linear(z, head.groups.weight).add_(of_groups)
+        _, _, group_logits, member_logits, group, member = (a.flatten(0, 1)[:, None] for a in pairs)
+        # z (n_rows, n_classes, rank) times the codes of each row's group (n_rows, rank, group_size)
+        within = torch.baddbmm(member_logits, z, members)
+        among = F.linear(z, head.groups.weight).add_(group_logits)
         member, group = (a[..., None].expand(*z.shape[:2], 1) for a in (member, group))
         own = within.gather(2, member) + among.gather(2, group)
         return (own[..., 0] - within.logsumexp(2) - among.logsumexp(2)).view(shape)

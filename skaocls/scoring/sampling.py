@@ -18,8 +18,8 @@ from skaocls.devices import own_torch_state
 from skaocls.priors.interface import Prior
 from skaocls.priors.transformer import rotate
 from skaocls.scoring.engine import tile_shape
-from skaocls.scoring.engines import make_engine
 from skaocls.scoring.exhaustive import lanes_at_once
+from skaocls.scoring.heads import make_engine
 
 # For each layer: keys and values (lanes, n_head, 1 + 2 n_tokens, head_dim) of the class token and
 # of p1 t1 p2 t2 ...

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Literal, TypedDict, cast
 
 import numpy as np
 from filelock import FileLock
@@ -28,30 +28,22 @@ ADVICE = "Call skaocls.tokenize_dataset with the same arguments to write it agai
 
 
 class ShardInfo(TypedDict):
-    """Entry of a shard in the manifest.
+    """Entry of a shard in the manifest."""
 
-    `n` is the number of images, `tokens` and `labels` are hashes of the files, `X` and `y` are
-    hashes of the decoded images and of their labels.
-    """
-
-    n: int
-    tokens: str
-    labels: str | None
-    X: str
-    y: str
+    n: int  # images
+    tokens: str  # hash of the file
+    labels: str | None  # hash of the file
+    X: str  # hash of the decoded images
+    y: str  # hash of their labels
 
 
 class Manifest(TypedDict):
-    """Content of ``manifest.json``.
-
-    `n` is None and `n_shards` is in use where X was a stream: the number of shards of each part
-    that has ended. Keys of `shards` and `n_shards` are integers, written as strings in JSON.
-    """
+    """Content of ``manifest.json``. `tokenizer`, `y` and `codebook` are hashes."""
 
     library: str
     format: int
     version: str
-    n: int | None
+    n: int | None  # images; None for a stream
     n_views: int
     shard_size: int
     parts: int
@@ -62,8 +54,8 @@ class Manifest(TypedDict):
     tokenizer: str
     y: str | None
     codebook: str | None
-    shards: dict[str, ShardInfo]
-    n_shards: dict[str, int]
+    shards: dict[str, ShardInfo]  # by number
+    n_shards: dict[str, int]  # of each part whose stream has ended
 
 
 Chunks = Iterator[tuple[np.ndarray, np.ndarray | None]]  # decoded images and their labels
@@ -73,15 +65,7 @@ Encode = Callable[[np.ndarray, np.random.RandomState], np.ndarray]
 class TokenDataset(Lazy):
     """Tokens in a folder, read on demand; returned by :func:`load_tokens`.
 
-    Pass it as X to a classifier with ``tokenizer="precomputed"``. Indexing with slices and arrays
-    of indices returns arrays.
-
-    Parameters
-    ----------
-    folder : str or path
-        Folder written by :func:`skaocls.tokenize_dataset`.
-    check : bool, default=True
-        Whether to read all files and compare their hashes.
+    Indexing with slices and arrays of indices returns arrays.
 
     Attributes
     ----------
@@ -119,7 +103,7 @@ class TokenDataset(Lazy):
         """Labels that were written with the tokens, or None."""
         if not self.has_labels:
             return None
-        files = [self.folder / labels_file(k) for k in self.numbers]
+        files = [self.folder / shard_file("labels", k) for k in self.numbers]
         return np.concatenate([np.load(file, allow_pickle=False) for file in files])
 
     def take(self, rows: np.ndarray) -> np.ndarray:
@@ -139,7 +123,7 @@ class TokenDataset(Lazy):
         if k not in self.mapped:
             if len(self.mapped) >= MAX_MAPPED:
                 self.mapped.clear()
-            path = self.folder / tokens_file(self.numbers[k])
+            path = self.folder / shard_file("tokens", self.numbers[k])
             self.mapped[k] = np.load(path, mmap_mode="r", allow_pickle=False)
         return self.mapped[k]
 
@@ -166,9 +150,8 @@ def load_tokens(folder: str | os.PathLike[str], check: bool = True) -> TokenData
     Returns
     -------
     tokens : TokenDataset
-        Sequence of tokens. Pass it as X where ``tokenizer="precomputed"``. It has the attributes
-        `shape` (``(n, rows, cols)`` or ``(n, n_views, rows, cols)``), `dtype`, `n_codes` (size of
-        the codebook), `codebook` and `labels` (None if no labels were written).
+        Sequence of tokens, to be passed as X where ``tokenizer="precomputed"``, with attributes
+        `shape`, `dtype`, `n_codes`, `codebook` and `labels` (None if no labels were written).
 
     Raises
     ------
@@ -197,14 +180,9 @@ def load_tokens(folder: str | os.PathLike[str], check: bool = True) -> TokenData
     return TokenDataset(folder, check)
 
 
-def tokens_file(k: int) -> str:
-    """Return the file name of the tokens of shard k."""
-    return f"tokens-{k:06d}.npy"
-
-
-def labels_file(k: int) -> str:
-    """Return the file name of the labels of shard k."""
-    return f"labels-{k:06d}.npy"
+def shard_file(kind: Literal["tokens", "labels"], k: int) -> str:
+    """Return the file name of the tokens or labels of shard k."""
+    return f"{kind}-{k:06d}.npy"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -256,7 +234,7 @@ def shard_numbers(manifest: Manifest) -> tuple[list[int], list[str]]:
             return [], [f"part ({part}, {parts})" for part in unfinished]
         ends = {int(part): n * parts for part, n in manifest["n_shards"].items()}
         numbers = sorted(k for part, end in ends.items() for k in range(part, part + end, parts))
-    return numbers, [tokens_file(k) for k in numbers if str(k) not in manifest["shards"]]
+    return numbers, [shard_file("tokens", k) for k in numbers if str(k) not in manifest["shards"]]
 
 
 def check_shard(folder: Path, k: int, manifest: Manifest, *, hashes: bool) -> ShardInfo:
@@ -267,7 +245,7 @@ def check_shard(folder: Path, k: int, manifest: Manifest, *, hashes: bool) -> Sh
     ValueError
         If the shard is damaged. The message names it.
     """
-    path = folder / tokens_file(k)
+    path = folder / shard_file("tokens", k)
     try:
         shard = manifest["shards"][str(k)]
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -276,7 +254,11 @@ def check_shard(folder: Path, k: int, manifest: Manifest, *, hashes: bool) -> Sh
             raise ValueError(f"expected shape {shape}, found {tokens.dtype} of {tokens.shape}")
         if hashes and hash_file(path) != shard["tokens"]:
             raise ValueError("its content has changed since it was written")
-        if hashes and shard["labels"] and hash_file(folder / labels_file(k)) != shard["labels"]:
+        if (
+            hashes
+            and shard["labels"]
+            and hash_file(folder / shard_file("labels", k)) != shard["labels"]
+        ):
             raise ValueError("its labels have changed since they were written")
     except (OSError, EOFError, ValueError, KeyError, TypeError) as exc:
         raise ValueError(f"The shard {path} is damaged: {exc}. {ADVICE}") from exc
@@ -342,9 +324,9 @@ class ShardWriter:
             chunks, lambda images: self.encode(images, rng).astype(dtype)
         )
         tokens = np.concatenate(codes).reshape(-1, self.manifest["n_views"], *self.manifest["grid"])
-        writers = {tokens_file(k): array_writer(tokens)}
+        writers = {shard_file("tokens", k): array_writer(tokens)}
         if labels is not None:
-            writers[labels_file(k)] = array_writer(labels)
+            writers[shard_file("labels", k)] = array_writer(labels)
         write_all(self.folder, writers)
         hashes = [hash_file(self.folder / name) for name in writers]
         shard: ShardInfo = {

@@ -1,1 +1,1 @@
-"""Training a prior: ``loop`` is the recipe, ``finetuning`` says what is trained of a given one."""
+"""Training a prior. :mod:`skaocls.training.loop` contains the training loop."""

@@ -1,18 +1,18 @@
-"""A folder in which a training that is cut short finds itself again.
+"""Checkpoints: files from which an interrupted training continues.
 
-A checkpoint is ``checkpoint-<n>.safetensors`` with all tensors and ``checkpoint-<n>.json`` with the
-rest and a hash of the former, written last: one without the other, or of another hash, is none.
-The last good two are kept. Of several processes the main one alone reads and writes.
+A checkpoint is a pair of files, ``checkpoint-<n>.safetensors`` with all tensors and
+``checkpoint-<n>.json`` with everything else and a hash of the first file. The JSON file is written
+last, so a pair that is incomplete or whose hash differs is not valid. The last two checkpoints are
+kept. Only the main rank reads and writes files.
 """
 
-import hashlib
 import json
 import os
 import re
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,200 +22,202 @@ from torch import Tensor
 
 from skaocls.distributed import broadcast_flag, is_main, run_on_main
 from skaocls.files import read_state_dict, tensor_writer, write_all
+from skaocls.hashing import hash_file
 from skaocls.training.state import TrainingState
+from skaocls.warn import warn
 
 FORMAT = 1
-KEPT = 2
-SHARE = 20  # of the time between two checkpoints, one part at most is spent on writing
+N_KEPT = 2
+# The time between two checkpoints is at least this many times the time of writing one, so that
+# writing takes at most 5 % of a training.
+INTERVAL_FACTOR = 20
 NAME = re.compile(r"checkpoint-(\d+)\.json")
 
 
 class Checkpoints:
-    """Checkpoints of one training.
+    """Checkpoints of one training in a folder; use :func:`checkpoints_in` to open it.
 
     Parameters
     ----------
     folder : path
-        Made if need be, and used by one training at a time: see :func:`checkpoints_in`.
-    about : dict of str to str
-        What the training depends on, by name, as digests.
+        An existing folder that no other training uses.
+    fingerprint : dict of str to str
+        Hashes of everything that the training depends on, by name.
     seed : int
-        Governs the training, unless one is found that had another.
+        Seed of a new training.
 
     Attributes
     ----------
     seed : int
-        That of the training that is found, or else the given one.
+        Seed of the training that is found in the folder, else the given one.
 
     Raises
     ------
     ValueError
-        If the folder holds checkpoints of another training.
+        If the folder contains checkpoints of another training.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], about: dict[str, str], seed: int):
-        self.folder, self.about, self.seed = Path(folder), about, seed
-        self.due, self.n = 0.0, 0
+    def __init__(self, folder: str | os.PathLike[str], fingerprint: dict[str, str], seed: int):
+        self.folder, self.fingerprint, self.seed = Path(folder), fingerprint, seed
+        self.next_time, self.last_number = 0.0, 0
         self.found: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-        self.seed = run_on_main(self.look)
+        self.seed = run_on_main(self.find)
 
-    def look(self) -> int:
-        """Find the last whole checkpoint, and tell its seed or else the given one."""
-        halves = self.folder.glob("checkpoint-*.safetensors")
-        alone = [half for half in halves if not half.with_suffix(".json").exists()]
-        for left in [*alone, *self.folder.glob(".checkpoint-*")]:  # of a process that was killed
-            left.unlink()
-        self.found = self.newest()
-        return self.seed if self.found is None else int(self.found[1]["seed"])
+    def find(self) -> int:
+        """Read the last valid checkpoint, if any, and return the seed of its training."""
+        tensor_files = self.folder.glob("checkpoint-*.safetensors")
+        incomplete = [path for path in tensor_files if not path.with_suffix(".json").exists()]
+        for path in [*incomplete, *self.folder.glob(".checkpoint-*")]:
+            path.unlink()
+        for n in self.numbers():
+            if (content := self.read(n)) is not None:
+                self.check(content[1])
+                self.found, self.last_number = content, n
+                return int(content[1]["seed"])
+        return self.seed
 
     def numbers(self) -> list[int]:
-        """Of all checkpoints, the newest first."""
-        found = [NAME.fullmatch(path.name) for path in self.folder.iterdir()]
-        return sorted((int(match[1]) for match in found if match), reverse=True)
+        """Return the numbers of all checkpoints, the newest first."""
+        matches = [NAME.fullmatch(path.name) for path in self.folder.iterdir()]
+        return sorted((int(match[1]) for match in matches if match), reverse=True)
 
     def files(self, n: int) -> tuple[Path, Path]:
-        """Of one checkpoint: the tensors and the rest."""
+        """Return the paths of the tensors and of the metadata of a checkpoint."""
         stem = self.folder / f"checkpoint-{n}"
         return stem.with_suffix(".safetensors"), stem.with_suffix(".json")
 
-    def newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The last whole checkpoint; those that are damaged are removed."""
-        for n in self.numbers():
-            weights, rest = self.files(n)
-            try:
-                facts = json.loads(rest.read_text(encoding="utf-8"))
-                if facts["format"] == FORMAT:
-                    if facts["hash"] != hash_of(weights):
-                        raise ValueError("its content has changed since it was written")
-                    tensors = read_state_dict(weights)
-            except (OSError, ValueError, KeyError, TypeError) as exc:
-                warnings.warn(
-                    f"The checkpoint {rest} is damaged, and is removed: {exc}.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-                self.remove(n)
-                continue
-            self.n = n
-            self.check(facts)
-            return tensors, facts
-        return None
+    def read(self, n: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Read a checkpoint. A damaged one is removed with a warning."""
+        tensor_path, json_path = self.files(n)
+        try:
+            metadata = json.loads(json_path.read_text(encoding="utf-8"))
+            if metadata["format"] != FORMAT:
+                return {}, metadata  # `check` refuses it
+            if metadata["hash"] != hash_file(tensor_path):
+                raise ValueError("its content has changed since it was written")
+            return read_state_dict(tensor_path), metadata
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            warn(f"Removing the checkpoint {json_path}, which is damaged: {exc}.", RuntimeWarning)
+            self.remove(n)
+            return None
 
-    def check(self, facts: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another training."""
-        instead = (
-            f"To start anew, pass another checkpoint_dir or remove the checkpoint-* files in "
+    def check(self, metadata: dict[str, Any]) -> None:
+        """Raise an error if a checkpoint belongs to another training or version."""
+        advice = (
+            "To start a new fit, pass another checkpoint_dir or remove the checkpoint-* files in "
             f"{str(self.folder)!r}."
         )
-        if facts["format"] != FORMAT:
+        if metadata["format"] != FORMAT:
             raise ValueError(
-                f"The checkpoints in {str(self.folder)!r} are of format {facts['format']!r}, but "
-                f"this version of skaocls reads format {FORMAT}. {instead}"
+                f"The checkpoints in {str(self.folder)!r} have format {metadata['format']!r}, but "
+                f"this version of skaocls reads format {FORMAT}. {advice}"
             )
-        about = facts["about"]
-        names = sorted(k for k in {*about, *self.about} if about.get(k) != self.about.get(k))
-        if names:
+        old, new = metadata["fingerprint"], self.fingerprint
+        changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+        if changed:
             raise ValueError(
-                f"checkpoint_dir={str(self.folder)!r} holds checkpoints of another fit: it differs "
-                f"in {', '.join(names)}. To go on with it, call fit with the same data and "
-                f"parameters. {instead}"
+                f"checkpoint_dir={str(self.folder)!r} contains checkpoints of another fit, with "
+                f"different {', '.join(changed)}. To continue that fit, call fit with the same "
+                f"data and parameters. {advice}"
             )
 
-    def resume(self, state: TrainingState) -> None:
-        """Set the state to the one that was found, if any."""
+    def restore(self, state: TrainingState) -> None:
+        """Restore the state from the checkpoint that was found, if any."""
         if broadcast_flag(self.found is not None):
             state.restore(*(self.found or ({}, {})))
             self.found = None
 
-    def keep(self, state: TrainingState) -> None:
-        """Write a checkpoint if it is time and the state is a good one; say so if that fails."""
-        if not (broadcast_flag(time.monotonic() >= self.due) and state.is_finite()):
+    def save_if_due(self, state: TrainingState) -> None:
+        """Save the state if it is finite and enough time has passed. A failure only warns."""
+        if not (broadcast_flag(time.monotonic() >= self.next_time) and state.is_finite()):
             return
-        begin = time.monotonic()
-        tensors, facts = state.tensors(), state.facts()
+        start = time.monotonic()
+        tensors, metadata = state.tensors(), state.metadata()
         if not is_main():
             return
         try:
-            self.write(tensors, facts)
+            self.write(tensors, metadata)
         except (OSError, SafetensorError) as exc:
-            warnings.warn(
-                f"No checkpoint could be written to {str(self.folder)!r}: {exc}. Training goes on, "
-                "earlier checkpoints stay.",
+            warn(
+                f"Could not write a checkpoint to {str(self.folder)!r}: {exc}. Training continues, "
+                "and earlier checkpoints are kept.",
                 RuntimeWarning,
-                stacklevel=2,
             )
         end = time.monotonic()
-        self.due = end + SHARE * (end - begin)
+        self.next_time = end + INTERVAL_FACTOR * (end - start)
 
-    def write(self, tensors: dict[str, Tensor], of_state: dict[str, Any]) -> None:
-        weights, rest = self.files(self.n + 1)
-        facts = {"format": FORMAT, "about": self.about, "seed": self.seed} | of_state
-
-        def write_tensors(path: str) -> None:
-            tensor_writer(tensors)(path)
-            facts["hash"] = hash_of(Path(path))
-
-        def write_rest(path: str) -> None:
-            Path(path).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-        write_all(self.folder, {weights.name: write_tensors, rest.name: write_rest})
-        self.n += 1
-        for n in self.numbers()[KEPT:]:
+    def write(self, tensors: dict[str, Tensor], state_metadata: dict[str, Any]) -> None:
+        """Write the next checkpoint and remove the oldest."""
+        tensor_path, json_path = self.files(self.last_number + 1)
+        metadata = {"format": FORMAT, "fingerprint": self.fingerprint, "seed": self.seed}
+        metadata |= state_metadata
+        writers = {
+            tensor_path.name: partial(write_tensors, tensors, metadata),
+            json_path.name: partial(write_json, metadata),
+        }
+        write_all(self.folder, writers)
+        self.last_number += 1
+        for n in self.numbers()[N_KEPT:]:
             self.remove(n)
 
     def remove(self, n: int) -> None:
+        """Remove a checkpoint, the JSON file first."""
         for path in reversed(self.files(n)):
             path.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove all checkpoints: the training has come to its end."""
+        """Remove all checkpoints."""
         for n in self.numbers() if is_main() else []:
             self.remove(n)
 
 
+def write_tensors(tensors: dict[str, Tensor], metadata: dict[str, Any], path: str) -> None:
+    """Write tensors and add the hash of the file to the metadata."""
+    tensor_writer(tensors)(path)
+    metadata["hash"] = hash_file(path)
+
+
+def write_json(metadata: dict[str, Any], path: str) -> None:
+    """Write metadata as JSON."""
+    Path(path).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+
+
 @contextmanager
 def checkpoints_in(
-    folder: str | os.PathLike[str] | None, about: dict[str, str], seed: int
+    folder: str | os.PathLike[str] | None, fingerprint: dict[str, str], seed: int
 ) -> Iterator[Checkpoints | None]:
-    """Checkpoints in a folder, which no one else uses meanwhile; None without a folder.
+    """Open the checkpoints in a folder and lock it. Without a folder, yield None.
+
+    The parameters are those of :class:`Checkpoints`. The folder is created if it does not exist.
 
     Raises
     ------
     OSError
         If the folder cannot be written to, or another training uses it.
     ValueError
-        If it holds checkpoints of another training.
+        If it contains checkpoints of another training.
     """
     if folder is None:
         yield None
         return
     lock = FileLock(Path(folder) / "checkpoint.lock", timeout=0)
-    run_on_main(lambda: take(lock, folder))
+    run_on_main(partial(create_and_lock, lock, folder))
     try:
-        yield Checkpoints(folder, about, seed)
+        yield Checkpoints(folder, fingerprint, seed)
     finally:
         lock.release()
 
 
-def take(lock: FileLock, folder: str | os.PathLike[str]) -> None:
-    """Lock a folder, which is made if need be."""
-    where = f"checkpoint_dir={os.fspath(folder)!r}"
+def create_and_lock(lock: FileLock, folder: str | os.PathLike[str]) -> None:
+    """Create a folder if it does not exist, and lock it."""
+    name = f"checkpoint_dir={os.fspath(folder)!r}"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as exc:
         raise OSError(
-            f"{where} is in use by another fit. Pass a folder of its own to each, or to none: in a "
-            "search, checkpoint_dir=None and memory."
+            f"{name} is in use by another fit. Pass a different folder to each fit. In a search, "
+            "use memory instead of checkpoint_dir."
         ) from exc
     except OSError as exc:
-        raise OSError(f"{where} cannot be written to: {exc}") from exc
-
-
-def hash_of(path: Path) -> str:
-    """Of a file's content."""
-    found = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            found.update(part)
-    return found.hexdigest()
+        raise OSError(f"{name} cannot be written to: {exc}") from exc

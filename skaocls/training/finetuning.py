@@ -1,4 +1,4 @@
-"""Adapting a trained prior to other classes: new class vectors, low-rank updates, frozen bodies."""
+"""Fine-tuning: which weights of a prior are trained, and vectors for new classes."""
 
 import numpy as np
 import torch
@@ -9,13 +9,14 @@ from skaocls.priors.interface import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 
-PROBE_IMAGES = 8  # of each new class, for its nearest old classes
+# Search for the old classes that are nearest to a new one (benchmarks/quality/finetuning.py)
+PROBE_IMAGES = 8  # images of each new class
 PROBE_ORDERS = 2
-NEAREST = 3  # old classes whose vectors are averaged
+N_NEAREST = 3  # old classes whose vectors are averaged
 
 
 class LowRank(nn.Module):
-    """W + (alpha / rank) B A, of which A and B are trained (Hu et al., arXiv 2106.09685)."""
+    """W + (alpha / rank) B A with trainable A and B (Hu et al., arXiv 2106.09685)."""
 
     def __init__(self, weight: Tensor, rank: int, alpha: float, generator: Generator | None):
         super().__init__()
@@ -37,18 +38,19 @@ def prepare_finetuning(
     alpha: float = 16.0,
     generator: Generator | None = None,
 ) -> None:
-    """Choose, in place, what training changes.
+    """Choose, in place, which weights of a prior are trained.
 
     Parameters
     ----------
     prior : Prior
     mode : {"full", "lora", "class_embedding", "head"}
-        All weights; class vectors and low-rank updates of the attention and feed-forward matrices;
-        class vectors alone; what a prior has beside its transformer.
-    rank, alpha : int, float
-        Of the low-rank updates, which are multiplied by ``alpha / rank``.
+        ``"full"`` trains all weights. ``"lora"`` trains class vectors and low-rank updates of the
+        attention and feed-forward matrices. ``"class_embedding"`` trains class vectors alone.
+        ``"head"`` trains all weights outside the transformer.
+    rank, alpha : int, float, default=8, 16.0
+        Rank of the low-rank updates, and their scale: they are multiplied by ``alpha / rank``.
     generator : torch.Generator, default=None
-        Draws where the low-rank updates start, on the CPU; None is torch's global one.
+        Draws initial low-rank updates, on the CPU. None is torch's global generator.
     """
     prior.requires_grad_(mode in ("full", "head"))
     if mode == "head":
@@ -63,7 +65,7 @@ def prepare_finetuning(
 
 
 def merge_finetuning(prior: Prior) -> None:
-    """Add low-rank updates to the matrices they belong to, so that scoring costs nothing more."""
+    """Add low-rank updates to the matrices, in place, so that they do not slow down scoring."""
     for layer in [m for m in prior.modules() if parametrize.is_parametrized(m)]:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     prior.requires_grad_(True)
@@ -74,10 +76,10 @@ def set_classes(
     codes: np.ndarray,
     labels: np.ndarray,
     n_classes: int,
-    start: str,
+    initial: str,
     seed: int = 0,
     *,
-    keep: bool = False,
+    keep_old: bool = False,
 ) -> None:
     """Give a prior new classes, in place.
 
@@ -87,29 +89,30 @@ def set_classes(
     codes : int array of shape (n_images, n_tokens)
         Tokens of images of the new classes.
     labels : int array of shape (n_images,)
-        New classes 0 ... n_classes - 1.
+        New classes, from 0 to n_classes - 1.
     n_classes : int
         Number of new classes.
-    start : {"nearest", "null"}
-        Each new class begins as the mean vector of the three old classes that make a few of its
-        images most likely, or as the null class.
+    initial : {"nearest", "null"}
+        Initial vectors of the new classes. ``"nearest"`` is the mean vector of the three old
+        classes under which a few images of the new class are most likely. ``"null"`` is the vector
+        of the null class.
     seed : int, default=0
-        Of the orders in which those likelihoods are measured.
-    keep : bool, default=False
-        Whether the old classes stay, before the new ones, or go.
+        Seed of the orders in which these likelihoods are measured.
+    keep_old : bool, default=False
+        Whether the old classes are kept, before the new ones.
     """
     table = prior.class_table.detach()
     null = table[-1:]
-    if start == "null":
+    if initial == "null":
         vectors = null.repeat(n_classes, 1)
     else:
         orders = draw_orders(PROBE_ORDERS, prior.n_tokens, seed)
-        nearest = []
+        means = []
         for label in range(n_classes):
             images = codes[np.flatnonzero(labels == label)[:PROBE_IMAGES]]
             ll = log_likelihoods(prior, images, orders, np.arange(prior.num_classes))
-            best = ll.mean((0, 1)).argsort()[-NEAREST:].copy()
-            nearest.append(table[torch.from_numpy(best).to(table.device)].mean(0))
-        vectors = torch.stack(nearest)
-    old = table[:-1] if keep else table[:0]
+            nearest = ll.mean((0, 1)).argsort()[-N_NEAREST:].copy()
+            means.append(table[torch.from_numpy(nearest).to(table.device)].mean(0))
+        vectors = torch.stack(means)
+    old = table[:-1] if keep_old else table[:0]
     prior.replace_class_table(torch.cat([old, vectors, null]))

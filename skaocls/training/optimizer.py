@@ -1,32 +1,35 @@
-"""The optimizer: AdamW, and steps of orthogonal direction for the matrices of new priors.
+"""The optimizers: AdamW, and Muon for the weight matrices of new priors.
 
-AdamW moves every weight by about as much. A matrix acts through its singular directions, and most
-of its gradient lies along a few of them; Muon steps by the orthogonal matrix that is nearest to the
-gradient's running mean, so that all directions are learned at one pace. New priors get further by
-it in as many steps; where each image has one view alone it overfits them.
+AdamW changes all weights by steps of similar size. Most of a gradient matrix lies along a few
+singular directions, so AdamW learns the other directions slowly. Muon replaces the gradient by the
+nearest orthogonal matrix, so that all directions are learned at the same rate. It reaches a lower
+loss in few epochs but overfits in many (``benchmarks/quality/optimizers.py``).
 """
 
 from collections import defaultdict
-from typing import Any, cast
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from skaocls.priors.interface import Prior
-from skaocls.training.parallel import cut, piece_of, whole_of
 
+# Weight decay and beta values are those of the published RandAR recipe (arXiv 2412.01827,
+# appendix). Momentum, coefficients and number of iterations are those of Muon's authors.
+WEIGHT_DECAY = 0.05  # on matrices; vectors are not decayed
 BETAS = (0.9, 0.95)
 MOMENTUM = 0.95
-# Of the polynomial by which singular values come to lie around 1, and how often it is applied
-COEFFICIENTS, ROUNDS = (3.4445, -4.7750, 2.0315), 5
+NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_ITERATIONS = 5
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW that steps along orthogonal matrices for groups of parameters with a number ``muon``.
+    """Muon for the parameter groups with a ``"muon"`` entry, AdamW for all other groups.
 
-    Each parameter of such a group is so many matrices below each other, as those of queries, keys
-    and values are. The step of an m x n matrix has singular values around
-    ``lr * sqrt(max(1, m / n))``.
+    The entry is the number of matrices that are stacked vertically in each parameter, for example 3
+    for a joint projection to queries, keys and values. Each matrix of shape (m, n) is updated by an
+    orthogonal matrix times ``lr * sqrt(max(1, m / n))``.
 
     References
     ----------
@@ -39,94 +42,100 @@ class Muon(torch.optim.AdamW):
     >>> p = torch.nn.Parameter(torch.zeros(2, 2))
     >>> (p * torch.tensor([[3.0, 0.0], [0.0, 0.1]])).sum().backward()
     >>> Muon([{"params": [p], "muon": 1}], lr=1.0, weight_decay=0.0).step()
-    >>> p.diagonal().abs().gt(0.6).tolist()  # both directions, however small the gradient
+    >>> p.diagonal().abs().gt(0.6).tolist()  # large steps for large and small gradients
     [True, True]
     """
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        everything = self.param_groups
-        self.param_groups = [group for group in everything if "muon" not in group]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Perform one optimization step."""
+        all_groups = self.param_groups
+        self.param_groups = [group for group in all_groups if "muon" not in group]
         try:
-            loss = super().step(closure)
+            loss: float | None = super().step(closure)
         finally:
-            self.param_groups = everything
-        for group in everything:
-            if "muon" in group:
-                params = [p for p in group["params"] if p.grad is not None]
-                ahead = [self.ahead(p) for p in params]
-                for p, direction in zip(params, directions(ahead, group["muon"])):
-                    weights = piece_of(p.data)
-                    weights.mul_(1 - group["lr"] * group["weight_decay"])
-                    weights.sub_(cut(p, direction), alpha=group["lr"])
+            self.param_groups = all_groups
+        for group in all_groups:
+            if "muon" not in group:
+                continue
+            params = [p for p in group["params"] if p.grad is not None]
+            gradients = [self.nesterov_gradient(p) for p in params]
+            for p, update in zip(params, orthogonal_updates(gradients, group["muon"])):
+                p.data.mul_(1 - group["lr"] * group["weight_decay"])
+                p.data.sub_(update, alpha=group["lr"])
         return loss
 
-    def ahead(self, p: Tensor) -> Tensor:
-        """The running mean of a gradient as Nesterov's momentum takes it, whole."""
+    def nesterov_gradient(self, p: Tensor) -> Tensor:
+        """Update the momentum of a parameter and return its look-ahead gradient."""
         gradient, state = cast(Tensor, p.grad), self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-            state["step"] = torch.zeros(())  # which AdamW looks for when it is loaded
+            state["step"] = torch.zeros(())  # AdamW expects it when a state is loaded
         state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-        return whole_of(torch.lerp(gradient, state["momentum"], MOMENTUM))
+        return torch.lerp(gradient, state["momentum"], MOMENTUM)
 
 
-def directions(gradients: list[Tensor], parts: int) -> list[Tensor]:
-    """Orthogonal matrices for gradients that are `parts` matrices below each other."""
+def orthogonal_updates(gradients: list[Tensor], n_stacked: int) -> list[Tensor]:
+    """Return scaled orthogonal matrices for gradients that are `n_stacked` matrices each."""
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, gradient in enumerate(gradients):
         by_shape[tuple(gradient.shape)].append(i)
-    found = list(gradients)
-    for (rows, columns), which in by_shape.items():  # small ones take as long as many together
-        together = torch.stack([gradients[i] for i in which]).unflatten(1, (parts, -1))
-        scale = max(1.0, rows / parts / columns) ** 0.5
-        for i, direction in zip(which, scale * orthogonal(together)):
-            found[i] = direction.flatten(0, 1)
-    return found
+    updates = list(gradients)
+    # matrices of one shape are processed together, which takes about as long as one of them
+    for (rows, columns), indices in by_shape.items():
+        stacked = torch.stack([gradients[i] for i in indices]).unflatten(1, (n_stacked, -1))
+        scale = max(1.0, rows / n_stacked / columns) ** 0.5
+        for i, update in zip(indices, scale * orthogonalize(stacked)):
+            updates[i] = update.flatten(0, 1)
+    return updates
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices (..., m, n) with the same singular vectors, and singular values around 1.
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Replace the singular values of matrices (..., m, n) by values between about 0.7 and 1.2.
 
-    Newton and Schulz's iteration, with coefficients that take the small ones up fast and leave all
-    between 0.7 and 1.2.
+    This is the Newton-Schulz iteration. Its coefficients make small singular values grow fast.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-12)
-    a, b, c = COEFFICIENTS
-    for _ in range(ROUNDS):
+    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
+    for _ in range(NEWTON_SCHULZ_ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    found: Tensor = x.mT if tall else x
-    return found
+    result: Tensor = x.mT if tall else x
+    return result
 
 
 def make_optimizer(
-    prior: Prior, rate: float, weight_decay: float, muon: bool = False
+    prior: Prior, learning_rate: float, weight_decay: float = WEIGHT_DECAY, muon: bool = False
 ) -> torch.optim.AdamW:
-    """Optimizer with weight decay on matrices and none on vectors.
+    """Return an optimizer for the trainable parameters of a prior.
 
     Parameters
     ----------
     prior : Prior
-    rate : float
-    weight_decay : float
+    learning_rate : float
+    weight_decay : float, default=0.05
+        Weight decay of matrices. Vectors have none.
     muon : bool, default=False
-        Whether the prior's :meth:`~skaocls.priors.interface.Prior.matrices` take steps of
-        orthogonal direction.
+        Whether Muon trains the prior's hidden weight matrices
+        (:meth:`skaocls.priors.interface.Prior.matrices`). AdamW trains everything else.
+
+    Returns
+    -------
+    optimizer : torch.optim.AdamW or Muon
     """
     params = [p for p in prior.parameters() if p.requires_grad]
-    decayed, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]
+    matrices, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]
     groups = [
-        {"params": decayed, "weight_decay": weight_decay},
+        {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
     if not muon:
-        return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
-    stacks = prior.matrices()
-    groups[0]["params"] = [p for p in decayed if p not in stacks]
-    for parts in sorted(set(stacks.values())):
-        of_so_many = [p for p in decayed if stacks.get(p) == parts]
-        groups.append({"params": of_so_many, "weight_decay": weight_decay, "muon": parts})
-    return Muon(groups, lr=rate, betas=BETAS, fused=True)
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
+    n_stacked = prior.matrices()
+    groups[0]["params"] = [p for p in matrices if p not in n_stacked]
+    for n in sorted(set(n_stacked.values())):
+        params = [p for p in matrices if n_stacked.get(p) == n]
+        groups.append({"params": params, "weight_decay": weight_decay, "muon": n})
+    return Muon(groups, lr=learning_rate, betas=BETAS, fused=True)

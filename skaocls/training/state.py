@@ -1,6 +1,7 @@
-"""All that changes while a prior is trained, and what happened."""
+"""The state of a training, which checkpoints save and restore, and its history."""
 
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,33 +20,34 @@ from skaocls.distributed import (
     world_size,
 )
 from skaocls.priors.interface import Prior
-from skaocls.training.parallel import as_piece, cut, kept_by_main, piece_of
+from skaocls.warn import warn
 
-TRIES = 3  # how often the learning rate is lowered before training that diverges is given up
-LOWERED = 0.1  # what it is multiplied by
+# What happens when a training diverges. These are safeguards; no benchmark reaches them.
+MAX_RESTARTS = 3
+RESTART_RATE_FACTOR = 0.1  # by which each restart multiplies the learning rate
 
 
 @dataclass
 class History:
-    """What happened while training.
+    """Course of a training.
 
     Attributes
     ----------
     loss_curve : list of float
         Mean training loss of each epoch, in nats per token.
     validation_curve : list of float
-        Mean held-out log-likelihood after each epoch, in nats per token; empty without
+        Mean validation log-likelihood after each epoch, in nats per token. Empty without
         validation data.
     n_iter : int
-        Epochs run.
+        Number of epochs.
     best_iter : int
-        Epoch, from 1, whose weights were kept.
+        Epoch, counted from 1, whose weights were kept.
     converged : bool
         Whether the curve was flat at the end.
     interrupted : bool
-        Whether Ctrl-C ended it.
+        Whether Ctrl-C ended the training.
     settings : dict
-        `max_iter`, `batch_size` and `learning_rate_init`, as they were used.
+        Values used for `max_iter`, `batch_size` and `learning_rate_init`.
     """
 
     loss_curve: list[float] = field(default_factory=list)
@@ -54,154 +56,186 @@ class History:
     best_iter: int = 0
     converged: bool = False
     interrupted: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, int | float] = field(default_factory=dict)
 
 
 class TrainingState:
-    """Weights, their running mean, optimizer, generators and place in the data of one training.
+    """Weights, optimizer, random generators and position in the data.
 
     Attributes
     ----------
-    trained : list of Parameter
-        What is trained of the prior.
-    own, mean, good : list of Tensor
-        Their weights, a running mean of these, and those after the last epoch; of weights in
-        pieces those of this process.
+    parameters : list of Parameter
+        Trainable parameters of the prior.
+    weights, average, last_good : list of Tensor
+        Weights of these parameters: current ones, their running average, and those after the last
+        epoch.
     best : list of Tensor or None
-        Those of the best epoch, with validation data.
-    optimizer : AdamW
-    random, dropping : torch.Generator
-        Of batches, orders and labels, and of dropout. Of several processes, all draw the same
-        batches, and each its own dropout.
+        Averaged weights of the best epoch. None without validation data.
+    optimizer : torch.optim.AdamW
+    generator, dropout_generator : torch.Generator
+        Source of batches, orders and labels, which all ranks draw alike, and of dropout, which each
+        rank draws on its own.
     step : int
-        Steps done of this epoch.
-    shuffled : int tensor of shape (n_images,)
+        Number of steps done in this epoch.
+    permutation : int tensor of shape (n_images,)
         Order of the images in this epoch.
-    losses : float tensor
-        Sum of this epoch's losses, of this process's share.
-    lowered : int
-        How often the learning rate was lowered because training diverged.
+    loss_sum : float tensor
+        Sum of the losses of this epoch on this rank.
+    n_restarts : int
+        How often training diverged and restarted at a lower learning rate.
     history : History
     """
 
     def __init__(self, prior: Prior, optimizer: torch.optim.AdamW, seed: int):
-        self.trained: list[Tensor] = [p for p in prior.parameters() if p.requires_grad]
-        self.own = [piece_of(p.data) for p in self.trained]
-        self.mean, self.good = copies(self.own), copies(self.own)
+        self.parameters: list[Tensor] = [p for p in prior.parameters() if p.requires_grad]
+        self.weights = [p.data for p in self.parameters]
+        self.average, self.last_good = copies(self.weights), copies(self.weights)
         self.best: list[Tensor] | None = None
         self.optimizer = optimizer
         self.seed, device = seed, prior.device
-        self.random = torch.Generator().manual_seed(seed)
-        self.dropping = self.random
+        self.generator = torch.Generator().manual_seed(seed)
+        self.dropout_generator = self.generator
         if device.type != "cpu" or world_size() > 1:
-            self.dropping = torch.Generator(device).manual_seed(seed)
-        self.step, self.lowered = 0, 0
-        self.shuffled = torch.empty(0, dtype=torch.int64)
-        self.losses = torch.zeros((), dtype=torch.float32, device=device)
+            self.dropout_generator = torch.Generator(device).manual_seed(seed)
+        self.step, self.n_restarts = 0, 0
+        self.permutation = torch.empty(0, dtype=torch.int64)
+        self.loss_sum = torch.zeros((), dtype=torch.float32, device=device)
         self.history = History()
 
     def is_finite(self) -> bool:
-        """Whether losses and weights are numbers."""
-        return all_ranks_true(are_finite([self.losses, *self.own]))
+        """Return whether losses and weights are finite on all ranks."""
+        return all_ranks_true(are_finite([self.loss_sum, *self.weights]))
 
-    def begin_step(self, step: int) -> None:
-        """Let dropout of one of several processes follow from the step, so as to be resumed."""
-        drawn = np.random.SeedSequence([self.seed, step, rank()]).generate_state(1, np.uint64)
-        self.dropping.manual_seed(int(drawn[0] >> 1))
+    def seed_dropout(self, step: int) -> None:
+        """Seed this rank's dropout by the step, so that a restored training continues alike."""
+        seed = np.random.SeedSequence([self.seed, step, rank()]).generate_state(1, np.uint64)
+        self.dropout_generator.manual_seed(int(seed[0] >> 1))
 
-    def go_back(self) -> None:
-        """Begin the epoch again with the last good weights at a lower rate.
+    def restart_epoch(self) -> None:
+        """Return to the weights before the epoch and lower the learning rate.
 
         Raises
         ------
         ValueError
-            If that was done too often.
+            After too many restarts.
         """
         epoch = self.history.n_iter + 1
-        self.lowered += 1
-        if self.lowered > TRIES:
+        self.n_restarts += 1
+        if self.n_restarts > MAX_RESTARTS:
             raise ValueError(
-                f"Training diverged in epoch {epoch}, and again {TRIES} times at lower learning "
-                "rates: loss or weights are no finite numbers. Pass a lower learning_rate_init, "
-                "and look for huge values in X, sample_weight and the weights of a given prior."
+                f"Training diverged in epoch {epoch}, and again {MAX_RESTARTS} times at lower "
+                "learning rates: loss or weights are not finite. Pass a lower learning_rate_init, "
+                "and check X, sample_weight and the weights of a pretrained prior for huge values."
             )
-        warnings.warn(
-            f"Training diverged in epoch {epoch}: loss or weights are no finite numbers. The epoch "
-            f"begins again with the weights before it, at {LOWERED**self.lowered:.3g} of the "
-            "learning rate. Consider a lower learning_rate_init.",
+        warn(
+            f"Training diverged in epoch {epoch}: loss or weights are not finite. The epoch "
+            "restarts from the weights before it, at "
+            f"{RESTART_RATE_FACTOR**self.n_restarts:.3g} of the learning rate. Consider a lower "
+            "learning_rate_init.",
             ConvergenceWarning,
-            stacklevel=2,
         )
         with torch.no_grad():
-            torch._foreach_copy_(self.own, self.good)
-            torch._foreach_copy_(self.mean, self.good)
+            torch._foreach_copy_(self.weights, self.last_good)
+            torch._foreach_copy_(self.average, self.last_good)
         self.optimizer.state.clear()
         self.step = 0
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it that is tensors, by name, in the main process; all take part.
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Let the prior use the averaged weights for the duration of a context.
 
-        :meth:`restore` takes them back, by as many processes or by others.
+        No numbers are copied, so Ctrl-C at any point leaves all weights intact.
         """
-        named = {"shuffled": self.shuffled, "losses": all_reduce_sum(self.losses)}
-        named["generator.0"] = self.random.get_state()
-        named["generator.1"] = self.dropping.get_state()
-        weights = {"own": self.own, "mean": self.mean, "good": self.good, "best": self.best or []}
-        for name, several in weights.items():
-            for i, (p, t) in enumerate(zip(self.trained, several)):
-                named[f"{name}.{i}"] = kept_by_main(as_piece(p, t))
-        for i, of_one in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer.{i}.{name}": kept_by_main(t) for name, t in of_one.items()}
-        return named
+        try:
+            assign(self.parameters, self.average)
+            yield
+        finally:
+            assign(self.parameters, self.weights)
 
-    def facts(self) -> dict[str, Any]:
-        """The rest, in JSON's terms."""
-        return {"step": self.step, "lowered": self.lowered, "history": vars(self.history)}
+    def keep_best_weights(self) -> None:
+        """Set the prior to the best averaged weights, or to the last good ones if not finite."""
+        assign(self.parameters, self.weights)  # Ctrl-C may have ended `averaged_weights` early
+        kept = self.average if self.best is None else self.best
+        with torch.no_grad():
+            finite = all_ranks_true(are_finite(kept))
+            torch._foreach_copy_(self.weights, kept if finite else self.last_good)
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Become what :meth:`tensors` and :meth:`facts` told the main process.
+    def named_weights(self) -> dict[str, list[Tensor]]:
+        """Return all lists of weights by name."""
+        names = {"weights": self.weights, "average": self.average, "last_good": self.last_good}
+        return names | {"best": self.best or []}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors of the state by name, on the CPU.
+
+        All ranks must call this; the main rank gets the tensors.
+        """
+        named = {"permutation": self.permutation, "loss_sum": all_reduce_sum(self.loss_sum)}
+        if not is_main():
+            return {}
+        named["generator"] = self.generator.get_state()
+        named["dropout_generator"] = self.dropout_generator.get_state()
+        for name, tensors in self.named_weights().items():
+            named |= {f"{name}.{i}": t for i, t in enumerate(tensors)}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            named |= {f"optimizer.{i}.{name}": t for name, t in moments.items()}
+        return {name: t.detach().cpu() for name, t in named.items()}
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the rest of the state, as JSON types."""
+        return {"step": self.step, "n_restarts": self.n_restarts, "history": vars(self.history)}
+
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Restore the state that :meth:`tensors` and :meth:`metadata` of the main rank returned.
+
+        All ranks must call this; the arguments of other ranks than the main one are not used. The
         `history` stays the same object.
         """
-        told = {key: (tuple(t.shape), t.dtype) for key, t in tensors.items()}
-        told, facts = broadcast((told, facts))
-
-        def whole(key: str) -> Tensor:
-            return broadcast_tensor(tensors.get(key), *told[key])
-
-        if "best.0" in told:
-            self.best = copies(self.own)
-        weights = {"own": self.own, "mean": self.mean, "good": self.good, "best": self.best or []}
-        with torch.no_grad():
-            for name, several in weights.items():
-                for i, (p, t) in enumerate(zip(self.trained, several)):
-                    t.copy_(cut(p, whole(f"{name}.{i}")))
-            losses = whole("losses")
-            self.losses.copy_(losses if is_main() else torch.zeros_like(losses))
+        shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+        shapes, metadata = broadcast((shapes, metadata))
+        if "best.0" in shapes:
+            self.best = copies(self.weights)
+        weights = self.named_weights()
         moments: dict[int, dict[str, Tensor]] = {}
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for key in told:
-            kind, _, rest = key.partition(".")
+        for name, (shape, dtype) in shapes.items():
+            tensor = broadcast_tensor(tensors.get(name), shape, dtype)
+            kind, _, rest = name.partition(".")
             if kind == "optimizer":
-                number, _, name = rest.partition(".")
-                p, moment = params[int(number)], whole(key).clone()
-                if told[key][0] == tuple(p.shape):
-                    moment = as_piece(p, cut(p, moment))
-                moments.setdefault(int(number), {})[name] = moment
+                i, _, moment = rest.partition(".")
+                moments.setdefault(int(i), {})[moment] = tensor.clone()
+            elif kind in weights:
+                with torch.no_grad():
+                    weights[kind][int(rest)].copy_(tensor)
+            else:
+                self.restore_tensor(name, tensor)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        dropping = whole("generator.1")
-        if world_size() == 1:  # else each step begins anew
-            self.dropping.set_state(dropping)
-        self.random.set_state(whole("generator.0"))
-        self.shuffled = whole("shuffled").clone()
-        self.step, self.lowered = facts["step"], facts["lowered"]
-        vars(self.history).update(facts["history"])
+        self.step, self.n_restarts = metadata["step"], metadata["n_restarts"]
+        vars(self.history).update(metadata["history"])
+
+    def restore_tensor(self, name: str, tensor: Tensor) -> None:
+        """Restore one tensor that is not a weight or a moment of the optimizer."""
+        if name == "permutation":
+            self.permutation = tensor.clone()
+        elif name == "loss_sum":
+            self.loss_sum.copy_(tensor if is_main() else torch.zeros_like(tensor))
+        elif name == "generator":
+            self.generator.set_state(tensor)
+        elif world_size() == 1:  # several ranks seed dropout by the step
+            self.dropout_generator.set_state(tensor)
+
+
+def assign(parameters: list[Tensor], weights: list[Tensor]) -> None:
+    """Let parameters use other tensors as their weights."""
+    for p, weight in zip(parameters, weights, strict=True):
+        p.data = weight
 
 
 def are_finite(tensors: list[Tensor]) -> bool:
+    """Return whether all numbers are finite."""
     return all(bool(t.isfinite().all()) for t in tensors)
 
 
 def copies(tensors: list[Tensor]) -> list[Tensor]:
+    """Return detached copies."""
     return [t.detach().clone() for t in tensors]

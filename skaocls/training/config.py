@@ -1,0 +1,184 @@
+"""Training parameters: as the user set them, and as the training loop uses them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from skaocls.devices import resolve_device, resolve_precision
+from skaocls.parameters import FineTuning
+from skaocls.priors.interface import Prior
+from skaocls.scoring.orders import DRAWN, resolve_orders
+from skaocls.training.defaults import (
+    MAX_EPOCHS,
+    default_batch_size,
+    default_learning_rate,
+    default_max_iter,
+    default_posterior_weight,
+    uses_muon,
+)
+
+# Modes that train the vectors of classes, but not that of the null class.
+FROZEN_NULL_MODES = ("lora", "class_embedding")
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """Training parameters without "auto", as used by :func:`skaocls.training.loop.train_prior`.
+
+    Attributes
+    ----------
+    max_iter : int
+        Number of epochs.
+    batch_size : int
+        Images per step, on all ranks together.
+    learning_rate_init : float
+        Peak learning rate.
+    posterior_weight : float
+        Weight of -log p(class | tokens, order) in the loss, see :mod:`skaocls.training.loss`.
+    keep_null_class : bool
+        Whether the null class is not trained. Then there is no class dropout and no weight decay.
+    muon : bool
+        Whether Muon trains the weight matrices, see :mod:`skaocls.training.optimizer`.
+    orders : int array of shape (n_orders, n_tokens) or None
+        Orders to draw from. None draws from all permutations.
+    n_iter_no_change : int
+        With validation data, training stops after this many epochs without improvement. Without,
+        the last `n_iter_no_change` epochs, at most a quarter of all, decide about convergence.
+    tol : float
+        Minimum improvement, in nats per token; smaller changes count as none.
+    autocast : torch.dtype or None
+        Type of the matrix products. None is float32.
+    seed : int
+        Seed of batches, views, orders, dropped labels and dropout.
+    verbose : int
+        1 shows a progress bar.
+    """
+
+    max_iter: int
+    batch_size: int
+    learning_rate_init: float
+    posterior_weight: float = 0.0
+    keep_null_class: bool = False
+    muon: bool = False
+    orders: np.ndarray | None = None
+    n_iter_no_change: int = 10
+    tol: float = 1e-3
+    autocast: torch.dtype | None = None
+    seed: int = 0
+    verbose: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Training parameters of the classifier, under their names and with their meaning.
+
+    Attributes
+    ----------
+    architecture : str
+        Architecture of a new prior.
+    sizes : dict or None
+        Sizes of a new prior. None chooses them for the data.
+    keep_classes : bool
+        Whether a pretrained prior keeps its class vectors if it has the right number of classes.
+    hold_out : bool
+        Whether validation data are held out even without early stopping.
+    tabular : bool
+        Whether the data are rows of a table.
+    """
+
+    architecture: str
+    sizes: dict[str, Any] | None
+    keep_classes: bool
+    hold_out: bool
+    order: str | ArrayLike
+    n_orders: int
+    augmentation: int | str | None
+    max_iter: int | str
+    batch_size: int | str
+    learning_rate_init: float | str
+    posterior_weight: float | str
+    early_stopping: bool
+    validation_fraction: float
+    n_iter_no_change: int
+    tol: float
+    device: str | torch.device
+    precision: str
+    verbose: int
+    finetune: FineTuning = field(default_factory=FineTuning)
+    tabular: bool = False
+
+    @property
+    def draws_orders(self) -> bool:
+        """Whether the prior is trained for all permutations."""
+        return isinstance(self.order, str) and self.order in DRAWN
+
+    def identity(self) -> dict[str, object]:
+        """Return everything that the result depends on, for hashing."""
+        values = dict(vars(self))
+        values["device"] = resolve_device(self.device).type
+        values["finetune"] = self.finetune.get_params()
+        del values["verbose"]
+        if isinstance(self.order, str):
+            del values["n_orders"]
+        if self.draws_orders:
+            values["order"] = "random"
+        return values
+
+    def resolve(
+        self,
+        prior: Prior,
+        mode: str | None,
+        n_samples: int,
+        n_views: int,
+        order_seed: int,
+        seed: int,
+    ) -> ResolvedConfig:
+        """Replace every "auto" by a value.
+
+        Parameters
+        ----------
+        prior : Prior
+            The prior before training.
+        mode : str or None
+            Fine-tuning mode. None trains all weights at the learning rate of a new prior.
+        n_samples, n_views : int
+            Number of training samples, and of augmented views of each.
+        order_seed, seed : int
+            Seeds of the orders and of the training.
+
+        Returns
+        -------
+        resolved : ResolvedConfig
+        """
+        rate, weight = self.learning_rate_init, self.posterior_weight
+        batch_size, max_iter = self.batch_size, self.max_iter
+        if isinstance(rate, str):
+            rate = default_learning_rate(prior.dim, mode)
+        if isinstance(weight, str):
+            weight = default_posterior_weight(prior, mode, self.tabular)
+        if isinstance(batch_size, str):
+            batch_size = default_batch_size(n_samples, prior.n_tokens, self.tabular)
+        if isinstance(max_iter, str) and (mode is None or self.tabular):
+            max_iter = default_max_iter(n_samples, prior, weight, self.tabular)
+        elif isinstance(max_iter, str):  # the budget is not meant for large pretrained priors
+            max_iter = MAX_EPOCHS
+        orders = None
+        if not self.draws_orders:
+            orders = resolve_orders(self.order, self.n_orders, prior.n_tokens, order_seed)
+        return ResolvedConfig(
+            max_iter=max_iter,
+            batch_size=batch_size,
+            learning_rate_init=rate,
+            posterior_weight=weight,
+            keep_null_class=mode in FROZEN_NULL_MODES,
+            muon=uses_muon(prior, mode, max_iter, n_views, self.tabular),
+            orders=orders,
+            n_iter_no_change=self.n_iter_no_change,
+            tol=self.tol,
+            autocast=resolve_precision(self.precision, prior.device),
+            seed=seed,
+            verbose=self.verbose,
+        )

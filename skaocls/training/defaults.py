@@ -1,0 +1,134 @@
+"""Values of training parameters that are set to "auto", and the size of micro-batches."""
+
+import numpy as np
+
+from skaocls.priors.interface import Prior
+from skaocls.priors.shared_trunk import SharedTrunkPrior
+from skaocls.training.loss import POSTERIOR_STRIDE, number_of_rivals
+
+# Epochs. The budget takes about a minute on two cores for up to 1000 images and grows less than
+# linearly, to eight minutes for 10,000 (benchmarks/speed/waiting.py). Tables need fewer epochs,
+# because they have no augmented views and overfit sooner (benchmarks/quality/tables.py).
+MAX_EPOCHS, MAX_EPOCHS_OF_TABLES, MIN_EPOCHS = 120, 30, 10
+BUDGET_OPERATIONS, BUDGET_IMAGES, BUDGET_EXPONENT = 3.3e12, 1000, 0.9
+# Time of one rival class in the class head, relative to its matrix products
+# (benchmarks/speed/steps.py).
+RIVAL_OVERHEAD = 3.5
+
+# Batch size. With many tokens per image, batches of about 1024 tokens need a quarter of the epochs
+# that batches of 64 images need (benchmarks/speed/waiting.py). The gradients of much smaller
+# batches are noisy.
+BATCH_TOKENS = 1024
+MIN_BATCH, MAX_BATCH = 16, 64
+MIN_STEPS_PER_EPOCH, MIN_STEPS_PER_EPOCH_OF_TABLES = 8, 32
+
+# Learning rates. The rate of a new prior is 0.4 / dim, the published 4e-4 at the published width of
+# 1024 (benchmarks/quality/digits.py for small priors). Fine-tuning multiplies it by a factor
+# (benchmarks/quality/finetuning.py).
+RATE_TIMES_DIM = 0.4
+FINETUNING_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
+
+# Muon trains priors for fewer than 50 epochs. AdamW is at least as good in longer trainings
+# (benchmarks/quality/optimizers.py, benchmarks/quality/tables.py).
+MUON_MAX_EPOCHS = 50
+
+# Weight of the posterior in the loss (benchmarks/quality/posterior.py). Below 48 tokens it falls in
+# proportion to their number, because the likelihood of fewer tokens is fewer nats.
+POSTERIOR_WEIGHT, FULL_WEIGHT_TOKENS = 5.0, 48
+POSTERIOR_WEIGHT_PER_COLUMN = 1 / 30  # of a table
+
+# Gradients are accumulated over micro-batches whose activations fit into this many bytes. The limit
+# does not depend on the machine, so the results do not either. No new prior of default size reaches
+# it; RandAR-L (343 million parameters) is fine-tuned on four images at a time.
+ACTIVATION_BUDGET = 2**32
+
+
+def default_batch_size(n_samples: int, n_tokens: int, tabular: bool = False) -> int:
+    """Return the number of samples per training step.
+
+    Examples
+    --------
+    >>> from skaocls.training.defaults import default_batch_size
+    >>> [default_batch_size(1000, n_tokens=16), default_batch_size(1000, n_tokens=49)]
+    [64, 20]
+    """
+    steps = MIN_STEPS_PER_EPOCH_OF_TABLES if tabular else MIN_STEPS_PER_EPOCH
+    return int(np.clip(min(n_samples // steps, BATCH_TOKENS // n_tokens), MIN_BATCH, MAX_BATCH))
+
+
+def default_max_iter(
+    n_samples: int, prior: Prior, posterior_weight: float = 0.0, tabular: bool = False
+) -> int:
+    """Return the number of epochs that a budget of operations allows, between 10 and 120.
+
+    Tables are trained for at most 30 epochs.
+    """
+    budget = BUDGET_OPERATIONS * max(1.0, n_samples / BUDGET_IMAGES) ** BUDGET_EXPONENT
+    n_rivals = number_of_rivals(prior.num_classes) if posterior_weight else 0
+    epochs = budget / (n_samples * training_operations(prior, n_rivals))
+    return int(np.clip(epochs, MIN_EPOCHS, MAX_EPOCHS_OF_TABLES if tabular else MAX_EPOCHS))
+
+
+def training_operations(prior: Prior, n_rivals: int = 0) -> float:
+    """Estimate the floating-point operations of the forward and backward pass of one image."""
+    n, transformer = prior.n_tokens, prior.transformer
+    n_block = sum(p.numel() for p in transformer.layers.parameters())
+    lookup_tables = (prior.class_table, transformer.tok_embeddings.weight)
+    n_head = sum(p.numel() for p in prior.parameters()) - n_block
+    n_head -= sum(table.numel() for table in lookup_tables)
+    # the sequence also contains a position-instruction token before each image token
+    attention = 4 * (2 * n) ** 2 * prior.dim * len(transformer.layers)
+    one_class = float(3 * (2 * (2 * n * n_block + n * n_head) + attention))
+    if not isinstance(prior, SharedTrunkPrior):
+        return one_class * (1 + n_rivals)
+    rival = 3 * 2 * prior.head.project.weight.numel()
+    return one_class + n_rivals * n / POSTERIOR_STRIDE * RIVAL_OVERHEAD * rival
+
+
+def default_learning_rate(dim: int, mode: str | None) -> float:
+    """Return the peak learning rate; `mode` is the fine-tuning mode, None for a new prior."""
+    factor = 1.0 if mode is None else FINETUNING_RATE[mode]
+    return factor * RATE_TIMES_DIM / dim
+
+
+def default_posterior_weight(prior: Prior, mode: str | None, tabular: bool = False) -> float:
+    """Return the weight of the posterior; `mode` is as in :func:`default_learning_rate`.
+
+    Only a `SharedTrunkPrior` that is trained as a whole uses the posterior by default. Other priors
+    would read each image again for every rival class, and published weights were trained by
+    likelihood alone.
+    """
+    if mode not in (None, "full") or not isinstance(prior, SharedTrunkPrior):
+        return 0.0
+    if tabular:
+        return min(POSTERIOR_WEIGHT, POSTERIOR_WEIGHT_PER_COLUMN * prior.n_tokens)
+    return POSTERIOR_WEIGHT * min(1.0, prior.n_tokens / FULL_WEIGHT_TOKENS)
+
+
+def uses_muon(
+    prior: Prior, mode: str | None, max_iter: int, n_views: int, tabular: bool = False
+) -> bool:
+    """Return whether Muon trains the prior; `mode` is as in :func:`default_learning_rate`.
+
+    Muon overfits images that have a single view. Published weights were trained by AdamW, which
+    also fine-tunes them.
+    """
+    own_weights = mode is None or (mode == "full" and isinstance(prior, SharedTrunkPrior))
+    return own_weights and (n_views > 1 or tabular) and max_iter < MUON_MAX_EPOCHS
+
+
+def micro_batch_size(prior: Prior, n_rivals: int = 0) -> int:
+    """Return how many images fit into `ACTIVATION_BUDGET`, at least one."""
+    return max(1, int(ACTIVATION_BUDGET // activation_bytes(prior, n_rivals)))
+
+
+def activation_bytes(prior: Prior, n_rivals: int = 0) -> float:
+    """Estimate the bytes of float32 activations that one image needs for the backward pass."""
+    n, transformer = prior.n_tokens, prior.transformer
+    hidden = transformer.blocks[0].feed_forward.w1.weight.shape[0]
+    blocks = len(transformer.blocks) * (2 * n - 1) * (10 * prior.dim + 4 * hidden)
+    if isinstance(prior, SharedTrunkPrior):
+        classes = 1 + n_rivals / POSTERIOR_STRIDE
+        head = n * (4 * prior.vocab_size + 5 * classes * prior.head.project.weight.shape[1])
+        return 4 * (blocks + head)
+    return 4 * (1 + n_rivals) * (blocks + n * prior.vocab_size)

@@ -1,0 +1,189 @@
+"""The training loss: negative log-likelihood, optionally plus the negative log posterior.
+
+The posterior of an image's class follows from Bayes' rule and the likelihoods of the image under
+its own class and under other classes, its *rivals*. To save time, each step computes it from every
+second token only. Steps alternate between odd and even tokens.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from skaocls.distributed import broadcast_tensor, cpu_group, world_size
+from skaocls.priors.interface import Prior
+
+# Both constants limit the cost of the posterior. With nine rivals and every second token, a
+# training step takes about a third longer than without it (benchmarks/speed/steps.py).
+MAX_RIVALS = 9  # per image and step; with more classes, rivals are drawn at random
+POSTERIOR_STRIDE = 2  # the posterior uses one token of each group of this many
+
+
+class TrainingBatch(NamedTuple):
+    """Tensors of one training step; each has one row per image.
+
+    Attributes
+    ----------
+    codes, orders : int64 tensors of shape (n, n_tokens)
+        Tokens in raster order, and the order in which they are read.
+    labels : int64 tensor of shape (n,)
+        Classes; `num_classes` is the null class.
+    weights : float32 tensor of shape (n,) or None
+        Sample weights; None weights all images equally.
+    rivals : int64 tensor of shape (n, n_rivals) or None
+        Other classes that enter the posterior; None leaves the posterior out of the loss.
+    """
+
+    codes: Tensor
+    orders: Tensor
+    labels: Tensor
+    weights: Tensor | None = None
+    rivals: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TrainingBatch":
+        """Apply a function to each tensor."""
+        return TrainingBatch(*(None if t is None else function(t) for t in self))  # type: ignore[arg-type]
+
+    def rows(self, rows: Tensor | slice) -> "TrainingBatch":
+        """Return some of the rows."""
+        return self.map(lambda tensor: tensor[rows])
+
+
+class TrainingLoss(nn.Module):
+    """The training loss of a prior, as a module that can be wrapped for distributed training.
+
+    Parameters
+    ----------
+    prior : Prior
+    posterior_weight : float, default=0.0
+        Weight of the negative log posterior relative to the negative log-likelihood.
+    class_log_prior : float tensor of shape (num_classes,), default=None
+        Log class frequencies. Required if batches have rivals.
+    """
+
+    def __init__(
+        self, prior: Prior, posterior_weight: float = 0.0, class_log_prior: Tensor | None = None
+    ):
+        super().__init__()
+        self.prior = prior
+        self.posterior_weight, self.class_log_prior = posterior_weight, class_log_prior
+
+    def forward(
+        self, batch: TrainingBatch, generator: Generator | None = None, first_token: int = 0
+    ) -> Tensor:
+        """Compute the weighted mean loss, in nats per token.
+
+        Parameters
+        ----------
+        batch : TrainingBatch
+        generator : torch.Generator, default=None
+            Draws dropout masks.
+        first_token : int, default=0
+            First step of the order that the posterior uses.
+        """
+        codes, orders, labels, weights, rivals = batch
+        if rivals is None or self.class_log_prior is None:
+            nll = -self.prior.log_prob(codes, orders, labels, generator)
+            return nll.mean() if weights is None else (weights * nll.mean(1)).mean()
+        labelled = (labels < self.prior.num_classes).nonzero()[:, 0]
+        steps = slice(first_token, None, POSTERIOR_STRIDE)
+        own, others = self.prior.log_prob_beside(
+            codes, orders, labels, labelled, rivals[labelled], steps, generator
+        )
+        joint = torch.cat([own[labelled, steps].sum(1, keepdim=True), others.sum(1)], 1)
+        nlp = posterior_loss(joint, labels[labelled], rivals[labelled], self.class_log_prior)
+        scale = self.posterior_weight / codes.shape[1]
+        loss = (-own.mean(1)).index_add(0, labelled, scale * nlp)
+        return loss.mean() if weights is None else (weights * loss).mean()
+
+
+def number_of_rivals(num_classes: int) -> int:
+    """Return the number of rivals of each image."""
+    return min(num_classes - 1, MAX_RIVALS)
+
+
+def draw_rivals(labels: Tensor, num_classes: int, generator: Generator) -> Tensor:
+    """Return rival classes of each image, of shape (n_images, n_rivals).
+
+    These are all other classes, or `MAX_RIVALS` of them drawn with replacement.
+    """
+    if num_classes - 1 <= MAX_RIVALS:
+        offsets = torch.arange(1, num_classes).expand(len(labels), -1)
+    else:
+        offsets = torch.randint(1, num_classes, (len(labels), MAX_RIVALS), generator=generator)
+    return (labels[:, None] + offsets) % num_classes
+
+
+def class_log_frequencies(labels: np.ndarray, weights: np.ndarray | None, n_classes: int) -> Tensor:
+    """Return the log of each class's share of the sample weights."""
+    counts = np.bincount(labels, weights, minlength=n_classes)
+    with np.errstate(divide="ignore"):
+        return torch.from_numpy(np.log(counts / counts.sum())).float()
+
+
+def posterior_loss(
+    log_likelihood: Tensor, labels: Tensor, rivals: Tensor, class_log_prior: Tensor
+) -> Tensor:
+    """Compute -log p(class | tokens) of each image.
+
+    If the rivals are a sample of the other classes, their joint probabilities are scaled up to
+    estimate the sum over all other classes.
+
+    Parameters
+    ----------
+    log_likelihood : float tensor of shape (n, 1 + n_rivals)
+        log p(tokens | class) of the image's own class, then of its rivals.
+    labels : int tensor of shape (n,)
+    rivals : int tensor of shape (n, n_rivals)
+        From :func:`draw_rivals`.
+    class_log_prior : float tensor of shape (n_classes,)
+        Log probability of each class.
+
+    Returns
+    -------
+    loss : float tensor of shape (n,)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skaocls.training.loss import posterior_loss
+    >>> class_log_prior = torch.tensor([0.5, 0.25, 0.25]).log()
+    >>> log_likelihood = torch.tensor([[0.2, 0.2, 0.2]]).log()  # the same under each class
+    >>> posterior_loss(log_likelihood, torch.tensor([0]), torch.tensor([[1, 2]]), class_log_prior)
+    tensor([0.6931])
+    """
+    n_others, n_rivals = len(class_log_prior) - 1, rivals.shape[1]
+    joint = log_likelihood + class_log_prior[torch.cat([labels[:, None], rivals], 1)]
+    joint[:, 1:] += math.log(n_others / n_rivals)
+    return -joint.log_softmax(1)[:, 0]
+
+
+def distribute(loss: TrainingLoss) -> nn.Module:
+    """Wrap a loss so that its gradients are averaged over all ranks.
+
+    All ranks start from the weights of the main rank. A single process gets the loss itself.
+    """
+    if world_size() == 1:
+        return loss
+    for tensor in [*loss.prior.parameters(), *loss.prior.buffers()]:
+        tensor.data.copy_(broadcast_tensor(tensor.data, tensor.shape, tensor.dtype))
+    group = cpu_group() if loss.prior.device.type == "cpu" else None
+    with warnings.catch_warnings():
+        # torch 2.9 and older call a function under a deprecated name
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            loss, process_group=group, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+
+def average_over_ranks(loss: nn.Module, enabled: bool) -> AbstractContextManager[None]:
+    """Return a context in which backward passes average gradients over ranks, if enabled."""
+    if enabled or not isinstance(loss, DistributedDataParallel):
+        return nullcontext()
+    return loss.no_sync()

@@ -1,0 +1,455 @@
+"""Failed calls leave the classifier unchanged; results do not depend on global state."""
+
+import contextlib
+import copy
+import os
+import pickle
+import signal
+import warnings
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits, load_iris
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+
+from conftest import small_classifier
+from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, QuantileTokenizer
+from skaocls.fitted.parallel import pickled
+from skaocls.priors.loading import load_prior
+
+
+def make(**params):
+    return small_classifier(
+        AnyOrderARClassifier, **({"max_iter": 6, "augmentation": None} | params)
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Images and labels: 160 digits of four classes, and 40 of a fifth class."""
+    digits = load_digits(n_class=5)
+    X, y = digits.images, digits.target
+    first = np.concatenate([np.flatnonzero(y == c)[:40] for c in range(4)])
+    fifth = np.flatnonzero(y == 4)[:40]
+    return X[first], y[first], X[fifth], y[fifth]
+
+
+@pytest.fixture(scope="module")
+def paths(data, tmp_path_factory):
+    """Files of the same images. The last file is not an image."""
+    folder = tmp_path_factory.mktemp("digits")
+    files = []
+    for i, image in enumerate(np.concatenate([data[0], data[2]])):
+        files.append(folder / f"{i}.png")
+        Image.fromarray((image * 15).astype(np.uint8)).save(files[-1])
+    files[-1].write_bytes(b"not an image")
+    return files[:160], files[160:]
+
+
+def state_of(clf):
+    """Return everything that belongs to a classifier, as bytes."""
+    buffers = []
+    rest = pickled(clf, lambda buffer: buffers.append(bytes(buffer.raw())))
+    return rest + b"".join(buffers)
+
+
+@contextlib.contextmanager
+def sigint_enabled():
+    """Enable Ctrl-C, which is ignored in background processes."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class InterruptingPrior(AnyOrderPrior):
+    """A prior that presses Ctrl-C in a given training step."""
+
+    steps, interrupt_at = 0, 0
+
+    def log_prob(self, *args):
+        if self.training:
+            InterruptingPrior.steps += 1
+            if InterruptingPrior.steps == InterruptingPrior.interrupt_at:
+                signal.raise_signal(signal.SIGINT)
+        return super().log_prob(*args)
+
+
+def interrupt_at(step):
+    """Interrupt training at a step from now on; 0 disables this."""
+    InterruptingPrior.steps, InterruptingPrior.interrupt_at = 0, step
+
+
+@pytest.fixture
+def make_interrupted():
+    """Return a function that makes a classifier, with two steps per epoch, that is interrupted."""
+
+    def make_interrupted(step, **params):
+        interrupt_at(step)
+        generator = torch.Generator().manual_seed(0)
+        prior = InterruptingPrior(16, (4, 4), 4, dim=32, n_layer=1, n_head=2, generator=generator)
+        defaults = {"batch_size": 80, "max_iter": 9, "learning_rate_init": 1e-2}
+        tokenizer = PatchTokenizer(n_codes=16)
+        return make(prior=prior, tokenizer=tokenizer, **(defaults | params))
+
+    with sigint_enabled():
+        yield make_interrupted
+
+
+# Failed calls -----------------------------------------------------------------------------------
+
+
+def test_failed_partial_fit(data, paths):
+    (_, y, _, y_fifth), (files, more_files) = data, paths
+    clf = make().partial_fit(files, y)
+    before, proba = state_of(clf), clf.predict_proba(files[:9])
+    with pytest.raises(ValueError, match=r"X\[39\] cannot be read"):
+        clf.partial_fit(more_files, y_fifth)
+    assert state_of(clf) == before
+    np.testing.assert_array_equal(clf.predict_proba(files[:9]), proba)
+    clf.partial_fit(more_files[:39], y_fifth[:39])  # the failed call left no trace
+    np.testing.assert_array_equal(clf.class_count_, [40, 40, 40, 40, 39])
+
+
+def test_interrupted_partial_fit(data, make_interrupted):
+    X, y, X_fifth, y_fifth = data
+    clf = make_interrupted(0, max_iter=1).fit(X, y)
+    before = state_of(clf)
+    for images, labels in ((X_fifth, y_fifth), (X, y)):
+        interrupt_at(1)
+        with pytest.raises(KeyboardInterrupt):
+            clf.partial_fit(images, labels)
+        interrupt_at(0)
+        assert state_of(clf) == before
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_failed_call_on_a_fitted_classifier(data, method):
+    X, y, _, _ = data
+    clf = make().fit(X, y)
+    before = state_of(clf)
+    with pytest.raises(ValueError, match="Number of priors must match"):
+        getattr(clf.set_params(priors=[0.5, 0.5]), method)(X, y)
+    assert state_of(clf.set_params(priors=None)) == before
+
+
+def test_failed_fit_of_a_tokenizer(data):
+    tokenizer = PatchTokenizer(n_codes=8, random_state=0).fit(data[0])
+    before = pickle.dumps(vars(tokenizer))
+    with pytest.raises(ValueError, match="patch_size"):
+        tokenizer.set_params(patch_size=(0, 1)).fit(data[0][:, :5])
+    assert pickle.dumps(vars(tokenizer.set_params(patch_size="auto"))) == before
+
+
+def test_failed_fit_to_a_table():
+    X = load_iris(as_frame=True).data
+    tokenizer = QuantileTokenizer().fit(X)
+    before = pickle.dumps(vars(tokenizer))
+    other = X.rename(columns=str.upper)
+    other.iloc[3, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        tokenizer.fit(other)
+    assert pickle.dumps(vars(tokenizer)) == before
+    assert not hasattr(tokenizer.fit(X.to_numpy()), "feature_names_in_")
+
+
+def test_wrong_class_probabilities_are_found_before_training(data, monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args: pytest.fail("trained first"))
+    with pytest.raises(ValueError, match="Number of priors must match"):
+        make(priors=[0.5, 0.5]).fit(*data[:2])
+
+
+def test_warnings_as_errors(data):
+    clf = make(tol=0.0).fit(*data[:2])
+    before = state_of(clf)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        with pytest.raises(ConvergenceWarning):
+            clf.fit(data[0], data[1] + 1)
+    assert state_of(clf) == before
+
+
+def test_fitted_attributes_are_read_only(data):
+    clf = make()
+    with pytest.raises(AttributeError, match="no attribute 'classes_'"):
+        _ = clf.classes_
+    clf.fit(*data[:2])
+    with pytest.raises(AttributeError, match="'prior_'"):
+        clf.prior_ = None
+
+
+def test_feature_names_are_those_of_the_last_fit():
+    X, y = load_iris(return_X_y=True, as_frame=True)
+    clf = make(max_iter=1).fit(X, y)
+    assert list(clf.feature_names_in_) == list(X.columns)
+    assert not hasattr(clf.fit(X.to_numpy(), y), "feature_names_in_")
+    tokenizer = PatchTokenizer(n_codes=4).fit(X)
+    assert not hasattr(tokenizer.fit(X.to_numpy()), "feature_names_in_")
+
+
+# Ctrl-C -----------------------------------------------------------------------------------------
+
+
+def test_interrupted_fit_keeps_the_weights_of_the_last_epoch(data, make_interrupted):
+    X, y, _, _ = data
+
+    def fit_until(step, **params):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            clf = make_interrupted(step, **params).fit(X, y)
+        assert [str(w.message) for w in caught] == ["Training interrupted by user."]
+        return clf
+
+    clf, earlier, verbose = fit_until(14), fit_until(5), fit_until(14, verbose=1)
+    assert clf.n_iter_ == len(clf.loss_curve_) == 6 and earlier.n_iter_ == 2
+    assert clf.score_samples(X).mean() > earlier.score_samples(X).mean() + 1
+    np.testing.assert_array_equal(clf.predict_proba(X), verbose.predict_proba(X))
+    stopped = fit_until(6, early_stopping=True)  # one step per epoch, because samples are held out
+    assert stopped.n_iter_ == len(stopped.validation_scores_) == 5
+    assert stopped.best_iter_ == 1 + np.argmax(stopped.validation_scores_)
+    whole = make_interrupted(0, early_stopping=True).fit(X, y)
+    np.testing.assert_allclose(stopped.validation_scores_, whole.validation_scores_[:5])
+
+
+def test_interrupted_fit_in_the_first_epoch(data, make_interrupted):
+    X, y, _, _ = data
+    clf = make_interrupted(2)
+    with pytest.raises(KeyboardInterrupt):
+        clf.fit(X, y)
+    with pytest.raises(NotFittedError, match=r"is not fitted yet. Call 'fit' with appropriate"):
+        clf.predict(X)
+    interrupt_at(0)
+    before = state_of(clf.fit(X, y))
+    interrupt_at(1)
+    with pytest.raises(KeyboardInterrupt):
+        clf.fit(X, y + 1)
+    assert state_of(clf) == before
+
+
+def test_interrupted_fit_is_not_cached(data, make_interrupted, tmp_path):
+    X, y, _, _ = data
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="Training interrupted by user"):
+            make_interrupted(5, memory=tmp_path).fit(X, y)
+    assert make_interrupted(0, memory=tmp_path).fit(X, y).n_iter_ == 9
+
+
+# Global state -----------------------------------------------------------------------------------
+
+
+def test_threads_do_not_change_results(data):
+    X, y, _, _ = data
+    sizes = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32, "dropout": 0.1}
+    classifiers = [make(prior=sizes, random_state=seed) for seed in (0, 0, 1)]
+    expected = [copy.deepcopy(clf).fit(X, y).predict_proba(X) for clf in classifiers]
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    with joblib.parallel_config("threading", n_jobs=2):
+        fits = joblib.Parallel()(joblib.delayed(clf.fit)(X, y) for clf in classifiers)
+        cross_val_score(make(), X, y, cv=2, n_jobs=2)
+    for clf, proba in zip(fits, expected, strict=True):
+        np.testing.assert_array_equal(clf.predict_proba(X), proba)
+    assert (torch.get_rng_state() == states[0]).all()
+    assert (np.random.get_state()[1] == states[1]).all()
+
+
+@pytest.mark.parametrize("finetune", ["full", "lora"])
+def test_the_global_generator_is_not_used(data, finetune):
+    X, y, X_fifth, y_fifth = data
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    clf = make(finetune=finetune).fit(X, y)
+    clf.partial_fit(X_fifth, y_fifth).sample(2, random_state=0)
+    assert (torch.get_rng_state() == state).all()
+
+
+def test_cached_fits_advance_a_random_state_instance(data, tmp_path):
+    X, y, _, _ = data
+
+    def fit_twice(memory):
+        rng = np.random.RandomState(3)
+        return [make(random_state=rng, memory=memory).fit(X, y).predict_proba(X) for _ in "ab"]
+
+    uncached, first, cached = fit_twice(None), fit_twice(tmp_path), fit_twice(tmp_path)
+    assert np.abs(uncached[0] - uncached[1]).max() > 1e-4
+    for proba in (first, cached):
+        np.testing.assert_allclose(proba, uncached, atol=1e-9, rtol=0)
+
+
+@contextlib.contextmanager
+def matmul_precision(precision):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+AMBIENT = {
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "device": lambda: torch.device("meta"),
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "matmul precision": lambda: matmul_precision("medium"),
+}
+
+
+def all_results(data, folder):
+    X, y, X_fifth, y_fifth = data
+    clf = make(precision="float32", crop="random", augmentation=2).fit(X, y)
+    clf.partial_fit(X_fifth, y_fifth).save_pretrained(folder)
+    clf = AnyOrderARClassifier.from_pretrained(folder)
+    tuned = make(prior=str(folder), finetune="lora", precision="float32").fit(X, y)
+    mask = np.zeros((8, 8), dtype=bool)
+    mask[:4] = True
+    return {
+        "proba": clf.predict_proba(X[:9]),
+        "tuned": tuned.predict_proba(X[:9]),
+        "early stopping": tuned.set_params(search="auto").predict(X[:9]),
+        "evidence": clf.explain(X[:3]).maps,
+        "samples": clf.sample(3, random_state=0),
+        "inpainted": clf.inpaint(X[:3], mask, random_state=0),
+    }
+
+
+@pytest.fixture(scope="module")
+def expected_results(data, tmp_path_factory):
+    return all_results(data, tmp_path_factory.mktemp("saved"))
+
+
+@pytest.mark.parametrize("setting", AMBIENT)
+def test_torch_settings_do_not_change_results(data, expected_results, tmp_path, setting):
+    with AMBIENT[setting]():
+        results = all_results(data, tmp_path)
+    for name, expected in expected_results.items():
+        np.testing.assert_array_equal(results[name], expected, err_msg=name)
+
+
+# Files ------------------------------------------------------------------------------------------
+
+
+def write(prior, file):
+    if file.suffix == ".safetensors":
+        save_file(prior.state_dict(), file)
+    else:
+        torch.save({"model": prior.state_dict()}, file)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_loaded_weights_do_not_depend_on_their_file(tmp_path, suffix):
+    random = torch.Generator().manual_seed(0)
+    first, second = (AnyOrderPrior(8, (2, 2), 3, dim=64, n_layer=2, generator=random) for _ in "ab")
+    file, other = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    write(first, file)
+    write(second, other)
+    loaded = load_prior(file, grid=(2, 2), n_head=4, num_classes=3)
+    content = other.read_bytes()
+    with open(file, "rb+") as target:  # overwrites the file in place
+        target.write(content)
+    for name, weight in first.state_dict().items():
+        assert (loaded.state_dict()[name] == weight).all()
+    os.truncate(file, 10)
+    assert np.isfinite(sum(p.double().sum().item() for p in loaded.parameters()))
+
+
+# Data frames ------------------------------------------------------------------------------------
+
+
+def test_transform_and_fit_transform_return_data_frames(data):
+    X, y, _, _ = data
+    clf = make().set_output(transform="pandas")
+    for out in (clf.fit_transform(X, y), clf.transform(X)):
+        assert isinstance(out, pd.DataFrame)
+        assert list(out.columns) == list(clf.get_feature_names_out())
+    with sklearn.config_context(transform_output="pandas"), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        pipeline = make_pipeline(make(), LogisticRegression()).fit(X, y)
+        pipeline.predict(X)
+        assert isinstance(pipeline[0].transform(X[:3]), pd.DataFrame)
+
+
+# Saving -----------------------------------------------------------------------------------------
+
+LABELS = {
+    "dates": np.array(["2020-01-01", "2020-01-02", "NaT"], dtype="datetime64[D]")[[0, 1]],
+    "durations": np.array([1, 2], dtype="timedelta64[s]"),
+    "bools": np.array([False, True]),
+    "small ints": np.array([3, 250], dtype=np.uint8),
+    "objects": np.array(["a", "b"], dtype=object),
+}
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+def test_save_labels_and_numpy_scalars(data, tmp_path, labels):
+    X, y, _, _ = data
+    clf = make(
+        max_iter=np.int64(1),
+        tol=np.float32(10.0),
+        tokenizer=PatchTokenizer(patch_size=np.int64(2), n_codes=np.int32(16)),
+        prior={"dim": np.int64(32), "n_layer": np.int64(1), "n_head": np.int64(2)},
+        random_state=np.int64(4),
+    ).fit(X[:80], labels[y[:80]])
+    clf.save_pretrained(tmp_path)
+    restored = AnyOrderARClassifier.from_pretrained(tmp_path)
+    assert restored.classes_.dtype == clf.classes_.dtype
+    np.testing.assert_array_equal(restored.classes_, clf.classes_)
+    np.testing.assert_array_equal(restored.predict(X), clf.predict(X))
+
+
+# Scales -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", [np.int64, np.float32, np.float64, np.uint16, list])
+def test_predict_with_another_scale_than_fit(data, other):
+    bytes_ = (data[0] * 15.9375).round().astype(np.uint8)
+    clf = make().fit(bytes_, data[1])
+    X = bytes_.tolist() if other is list else bytes_.astype(other)
+    if other is np.uint16:  # its full scale is 65535, so these images are dark
+        with pytest.warns(UserWarning, match="from 0 to 0.00389, but .* from 0 to 1 "):
+            clf.predict(X)
+        return
+    for use in (clf.predict, clf.tokenizer_.transform):
+        message = "X has numbers from 0 to 255, but .* was fitted on numbers from 0 to 1 "
+        with pytest.raises(ValueError, match=message):
+            use(X)
+    np.testing.assert_array_equal(clf.predict(bytes_ / 255), clf.predict(bytes_))
+
+
+def test_predict_with_bytes_after_fit_without_a_scale(data, tmp_path):
+    clf = make().fit(data[0], data[1])  # 0 ... 16
+    with pytest.raises(ValueError, match="fitted on numbers from 0 to 16"):
+        clf.predict(data[0].astype(np.uint8))
+    with pytest.warns(UserWarning, match="X has numbers from 0 to 1, but"):
+        clf.predict(data[0] / 16)
+    Image.fromarray(data[0][0].astype(np.uint8)).save(tmp_path / "digit.png")
+    with pytest.raises(ValueError, match="fitted on numbers from 0 to 16"):
+        clf.predict([tmp_path / "digit.png"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clf.predict(data[0] * 1.5 - 3)
+        clf.predict(np.zeros((2, 8, 8)))  # blank images
