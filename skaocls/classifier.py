@@ -50,7 +50,7 @@ from skaocls.training.config import TrainingConfig
 from skaocls.warn import warn
 
 SMALLEST_TEMPERATURE = 1e-30  # dividing log-likelihoods by less could overflow
-STOPPING_ERROR = 1e-3  # allowed error of search="auto" (benchmarks/waiting.py)
+STOPPING_ERROR = 1e-3  # allowed error of search="auto" (benchmarks/speed/default_settings.py)
 N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left"), None]}
 NESTED_EXAMPLES = {  # values for parameters whose own parameters can be set
     "tokenizer": "tokenizer=PatchTokenizer() for images or QuantileTokenizer() for tables",

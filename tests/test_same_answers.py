@@ -1,4 +1,4 @@
-"""An answer does not depend on where it was computed; more in benchmarks/same_answers.py."""
+"""An answer does not depend on where it was computed; more in benchmarks/reliability/same_predictions.py."""
 
 import copy
 import multiprocessing
