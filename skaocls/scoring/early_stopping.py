@@ -50,9 +50,9 @@ CHECKPOINTS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 1)
 CHECKPOINTS_SHARED = (1 / 8, 1 / 4, 1 / 2, 1)
 # Smallest number of classes that a shared trunk drops one by one. With fewer classes the trunk
 # dominates the time, and all classes are read until the image is decided
-# (benchmarks/speed/early_stopping.py)
+# (benchmarks/early_stopping.py)
 DROP_FROM = 32
-MIN_TOKENS = 2  # tokens read before the first class may be dropped (benchmarks/speed/early_stopping_errors.py)
+MIN_TOKENS = 2  # tokens read before the first class may be dropped (benchmarks/racing.py)
 MIN_VIEWS = 3  # orders read before the first class may be dropped where orders read different views
 MIN_STANDARD_ERRORS = 2.0  # smallest lag in standard errors under Wald's bound
 MIN_LOG_PRIOR = -1e30  # finite stand-in for the log prior of classes with probability zero
@@ -113,7 +113,7 @@ def score_until_decided(
     -----
     Wald's bound assumes a perfect prior. Student's bound assumes a single comparison of exchangeable
     differences. `error` therefore sets the scale of the risk and is not a guarantee;
-    ``benchmarks/speed/early_stopping_errors.py`` measures the actual risk.
+    ``benchmarks/speed/early_stopping.py`` measures the actual risk.
 
     References
     ----------
