@@ -1,19 +1,33 @@
-"""Fitted attributes that are kept in one object."""
+"""Fitted attributes that are read from another object."""
 
 from operator import attrgetter
 from typing import Any
 
 
-class kept_in:
-    """A read-only attribute of an estimator: what lies at a path in it.
+class read_from:
+    """Read-only attribute of an estimator that is read from one of its fitted attributes.
+
+    Before `fit`, ``hasattr`` is False.
 
     Parameters
     ----------
     path : str
-        Names with dots, the first of them a fitted attribute. Before `fit` there is none, and
-        ``hasattr`` says so.
+        Names with dots; the first is a fitted attribute of the estimator.
     optional : bool, default=False
-        Whether None there means that the estimator has no such attribute.
+        Whether a value of None means that the estimator does not have the attribute.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> from skaocls.attributes import read_from
+    >>> class Estimator:
+    ...     classes_ = read_from("model_.classes")
+    >>> estimator = Estimator()
+    >>> hasattr(estimator, "classes_")
+    False
+    >>> estimator.model_ = SimpleNamespace(classes=[0, 1])
+    >>> estimator.classes_
+    [0, 1]
     """
 
     def __init__(self, path: str, *, optional: bool = False):
@@ -23,19 +37,18 @@ class kept_in:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, obj: Any, owner: type) -> Any:
+    def __get__(self, obj: object, owner: type) -> Any:
         if obj is None:
             return self
         try:
             value = self.find(obj)
         except AttributeError:
-            value, fitted = None, False
+            reason = "it is not fitted yet"
         else:
-            fitted = True
-        if fitted and not (self.optional and value is None):
-            return value
-        why = "it has none after this fit" if fitted else "it is not fitted yet"
-        raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}: {why}")
+            if not (self.optional and value is None):
+                return value
+            reason = "the data of fit did not define it"
+        raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}: {reason}")
 
-    def __set__(self, obj: Any, value: Any) -> None:
-        raise AttributeError(f"{self.name!r} is what fit has learned, and cannot be set")
+    def __set__(self, obj: object, value: object) -> None:
+        raise AttributeError(f"{self.name!r} is set by fit and cannot be changed")

@@ -1,32 +1,31 @@
-"""Choosing how many orders are enough."""
+"""Selection of the number of orders."""
 
 import numpy as np
 
 
 def smallest_n_orders(clf, X, y):
-    """The fewest orders whose accuracy is within one standard error of the best.
+    """Select the smallest number of orders within one standard error of the best accuracy.
 
-    One pass over the validation data, up to the classifier's `n_orders`. The standard error is that
-    of the best accuracy.
+    Accuracies after 1, 2, ... `n_orders` orders come from one pass over the validation data.
 
     Parameters
     ----------
     clf : AnyOrderARClassifier
-        Fitted; it is not changed.
+        A fitted classifier; it is not changed.
     X : array-like
-        Validation images, not those of `fit`.
+        Validation images, which should not be those of `fit`.
     y : array-like of shape (n_samples,)
-        Their labels.
+        True labels.
 
     Returns
     -------
     n_orders : int
-        For ``clf.set_params(n_orders=...)``.
+        Value for ``clf.set_params(n_orders=...)``.
 
     References
     ----------
     Breiman, Friedman, Olshen, Stone, "Classification and Regression Trees", 1984, section 3.4.3,
-    for the rule of one standard error.
+    for the one-standard-error rule.
 
     Examples
     --------
@@ -38,9 +37,8 @@ def smallest_n_orders(clf, X, y):
     >>> 1 <= smallest_n_orders(clf, X[1::2], y[1::2]) <= 8
     True
     """
-    right = np.array(
-        [predicted == np.asarray(y) for predicted in clf.staged_predict(X)], dtype=float
-    )
-    best = right[right.mean(1).argmax()]
-    error = best.std(ddof=1) / np.sqrt(len(best))
-    return int((right.mean(1) >= best.mean() - error).argmax()) + 1
+    correct = np.array([predicted == np.asarray(y) for predicted in clf.staged_predict(X)])
+    accuracy = correct.mean(1)
+    best = correct[accuracy.argmax()]
+    standard_error = best.std(ddof=1) / np.sqrt(len(best))
+    return int((accuracy >= best.mean() - standard_error).argmax()) + 1

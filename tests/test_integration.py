@@ -1,4 +1,4 @@
-"""Inside other people's pipelines: scikit-learn's meta-estimators and tools, pandas and polars."""
+"""Integration with scikit-learn's meta-estimators and tools, pandas and polars."""
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,7 @@ def flat(digits):
 
 @pytest.fixture(scope="module")
 def table(digits, tmp_path_factory):
-    """A data frame with a path beside numbers that say little."""
+    """A data frame with a path column and two uninformative numeric columns."""
     X, y, _, _ = digits
     folder = tmp_path_factory.mktemp("digits")
     frame = pd.DataFrame({"path": [str(folder / f"{i}.png") for i in range(len(X))]})
@@ -50,7 +50,7 @@ def table(digits, tmp_path_factory):
     return frame, y
 
 
-def test_a_path_column_beside_numbers(table):
+def test_path_and_numeric_columns(table):
     frame, y = table
     columns = ColumnTransformer(
         [("image", make(), ["path"]), ("numbers", StandardScaler(), ["ink", "noise"])],
@@ -107,12 +107,12 @@ def test_voting_and_stacking(flat):
     np.testing.assert_allclose(vote.predict_proba(X_test), mean, atol=1e-9)
 
 
-def test_calibration_and_one_against_the_rest(digits):
+def test_calibration_and_one_vs_rest(digits):
     X, y, X_test, y_test = digits
     calibrated = CalibratedClassifierCV(make(), cv=2).fit(X, y)
     assert calibrated.score(X_test, y_test) > 0.9
-    one_by_one = OneVsRestClassifier(make()).fit(X, y)
-    assert one_by_one.score(X_test, y_test) > 0.9
+    one_vs_rest = OneVsRestClassifier(make()).fit(X, y)
+    assert one_vs_rest.score(X_test, y_test) > 0.9
 
 
 def test_searches(flat):
@@ -120,8 +120,8 @@ def test_searches(flat):
     clf = make(image_shape=(8, 8), max_iter=5)
     halving = HalvingGridSearchCV(clf, {"n_orders": [1, 2, 4]}, cv=2, min_resources=60, factor=2)
     assert halving.fit(X, y).best_params_["n_orders"] in (1, 2, 4)
-    wanted = {"tokenizer": [PatchTokenizer(2), PatchTokenizer(4)], "class_dropout": [0.0, 0.2]}
-    random = RandomizedSearchCV(clf, wanted, n_iter=2, cv=2, random_state=0, error_score="raise")
+    grid = {"tokenizer": [PatchTokenizer(2), PatchTokenizer(4)], "posterior_weight": [0.0, 1.0]}
+    random = RandomizedSearchCV(clf, grid, n_iter=2, cv=2, random_state=0, error_score="raise")
     assert random.fit(X, y).best_score_ > 0.5
 
 
@@ -139,11 +139,11 @@ def test_permutation_importance():
     X, y = load_iris(return_X_y=True)
     X = np.column_stack([X, np.random.RandomState(0).randn(len(X))])
     clf = make(max_iter=60).fit(X, y)
-    found = permutation_importance(clf, X, y, n_repeats=3, random_state=0)
-    assert found.importances_mean[2:4].max() > 0.05 + abs(found.importances_mean[4])
+    result = permutation_importance(clf, X, y, n_repeats=3, random_state=0)
+    assert result.importances_mean[2:4].max() > 0.05 + abs(result.importances_mean[4])
 
 
 def test_html_in_notebooks(fitted):
-    shown = fitted._repr_html_()
-    assert "AnyOrderARClassifier" in shown and "max_iter" in shown
-    assert "Fitted" in shown or "fitted" in shown
+    html = fitted._repr_html_()
+    assert "AnyOrderARClassifier" in html and "max_iter" in html
+    assert "Fitted" in html or "fitted" in html

@@ -1,4 +1,4 @@
-"""What `fit` learns, without the estimator: learned, extended, scored, drawn from, kept, sent."""
+"""FittedModel without the estimator: training, extending, scoring, sampling, saving, pickling."""
 
 import pickle
 
@@ -13,7 +13,7 @@ from skaocls.fitted.fit import extend_model, fit_model
 from skaocls.fitted.labels import read_labels
 from skaocls.images.reader import learn_reader
 from skaocls.scoring.aggregation import joint_log_proba
-from skaocls.scoring.sampling import HOW
+from skaocls.scoring.sampling import SAMPLING_CONSTRAINTS
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def model(estimator, digits):
     X, y, _, _ = digits
     batch = learn_reader(X, "A script")
     batch, y, weights = read_labels(batch, y, owner="A script")
-    return fit_model(batch, y, weights, np.unique(y), estimator._recipe(), 0).model
+    return fit_model(batch, y, weights, np.unique(y), estimator._training_config(), 0).model
 
 
 def likelihoods(model, X, n_orders=3):
@@ -34,10 +34,10 @@ def likelihoods(model, X, n_orders=3):
     parts = prediction.score_batches(
         model, batch, model.orders("random", n_orders), precision="float32"
     )
-    return np.concatenate([race.log_likelihood for race in parts])
+    return np.concatenate([result.log_likelihood for result in parts])
 
 
-def test_it_is_what_the_estimator_learns(estimator, model, digits):
+def test_same_model_as_the_estimator(estimator, model, digits):
     clf = estimator.set_params(crop="auto").fit(*digits[:2])
     for name, weight in model.prior.state_dict().items():
         assert (clf.prior_.state_dict()[name] == weight).all()
@@ -46,18 +46,14 @@ def test_it_is_what_the_estimator_learns(estimator, model, digits):
     np.testing.assert_array_equal(clf.predict_joint_log_proba(digits[2]), joint)
 
 
-def test_extending_makes_another_one(estimator, model, digits):
+def test_extending_returns_a_new_model(estimator, model, digits):
     X, y, X_test, _ = digits
     before, ll = pickle.dumps(model), likelihoods(model, X_test)
-    recipe, rng = estimator._recipe(), np.random.RandomState(1)
-    more = extend_model(
-        model, model.reader.open(X[:40]), y[:40], np.ones(40), recipe, rng, grow=True
-    ).model
+    config, rng = estimator._training_config(), np.random.RandomState(1)
+    more = extend_model(model, model.reader.open(X[:40]), y[:40], np.ones(40), config, rng).model
     grown = model.with_classes(np.array([7]))
     sevens = np.full(40, 7)
-    new = extend_model(
-        grown, model.reader.open(X[:40]), sevens, np.ones(40), recipe, rng, grow=True
-    ).model
+    new = extend_model(grown, model.reader.open(X[:40]), sevens, np.ones(40), config, rng).model
     assert np.abs(likelihoods(more, X_test) - ll).max() > 0.1
     np.testing.assert_array_equal(new.classes, [0, 1, 2, 7])
     np.testing.assert_allclose(likelihoods(new, X_test)[..., :3], ll, atol=1e-4)
@@ -67,7 +63,7 @@ def test_extending_makes_another_one(estimator, model, digits):
         model.rows = new.rows
 
 
-def test_fewer_classes_cost_less(model, digits):
+def test_restricted_models_cost_less(model, digits):
     two = model.restricted([0, 2])
     np.testing.assert_array_equal(two.classes, [0, 2])
     assert two.readings == 2 and model.readings == 3
@@ -75,16 +71,16 @@ def test_fewer_classes_cost_less(model, digits):
     np.testing.assert_allclose(likelihoods(two, digits[2][:9]), ll[..., [0, 2]], atol=1e-4)
 
 
-def test_it_is_saved_and_loaded(model, digits, tmp_path):
-    saving.save(model, tmp_path, {"note": "of mine"})
+def test_saving_and_loading(model, digits, tmp_path):
+    saving.save(model, tmp_path, {"note": "extra"})
     config = saving.read_config(tmp_path)
-    assert config["note"] == "of mine"
+    assert config["note"] == "extra"
     same = saving.load(config, tmp_path)
     assert isinstance(same, FittedModel)
     np.testing.assert_array_equal(likelihoods(same, digits[2]), likelihoods(model, digits[2]))
 
 
-def test_it_is_sent_to_workers(model, digits):
+def test_scoring_in_workers(model, digits):
     X, orders = digits[2], model.orders("random", 2)
     codes = model.tokenizer.transform(X).reshape(len(X), -1)
     halves = joblib.Parallel(2)(
@@ -95,12 +91,15 @@ def test_it_is_sent_to_workers(model, digits):
     np.testing.assert_allclose(np.concatenate(halves), whole, atol=1e-5)
 
 
-def test_it_explains_and_draws(model, digits):
+def test_explaining_and_sampling(model, digits):
     batch, orders = model.reader.open(digits[2][:5]), model.orders("random", 2)
     evidence = prediction.explain(model, batch, np.zeros(5, int), np.ones(5, int), orders)
     difference = likelihoods(model, digits[2][:5], 2).mean(1) @ [1, -1, 0]
     np.testing.assert_allclose(evidence.tokens.sum((1, 2)), difference, atol=1e-4)
-    rng, how = np.random.RandomState(0), dict.fromkeys(HOW) | {"temperature": 1.0, "guidance": 1.0}
+    rng, how = (
+        np.random.RandomState(0),
+        dict.fromkeys(SAMPLING_CONSTRAINTS) | {"temperature": 1.0, "guidance": 1.0},
+    )
     along = generation.generation_orders(model, "random", 1, 4, rng)
     assert generation.generate_images(model, np.array([0, 1, 2, 0]), along, rng, how).shape == (
         4,

@@ -1,4 +1,4 @@
-"""Classes that come later: nothing that was learned moves, and everything else still works."""
+"""partial_fit: new classes leave the predictions of other classes unchanged."""
 
 import copy
 import pickle
@@ -31,25 +31,25 @@ def two(parts):
     return make().partial_fit(*parts[:2])
 
 
-def test_the_first_call_is_a_fit(parts, two, digits):
+def test_first_call_equals_fit(parts, two, digits):
     fitted = make().fit(*parts[:2])
     np.testing.assert_array_equal(two.predict_proba(digits[2]), fitted.predict_proba(digits[2]))
 
 
 @pytest.mark.parametrize("finetune", ["full", "lora", "class_embedding"])
-def test_a_new_class_moves_no_other(parts, two, digits, finetune):
+def test_new_classes_leave_others_unchanged(parts, two, digits, finetune):
     X_test, y_test = digits[2:]
     before = two.transform(X_test)
     clf = copy.deepcopy(two).set_params(finetune=finetune, max_iter=20).partial_fit(*parts[2:])
     np.testing.assert_array_equal(clf.classes_, [0, 1, 2])
     after = clf.transform(X_test)
-    np.testing.assert_allclose(after[:, :2], before, rtol=0, atol=1e-4)  # tiles differ, no more
+    np.testing.assert_allclose(after[:, :2], before, rtol=0, atol=1e-4)  # rounding of other tiles
     assert len(clf.added_priors_) == (0 if finetune == "class_embedding" else 1)
     for name, weight in two.prior_.state_dict().items():
-        moved = clf.prior_.state_dict()[name]
+        weight_after = clf.prior_.state_dict()[name]
         if name == "cls_embedding.embedding_table.weight" and finetune == "class_embedding":
-            moved = moved[[0, 1, 3]]  # the third class stands before the null class
-        assert (moved == weight).all()
+            weight_after = weight_after[[0, 1, 3]]  # the null class is the last row
+        assert (weight_after == weight).all()
     counts = np.bincount(np.r_[parts[1], parts[3]])
     np.testing.assert_array_equal(clf.class_count_, counts)
     np.testing.assert_allclose(clf.class_prior_, counts / counts.sum())
@@ -61,7 +61,7 @@ def test_a_new_class_moves_no_other(parts, two, digits, finetune):
         assert (after[new].argmax(1) == 2).mean() > 0.8
 
 
-def test_known_classes_go_on_together_or_by_their_vectors(parts, two, digits):
+def test_known_classes_are_trained_in_full_or_by_their_embeddings(parts, two, digits):
     X, y, _, _ = parts
     X_test = digits[2]
     before = two.transform(X_test)
@@ -79,7 +79,7 @@ def test_known_classes_go_on_together_or_by_their_vectors(parts, two, digits):
     np.testing.assert_array_equal(both.class_count_, 2 * two.class_count_)
 
 
-def test_classes_without_images_have_no_probability(parts, digits):
+def test_classes_without_images_have_probability_zero(parts, digits):
     X, y, more, label = parts
     clf = make().partial_fit(X, y, classes=[2, 1, 0, 9])
     np.testing.assert_array_equal(clf.classes_, [0, 1, 2, 9])
@@ -90,11 +90,11 @@ def test_classes_without_images_have_no_probability(parts, digits):
     np.testing.assert_array_equal(clf.classes_, [0, 1, 2, 9])
     assert (clf.predict_proba(digits[2])[:, 2] > 0).all()
     assert clf.class_prior_[3] == 0
-    with pytest.raises(ValueError, match=r"y has labels that classes=\[0 1\] does not have: \[2\]"):
+    with pytest.raises(ValueError, match=r"\[0 1\].*\[2\]"):
         make().partial_fit(more, label, classes=[0, 1])
 
 
-def test_a_classifier_of_several_priors(parts, two, digits, tmp_path):
+def test_several_priors(parts, two, digits, tmp_path):
     X, y = digits[2][:20], digits[3][:20]
     clf = copy.deepcopy(two).partial_fit(*parts[2:])
     proba = clf.predict_proba(X)
@@ -108,9 +108,9 @@ def test_a_classifier_of_several_priors(parts, two, digits, tmp_path):
     evidence = clf.explain(X, np.full(20, 2), rival=np.zeros(20, dtype=int))
     difference = clf.transform(X) @ [-1, 0, 1]
     np.testing.assert_allclose(evidence.tokens.sum((1, 2)), difference, atol=1e-4)
-    np.testing.assert_array_equal(clf.set_params(search="racing").predict_proba(X), proba)
+    np.testing.assert_array_equal(clf.set_params(search="auto").predict_proba(X), proba)
     assert clf.sample(3, y=[0, 2, 1], random_state=0).shape == (3, 8, 8)
-    restored.partial_fit(X, y)  # goes on after loading
+    restored.partial_fit(X, y)  # training continues after loading
     assert restored.class_count_.sum() == clf.class_count_.sum() + 20
 
 
@@ -124,11 +124,11 @@ def test_digits_two_classes_at_a_time():
     assert clf.score(X_test, y_test) >= 0.93
 
 
-def test_wrong_calls(parts, two):
+def test_invalid_calls(parts, two):
     X, y, _, _ = parts
     with pytest.raises(ValueError, match="partial_fit does not support temperature="):
         make(temperature="auto").partial_fit(X, y)
-    with pytest.raises(ValueError, match="Labels were of type int64 in earlier calls"):
+    with pytest.raises(ValueError, match="int64"):
         copy.deepcopy(two).partial_fit(X, np.array(["a", "b"])[y])
-    with pytest.raises(ValueError, match="X has images of shape"):
+    with pytest.raises(ValueError, match="images of shape"):
         copy.deepcopy(two).partial_fit(X[:, :7], y)

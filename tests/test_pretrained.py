@@ -1,11 +1,12 @@
 """Published weights, the hub, and the native format.
 
-The hub is the real client library against its own cache layout and a small local server; each
-environment is a process of its own, because the client reads it when imported.
+Hub tests run the client library against its cache layout and a local server. Each environment
+needs a separate process, because the client reads it when it is imported.
 """
 
 import argparse
 import base64
+import copy
 import json
 import os
 import pickle
@@ -33,13 +34,15 @@ from conftest import small_classifier
 from skaocls import (
     AnyOrderARClassifier,
     AnyOrderPrior,
+    FineTuning,
     LlamaGenTokenizer,
     MaskGITTokenizer,
     PatchTokenizer,
+    PretrainedWeights,
 )
 from skaocls.files import ask_hub
-from skaocls.fitted import saving
 from skaocls.fitted.pretrained import load_published
+from skaocls.fitted.tokenization import encode_for_orders, training_tokens
 from skaocls.priors.loading import load_prior
 from skaocls.scoring.exhaustive import log_likelihoods
 
@@ -50,7 +53,7 @@ FILES = {"config.json", "model.safetensors", "tokenizer.safetensors"}
 
 
 def made_up(shapes):
-    """Weights that are a function of their name."""
+    """Return weights that only depend on their name."""
     state = {}
     for key, shape in shapes.items():
         r = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
@@ -133,26 +136,28 @@ def test_tokenizer_batches_and_inverse(small_tokenizer, pictures, maskgit):
 
 def test_latent_noise(small_tokenizer, pictures):
     codes = small_tokenizer.transform(pictures)
-    noisy = small_tokenizer.transform(pictures, latent_noise=0.5, seed=1)
+    tokenizer = copy.copy(small_tokenizer).set_params(latent_noise=0.5)
+    noisy = tokenizer.transform(pictures, seed=1)
     assert (noisy != codes).any()
-    np.testing.assert_array_equal(
-        noisy[1:2], small_tokenizer.transform(pictures[1:2], latent_noise=0.5, seed=1)
-    )
-    assert (small_tokenizer.transform(pictures, latent_noise=0.5, seed=2) != noisy).any()
+    np.testing.assert_array_equal(noisy[1:2], tokenizer.transform(pictures[1:2], seed=1))
+    assert (tokenizer.transform(pictures, seed=2) != noisy).any()
+    # a classifier trains without noise, and draws noise for each order
+    batch = tokenizer.reader_.open(pictures)
+    views = training_tokens(tokenizer, batch, None, np.random.RandomState(0))
+    np.testing.assert_array_equal(views[:, 0], codes.reshape(len(codes), -1))
+    by_order = encode_for_orders(tokenizer, batch, slice(0, 3), 2, seed=0)
+    assert by_order.shape == (3, 2, 6)
+    assert (by_order[:, 0] != by_order[:, 1]).any()
+    alone = encode_for_orders(tokenizer, batch, slice(1, 2), 2, seed=0)
+    np.testing.assert_array_equal(alone, by_order[1:2])
 
 
-@pytest.mark.parametrize("factor", [2.0, -1.0])
-def test_tokenizer_wants_the_unit_range(small_tokenizer, pictures, factor):
-    with pytest.raises(ValueError, match=r"values in \[0, 1\]"):
-        small_tokenizer.transform(pictures / np.float32(255) * factor)
-
-
-def test_tokenizer_wants_multiples_of_16(llamagen):
+def test_invalid_input_of_tokenizers(small_tokenizer, llamagen, maskgit, pictures):
+    for factor in (2.0, -1.0):
+        with pytest.raises(ValueError, match=r"\[0, 1\]"):
+            small_tokenizer.transform(pictures / np.float32(255) * factor)
     with pytest.raises(ValueError, match="multiples of 16"):
         LlamaGenTokenizer(llamagen, image_shape=(64, 72)).fit()
-
-
-def test_tokenizer_wants_its_own_weights(maskgit):
     with pytest.raises(ValueError, match="does not fit LlamaGenVQ"):
         LlamaGenTokenizer(maskgit).fit()
 
@@ -166,7 +171,7 @@ def tiny(golden):
 
 
 def accelerate_folder(state, folder):
-    """As accelerator.save_state leaves it."""
+    """Write a folder in the format of accelerator.save_state."""
     save_file({f"_orig_mod.{k}": v for k, v in state.items()}, folder / "model.safetensors")
     for name in ("optimizer.bin", "scheduler.bin", "sampler.bin", "scaler.pt"):
         torch.save({"state": {}}, folder / name)
@@ -175,7 +180,7 @@ def accelerate_folder(state, folder):
 
 
 def write_shards(state, folder):
-    """As save_pretrained of other libraries writes large models; the index's path."""
+    """Write shards in the format of transformers; return the path of the index."""
     names = [f"model-0000{i + 1}-of-00003.safetensors" for i in range(3)]
     where = {k: names[i % 3] for i, k in enumerate(state)}
     for name in names:
@@ -189,7 +194,7 @@ def load_tiny(*args, **params):
     return load_prior(*args, **({"grid": (4, 4), "n_head": 4, "num_classes": 5} | params))
 
 
-FORMS = {  # of what people save: wrappers, and what comes before the names
+FORMS = {  # common wrappers and prefixes of state dicts
     "module": lambda state: {f"module.{k}": v for k, v in state.items()},
     "compiled": lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
     "both": lambda state: {f"module._orig_mod.{k}": v for k, v in state.items()},
@@ -263,21 +268,34 @@ def test_truncated_file(tiny, tmp_path, form, share):
         torch.save(tiny, file, _use_new_zipfile_serialization=form == "pt")
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"not a readable file of weights. It is truncated"):
+    with pytest.raises(ValueError, match=r"prior\.(safetensors|pt) "):
         load_tiny(file)
 
 
-def test_weights_of_another_shape(tiny, tmp_path):
-    state = tiny | {"output.weight": torch.zeros(41, 64)}
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"output.weight": torch.zeros(41, 64)}, r"output\.weight \(41, 64\), not \(40, 64\)"),
+        (
+            {"norm.weight": None, "extra.bias": torch.zeros(1)},
+            r"missing: norm\.weight\n  unexpected: extra\.bias",
+        ),
+        ({"module.norm.weight": torch.ones(64)}, r"'norm\.weight' under several names"),
+    ],
+)
+def test_weights_that_do_not_fit(tiny, tmp_path, change, message):
+    state = {k: v for k, v in (tiny | change).items() if v is not None}
     save_file(state, tmp_path / "prior.safetensors")
-    with pytest.raises(ValueError, match=r"output\.weight \(41, 64\), not \(40, 64\)"):
+    with pytest.raises(ValueError, match=message):
         load_tiny(tmp_path)
 
 
-def test_missing_and_unexpected_keys(tiny, tmp_path):
-    state = {k: v for k, v in tiny.items() if k != "norm.weight"}
-    save_file(state | {"extra.bias": torch.zeros(1)}, tmp_path / "prior.safetensors")
-    with pytest.raises(ValueError, match=r"missing: norm\.weight\n  unexpected: extra\.bias"):
+@pytest.mark.parametrize(
+    "content", [[1, 2], torch.zeros(3), {"a": 1}, {"model": {"a": "b"}}, {"conv.w": torch.zeros(2)}]
+)
+def test_other_contents(tmp_path, content):
+    torch.save(content, tmp_path / "prior.pt")
+    with pytest.raises(ValueError, match=r"state dict|conv\.w"):
         load_tiny(tmp_path)
 
 
@@ -294,7 +312,7 @@ def test_code_in_a_file_is_not_executed(tiny, tmp_path, writer):
     file, trace = tmp_path / "prior.pt", tmp_path / "trace"
     state = tiny | {"evil": Evil(trace)}
     torch.save(state, file) if writer == "torch" else file.write_bytes(pickle.dumps(state, 2))
-    with pytest.raises(ValueError, match="objects other than tensors, which are never loaded"):
+    with pytest.raises(ValueError, match="objects other than tensors"):
         load_tiny(file)
     assert not trace.exists()
 
@@ -303,51 +321,30 @@ def test_incomplete_shards(tiny, tmp_path):
     index = write_shards(tiny, tmp_path)
     assert load_tiny(index).num_classes == load_tiny(tmp_path, index.name).num_classes == 5
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"names 'model-00002-of-00003\.safet.*', which"):
+    with pytest.raises(FileNotFoundError, match=r"model-00002-of-00003\.safet"):
         load_tiny(tmp_path)
     outside = {"norm.weight": "../other.safetensors"}
     for broken in ("[]", "{", '{"weight_map": [1]}', json.dumps({"weight_map": outside})):
         index.write_text(broken)
-        with pytest.raises(ValueError, match=r"index\.json (is not a valid|names '\.\./other)"):
+        with pytest.raises(ValueError, match=r"index\.json "):
             load_tiny(tmp_path)
-
-
-def test_same_name_twice(tiny, tmp_path):
-    save_file(tiny | {"module.norm.weight": torch.ones(64)}, tmp_path / "prior.safetensors")
-    with pytest.raises(ValueError, match=r"contains 'norm\.weight' under several names"):
-        load_tiny(tmp_path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_arguments_in_a_file(tiny, tmp_path, legacy):
-    """What to do about them is in the message, and does it."""
+    """The message contains a command that extracts the weights."""
     file = tmp_path / "it's.pt"
     kind = {"_use_new_zipfile_serialization": not legacy}
     torch.save({"model": tiny, "args": argparse.Namespace(lr=1e-4, data="x")}, file, **kind)
-    with pytest.raises(
-        ValueError, match=r"never loaded: argparse\.Namespace\. Extract its"
-    ) as error:
+    with pytest.raises(ValueError, match=r"argparse\.Namespace") as error:
         load_tiny(file)
     line = str(error.value).splitlines()[-1]
-    assert "weights_only=True" in line  # nothing in the file is run for it either
+    assert "weights_only=True" in line  # the command does not execute code from the file either
     subprocess.run([sys.executable, "-c", line], cwd=tmp_path, check=True)
     assert total(load_tiny(tmp_path / "weights.pt").state_dict()) == pytest.approx(total(tiny))
     torch.save({"model": tiny, "path": Path("x")}, file, **kind)
-    with pytest.raises(ValueError, match=r"never loaded: pathlib.*only if you trust its source"):
+    with pytest.raises(ValueError, match=r"pathlib.*trust"):
         load_tiny(file)
-
-
-@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"a": 1}, {"model": {"a": "b"}}])
-def test_no_state_dict(tmp_path, content):
-    torch.save(content, tmp_path / "prior.pt")
-    with pytest.raises(ValueError, match="does not contain a state dict"):
-        load_tiny(tmp_path)
-
-
-def test_state_dict_of_another_model(tmp_path):
-    save_file({"conv.weight": torch.zeros(2)}, tmp_path / "prior.safetensors")
-    with pytest.raises(ValueError, match=r"is not a RandAR prior.*conv\.weight"):
-        load_tiny(tmp_path)
 
 
 @pytest.mark.parametrize("given, loaded", [(None, 5), (5, 5), (6, 6)])
@@ -356,11 +353,10 @@ def test_class_table_with_and_without_a_null_row(golden_prior, tiny, tmp_path, g
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         prior = load_tiny(tmp_path, num_classes=given)
-    assert [str(w.message).split("has ")[1] for w in caught] == [
-        "a class table of 6 rows, which is read as 5 classes with the last row for the null class. "
-        "Pass num_classes=5 to load_prior or from_pretrained if this is right, num_classes=6 "
-        "if not."
-    ] * (given is None)
+    assert len(caught) == (given is None)
+    assert all(
+        "num_classes=5" in str(w.message) and "num_classes=6" in str(w.message) for w in caught
+    )
     assert prior.num_classes == loaded
     expected, rows = golden_prior[1], prior.class_table.detach()
     ll = log_likelihoods(prior, expected["tokens"], expected["orders"], np.arange(6))
@@ -368,20 +364,16 @@ def test_class_table_with_and_without_a_null_row(golden_prior, tiny, tmp_path, g
     table = tiny["cls_embedding.embedding_table.weight"]
     null = table[5] if loaded == 5 else table.mean(0)
     np.testing.assert_allclose(rows[-1], null, atol=1e-6)
-
-
-def test_class_table_that_cannot_be(tiny, tmp_path):
-    save_file(tiny, tmp_path / "prior.safetensors")
-    for wrong in (4, 7, 1000):
-        with pytest.raises(ValueError, match=rf"6 rows, so num_classes must be 5.* got {wrong}"):
-            load_tiny(tmp_path, num_classes=wrong)
+    for num_classes in (4, 7, 1000):
+        with pytest.raises(ValueError, match=rf"6 rows.* 5.*{num_classes}"):
+            load_tiny(tmp_path, num_classes=num_classes)
 
 
 # The hub --------------------------------------------------------------------------------------
 
 CALLS = """
 import json, sys, time
-time.sleep = lambda seconds: None  # the client waits before it tries again
+time.sleep = lambda seconds: None  # no waiting between retries
 from skaocls import AnyOrderARClassifier
 from skaocls.fitted.pretrained import load_published
 
@@ -396,7 +388,7 @@ for args, params in json.loads(sys.argv[1]):
 
 
 def call_hub(home, *calls, code=CALLS, **environment):
-    """Answers to load_published calls, (args, params) each, of a process with that environment."""
+    """Call load_published with each (args, params) in a process with that environment."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment = {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
     result = subprocess.run(
@@ -624,18 +616,18 @@ def test_no_network(tmp_path):
     )
 
 
-def test_waiting_for_the_hub_is_told(caplog):
+def test_slow_hub_is_logged(caplog):
     asking = "The hub repository 'owner/name'", "'prior.pt'"
     assert ask_hub(*asking, lambda: 7) == 7
     with pytest.raises(OSError, match=r"'prior.pt' could not be fetched"):
         ask_hub(*asking, socket.create_connection, ("127.0.0.1", 9), 1.0)
     assert not caplog.records
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and never answers
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
         caller = socket.create_connection(silent.getsockname(), 3.5)
         with caller, pytest.raises(OSError, match="timed out"):
             ask_hub(*asking, caller.recv, 1)
     [record] = caplog.records
-    assert "'owner/name': waiting for the hub to send 'prior.pt'" in record.getMessage()
+    assert "owner/name" in record.getMessage() and "prior.pt" in record.getMessage()
     assert "HF_HUB_OFFLINE=1" in record.getMessage()
 
 
@@ -692,13 +684,13 @@ def make(**params):
 def digits_model():
     data = load_digits(n_class=3)
     orders = [np.random.RandomState(i).permutation(4) for i in range(3)]
-    clf = make(tokenizer=PatchTokenizer(4, n_codes=16), order=np.array(orders), latent_noise=0.2)
+    clf = make(tokenizer=PatchTokenizer(4, n_codes=16), order=np.array(orders))
     return clf.fit(data.images[:80], data.target[:80]), data.images[80:90]
 
 
 def tabular_model():
     X, y = load_iris(return_X_y=True)
-    clf = make(priors=[0.5, 0.5, 0.0], random_state=np.random.RandomState(0))
+    clf = make(class_prior=[0.5, 0.5, 0.0], random_state=np.random.RandomState(0))
     return clf.fit(X, np.array(["setosa", "versicolor", "virginica"])[y]), X[::10]
 
 
@@ -712,8 +704,8 @@ def finetuned_model():
     clf, X = digits_model()
     y = np.arange(30) % 2
     data = load_digits().images[:30]
-    frozen = FrozenEstimator(clf.tokenizer_)
-    return make(prior=clf.prior_, tokenizer=frozen, finetune="lora").fit(data, y), X
+    frozen, tuning = FrozenEstimator(clf.tokenizer_), FineTuning("lora", lora_rank=4)
+    return make(prior=clf.prior_, tokenizer=frozen, finetune=tuning).fit(data, y), X
 
 
 @pytest.mark.parametrize("model", [digits_model, tabular_model, frame_model, finetuned_model])
@@ -737,6 +729,8 @@ def test_native_round_trip(model, tmp_path):
     for name, value in clf.get_params(deep=False).items():
         if value is None or isinstance(value, (str, bool, int, float, dict)):
             assert params[name] == value
+        if isinstance(value, FineTuning):
+            assert params[name].get_params() == value.get_params()
     codes = clf.tokenizer_.transform(np.asarray(X))
     np.testing.assert_array_equal(restored.tokenizer_.transform(np.asarray(X)), codes)
     np.testing.assert_array_equal(
@@ -744,7 +738,7 @@ def test_native_round_trip(model, tmp_path):
     )
 
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    restored.save_pretrained(folder)  # over the files that its weights are mapped from
+    restored.save_pretrained(folder)  # over the files it was loaded from
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     np.testing.assert_array_equal(restored.predict_proba(X), clf.predict_proba(X))
 
@@ -755,37 +749,21 @@ def folder(fitted, tmp_path):
     return tmp_path
 
 
-def test_parameters_at_load(fitted, digits, folder):
-    clf = AnyOrderARClassifier.from_pretrained(folder, n_orders=2)
+def test_parameters_at_load_and_refit(fitted, digits, folder):
+    X, y, *_ = digits
+    clf = AnyOrderARClassifier.from_pretrained(folder, n_orders=2, max_iter=1, augmentation=None)
     np.testing.assert_array_equal(clf.orders_, fitted.orders_[:2])
-    assert clf.predict(digits[2][:3]).shape == (3,)
+    assert clf.fit(X[:40], y[:40]).n_iter_ == 1
     with pytest.raises(TypeError, match="n_order"):
         AnyOrderARClassifier.from_pretrained(folder, n_order=2)
 
 
-def test_restored_can_be_fitted(digits, folder):
-    X, y, *_ = digits
-    clf = AnyOrderARClassifier.from_pretrained(folder, max_iter=1, augmentation=None)
-    assert clf.fit(X[:40], y[:40]).n_iter_ == 1
-
-
-def test_newer_format(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"format": saving.FORMAT + 1}))
-    with pytest.raises(ValueError, match="Upgrade skaocls"):
-        AnyOrderARClassifier.from_pretrained(folder)
-
-
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_truncated_save(folder, name):
+def test_truncated_or_missing_file_of_a_save(folder, name):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=rf"{name} is no(t a)? readable"):
+    with pytest.raises(ValueError, match=rf"{name} is no"):
         AnyOrderARClassifier.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_missing_file_of_a_save(folder, name):
     (folder / name).unlink()
     with pytest.raises(OSError, match=name if name != "config.json" else "several"):
         AnyOrderARClassifier.from_pretrained(folder)
@@ -816,30 +794,15 @@ def test_failing_save_leaves_the_old_one(folder, fails, monkeypatch):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
-def test_unfitted(tmp_path):
+def test_classifiers_that_cannot_be_saved(digits, tmp_path):
     for method in ("save_pretrained", "push_to_hub"):
         with pytest.raises(NotFittedError):
             getattr(AnyOrderARClassifier(), method)(str(tmp_path / "folder"))
-    assert not (tmp_path / "folder").exists()
-
-
-class OddTokenizer(PatchTokenizer):
-    pass
-
-
-def test_unknown_tokenizer(digits, tmp_path):
     X, y, *_ = digits
-    clf = make(tokenizer=OddTokenizer()).fit(X[:40], y[:40])
+    clf = make(tokenizer=type("OddTokenizer", (PatchTokenizer,), {})()).fit(X[:40], y[:40])
     with pytest.raises(TypeError, match=r"OddTokenizer cannot be saved.*joblib"):
         clf.save_pretrained(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
-
-
-def test_skops(fitted):
-    """skops knows no torch tensors and says so; `save_pretrained` is the code-free format."""
-    skops = pytest.importorskip("skops.io")
-    with pytest.raises(RuntimeError, match="Tensor"):
-        skops.dumps(fitted)
 
 
 # Zero-shot classification with published weights ------------------------------------------------
@@ -872,7 +835,7 @@ def large_file(tmp_path_factory):
 
 
 def from_pretrained(file, tokenizer, **params):
-    params = {"n_orders": 1, "random_state": 0} | params
+    params = {"n_orders": 1, "random_state": 0, "search": "exhaustive"} | params
     return AnyOrderARClassifier.from_pretrained(file, tokenizer=tokenizer, **params)
 
 
@@ -900,11 +863,11 @@ def test_zero_shot_subset(small_file, stand_in, tmp_path):
 
 
 def test_zero_shot_without_a_null_row(stand_in, tmp_path):
-    """A thousand rows are ImageNet's classes; of ten, the caller knows."""
+    """1000 rows are assumed to be the classes of ImageNet."""
     for n_rows, given in ((1000, None), (10, 10)):
         file = save_prior(tmp_path / "prior.safetensors", 8, num_classes=n_rows - 1)
         if given is None:
-            with pytest.warns(UserWarning, match=r"1000 classes, with no row for the null class"):
+            with pytest.warns(UserWarning, match=r"1000 classes"):
                 clf = from_pretrained(file, stand_in)
             assert clf.wordnet_ids_[999] == "n15075141"
         else:
@@ -919,14 +882,14 @@ def test_zero_shot_without_a_null_row(stand_in, tmp_path):
         some = picture(256)
         np.testing.assert_array_equal(restored.predict_proba(some), clf.predict_proba(some))
     tuned = clf.set_params(max_iter=1, augmentation=None, tokenizer=FrozenEstimator(stand_in))
-    tuned.fit(np.repeat(picture(256), 10, 0), np.arange(10))  # all ten classes are there to start
+    tuned.fit(np.repeat(picture(256), 10, 0), np.arange(10))  # starts from all ten classes
     assert len(tuned.classes_) == 10
 
 
-def test_zero_shot_priors(small_file, stand_in):
+def test_zero_shot_class_prior(small_file, stand_in):
     X = picture(256)
     uniform = from_pretrained(small_file, stand_in, classes=[5, 6])
-    skewed = from_pretrained(small_file, stand_in, classes=[5, 6], priors=[0.9, 0.1])
+    skewed = from_pretrained(small_file, stand_in, classes=[5, 6], class_prior=[0.9, 0.1])
     odds = skewed.predict_log_proba(X) - uniform.predict_log_proba(X)
     np.testing.assert_allclose(np.diff(odds), np.log(0.1 / 0.9))
 
@@ -939,7 +902,7 @@ def test_zero_shot_llamagen(large_file, llamagen, tmp_path):
 
 
 def test_plain_decoding_lasts(small_file, stand_in, tmp_path):
-    """What a reader was told is kept by fit and by saving; a turned file is read as it lies."""
+    """The decoding of a model is kept by fit and by saving."""
     exif = Image.Exif()
     exif[0x0112] = 6
     file = tmp_path / "turned.png"
@@ -965,7 +928,7 @@ def test_plain_decoding_lasts(small_file, stand_in, tmp_path):
 
 
 def save_other(file, grid, n_head, dim=64, num_classes=10):
-    """Weights that differ from the published ones in what shapes do not tell."""
+    """Save weights of another grid and number of heads than the published ones."""
     torch.manual_seed(1)
     prior = AnyOrderPrior(16384, grid, num_classes, dim, 2, n_head)
     torch.nn.init.normal_(prior.output.weight, std=0.5)
@@ -974,7 +937,7 @@ def save_other(file, grid, n_head, dim=64, num_classes=10):
 
 
 def test_zero_shot_of_other_sizes(llamagen, tmp_path):
-    """Another grid, image size and number of heads; the prior itself knows best."""
+    """Other grids, image sizes and numbers of heads can be passed."""
     X = np.random.RandomState(0).randint(256, size=(2, 48, 32, 3), dtype=np.uint8)
     prior = save_other(tmp_path / "prior.safetensors", (3, 2), 2)
     tokenizer = LlamaGenTokenizer(llamagen, image_shape=(48, 32)).fit()
@@ -990,17 +953,17 @@ def test_zero_shot_of_other_sizes(llamagen, tmp_path):
             ours = clf.predict_joint_log_proba(X) - clf.class_log_prior_
             np.testing.assert_allclose(ours, ll[:, 0], atol=1e-4)
     assert clf.prior_ is not prior
-    # one head is the published number for that width: another model
+    # the default is one head per 64 dimensions, which is another model
     other = from_pretrained(tmp_path, tokenizer, num_classes=10).predict_joint_log_proba(X)
     assert abs(other - clf.predict_joint_log_proba(X)).max() > 1e-3
-    # what was told is not forgotten by a later fit
+    # a later fit starts from the same sizes
     clf = from_pretrained(tmp_path, FrozenEstimator(tokenizer), n_head=2, num_classes=10)
     clf.set_params(max_iter=1, augmentation=None, finetune="class_embedding")
     assert clf.fit(X, [0, 1]).prior_.n_head == 2
 
 
 def test_grid_follows_the_images(tmp_path, monkeypatch):
-    """24 x 24 tokens of 384 pixels without saying so twice, in from_pretrained and in fit."""
+    """384 x 384 pixels imply 24 x 24 tokens, in from_pretrained and in fit."""
     save_other(tmp_path / "prior.safetensors", (24, 24), 1, num_classes=1000)
     made = []
     monkeypatch.setattr(LlamaGenTokenizer, "fit", lambda self, *_: made.append(self) or 1 / 0)
@@ -1014,45 +977,47 @@ def test_grid_follows_the_images(tmp_path, monkeypatch):
     assert made.pop().image_shape == (384, 384)
 
 
-def test_zero_shot_sizes_that_disagree(llamagen, tmp_path, stand_in, small_file):
+def test_zero_shot_sizes_that_do_not_match(llamagen, tmp_path, stand_in, small_file):
     prior = save_other(tmp_path / "prior.safetensors", (3, 2), 2)
     tokenizer = LlamaGenTokenizer(llamagen, image_shape=(48, 32))
-    told = {"num_classes": 10}
-    with pytest.raises(ValueError, match=r"disagree: the prior reads .*\(2, 3\).*writes.*\(3, 2\)"):
-        from_pretrained(tmp_path, tokenizer, grid=(2, 3), **told)
-    with pytest.raises(ValueError, match=r"image_shape=\(40, 32\) was asked for, but LlamaGen"):
-        from_pretrained(tmp_path, tokenizer, image_shape=(40, 32), **told)
-    with pytest.raises(ValueError, match=r"filename, grid, n_head and num_classes are for files"):
+    sizes = {"num_classes": 10}
+    with pytest.raises(ValueError, match=r"do not match: .*\(2, 3\).*\(3, 2\)"):
+        from_pretrained(tmp_path, tokenizer, grid=(2, 3), **sizes)
+    with pytest.raises(ValueError, match=r"image_shape=\(40, 32\) does not match LlamaGen"):
+        from_pretrained(tmp_path, tokenizer, image_shape=(40, 32), **sizes)
+    with pytest.raises(ValueError, match=r"n_head and num_classes describe files"):
         from_pretrained(prior, tokenizer, n_head=2)
+    with pytest.raises(ValueError, match=r"'source' parameter of PretrainedWeights"):
+        from_pretrained(prior, tokenizer, filename="a.pt")
     with pytest.raises(ValueError, match=r"dim=64 must be a multiple of 4 \* n_head = 12"):
-        from_pretrained(tmp_path, tokenizer, n_head=3, **told)
+        from_pretrained(tmp_path, tokenizer, n_head=3, **sizes)
 
 
 @pytest.mark.parametrize(
     "classes, message",
     [
-        (["no such fish"], "is no ImageNet class"),
-        ([1000], "is no ImageNet class"),
-        ([-1], "is no ImageNet class"),
+        (["no such fish"], "is not an ImageNet class"),
+        ([1000], "is not an ImageNet class"),
+        ([-1], "is not an ImageNet class"),
         (["goldfish", 1], "twice"),
-        (["crane"], "Several ImageNet classes are called 'crane': pass its WordNet id"),
+        (["crane"], "Several ImageNet classes are called 'crane'. Pass a WordNet ID"),
     ],
 )
-def test_zero_shot_wrong_classes(small_file, stand_in, classes, message):
+def test_zero_shot_invalid_classes(small_file, stand_in, classes, message):
     with pytest.raises(ValueError, match=message):
         from_pretrained(small_file, stand_in, classes=classes)
 
 
-def test_prior_and_tokenizer_disagree(large_file, small_file, maskgit):
-    with pytest.raises(ValueError, match=r"disagree.*16384.*MaskGITTokenizer.*1024"):
+def test_prior_and_tokenizer_must_match(large_file, small_file, maskgit):
+    with pytest.raises(ValueError, match=r"do not match.*16384.*MaskGITTokenizer.*1024"):
         from_pretrained(large_file, MaskGITTokenizer(maskgit))
-    with pytest.raises(ValueError, match=r"reads 8 token values.*Pass tokenizer"):
+    with pytest.raises(ValueError, match=r"vocabulary of 8 tokens.*Pass tokenizer"):
         from_pretrained(small_file, "auto")
 
 
 @pytest.fixture
 def downloads(monkeypatch, small_file):
-    """Calls of the hub's download function, which all get one file."""
+    """Calls of the hub's download function, which always returns the same file."""
     calls = []
 
     def download(repo, filename, *, revision=None, token=None):
@@ -1066,41 +1031,31 @@ def downloads(monkeypatch, small_file):
 RANDAR_L = "randar_0.3b_llamagen_360k_bs_1024_lr_0.0004.safetensors"
 
 
-@pytest.mark.parametrize(
-    "source, filename, expected",
-    [
+def test_published_names(downloads, stand_in):
+    at = {"revision": "v1", "token": "hf_secret"}
+    xl, maskgit = RANDAR_L.replace("0.3b", "0.7b"), RANDAR_L.replace("llamagen", "maskgit")
+    for source, filename, expected in [
         ("randar-l", None, RANDAR_L),
-        ("randar-xl", None, RANDAR_L.replace("0.3b", "0.7b")),
-        ("randar-l-maskgit", None, RANDAR_L.replace("llamagen", "maskgit")),
+        ("randar-xl", None, xl),
+        ("randar-l-maskgit", None, maskgit),
         ("ziqipang/RandAR", None, RANDAR_L),
         ("ziqipang/RandAR", "other.pt", "other.pt"),
-    ],
-)
-def test_published_names(downloads, stand_in, source, filename, expected):
-    load_published(source, filename, revision="v1", token="hf_secret")
-    assert downloads == [("ziqipang/RandAR", expected, "v1", "hf_secret")]
-
-
-def test_published_names_in_from_pretrained(downloads, stand_in):
-    from_pretrained("randar-l", stand_in, revision="v1", token="hf_secret")
+    ]:
+        load_published(source, filename, **at)
+        assert downloads.pop() == ("ziqipang/RandAR", expected, "v1", "hf_secret")
+    clf = from_pretrained("randar-l", stand_in, **at)
+    assert downloads.pop() == ("ziqipang/RandAR", RANDAR_L, "v1", "hf_secret")
+    assert clf.prior.get_params() == PretrainedWeights("randar-l", revision="v1").get_params()
     from_pretrained("iasudakov/ar_classifier", stand_in, filename="a.pt")
-    assert downloads == [
-        ("ziqipang/RandAR", RANDAR_L, "v1", "hf_secret"),
-        ("iasudakov/ar_classifier", "a.pt", None, None),
-    ]
-
-
-@pytest.mark.parametrize(
-    "cls, repo, filename",
-    [
+    assert downloads.pop() == ("iasudakov/ar_classifier", "a.pt", None, None)
+    assert from_pretrained("randar-l", stand_in).prior == "randar-l"
+    for cls, repo, filename in [
         (LlamaGenTokenizer, "FoundationVision/LlamaGen", "vq_ds16_c2i.pt"),
         (MaskGITTokenizer, "fun-research/TiTok", "maskgit-vqgan-imagenet-f16-256.bin"),
-    ],
-)
-def test_published_tokenizers(downloads, cls, repo, filename):
-    with pytest.raises(ValueError, match="does not fit"):  # a prior's weights
-        cls(revision="v1").fit()
-    assert downloads == [(repo, filename, "v1", None)]
+    ]:
+        with pytest.raises(ValueError, match="does not fit"):  # the file contains a prior
+            cls(revision="v1").fit()
+        assert downloads.pop() == (repo, filename, "v1", None)
 
 
 # The real size --------------------------------------------------------------------------------
@@ -1112,7 +1067,7 @@ from skaocls.priors.loading import load_prior
 from skaocls.scoring.orders import draw_orders
 from skaocls.scoring.exhaustive import log_likelihoods
 
-def peak():  # bytes; unlike ru_maxrss it owes nothing to the process that started this one
+def peak():  # bytes; unlike ru_maxrss not inherited from the parent process
     with open("/proc/self/status") as file:
         return 1024 * int(next(line for line in file if line.startswith("VmHWM")).split()[1])
 

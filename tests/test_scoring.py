@@ -185,7 +185,9 @@ def test_compiling_changes_nothing(monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: broken)
-    with pytest.warns(RuntimeWarning, match="failed .RuntimeError.; scoring continues"):
+    with pytest.warns(
+        RuntimeWarning, match="torch.compile failed .RuntimeError.; scoring continues"
+    ):
         ll = log_likelihoods(prior, codes, orders, np.arange(3))
     np.testing.assert_allclose(ll, expected, atol=1e-6, rtol=0)
 

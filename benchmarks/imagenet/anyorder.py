@@ -9,7 +9,7 @@ import torch
 from skaocls import AnyOrderARClassifier
 from skaocls.devices import resolve_device, resolve_precision
 from skaocls.files import write_all
-from skaocls.fitted.prediction import encode_all, log_likelihoods
+from skaocls.fitted.prediction import encode_part, log_likelihoods
 from skaocls.fitted.pretrained import load_published, published_tokenizer
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 
@@ -43,7 +43,9 @@ def make_classifier(args):
 
 def settings_of(clf, args):
     """Return everything that predictions depend on; `clf` may have another order than `args`."""
-    settings = {name: getattr(args, name) for name in ("prior", "tokenizer", *PARAMS)}
+    settings = {
+        name: getattr(args, name) for name in ("prior", "tokenizer", "latent_noise", *PARAMS)
+    }
     settings["tokens"] = None if args.tokens is None else str(args.tokens)
     settings["order"] = clf.order
     precision = resolve_precision(args.precision, resolve_device(args.device))
@@ -63,9 +65,9 @@ def restricted(clf, classes):
     if unknown:
         raise SystemExit(f"The classifier does not know the class {unknown[0]}.")
     keep = [column[c] for c in classes]
-    smaller = copy.copy(clf)
+    class_prior = clf.class_prior_[keep] / clf.class_prior_[keep].sum()
+    smaller = copy.copy(clf).set_params(class_prior=class_prior)
     smaller.model_ = clf.model_.restricted(keep)
-    smaller.class_log_prior_ = clf.class_log_prior_[keep]
     return smaller
 
 
@@ -78,8 +80,7 @@ def encode(clf, files, folder):
     """Encode images as each order reads them, and store the tokens if a folder is given."""
     model, tokens = clf.model_, clf.model_.tokenizer
     batch = model.reader.open([open_image(f) for f in files])
-    seen = len(clf.orders_), clf.crop, clf.latent_noise
-    codes = np.concatenate(list(encode_all(model, batch, *seen)))
+    codes = encode_part(model, batch, slice(0, len(batch)), len(clf.orders_), clf.crop)
     if folder is not None:
         dtype = np.uint16 if tokens.n_codes_ <= 2**16 else np.int32
         for file, image_codes in zip(files, codes.astype(dtype)):
@@ -98,9 +99,8 @@ def save_array(path, array):
 def read_tokens(clf, files, folder):
     X = [np.load(token_file(folder, f)) for f in files]
     model = clf.model_
-    return np.concatenate(
-        list(encode_all(model, model.reader.open(np.stack(X)), len(clf.orders_), "center", 0.0))
-    )
+    batch = model.reader.open(np.stack(X))
+    return encode_part(model, batch, slice(0, len(batch)), len(clf.orders_), "center")
 
 
 def hits_of_groups(ll, log_prior, truth):

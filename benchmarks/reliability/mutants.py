@@ -47,7 +47,7 @@ TESTS = {  # test files, and words in the names of tests to run (all if empty)
     "orders": ("test_orders.py", ""),
     "sampling": ("test_generation.py", ""),
 }
-SLOW_FIXTURES = {"fitted", "clf", "digits"}  # they train a classifier
+SLOW_FIXTURES = {"fitted", "clf", "ten_digits", "digits"}  # they train a classifier
 CPU_SECONDS, CPU_FACTOR = 6, 3  # limit: seconds plus a multiple of the unchanged tests' time
 MEMORY = 2**33
 

@@ -23,9 +23,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, SharedTrunkPrior
-from skaocls.fitted import parallel
-from skaocls.fitted.pieces import Piece
-from skaocls.fitted.prediction import score_piece
+from skaocls.fitted.parallel import map_pieces
+from skaocls.fitted.prediction import ScoringOptions, score_piece
 from skaocls.images import load_images
 from skaocls.tokenizers.vq_networks import LlamaGenVQ
 
@@ -57,7 +56,7 @@ def measure_cpu(n_images, repeats):
     steps = {
         "tokenizing": lambda: common.codes_of(clf, X),
         "scoring, exhaustive": lambda: one_process(clf.set_params(search="exhaustive"), X),
-        "scoring, early-stopped": lambda: one_process(clf.set_params(**common.early_stopping()), X),
+        "scoring, early-stopped": lambda: one_process(clf.set_params(search="auto"), X),
     }
     seconds = {name: median_seconds(step, repeats) / n_images for name, step in steps.items()}
     seconds["training, per epoch"] = epoch_seconds(X, repeats)
@@ -163,19 +162,18 @@ def check_simulation(n_images, repeats):
     """Compare the simulation with two real processes that score the same chunks."""
     clf, X = make_job(n_images)
     model, orders = clf.model_, clf.orders_
-    reading = {"crop": "center", "latent_noise": 0.0}
-    params = {"racing": None, "device": "cpu", "precision": "float32", "store": None}
-    everything = slice(0, len(orders)), slice(0, len(model.classes))
+    options = ScoringOptions("center", None, "cpu", "float32", None, None)
+    batch = model.reader.open(X)
 
-    def arguments(start, n):
-        return X[start : start + n], orders, Piece(slice(0, n), *everything), reading, params
+    def arguments(part):
+        return batch.take(part), orders, slice(0, len(orders)), options
 
     def score(size):
-        calls = [lambda i=i: arguments(i, size) for i in range(0, size * n_chunks, size)]
-        return list(parallel.in_parallel(score_piece, model, calls, 2))
+        parts = [slice(start, start + size) for start in range(0, size * n_chunks, size)]
+        return list(map_pieces(score_piece, model, parts, arguments, 2))
 
     def empty(n):
-        return list(parallel.in_parallel(empty_task, model, [tuple] * n, 2))
+        return list(map_pieces(empty_task, model, range(n), lambda piece: (), 2))
 
     rows = []
     empty(2)
@@ -183,7 +181,7 @@ def check_simulation(n_images, repeats):
         size = n_images // n_chunks
         real, simulated = [], []
         for repeat in range(repeats):
-            chunk = common.timed(score_piece, model, *arguments(0, size))[0]
+            chunk = common.timed(score_piece, model, *arguments(slice(0, size)))[0]
             two, many = common.timed(empty, 2)[0], common.timed(empty, 66)[0]
             overhead, rng = max(0.0, many - two) / 64, np.random.RandomState(repeat)
             simulated.append(two + simulate(n_chunks, chunk, 2, overhead, rng)[0])
@@ -246,10 +244,10 @@ def projected_section(record):
     blocks = [
         "## Counted and projected: the shape of RandAR-L",
         f"{large['weights'] / 1e6:.0f} M weights, 256 tokens, {N_ORDERS} orders, {N_CLASSES} "
-        "classes. Operations are counted. Early-stopped scoring is assumed to read as much as with small "
-        f"priors: 1/{1 / large['tokens_read']:.0f} of the tokens with the {common.PUBLISHED} (1000 "
-        f"synthetic characters), {large['orders_read']:.0%} of the orders with a {common.SHARED} "
-        "(300 characters). **Projected, not run**: GPUs that reach "
+        "classes. Operations are counted. Early-stopped scoring is assumed to read as much as with "
+        f"small priors: 1/{1 / large['tokens_read']:.0f} of the tokens with the "
+        f"{common.PUBLISHED} (1000 synthetic characters), {large['orders_read']:.0%} of the orders "
+        f"with a {common.SHARED} (300 characters). **Projected, not run**: GPUs that reach "
         f"{UTILIZATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s and are always busy.",
     ]
     for n, n_images in IMAGES.items():

@@ -1,8 +1,4 @@
-"""What `fit` learns, as one value, and what can be done with it; none of this knows the estimator.
-
-``model`` is that value, ``learning`` makes and extends it, ``answers`` scores and explains with it,
-``drawing`` draws images, ``saving`` and ``published`` bring it in and out.
-"""
+"""Fitted models: training, scoring, generation and saving. No module here uses the estimator."""
 
 from skaocls.fitted.model import FittedModel
 

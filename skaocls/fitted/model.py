@@ -1,12 +1,15 @@
-"""What `fit` learns, as one value."""
+"""The fitted model: tokenizer, priors and classes as one immutable value."""
 
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from sklearn.base import TransformerMixin
 from sklearn.utils import column_or_1d
 
 from skaocls.devices import to_device
@@ -17,34 +20,34 @@ from skaocls.scoring.orders import resolve_orders
 
 @dataclass(frozen=True, eq=False)
 class FittedModel:
-    """Everything between an image and the log-likelihoods of its classes.
+    """Everything that turns images into log-likelihoods of classes.
 
-    It is never changed: learning more makes another one. Only the devices on which its networks
-    lie follow what was asked for last.
+    A model is immutable: training it further returns a new model. Only the device of its networks
+    may change.
 
     Attributes
     ----------
     reader : Reader
-        From X to images or tables.
+        Validates X and decodes images.
     tokenizer : transformer
-        From those to codes.
+        Turns decoded images, tables or tokens into codes.
     priors : tuple of Prior
-        The first prior, and those of classes that came later.
+        The first prior, and the priors of classes that were added later.
     classes : ndarray of shape (n_classes,)
-        Labels, sorted. Arrays of that length belong to them, and *columns* are indices into it.
+        Sorted labels. *Columns* are indices into this array.
     sources : int ndarray of shape (n_classes,)
-        Which prior reads each class.
+        Index of the prior of each class.
     rows : int ndarray of shape (n_classes,)
-        Row of each class in that prior's class table.
+        Row of each class in the class table of its prior.
     class_count : float64 ndarray of shape (n_classes,)
-        Training images of each class, or the sum of their weights.
+        Number of training images of each class, or the sum of their weights.
     order_seed : int
-        Seed of the orders, and of the crops, views and noise that go with them.
+        Seed of the orders, and of the crops, views and noise of each order.
     views : bool
-        Whether the first prior learned from random views of images, so that each order may read
-        another one.
+        Whether the first prior was trained on random views, so that each order may read another
+        view.
     class_names, wordnet_ids : ndarray of shape (n_classes,) or None
-        What ImageNet calls its classes.
+        Names and WordNet IDs of ImageNet classes.
 
     Examples
     --------
@@ -61,7 +64,7 @@ class FittedModel:
     """
 
     reader: Reader
-    tokenizer: Any
+    tokenizer: TransformerMixin
     priors: tuple[Prior, ...]
     classes: np.ndarray
     sources: np.ndarray
@@ -79,87 +82,95 @@ class FittedModel:
 
     @property
     def added_priors(self) -> list[Prior]:
-        """The priors of classes that came later."""
+        """Priors of classes that were added later."""
         return list(self.priors[1:])
 
     @property
     def readings(self) -> int:
-        """How often transformers read an image, in each order, for all classes."""
+        """Number of transformer passes over an image, per order, to score all classes."""
         counts = np.bincount(self.sources, minlength=len(self.priors))
         return sum(p.readings(int(n)) for p, n in zip(self.priors, counts, strict=True) if n)
 
-    def orders(self, order: Any, n_orders: int) -> np.ndarray:
-        """The orders that `order` and `n_orders` stand for, see :mod:`skaocls.scoring.orders`."""
+    def orders(self, order: str | ArrayLike, n_orders: int) -> np.ndarray:
+        """Return the orders of these parameters, see :mod:`skaocls.scoring.orders`."""
         return resolve_orders(order, n_orders, self.prior.n_tokens, self.order_seed)
 
     def by_prior(
         self, columns: np.ndarray, device: torch.device
     ) -> Iterator[tuple[Prior, np.ndarray]]:
-        """Yield each prior, on the device, and where in `columns` are its classes.
+        """Yield each prior, on the device, and the positions of its classes in `columns`.
 
-        Rows in the prior's class table are ``rows[columns[where]]``.
+        Rows in the class table of the prior are ``rows[columns[positions]]``.
         """
         for source, prior in enumerate(self.priors):
-            where = np.flatnonzero(self.sources[columns] == source)
-            if len(where):
-                yield to_device(prior, device), where
+            positions = np.flatnonzero(self.sources[columns] == source)
+            if len(positions):
+                yield to_device(prior, device), positions
 
-    def columns(self, y: Any, name: str = "y") -> np.ndarray:
-        """Columns of labels; `name` is what errors call them."""
-        y = column_or_1d(y)
-        columns: np.ndarray = np.searchsorted(self.classes, y).clip(max=len(self.classes) - 1)
-        if (unknown := self.classes[columns] != y).any():
-            raise ValueError(f"{name} has classes that fit has not seen: {np.unique(y[unknown])}.")
+    def columns(self, y: ArrayLike, name: str = "y") -> np.ndarray:
+        """Return the columns of labels. `name` is the argument named in errors."""
+        labels: np.ndarray = column_or_1d(y)
+        columns: np.ndarray = np.searchsorted(self.classes, labels).clip(max=len(self.classes) - 1)
+        unknown = np.unique(labels[self.classes[columns] != labels])
+        if len(unknown):
+            raise ValueError(f"{name} has classes that fit has not seen: {unknown}.")
         return columns
 
     def restricted(self, columns: Sequence[int]) -> "FittedModel":
-        """The model of these of its classes alone: others are not read and cost nothing."""
+        """Return the model of a subset of its classes."""
         kept = np.asarray(columns)
-        each = ("classes", "sources", "rows", "class_count", "class_names", "wordnet_ids")
-        values = {name: getattr(self, name) for name in each}
-        restricted: dict[str, Any] = {k: v if v is None else v[kept] for k, v in values.items()}
-        return replace(self, **restricted)
+        names = ("classes", "sources", "rows", "class_count", "class_names", "wordnet_ids")
+        arrays = {name: getattr(self, name) for name in names}
+        subset: dict[str, Any] = {k: a if a is None else a[kept] for k, a in arrays.items()}
+        return replace(self, **subset)
 
     def with_classes(self, classes: np.ndarray) -> "FittedModel":
-        """The model with room for classes that it does not have yet."""
+        """Return the model with additional classes, which do not have a prior yet."""
         old = self.classes
         kinds = {"i" if a.dtype.kind == "u" else a.dtype.kind for a in (old, classes)}
         if len(kinds) > 1:
             raise ValueError(
-                f"Labels were of type {old.dtype} in earlier calls, but are of type "
-                f"{classes.dtype} now: {classes}."
+                f"y has labels of type {classes.dtype}, but earlier calls had labels of type "
+                f"{old.dtype}. Pass labels of one type."
             )
-        together = np.union1d(old, classes)
-        was = np.searchsorted(together, old)
+        merged = np.union1d(old, classes)
+        positions = np.searchsorted(merged, old)
 
-        def grown(values: np.ndarray, filling: Any) -> np.ndarray:
-            out = np.full(len(together), filling)
-            out[was] = values
+        def extended(values: np.ndarray, default: float) -> np.ndarray:
+            out = np.full(len(merged), default, dtype=values.dtype)
+            out[positions] = values
             return out
 
-        def named(values: np.ndarray | None) -> np.ndarray | None:
+        def extended_names(values: np.ndarray | None) -> np.ndarray | None:
             if values is None:
                 return None
-            names = together.astype(str).astype(object)
-            names[was] = values
+            names = merged.astype(str).astype(object)
+            names[positions] = values
             return names.astype(str)
 
         return replace(
             self,
-            classes=together,
-            class_count=grown(self.class_count, 0.0),
-            sources=grown(self.sources, 0),
-            rows=grown(self.rows, self.prior.num_classes),
-            class_names=named(self.class_names),
-            wordnet_ids=named(self.wordnet_ids),
+            classes=merged,
+            class_count=extended(self.class_count, 0.0),
+            sources=extended(self.sources, 0),
+            rows=extended(self.rows, self.prior.num_classes),
+            class_names=extended_names(self.class_names),
+            wordnet_ids=extended_names(self.wordnet_ids),
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What was trained on a GPU loads without one."""
-        state = vars(self).copy()
-        on_cpu = [prior.device.type == "cpu" for prior in self.priors]
-        state["priors"] = tuple(
-            prior if there else copy.deepcopy(prior).cpu()
-            for prior, there in zip(self.priors, on_cpu, strict=True)
+    def chosen_sizes(self) -> dict[str, dict[str, object]]:
+        """Return the sizes of the prior, and the values that the tokenizer chose in `fit`."""
+        tokenizer = self.tokenizer
+        names = tokenizer.get_params(deep=False) if hasattr(tokenizer, "get_params") else ()
+        values = {name: getattr(tokenizer, f"{name}_", NotImplemented) for name in names}
+        plain = (int, str, tuple, NoneType)
+        chosen = {name: value for name, value in values.items() if isinstance(value, plain)}
+        return {"prior": self.prior.sizes, "tokenizer": chosen}
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return a state with networks on the CPU, so that it can be loaded without a GPU."""
+        priors = tuple(
+            prior if prior.device.type == "cpu" else copy.deepcopy(prior).cpu()
+            for prior in self.priors
         )
-        return state
+        return vars(self) | {"priors": priors}

@@ -1,9 +1,9 @@
-"""The native format: a folder of JSON and safetensors, read without executing code.
+"""Save and load fitted models as JSON and safetensors, without executing code.
 
-``config.json`` holds classes, shapes and parameters, ``model.safetensors`` the prior,
-``tokenizer.safetensors`` what the tokenizer learned, ``model-1.safetensors`` and so on the priors
-that `partial_fit` added. Embedded and published priors are stored alike. Files are written whole or
-not at all, and replace older ones only when all are written.
+A folder contains ``config.json`` (classes, shapes and parameters), ``model.safetensors`` (the
+prior), ``tokenizer.safetensors`` (arrays of the tokenizer), and ``model-1.safetensors`` and so on
+for the priors that `partial_fit` added. Files are written completely before they replace older
+ones.
 """
 
 import json
@@ -11,19 +11,21 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub import HfApi
-from sklearn.base import BaseEstimator
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.frozen import FrozenEstimator
 
 from skaocls.devices import own_torch_state
 from skaocls.files import find_file, read_state_dict, tensor_writer, write_all
 from skaocls.fitted.model import FittedModel
-from skaocls.fitted.saving_checks import check_config, check_model
+from skaocls.fitted.saving_checks import Config, check_config, check_model
 from skaocls.images.reader import Reader
+from skaocls.parameters import FineTuning, PretrainedWeights
 from skaocls.priors.interface import Prior
 from skaocls.priors.loading import own_prior_from_state_dict, shared_trunk_from_state_dict
 from skaocls.tokenizers import (
@@ -36,13 +38,15 @@ from skaocls.tokenizers import (
 from skaocls.version import __version__
 
 FORMAT = 1
-MOST_JSON = 2**26  # bytes of a configuration
+MAX_CONFIG_BYTES = 2**26
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
-ARRAYS = ("sources", "rows", "class_count", "class_names", "wordnet_ids")
+CLASS_ARRAYS = ("sources", "rows", "class_count", "class_names", "wordnet_ids")
+SHAPES = ("declared_shape", "image_shape", "value_range", "grid")  # tuples of a Reader
+Source = str | os.PathLike[str]
 Token = str | bool | None
-TOKENIZERS: dict[str, Any] = {
-    t.__name__: t
-    for t in (
+TOKENIZERS: dict[str, type[BaseEstimator]] = {
+    cls.__name__: cls
+    for cls in (
         LlamaGenTokenizer,
         MaskGITTokenizer,
         PatchTokenizer,
@@ -50,32 +54,43 @@ TOKENIZERS: dict[str, Any] = {
         QuantileTokenizer,
     )
 }
+PARAMETER_OBJECTS = TOKENIZERS | {cls.__name__: cls for cls in (FineTuning, PretrainedWeights)}
+# Fitted attributes of tokenizers: values with their types, arrays, and lists of arrays
+TOKENIZER_VALUES: dict[str, Callable[[Any], object]] = {
+    "n_codes_": int,
+    "grid_": tuple,
+    "patch_size_": tuple,
+    "n_features_in_": int,
+    "normalize_": lambda value: value,
+    "reference_statistics_": lambda value: None if value is None else np.array(value, np.float64),
+}
+TOKENIZER_ARRAYS = ("codebook_", "typical_patches_")
+TOKENIZER_LISTS = ("thresholds_", "bin_means_")
 
 
 @own_torch_state()
-def save(
-    model: FittedModel, folder: str | os.PathLike[str], about: dict[str, Any] | None = None
-) -> None:
-    """Write a model into a folder, which is made if need be.
+def save(model: FittedModel, folder: Source, extra: Config | None = None) -> None:
+    """Save a model to a folder.
 
     Parameters
     ----------
     model : FittedModel
     folder : path
-    about : dict, default=None
-        What else to keep, in terms that :func:`to_json` knows: of an estimator its parameters and
-        what happened in `fit`.
+        Created if it does not exist.
+    extra : dict, default=None
+        Further entries of the configuration, with values that :func:`to_json` supports, such as
+        the parameters of an estimator.
 
     Raises
     ------
     TypeError
-        If the tokenizer is none of this library's.
+        If the tokenizer is not one of this library's.
     """
-    config = {"format": FORMAT, "library": "skaocls", "version": __version__}
-    config |= {name: to_json(value) for name, value in (about or {}).items()}
+    config: Config = {"format": FORMAT, "library": "skaocls", "version": __version__}
+    config |= {name: to_json(value) for name, value in (extra or {}).items()}
     classes = model.classes
     config["classes"] = {"dtype": classes.dtype.str, "values": labels_to_json(classes)}
-    config |= {name: to_json(getattr(model, name)) for name in ARRAYS}
+    config |= {name: to_json(getattr(model, name)) for name in CLASS_ARRAYS}
     config |= {"order_seed": model.order_seed, "views": model.views}
     config["reader"] = to_json(vars(model.reader))
     config["prior"] = {"grid": list(model.prior.grid), "n_head": model.prior.transformer.n_head}
@@ -84,130 +99,157 @@ def save(
     text = json.dumps(config, indent=1, allow_nan=False) + "\n"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    priors = {model_file(i): p.state_dict() for i, p in enumerate(model.priors)}
-    writers = {  # the configuration last: a folder with it is complete
-        **{name: tensor_writer(state) for name, state in priors.items()},
-        TOKENIZER: tensor_writer(arrays),
-        CONFIG: lambda path: Path(path).write_text(text, encoding="utf-8"),
+    writers: dict[str, Callable[[str], object]] = {
+        model_file(i): tensor_writer(prior.state_dict()) for i, prior in enumerate(model.priors)
     }
+    writers[TOKENIZER] = tensor_writer(arrays)
+    # the configuration is last, so that a folder with a configuration is complete
+    writers[CONFIG] = lambda path: Path(path).write_text(text, encoding="utf-8")
     write_all(folder, writers)
 
 
 def read_config(
-    source: str | os.PathLike[str], *, revision: str | None = None, token: Token = None
-) -> dict[str, Any] | None:
-    """Configuration of a saved model, or None if the source is none."""
+    source: Source, *, revision: str | None = None, token: Token = None
+) -> Config | None:
+    """Return the configuration of a saved model, or None if the source is not one."""
     try:
         path = find_file(source, CONFIG, revision=revision, token=token)
     except FileNotFoundError:
         return None
-    if path.name != CONFIG:  # source is a file of weights
+    if path.name != CONFIG:  # the source is a file of weights
         return None
     try:
-        if path.stat().st_size > MOST_JSON:
-            raise ValueError(f"it is larger than {MOST_JSON} bytes")
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as exc:
-        raise ValueError(f"{path} is no readable JSON: {exc}.") from exc
+        raise ValueError(f"{path} is not readable JSON: {exc}.") from exc
     if not isinstance(config, dict) or config.get("library") != "skaocls":
         return None
-    written = config.get("format")
-    if not isinstance(written, int) or not 1 <= written <= FORMAT:
+    if config.get("format") != FORMAT:
         raise ValueError(
-            f"{path} was written by skaocls {config.get('version')} in format {written!r}; this "
-            f"version, {__version__}, reads up to format {FORMAT}. Upgrade skaocls."
+            f"{path} was written by skaocls {config.get('version')} in format "
+            f"{config.get('format')!r}; version {__version__} reads format {FORMAT}. Install a "
+            "version of skaocls that reads it."
         )
     return config
 
 
 @own_torch_state(grad=True)
 def load(
-    config: dict[str, Any],
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: Token = None,
+    config: Config, source: Source, *, revision: str | None = None, token: Token = None
 ) -> FittedModel:
-    """The model that :func:`save` wrote; `config` is what :func:`read_config` returned.
+    """Load the model that :func:`save` wrote.
+
+    Parameters
+    ----------
+    config : dict
+        Result of :func:`read_config`.
+    source : str or path
+        A folder or a hub repository.
+    revision : str, default=None
+        Branch, tag or commit of the repository.
+    token : str or bool, default=None
+        Access token, as in ``huggingface_hub``.
+
+    Returns
+    -------
+    model : FittedModel
 
     Raises
     ------
     OSError
-        If a file is not there.
+        If a file is missing.
     ValueError
-        If one was cut off or changed, so that they are no model.
+        If a file is truncated or was changed and does not describe a model.
     """
+
+    def tensors(name: str) -> tuple[dict[str, torch.Tensor], str]:
+        path = find_file(source, name, revision=revision, token=token)
+        return read_state_dict(path), str(path)
+
     try:
         check_config(config)
-        model = restore(config, source, revision=revision, token=token)
+        arrays: Config = {
+            name: None if config[name] is None else np.array(config[name]) for name in CLASS_ARRAYS
+        }
+        model = FittedModel(
+            reader=restore_reader(config["reader"]),
+            tokenizer=restore_tokenizer(config["tokenizer"], tensors(TOKENIZER)[0]),
+            priors=tuple(
+                restore_prior(config["prior"], *tensors(model_file(i)))
+                for i in range(1 + config["added_priors"])
+            ),
+            classes=labels_from_json(**config["classes"]),
+            order_seed=config["order_seed"],
+            views=config["views"],
+            **arrays,
+        )
         check_model(model)
     except OSError:
         raise
-    except Exception as exc:  # a configuration that was changed leads to all sorts
-        why = exc if isinstance(exc, ValueError) else repr(exc)
-        raise ValueError(f"{source!s} holds no model that can be restored: {why}.") from exc
+    except Exception as exc:  # a damaged configuration can raise anything
+        reason = exc if isinstance(exc, ValueError) else repr(exc)
+        raise ValueError(f"{source!s} does not contain a valid model: {reason}.") from exc
     return model
 
 
-def restore(
-    config: dict[str, Any],
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: Token = None,
-) -> FittedModel:
-    """What :func:`load` returns, of a sound configuration."""
-    at: dict[str, Any] = {"revision": revision, "token": token}
-    classes = config["classes"]
-    arrays = {name: config[name] for name in ARRAYS}
-    path = find_file(source, TOKENIZER, **at)
-    return FittedModel(
-        reader=restore_reader(config["reader"]),
-        tokenizer=restore_tokenizer(config["tokenizer"], read_state_dict(path)),
-        priors=tuple(
-            load_model(config, source, model_file(i), **at)
-            for i in range(1 + config["added_priors"])
-        ),
-        classes=labels_from_json(classes["values"], classes["dtype"]),
-        order_seed=config["order_seed"],
-        views=config.get("views", False),
-        **cast(
-            dict[str, Any],
-            {name: None if values is None else np.array(values) for name, values in arrays.items()},
-        ),
-    )
+def read_parameters(
+    config: Config, source: Source, names: Iterable[str], attributes: Iterable[str]
+) -> tuple[Config, Config]:
+    """Return an estimator's parameters and fitted attributes from a configuration.
 
+    Parameters
+    ----------
+    config : dict
+        Result of :func:`read_config`.
+    source : str or path
+        Named in errors.
+    names : iterable of str
+        Names of the estimator's parameters.
+    attributes : iterable of str
+        Fitted attributes to read; others are ignored.
 
-def load_model(
-    config: dict[str, Any], source: str | os.PathLike[str], name: str, **at: Any
-) -> Prior:
-    path = find_file(source, name, **at)
-    state = read_state_dict(path)
-    shared = "head.classes.weight" in state
-    from_state_dict = shared_trunk_from_state_dict if shared else own_prior_from_state_dict
-    prior: Prior = from_state_dict(state, **config["prior"], source=str(path))
-    return prior
+    Returns
+    -------
+    params, attributes : dict
 
-
-def model_file(i: int) -> str:
-    """File of the i-th prior; those after the first are of classes that came later."""
-    return f"model-{i}.safetensors" if i else MODEL
+    Raises
+    ------
+    ValueError
+        If the configuration has other parameters, or is damaged.
+    """
+    if "params" not in config:
+        raise ValueError(
+            f"{source!s} contains a model without the parameters of a classifier. Load it with "
+            "skaocls.fitted.saving.load."
+        )
+    try:
+        params = {name: from_json(value) for name, value in config["params"].items()}
+        history = config["history"]
+        found = {name: history[name] for name in attributes if name in history}
+        if unknown := sorted(params.keys() - set(names)):
+            raise ValueError(f"the parameters {unknown} are unknown")
+    except Exception as exc:
+        reason = exc if isinstance(exc, ValueError) else repr(exc)
+        raise ValueError(f"{source!s} does not contain a valid classifier: {reason}.") from exc
+    return params, found
 
 
 def push(
     model: FittedModel,
     repo_id: str,
-    about: dict[str, Any],
+    extra: Config,
     metrics: dict[str, float],
     *,
     private: bool,
     token: Token,
     commit_message: str,
 ) -> str:
-    """Upload a model and its model card; the commit's address."""
+    """Upload a model and its model card, and return the URL of the commit."""
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        save(model, folder, about)
+        save(model, folder, extra)
         card = model_card(model, repo_id, metrics)
         Path(folder, "README.md").write_text(card, encoding="utf-8")
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -218,9 +260,9 @@ def push(
 
 
 def model_card(model: FittedModel, repo_id: str, metrics: dict[str, float]) -> str:
-    """The README of a repository: what it is, how good, how to use it."""
+    """Return the README of a repository: contents, accuracy and usage."""
     names = [str(c) for c in (model.classes if model.class_names is None else model.class_names)]
-    shown = ", ".join(names[:100]) + (", ..." if len(names) > 100 else "")
+    listed = ", ".join(names[:100]) + (", ..." if len(names) > 100 else "")
     shape = model.reader.image_shape
     kind, data = "tabular", "tables"
     if shape or model.reader.grid:
@@ -249,7 +291,7 @@ def model_card(model: FittedModel, repo_id: str, metrics: dict[str, float]) -> s
         "clf.predict_proba(X)",
         "```",
         "",
-        f"Classes ({len(names)}): {shown}",
+        f"Classes ({len(names)}): {listed}",
     ]
     if metrics:
         lines += ["", "| metric | value |", "|---|---|"]
@@ -257,95 +299,94 @@ def model_card(model: FittedModel, repo_id: str, metrics: dict[str, float]) -> s
     return "\n".join(lines) + "\n"
 
 
-def tokenizer_state(tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What describes a tokenizer as JSON, and its arrays."""
+def model_file(i: int) -> str:
+    """Return the file name of the i-th prior."""
+    return f"model-{i}.safetensors" if i else MODEL
+
+
+def restore_prior(sizes: Config, state: dict[str, torch.Tensor], source: str) -> Prior:
+    shared = "head.classes.weight" in state
+    from_state_dict = shared_trunk_from_state_dict if shared else own_prior_from_state_dict
+    prior: Prior = from_state_dict(state, **sizes, source=source)
+    return prior
+
+
+def tokenizer_state(tokenizer: TransformerMixin) -> tuple[Config, dict[str, ArrayLike]]:
+    """Return the JSON description of a tokenizer, and its arrays."""
     name = type(tokenizer).__name__
     if TOKENIZERS.get(name) is not type(tokenizer):
         raise TypeError(
-            f"{name} cannot be saved in this format, which knows {', '.join(TOKENIZERS)}. Use "
+            f"{name} cannot be saved in this format, which supports {', '.join(TOKENIZERS)}. Use "
             'joblib.dump, or train on its tokens with tokenizer="precomputed".'
         )
-    config = {"type": name, "params": {k: to_json(v) for k, v in tokenizer.get_params().items()}}
+    config = to_json(tokenizer)
     if hasattr(tokenizer, "model_"):
         return config, tokenizer.model_.state_dict()
-    config["attributes"] = {
-        k: to_json(vars(tokenizer)[k]) for k in TOKENIZER_LEARNED if k in vars(tokenizer)
-    }
-    if hasattr(tokenizer, "codebook_"):
-        if hasattr(tokenizer, "reader_"):  # not of tokens made elsewhere
-            config["reader"] = to_json(vars(tokenizer.reader_))
-        arrays = {
-            name: getattr(tokenizer, name, None) for name in ("codebook_", "typical_patches_")
-        }
-        return config, {name: a for name, a in arrays.items() if a is not None}
-    lists = [k for k in ("thresholds_", "bin_means_") if hasattr(tokenizer, k)]
-    return config, {f"{k}.{i}": a for k in lists for i, a in enumerate(getattr(tokenizer, k))}
+    fitted = vars(tokenizer)
+    config["attributes"] = {k: to_json(fitted[k]) for k in TOKENIZER_VALUES if k in fitted}
+    if "reader_" in fitted:
+        config["reader"] = to_json(vars(tokenizer.reader_))
+    arrays = {k: fitted[k] for k in TOKENIZER_ARRAYS if fitted.get(k) is not None}
+    lists = {k: fitted[k] for k in TOKENIZER_LISTS if k in fitted}
+    return config, arrays | {f"{k}.{i}": a for k, v in lists.items() for i, a in enumerate(v)}
 
 
-def restore_tokenizer(config: dict[str, Any], arrays: dict[str, Any]) -> Any:
-    params = {k: from_json(v) for k, v in config["params"].items()}
-    tokenizer = TOKENIZERS[config["type"]](**params)
+def restore_tokenizer(config: Config, arrays: dict[str, torch.Tensor]) -> TransformerMixin:
+    if config["type"] not in TOKENIZERS:
+        raise ValueError(f"the tokenizer {config['type']!r} is unknown")
+    tokenizer = from_json({"type": config["type"], "params": config["params"]})
     if "attributes" not in config:
         return tokenizer._set_weights(arrays)
-    if "patch_size_" in config["attributes"] and "normalize" not in params:
-        tokenizer.set_params(normalize=None)  # saved before there was a choice
-        tokenizer.normalize_ = tokenizer.reference_light_ = None
     for name, value in config["attributes"].items():
-        setattr(tokenizer, name, TOKENIZER_LEARNED[name](value))
-    if "codebook_" in arrays:
-        tokenizer.codebook_ = arrays["codebook_"].numpy()
-        if "reader" in config:
-            typical = arrays.get("typical_patches_")
-            tokenizer.typical_patches_ = None if typical is None else typical.numpy()
-            tokenizer.reader_ = restore_reader(config["reader"])
-    elif arrays:
-        for name in ("thresholds_", "bin_means_"):
+        setattr(tokenizer, name, TOKENIZER_VALUES[name](value))
+    if "reader" in config:
+        tokenizer.reader_ = restore_reader(config["reader"])
+        tokenizer.typical_patches_ = None
+    for name in TOKENIZER_ARRAYS:
+        if name in arrays:
+            setattr(tokenizer, name, arrays[name].numpy())
+    for name in TOKENIZER_LISTS:
+        if f"{name}.0" in arrays:
             columns = range(tokenizer.n_features_in_)
             setattr(tokenizer, name, [arrays[f"{name}.{i}"].numpy() for i in columns])
     return tokenizer
 
 
-def restore_reader(config: dict[str, Any]) -> Reader:
-    values = dict(config)
-    for name in ("declared_shape", "image_shape", "value_range", "grid"):
-        values[name] = None if values.get(name) is None else tuple(values[name])
+def restore_reader(config: Config) -> Reader:
+    values = config | {k: None if config[k] is None else tuple(config[k]) for k in SHAPES}
     if (names := values["feature_names"]) is not None:
         values["feature_names"] = np.array(names, dtype=object)
     return Reader(**values)
 
 
-def labels_to_json(labels: np.ndarray) -> list[Any]:
-    """Class labels as JSON knows them; their type tells how to read them."""
-    if labels.dtype.kind in "mM":  # dates and durations
+def labels_to_json(labels: np.ndarray) -> list[object]:
+    """Return class labels as a JSON list; dates and durations become integers."""
+    if labels.dtype.kind in "mM":
         labels = labels.astype(np.int64)
-    values: list[Any] = to_json(labels)
+    values: list[object] = to_json(labels)
     return values
 
 
-def labels_from_json(values: list[Any], dtype: str) -> np.ndarray:
+def labels_from_json(values: list[object], dtype: str) -> np.ndarray:
     stored = np.int64 if np.dtype(dtype).kind in "mM" else dtype
     return np.array(values, dtype=stored).astype(dtype)
 
 
-def to_json(value: Any) -> Any:
-    """A parameter or attribute in JSON's terms."""
-    if isinstance(value, Prior):  # its weights are saved as the fitted prior's
+def to_json(value: object) -> Any:
+    """Return a parameter or attribute as a JSON value."""
+    if isinstance(value, Prior):  # its weights are saved as those of the fitted prior
         return value.sizes
     if isinstance(value, FrozenEstimator):
         value = value.estimator
     if isinstance(value, BaseEstimator):
         params = {k: to_json(v) for k, v in value.get_params(False).items()}
         return {"type": type(value).__name__, "params": params}
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [to_json(v) for v in value]
     if isinstance(value, dict):
         return {k: to_json(v) for k, v in value.items()}
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and value == -np.inf:  # log of a class prior of 0
-        return None
     if isinstance(value, (torch.device, os.PathLike)):
         return str(value)
     if isinstance(value, np.random.RandomState):
@@ -354,45 +395,10 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    if isinstance(value, dict) and value.get("type") in TOKENIZERS:
+    """Return the parameter that :func:`to_json` converted."""
+    if isinstance(value, dict) and value.get("type") in PARAMETER_OBJECTS:
         params = {k: from_json(v) for k, v in value["params"].items()}
-        return TOKENIZERS[value["type"]](**params)
+        return PARAMETER_OBJECTS[value["type"]](**params)
     if isinstance(value, list):
         return np.array(value) if value and isinstance(value[0], list) else tuple(value)
     return value
-
-
-def about_from_json(
-    config: dict[str, Any], source: Any, params: Iterable[str], names: Iterable[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters, and what happened in `fit`, as they were given to :func:`save`.
-
-    Raises
-    ------
-    ValueError
-        If there are others than `params`, or they are damaged.
-    """
-    try:
-        saved = {name: from_json(value) for name, value in config["params"].items()}
-        history = {name: config["history"][name] for name in names if name in config["history"]}
-        log_prior = [-np.inf if v is None else v for v in history["class_log_prior_"]]
-        history["class_log_prior_"] = np.array(log_prior, dtype=np.float64)
-        if history["class_log_prior_"].shape != (len(config["classes"]["values"]),):
-            raise ValueError("class_log_prior_ is not one number for each class")
-        if unknown := sorted(saved.keys() - set(params)):
-            raise ValueError(f"parameters {unknown} are not known; upgrade skaocls")
-    except Exception as exc:
-        why = exc if isinstance(exc, ValueError) else repr(exc)
-        raise ValueError(f"{source!s} holds no classifier that can be restored: {why}.") from exc
-    return saved, history
-
-
-TOKENIZER_LEARNED: dict[str, Callable[[Any], Any]] = {
-    "n_codes_": int,
-    "grid_": tuple,
-    "patch_size_": tuple,
-    "patch_std_": float,
-    "n_features_in_": int,
-    "normalize_": lambda value: value,
-    "reference_light_": lambda value: None if value is None else np.array(value, dtype=np.float64),
-}

@@ -1,6 +1,7 @@
-"""Whether what a folder says of a model can be true, before anything large is made of it."""
+"""Checks of saved configurations, before large objects are created from them."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -9,50 +10,58 @@ import numpy as np
 from skaocls.fitted.model import FittedModel
 from skaocls.tokenizers.normalization import NORMALIZATIONS
 
-MOST_TOKENS = 2**18  # of an image
-MOST_ORDERS = 2**24  # numbers in all orders together
-MOST_PIXELS = 2**30  # numbers in an image
-MOST_BYTES = 2**30  # of labels
+MAX_TOKENS = 2**18  # of an image
+MAX_ORDER_ENTRIES = 2**24  # of all orders together
+MAX_PIXELS = 2**30  # numbers in an image
+MAX_LABEL_BYTES = 2**30
 
 
-def check_config(config: dict[str, Any]) -> None:
-    """Refuse sizes that no model has, and those that contradict each other.
+Config = dict[str, Any]  # JSON
+
+
+def check_config(config: Config) -> None:
+    """Reject sizes that are impossible or contradict each other.
 
     Raises
     ------
     ValueError
     """
-    grid = check_sizes("grid", config["prior"]["grid"], 2, MOST_TOKENS)
-    check_sizes("n_head", [config["prior"]["n_head"]], 1, MOST_TOKENS)
-    check_sizes("n_orders", [config.get("params", {}).get("n_orders", 1), *grid], 3, MOST_ORDERS)
-    n = len(config["classes"]["values"])
-    check_sizes("classes", [np.dtype(config["classes"]["dtype"]).itemsize, n], 2, MOST_BYTES)
+    grid = check_sizes("grid", config["prior"]["grid"], 2, MAX_TOKENS)
+    check_sizes("n_head", [config["prior"]["n_head"]], 1, MAX_TOKENS)
+    n_orders = config.get("params", {}).get("n_orders", 1)
+    check_sizes("n_orders", [n_orders, *grid], 3, MAX_ORDER_ENTRIES)
+    n_classes = len(config["classes"]["values"])
+    label_bytes = np.dtype(config["classes"]["dtype"]).itemsize
+    check_sizes("classes", [label_bytes, n_classes], 2, MAX_LABEL_BYTES)
     shape = config["reader"]["image_shape"]
     if shape is not None:
-        check_sizes("image_shape", shape, 3, MOST_PIXELS)
-    learned = config["tokenizer"].get("attributes", {})
-    if tuple(learned.get("grid_", grid)) != tuple(grid):
-        raise ValueError(f"the tokenizer's grid {learned['grid_']} is not the prior's, {grid}")
-    if "patch_size_" in learned and shape is not None:
-        patch = check_sizes("patch_size_", learned["patch_size_"], 2, MOST_PIXELS)
+        check_sizes("image_shape", shape, 3, MAX_PIXELS)
+    fitted = config["tokenizer"].get("attributes", {})
+    if tuple(fitted.get("grid_", grid)) != tuple(grid):
+        raise ValueError(
+            f"the grid of the tokenizer, {fitted['grid_']}, differs from that of the prior, {grid}"
+        )
+    if "patch_size_" in fitted and shape is not None:
+        patch = check_sizes("patch_size_", fitted["patch_size_"], 2, MAX_PIXELS)
         if any(p > size for p, size in zip(patch, shape)):
-            raise ValueError(f"patches {patch} are larger than the images, {shape}")
-    if (how := learned.get("normalize_")) is not None:
-        light = np.array(learned.get("reference_light_"), dtype=np.float64)
-        if how not in NORMALIZATIONS or light.shape != (2, shape[2]) or not light[1].all():
-            raise ValueError(f"images cannot be normalized by {how!r} to the light {light}")
+            raise ValueError(f"patches of {patch} pixels are larger than images of {shape}")
+    if (method := fitted.get("normalize_")) is not None:
+        reference = np.array(fitted.get("reference_statistics_"), dtype=np.float64)
+        valid = method in NORMALIZATIONS and reference.shape == (2, shape[2])
+        if not valid or not reference[1].all():
+            raise ValueError(f"normalization {method!r} with reference {reference} is invalid")
 
 
-def check_sizes(name: str, sizes: Any, n: int, most: int) -> list[int]:
-    """So many positive integers, whose product is not absurd."""
-    whole = all(isinstance(s, Integral) and not isinstance(s, bool) for s in sizes)
-    if not whole or len(sizes) != n or min(sizes) < 1 or math.prod(sizes) > most:
-        raise ValueError(f"{name} is {sizes}, which no model has")
+def check_sizes(name: str, sizes: Sequence[int], n: int, maximum: int) -> list[int]:
+    """Return n positive integers whose product is at most the maximum, or raise a ValueError."""
+    integers = all(isinstance(s, Integral) and not isinstance(s, bool) for s in sizes)
+    if not integers or len(sizes) != n or min(sizes) < 1 or math.prod(sizes) > maximum:
+        raise ValueError(f"{name}={sizes} is out of range")
     return list(sizes)
 
 
 def check_model(model: FittedModel) -> None:
-    """Refuse a model whose parts do not belong together.
+    """Reject a model whose parts do not match.
 
     Raises
     ------
@@ -61,22 +70,23 @@ def check_model(model: FittedModel) -> None:
     n = len(model.classes)
     for name in ("sources", "rows", "class_count", "class_names", "wordnet_ids"):
         values = getattr(model, name)
-        if values is None and name in ("class_names", "wordnet_ids"):
-            continue
-        if np.shape(values) != (n,):
+        optional = name in ("class_names", "wordnet_ids")
+        if np.shape(values) != (n,) and not (optional and values is None):
             raise ValueError(f"{name} has shape {np.shape(values)}, but there are {n} classes")
     if not 0 <= model.sources.min() <= model.sources.max() < len(model.priors):
-        raise ValueError(f"sources {model.sources} are not among {len(model.priors)} priors")
-    most = np.array([prior.num_classes for prior in model.priors])[model.sources]
-    if not ((model.rows >= 0) & (model.rows <= most)).all():
-        raise ValueError(f"rows {model.rows} are not in the class tables")
+        raise ValueError(f"sources={model.sources} do not match {len(model.priors)} priors")
+    limits = np.array([prior.num_classes for prior in model.priors])[model.sources]
+    if not ((model.rows >= 0) & (model.rows <= limits)).all():
+        raise ValueError(f"rows={model.rows} are not in the class tables")
     check_sizes("order_seed", [model.order_seed + 1], 1, 2**32)
     if not isinstance(model.views, bool):
-        raise ValueError(f"views is {model.views!r}, neither true nor false")
+        raise ValueError(f"views={model.views!r} is not a boolean")
     tokenizer = model.tokenizer
     for prior in model.priors:
-        if not all(bool(weight.isfinite().all()) for weight in prior.state_dict().values()):
-            raise ValueError("its weights are no finite numbers")
-        have, want = (prior.vocab_size, prior.grid), (tokenizer.n_codes_, tuple(tokenizer.grid_))
-        if have != want:
-            raise ValueError(f"the prior reads tokens {have}, the tokenizer writes {want}")
+        if not all(weight.isfinite().all() for weight in prior.state_dict().values()):
+            raise ValueError("the weights contain NaN or infinity")
+        if (prior.vocab_size, prior.grid) != (tokenizer.n_codes_, tuple(tokenizer.grid_)):
+            raise ValueError(
+                f"the prior expects {prior.vocab_size} token values on the grid {prior.grid}, the "
+                f"tokenizer has {tokenizer.n_codes_} on {tuple(tokenizer.grid_)}"
+            )
