@@ -17,7 +17,6 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 
 from skaocls.fitted import fit
-from skaocls.scoring.racing import race
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -34,10 +33,6 @@ ALLOWED_ERROR = 1e-3  # of early stopping, as in search="auto"
 def early_stopping(error=ALLOWED_ERROR):
     """Return the classifier's parameters for early stopping with an allowed error."""
     return {"search": "racing", "racing_error": error}
-
-
-def score_until_decided(prior, codes, orders, labels, class_log_prior, error=ALLOWED_ERROR):
-    return race(prior, codes, orders, labels, class_log_prior, error=error)
 
 
 def uniform(n_classes):

@@ -17,7 +17,7 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from skaocls import AnyOrderARClassifier, load_image_folder
 from skaocls.displays import OrderCurveDisplay, ReconstructionDisplay, write_report
-from skaocls.images import image_shape_of, load_images
+from skaocls.images.reader import learn_reader
 
 
 def parse_args(argv=None):
@@ -42,8 +42,8 @@ def read_folder(folder, size):
         files, labels, _ = load_image_folder(folder)
     except (OSError, ValueError) as exc:
         raise SystemExit(str(exc)) from exc
-    shape = image_shape_of(files, (size, size))
-    return load_images(files, shape, resize=True), np.array(labels)
+    batch = learn_reader(files, "python -m skaocls", (size, size))
+    return batch.images(), np.array(labels)
 
 
 def timed_fit(clf, X, y):

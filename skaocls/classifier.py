@@ -27,12 +27,11 @@ from skaocls.distributed import broadcast, collective_call
 from skaocls.fitted import generation, prediction, saving
 from skaocls.fitted.fit import extend_model, fit_model
 from skaocls.fitted.initialization import is_new, new_prior_sizes, resolve_prior
-from skaocls.fitted.labels import class_log_prior, drop_unreadable, known_classes, read_labels
+from skaocls.fitted.labels import class_log_prior, known_classes, read_labels
 from skaocls.fitted.pretrained import is_published, load_pretrained_model, reading_tokens
 from skaocls.fitted.result_cache import open_cache
-from skaocls.images.advice import gathered
-from skaocls.images.inputs import shortened
-from skaocls.images.reader import all_bad_named, learn_reader, learn_tokens
+from skaocls.images.inputs import convert_input
+from skaocls.images.reader import learn_reader, learn_tokens
 from skaocls.parameters import (
     FINETUNE_MODES,
     FineTuning,
@@ -146,7 +145,7 @@ default="mean_log_likelihood"
     augmentation : int, "auto" or None, default="auto"
         Number of views of each image to train on: the image, and small random shifts, rotations and
         stretches of it. ``"auto"`` is 16, or 4 with the published tokenizers. None trains on the
-        images alone, as do tables.
+        images alone. Tables are never augmented.
     max_iter : int or "auto", default="auto"
         Number of epochs. ``"auto"`` depends on the size of the data and the prior: at most 120 for
         images and 30 for tables, at least 10 (:mod:`skaocls.training.defaults`). For fine-tuning on
@@ -684,7 +683,7 @@ default="mean_log_likelihood"
             raise ValueError(
                 f'rival must be "runner-up", one class for each image, or None; got {rival!r}.'
             )
-        X = gathered(X)  # iterators can be read only once
+        X = convert_input(X)  # iterators can be read only once
         batch = model.reader.open(X)
         columns = None if y is None else model.columns(y)
         rivals = None if rival is None or runner_up else model.columns(rival, "rival")
@@ -849,7 +848,7 @@ default="mean_log_likelihood"
             guidance=guidance,
         )
         validate_parameter_constraints(SAMPLING_CONSTRAINTS, options, "inpaint")
-        batch = model.reader.open(X, scale=False)
+        batch = model.reader.open(X, check_scale=False)
         return generation.inpaint_images(
             model,
             batch,
@@ -1079,54 +1078,40 @@ default="mean_log_likelihood"
                 f"finetune={self.finetune!r} has no effect in fit: prior={self.prior!r} is a new "
                 "prior, which is trained in full. Pass a prior with weights to fine-tune it."
             )
-        X, y, sample_weight, skipped = self._readable(X, y, sample_weight, self.decoding)
-        owner = type(self).__name__
+        owner, skip = type(self).__name__, self.on_bad_image == "skip"
         prior, tokenizer, shape = resolve_prior(self.prior, self.tokenizer, self.image_shape)
         if isinstance(getattr(tokenizer, "estimator", tokenizer), PrecomputedTokenizer):
             batch = learn_tokens(X, owner)
         else:
-            batch = learn_reader(X, owner, shape, decoding=self.decoding)
+            batch = learn_reader(X, owner, shape, decoding=self.decoding, skip_unreadable=skip)
         samples, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         classes = known_classes(y, classes)
         self._check_class_prior(classes)
-        with all_bad_named(batch.data, batch.reader.decoding):
-            result = fit_model(
-                samples,
-                y,
-                weights,
-                classes,
-                config,
-                seed,
-                tokenizer=tokenizer,
-                pretrained=prior,
-                cache=open_cache(self.memory),
-                checkpoint_dir=self.checkpoint_dir,
-                seeded=self.random_state is not None,
-            )
-        return self._finish_fit(result, samples, skipped)
+        result = fit_model(
+            samples,
+            y,
+            weights,
+            classes,
+            config,
+            seed,
+            tokenizer=tokenizer,
+            pretrained=prior,
+            cache=open_cache(self.memory),
+            checkpoint_dir=self.checkpoint_dir,
+            seeded=self.random_state is not None,
+        )
+        return self._finish_fit(result, samples, list(batch.skipped))
 
     def _extend(self, X, y, sample_weight=None, classes=None):
         """Train the fitted model on more samples."""
         model, rng = self.model_, np.random.RandomState(self._seed())
-        decoding = model.reader.decoding
-        X, y, sample_weight, skipped = self._readable(X, y, sample_weight, decoding)
-        batch, owner = model.reader.open(X), type(self).__name__
+        batch = model.reader.open(X, skip_unreadable=self.on_bad_image == "skip")
+        owner = type(self).__name__
         samples, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
         model = model.with_classes(known_classes(y, classes))
         self._check_class_prior(model.classes)
-        with all_bad_named(batch.data, decoding):
-            result = extend_model(model, samples, y, weights, self._training_config(), rng)
-        return self._finish_fit(result, samples, skipped)
-
-    def _readable(self, X, y, sample_weight, decoding):
-        """Return X, y and weights without unreadable images, and the indices of those."""
-        if self.on_bad_image == "raise" or y is None:
-            return X, y, sample_weight, []
-        X, y, sample_weight, reasons = drop_unreadable(X, y, sample_weight, decoding)
-        if reasons:
-            listed = shortened(list(reasons.values()))
-            warn(f"Skipping {len(reasons)} unreadable images: {listed}")
-        return X, y, sample_weight, list(reasons)
+        result = extend_model(model, samples, y, weights, self._training_config(), rng)
+        return self._finish_fit(result, samples, list(batch.skipped))
 
     def _check_class_prior(self, classes):
         """Reject an invalid class prior before training."""

@@ -1,24 +1,11 @@
 """A short run of each benchmark, and checks of the counts and intervals that they publish."""
 
 import importlib
-import itertools
 import json
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
-from benchmarks.claims import answers, diffusion, elimination, flops, masked, measures, plans
-from benchmarks.imagenet import anyorder, folders
-from skaocls import AnyOrderPrior
-from skaocls.scoring import engine
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 TINY = json.dumps({"max_iter": 1, "prior": {"dim": 32, "n_layer": 1, "n_head": 2}})

@@ -232,11 +232,11 @@ def test_training_uses_the_given_orders(digits, monkeypatch):
     np.testing.assert_array_equal(clone(clf).order, orders)
     validation_orders = []
 
-    def held_out(prior, codes, labels, weights, orders, autocast):
+    def validation_score(loss, data, orders, autocast):
         validation_orders.append(orders)
         return 0.0
 
-    monkeypatch.setattr("skaocls.training.loop.held_out", held_out)
+    monkeypatch.setattr("skaocls.training.loop.validation_score", validation_score)
     make(max_iter=1, early_stopping=True, order="raster").fit(X, y)
     np.testing.assert_array_equal(validation_orders[0], np.arange(16)[None])
     make(max_iter=1, early_stopping=True).fit(X, y)

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
-from sklearn.datasets import load_digits
 from test_scoring import make_prior
 from test_shared_trunk import make_prior as make_shared_prior
 
@@ -200,9 +199,9 @@ def test_smaller_errors_read_more_and_agree_with_exhaustive_scoring(architecture
     often, careful = (score_until_decided(*args, error=error) for error in (OFTEN, 1e-5))
     assert (careful.evaluations >= often.evaluations).all()
     assert careful.evaluations.sum() > often.evaluations.sum()
-    agreement = [((r.log_likelihood.mean(1) + log_prior).argmax(1) == expected) for r in
-                 (often, careful)]  # fmt: skip
-    assert agreement[0].mean() >= 0.9 and agreement[1].all()
+    for result, agreement in ((often, 0.9), (careful, 1.0)):
+        found = (result.log_likelihood.mean(1) + log_prior).argmax(1)
+        assert (found == expected).mean() >= agreement
     assert np.isfinite(often.log_likelihood).all()
 
 
@@ -210,8 +209,6 @@ def test_smaller_errors_read_more_and_agree_with_exhaustive_scoring(architecture
 def test_one_view_does_not_decide(architecture):
     """The first of twelve views is that of an image of another class."""
     prior = MAKE[architecture](9, (4, 4), 3)
-    with torch.no_grad():
-        prior.class_table.mul_(8)  # classes that a single order tells apart
     codes, orders = sampled(prior, 30, 12, 3)
     views = np.repeat(codes[:, None], 12, 1)
     views[:, 0] = np.roll(codes, 1, 0)
@@ -222,9 +219,6 @@ def test_one_view_does_not_decide(architecture):
     result = score_until_decided(prior, views, orders, labels, log_prior)
     assert (result.evaluations >= 3 * 16).all()
     assert_array_equal(result.log_likelihood.mean(1).argmax(1), exact.mean(1).argmax(1))
-    # with the same tokens in all orders, one order is enough for a clear image
-    same = score_until_decided(prior, codes, orders, labels, log_prior)
-    assert same.evaluations.min() <= 16 * prior.readings(3)
 
 
 @both
@@ -371,28 +365,10 @@ def test_by_default_predictions_stop_early_and_all_else_reads_every_order(clf, d
         assert (cost["evaluations"] == cost["exhaustive_evaluations"]).all()
 
 
-@pytest.fixture(scope="module")
-def ten_digits():
-    X, y = load_digits().images, load_digits().target
-    clf = AnyOrderARClassifier("randar", max_iter=15, augmentation=None, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return clf.fit(X[:1200], y[:1200]), X[1200:]
-
-
-def test_it_saves_most_of_the_work_on_digits(ten_digits):
-    clf, X = ten_digits
-    joint, cost = clf.predict_joint_log_proba(X, return_stats=True)
-    exact = copy.copy(clf).set_params(search="exhaustive").predict_joint_log_proba(X)
-    assert cost["exhaustive_evaluations"] == 20 * 10 * 16
-    assert cost["evaluations"].mean() * 3 <= cost["exhaustive_evaluations"]
-    assert np.mean(joint.argmax(1) == exact.argmax(1)) >= 0.995
-
-
-def test_posteriors_of_dropped_classes(ten_digits):
-    clf, X = ten_digits
-    proba = clf.predict_proba(X[:200])
-    exact = copy.copy(clf).set_params(search="exhaustive").predict_proba(X[:200])
+def test_posteriors_of_dropped_classes(clf, digits):
+    X = digits[2]
+    proba = clf.predict_proba(X)
+    exact = copy.copy(clf).set_params(search="exhaustive").predict_proba(X)
     assert_allclose(proba.sum(1), 1)
     assert (proba > 0).all()
     assert np.abs(proba - exact).mean() < 0.01

@@ -120,8 +120,12 @@ def test_images_of_any_kind():
 def test_what_is_wrong_is_said():
     net = network()
     for params, X, message in [
-        ({"layer": "nine"}, IMAGES, r"layer='nine' is none of the backbone's: \['0', '1'"),
-        ({}, IMAGES, r"must give a feature map .* it gave \(8, 2\)"),
+        (
+            {"layer": "nine"},
+            IMAGES,
+            r"layer='nine' is not a submodule of the backbone, .*\['0', '1'",
+        ),
+        ({}, IMAGES, r"must return a feature map .* it returned \(8, 2\)"),
         ({"layer": "3"}, 9 * IMAGES, "must have values in"),
         ({"layer": "3"}, IMAGES[..., :2], "one channel or three, not 2"),
         ({"layer": "3", "n_codes": 0}, IMAGES, "'n_codes'"),
@@ -133,7 +137,7 @@ def test_what_is_wrong_is_said():
         assert not hasattr(tokenizer, "n_codes_")
     with pytest.raises(ValueError, match=r"no torch\.nn\.Module"):
         FeatureTokenizer(lambda x: x, layer="3").fit(IMAGES)
-    with pytest.raises(ValueError, match="are no square"):
+    with pytest.raises(ValueError, match="do not form a square"):
         FeatureTokenizer(lambda x: x.flatten(2)[..., :5].transpose(1, 2)).fit(IMAGES)
     with pytest.raises(ValueError, match="'backbone'"):
         FeatureTokenizer("resnet").fit(IMAGES)

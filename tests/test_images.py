@@ -1,4 +1,4 @@
-"""Images in: pixels worked out by hand."""
+"""Reading images: forms of X, decoding, shapes, scale and errors."""
 
 import io
 import os
@@ -17,18 +17,10 @@ from sklearn.datasets import load_sample_images
 from sklearn.exceptions import ConvergenceWarning
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer
-from skaocls.images import (
-    as_batch,
-    find_unreadable,
-    holds_images,
-    image_shape_of,
-    load_image_folder,
-    load_images,
-    resize_crop,
-    to_pixels,
-)
-from skaocls.images.crops import originals, random_crop
-from skaocls.images.reader import learn_reader
+from skaocls.images import find_unreadable, load_image_folder, resize_crop, to_pixels
+from skaocls.images.inputs import contains_images, convert_input
+from skaocls.images.reader import Reader, learn_reader
+from skaocls.images.views import random_crop
 
 
 @pytest.fixture
@@ -41,10 +33,21 @@ def save(tmp_path):
 
 
 def load(X, image_shape=None):
-    return load_images(X, image_shape_of(X, image_shape), resize=image_shape is not None)
+    return learn_reader(X, "Reader", image_shape).images()
 
 
-def test_numbers_keep_their_meaning():
+def shape_of(X, image_shape=None, decoding="as_seen"):
+    return learn_reader(X, "Reader", image_shape, decoding=decoding).reader.image_shape
+
+
+def open_as(X, shape, *, resize=False, decoding="as_seen"):
+    """Open X by a reader that was fitted on images of this shape."""
+    shape = tuple(shape)
+    declared = shape if resize else None
+    return Reader("Reader", declared, shape, int(np.prod(shape)), decoding=decoding).open(X)
+
+
+def test_integers_are_scaled_and_other_numbers_are_not():
     x = np.array([[[0, 51], [255, 102]]])
     np.testing.assert_allclose(load(x.astype(np.uint8))[0, ..., 0], [[0, 0.2], [1, 0.4]])
     np.testing.assert_allclose(load((x * 257).astype(np.uint16))[0, ..., 0], [[0, 0.2], [1, 0.4]])
@@ -55,7 +58,7 @@ def test_numbers_keep_their_meaning():
     np.testing.assert_array_equal(load(torch.tensor(x).bfloat16())[0, ..., 0], x[0])
 
 
-def test_forms_of_arrays():
+def test_arrays_tensors_and_lists_are_equal():
     x = np.random.RandomState(0).rand(4, 6, 5, 3).astype(np.float32)
     first = torch.tensor(x).permute(0, 3, 1, 2)
     for form in (x, torch.tensor(x), first, list(first), list(x), x.tolist()):
@@ -65,7 +68,7 @@ def test_forms_of_arrays():
     np.testing.assert_array_equal(load([torch.tensor(i) for i in x]), x)
 
 
-def test_what_holds_images():
+def test_images_are_distinguished_from_tables():
     pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
     paths = ["a.png", "b.png"]
     for X in (
@@ -79,8 +82,8 @@ def test_what_holds_images():
         pl.Series(paths),
         pl.DataFrame({"path": paths}),
     ):
-        assert holds_images(as_batch(X))
-        assert as_batch(X).tolist() == paths
+        assert contains_images(convert_input(X))
+        assert convert_input(X).tolist() == paths
     for X in (
         np.zeros((3, 4)),
         np.zeros((3, 4), dtype=object),
@@ -92,14 +95,14 @@ def test_what_holds_images():
         sparse.eye(3).tocsr(),
         np.zeros((3, 0)),
         pd.DataFrame({"a": [1.0, 2.0]}),
-        pd.DataFrame({"a": paths, "b": paths}),
+        pd.DataFrame({"a": ["x", "y"], "b": ["x", "y"]}),
         torch.zeros(3, 4),
         None,
     ):
-        assert not holds_images(as_batch(X))
+        assert not contains_images(convert_input(X))
 
 
-def test_transparency_is_laid_over_white(save):
+def test_transparency_is_blended_with_white(save):
     half = Image.new("RGBA", (2, 1), (255, 0, 0, 128))
     half.putpixel((1, 0), (0, 0, 0, 0))
     expected = [[[255, 127, 127], [255, 255, 255]]]
@@ -108,7 +111,7 @@ def test_transparency_is_laid_over_white(save):
     for mode in ("LA", "La"):
         assert to_pixels(Image.new(mode, (1, 1), (0, 51)), 1)[0, 0, 0] == 204
     keyed = save(Image.new("L", (1, 1), 9), "k.png", transparency=9)
-    assert image_shape_of([keyed]) == (1, 1, 1)
+    assert shape_of([keyed]) == (1, 1, 1)
     assert load([keyed]) == 1
     clear = Image.new("P", (1, 1))
     clear.putpalette([255, 0, 0, 0], "RGBA")
@@ -121,13 +124,13 @@ def test_transparency_is_laid_over_white(save):
     np.testing.assert_allclose(load([path])[0] * 255, [[[255] * 3, [40, 50, 60]]], atol=1e-4)
 
 
-def test_modes_and_depths(save):
+def test_color_modes_and_16_bit_files(save):
     cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     red = load([save(cmyk, "c.jpg", quality=100)])[0, 4, 4]
     np.testing.assert_allclose(red, [1, 0, 0], atol=0.03)
     deep = Image.fromarray(np.array([[0, 65535, 257 * 7]], dtype=np.uint16))
     path = save(deep, "deep.png")
-    assert image_shape_of([path]) == (1, 3, 1)
+    assert shape_of([path]) == (1, 3, 1)
     np.testing.assert_array_equal(load([path])[0, 0, :, 0] * 255, [0, 255, 7])
     bits = Image.fromarray(np.array([[True, False]]))
     np.testing.assert_array_equal(load([save(bits, "b.png")])[0, 0, :, 0], [1, 0])
@@ -135,7 +138,7 @@ def test_modes_and_depths(save):
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 @pytest.mark.parametrize("value", [1, 200, 256, 70000])
-def test_depths_without_a_scale(save, dtype, value):
+def test_32_bit_images_are_an_error(save, dtype, value):
     image = Image.fromarray(np.array([[0, value]], dtype=dtype))
     with pytest.raises(ValueError, match=r"32-bit numbers \(mode '[IF]'\).*pass arrays instead"):
         to_pixels(image, 1)
@@ -145,7 +148,7 @@ def test_depths_without_a_scale(save, dtype, value):
     assert to_pixels(image, 3, "plain").max() == min(value, 255)
 
 
-def test_depths_of_16_bits(save, tmp_path):
+def test_16_bit_formats(save, tmp_path):
     deep = np.array([[0, 257, 257 * 200, 65535]], dtype=np.uint16)
     for path in (save(Image.fromarray(deep)), save(Image.fromarray(deep), "deep.tif")):
         assert (load([path])[0, 0, :, 0] * 255).tolist() == [0, 1, 200, 255]
@@ -161,24 +164,23 @@ def test_header_and_pixels_agree_on_rotation(save, suffix):
         exif[0x0112] = orientation
         path = save(Image.new("RGB", (4, 2)), f"{orientation}.{suffix}", exif=exif)
         shape = (2, 4, 3) if orientation < 5 else (4, 2, 3)
-        assert image_shape_of([path]) == shape
-        assert load_images([path], shape).shape == (1, *shape)
+        assert shape_of([path]) == shape
+        assert open_as([path], shape).images().shape == (1, *shape)
         with Image.open(path) as image:
             image.load()
-            assert image_shape_of([image]) == shape
+            assert shape_of([image]) == shape
 
 
 def test_camera_rotation(save):
     upright = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera lay on its side: turn 90 degrees clockwise to see it upright
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
     path = save(Image.fromarray(np.rot90(upright)), exif=exif)
-    assert image_shape_of([path]) == (2, 3, 1)
+    assert shape_of([path]) == (2, 3, 1)
     np.testing.assert_array_equal(load([path])[0, ..., 0] * 255, upright)
 
 
-def test_plain_decoding_is_one_conversion(save):
-    """As `Image.open(file).convert("RGB")` has it, files and PIL images alike."""
+def test_plain_decoding_equals_convert_rgb(save):
     rng = np.random.RandomState(0)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -199,37 +201,37 @@ def test_plain_decoding_is_one_conversion(save):
         with Image.open(path) as opened:
             expected = np.asarray(opened.convert("RGB"))
         for X in ([path], [Image.open(path)]):
-            assert image_shape_of(X, (4, 6, 3), "plain") == (4, 6, 3)
-            assert image_shape_of(X, None, "plain")[:2] == (4, 6), name
-            got = load_images(X, (4, 6, 3), decoding="plain") * 255
+            assert shape_of(X, (4, 6, 3), "plain") == (4, 6, 3)
+            assert shape_of(X, None, "plain")[:2] == (4, 6), name
+            got = open_as(X, (4, 6, 3), decoding="plain").images() * 255
             np.testing.assert_array_equal(got.round()[0], expected, err_msg=name)
-            [got] = originals(X, (2, 3, 3), resize=True, decoding="plain")
+            [got] = open_as(X, (2, 3, 3), resize=True, decoding="plain").originals()
             np.testing.assert_array_equal(got, expected, err_msg=name)
-            small = load_images(X, (2, 3, 3), resize=True, decoding="plain")[0] * 255
+            small = open_as(X, (2, 3, 3), resize=True, decoding="plain").images()[0] * 255
             same = resize_crop(Image.fromarray(expected), 2, 3)
             np.testing.assert_array_equal(small.round(), np.asarray(same), err_msg=name)
         if name != "cmyk.jpg":
             assert not np.array_equal(to_pixels(Image.open(path), 3), expected), name
 
 
-def test_plain_decoding_of_a_turned_tiff(save):
-    """Pillow turns TIFF files itself: header and pixels agree all the same."""
+def test_plain_decoding_of_a_rotated_tiff(save):
+    """Pillow rotates TIFF files on loading; header and pixels must agree nevertheless."""
     exif = Image.Exif()
     exif[0x0112] = 6
     path = save(Image.new("RGB", (4, 2)), "t.tif", exif=exif)
-    shape = image_shape_of([path], None, "plain")
-    assert load_images([path], shape, decoding="plain").shape == (1, *shape)
+    shape = shape_of([path], None, "plain")
+    assert open_as([path], shape, decoding="plain").images().shape == (1, *shape)
 
 
-def test_gray_and_colour_together(save):
+def test_gray_and_color_files_together(save):
     gray, colour = Image.new("L", (2, 2), 51), Image.new("RGB", (2, 2), (255, 0, 0))
     paths = [save(gray, "g.png"), save(colour, "c.png")]
     images = load(paths)
     np.testing.assert_allclose(images[0], np.full((2, 2, 3), 0.2))
-    # a model of gray images sees colours as luma, ITU-R 601-2
-    np.testing.assert_allclose(load_images(paths[1:], (2, 2, 1)) * 255, 76)
-    assert image_shape_of(paths[:1]) == (2, 2, 1)
-    assert image_shape_of(paths[:1], (4, 4, 3)) == (4, 4, 3)
+    # a model of gray images converts colors to luma, ITU-R 601-2
+    np.testing.assert_allclose(open_as(paths[1:], (2, 2, 1)).images() * 255, 76)
+    assert shape_of(paths[:1]) == (2, 2, 1)
+    assert shape_of(paths[:1], (4, 4, 3)) == (4, 4, 3)
 
 
 def test_published_preprocessing():
@@ -244,21 +246,21 @@ def test_published_preprocessing():
         assert resize_crop(Image.new("L", size), 32, 24).size == (24, 32)
 
 
-def test_files_are_resized_when_asked(save):
+def test_files_are_resized_to_image_shape(save):
     wide = save(Image.new("RGB", (40, 10), (255, 0, 0)), "w.png")
     tall = save(Image.new("RGB", (10, 40), (0, 0, 255)), "t.png")
     images = load([wide, tall], (8, 8))
     assert images.shape == (2, 8, 8, 3)
     np.testing.assert_allclose(images[:, 4, 4], [[1, 0, 0], [0, 0, 1]], atol=1e-6)
     with pytest.raises(ValueError, match=r"\(10, 40\) at index 0, \(40, 10\) at index 1.*image_sh"):
-        image_shape_of([wide, tall])
+        shape_of([wide, tall])
     with pytest.raises(
         ValueError, match=r"X\[7\].*t.png'.*resize_crop\(image, 8, 8\).*image_shape=\(8, 8\)"
     ):
-        load_images([tall], (8, 8, 3), start=7)
+        open_as([wide] * 7 + [tall], (8, 8, 3)).take(slice(7, 8)).images()
 
 
-def test_unreadable_values(save, tmp_path):
+def test_unreadable_items_are_named(save, tmp_path):
     good = save(Image.new("L", (4, 4)))
     text = tmp_path / "notes.txt"
     text.write_text("no image")
@@ -270,20 +272,20 @@ def test_unreadable_values(save, tmp_path):
     cut.write_bytes((tmp_path / "w.png").read_bytes()[:2000])
     for bad in ("missing.png", str(text), str(tmp_path)):
         with pytest.raises(ValueError, match=r"X\[1\] cannot be read as an image: '.*"):
-            image_shape_of([good, bad])
+            shape_of([good, bad])
     for bad in (None, 3.5):
         with pytest.raises(
             ValueError, match=r"X\[1\] cannot be read as an image: .*expected a path"
         ):
-            image_shape_of([good, bad])
-    shape = image_shape_of([str(cut)])
-    assert shape == image_shape_of([whole])
+            shape_of([good, bad])
+    shape = shape_of([str(cut)])
+    assert shape == shape_of([whole])
     with pytest.raises(ValueError, match=r"X\[40\] cannot be read as an image: '.*cut.png'"):
-        load_images([str(cut)], shape, start=40)
+        open_as([whole] * 40 + [str(cut)], shape).take(np.array([40])).images()
 
 
 def exif_with(orientation, resolution=None):
-    """A JPEG of 6 x 2 whose metadata say how it is turned, and how many pixels an inch has."""
+    """Return a JPEG of 6 x 2 pixels with an orientation and a resolution in its metadata."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     if resolution is not None:
@@ -303,7 +305,7 @@ def exif_with(orientation, resolution=None):
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_damaged_metadata_are_ignored(tmp_path, orientation):
+def test_damaged_metadata_are_ignored_with_one_warning(tmp_path, orientation):
     whole = load([exif_with(orientation)])
     damaged = exif_with(orientation, (-1, 0))
     paths = [tmp_path / f"{i}.jpg" for i in range(7)]
@@ -315,11 +317,13 @@ def test_damaged_metadata_are_ignored(tmp_path, orientation):
         clf = AnyOrderARClassifier(max_iter=1, random_state=0, tol=10.0).fit(paths, y)
     seen = [w for w in seen if w.category is not ConvergenceWarning]
     assert len(seen) == 1
-    assert re.search(r"of 7 images.*X\[0\] '.*0.jpg', .*\(7 in all\)", str(seen[0].message))
-    np.testing.assert_array_equal(load_images(paths[:1], clf.image_shape_), whole)
+    assert re.search(
+        r"7 images have damaged.*X\[0\] '.*0.jpg', .*\(7 in total\)", str(seen[0].message)
+    )
+    np.testing.assert_array_equal(open_as(paths[:1], clf.image_shape_).images(), whole)
 
 
-def test_metadata_of_random_bytes():
+def test_random_bytes_in_metadata_are_ignored():
     rng, whole = np.random.RandomState(0), exif_with(6, (72, 1))
     begin, end = whole.index(b"Exif"), whole.index(b"Exif") + 60
     decoded = 0
@@ -332,14 +336,14 @@ def test_metadata_of_random_bytes():
             try:
                 with Image.open(io.BytesIO(content)) as image:
                     size = np.asarray(image).size
-            except Exception:  # it is no image to Pillow
+            except Exception:  # Pillow cannot read it
                 continue
             assert load([bytes(content)]).size == size
             decoded += 1
     assert decoded > 150
 
 
-def test_content_of_files(save):
+def test_bytes_and_open_files_equal_paths(save):
     path = save(Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)))
     content = Path(path).read_bytes()
     expected = load([path] * 2)
@@ -361,7 +365,7 @@ def test_content_of_files(save):
 
 @pytest.fixture
 def some_bad(save, tmp_path):
-    """Twelve files, seven of which are no images, each for a reason of its own."""
+    """Twelve files, seven of which are unreadable, each for another reason."""
     good = np.random.RandomState(0).randint(256, size=(12, 8, 8, 3), dtype=np.uint8)
     paths = [save(Image.fromarray(x), f"{i}.png") for i, x in enumerate(good)]
     content = Path(paths[0]).read_bytes()
@@ -376,14 +380,14 @@ def some_bad(save, tmp_path):
     return paths, np.arange(12) % 2, [1, 2, 4, 5, 7, 8, 9]
 
 
-def test_all_bad_images_are_named_at_once(some_bad):
+def test_all_unreadable_images_are_named_at_once(some_bad):
     X, y, bad = some_bad
     clf = AnyOrderARClassifier(max_iter=1, image_shape=(8, 8), random_state=0, tol=10.0)
     assert list(find_unreadable(X)) == bad
     message = r"(?s)7 of 12 images cannot be read:\nX\[1\].*1.png.*X\[7\].*\n\.\.\.\n.*on_bad_image"
     with pytest.raises(ValueError, match=message):
         clf.fit(X, y)
-    cut = [X[0], X[5], X[6], X[5]]  # found when their pixels are read
+    cut = [X[0], X[5], X[6], X[5]]  # detected when pixels are decoded
     with pytest.raises(ValueError, match=r"(?s)^2 of 4 .*X\[1\].*X\[3\]"):
         clf.fit(cut, y[:4])
     good = [x for i, x in enumerate(X) if i not in bad]
@@ -396,7 +400,7 @@ def test_all_bad_images_are_named_at_once(some_bad):
 
 
 @pytest.mark.parametrize("memory", [None, "memory"])
-def test_pil_images_that_cannot_be_read(save, tmp_path, memory):
+def test_unreadable_pil_images_are_named(save, tmp_path, memory):
     whole = Image.fromarray(np.random.RandomState(0).randint(256, size=(64, 64, 3), dtype=np.uint8))
     path = save(whole, "w.png")
     cut = Image.open(io.BytesIO(Path(path).read_bytes()[:2000]))
@@ -407,13 +411,13 @@ def test_pil_images_that_cannot_be_read(save, tmp_path, memory):
         clf.fit([whole, cut, whole, closed], [0, 1, 1, 0])
 
 
-def test_tensors_that_are_no_arrays():
+def test_sparse_and_meta_tensors_are_an_error():
     for X in (torch.zeros(4, 8, 8).to_sparse(), torch.zeros(4, 8, 8, device="meta")):
-        with pytest.raises(TypeError, match="a tensor that cannot become an array"):
+        with pytest.raises(TypeError, match="a tensor that cannot be converted"):
             AnyOrderARClassifier(max_iter=1).fit(X, [0, 1, 0, 1])
 
 
-def test_large_images_of_one_colour():
+def test_uniform_images_give_one_code():
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         tokenizer = PatchTokenizer(patch_size=16, random_state=0).fit(np.full((3, 32, 32), 7.0))
@@ -422,19 +426,19 @@ def test_large_images_of_one_colour():
 
 
 @pytest.mark.parametrize("wrap", [list, pd.Series, lambda X: pd.DataFrame({"file": X})])
-def test_bad_images_are_left_out_when_asked(some_bad, wrap):
+def test_unreadable_images_are_skipped(some_bad, wrap):
     X, y, bad = some_bad
     X = [str(x) for x in X]
     good, weights = np.delete(np.arange(12), bad), np.linspace(1, 2, 12)
     params = {"max_iter": 1, "image_shape": (8, 8), "random_state": 0, "tol": 10.0}
     clf = AnyOrderARClassifier(on_bad_image="skip", **params)
-    with pytest.warns(UserWarning, match=r"^7 images are left out: X\[1\].*\(7 in all\)"):
+    with pytest.warns(UserWarning, match=r"^Skipping 7 unreadable images: X\[1\].*\(7 in total\)"):
         clf.fit(wrap(X), y, weights)
     assert clf.skipped_images_ == bad
     X_good = wrap([X[i] for i in good])
     whole = AnyOrderARClassifier(**params).fit(X_good, y[good], weights[good])
     np.testing.assert_array_equal(clf.predict_proba(X_good), whole.predict_proba(X_good))
-    with pytest.warns(UserWarning, match="1 images are left out"):
+    with pytest.warns(UserWarning, match="Skipping 1 unreadable images"):
         clf.partial_fit(wrap(X[:2]), y[:2], sample_weight=2.0)
     assert clf.skipped_images_ == [1]
     with pytest.raises(ValueError, match=r"None of the 2 images can be read: X\[0\]"):
@@ -446,26 +450,26 @@ def test_bad_images_are_left_out_when_asked(some_bad, wrap):
 @pytest.mark.parametrize(
     "X, message",
     [
-        (np.zeros((4, 0, 8)), r"shape \(4, 0, 8\), which hold no pixels"),
-        (np.zeros((4, 8, 8, 0)), r"hold no pixels"),
-        ([np.zeros((0, 8)), "a.png"], r"hold no pixels"),
-        (np.full((4, 8, 8), "a"), r"dtype <U1, which are no real numbers"),
-        (np.zeros((4, 8, 8), "M8[s]"), r"which are no real numbers"),
+        (np.zeros((4, 0, 8)), r"shape \(4, 0, 8\), which have no pixels"),
+        (np.zeros((4, 8, 8, 0)), r"have no pixels"),
+        ([np.zeros((0, 8)), "a.png"], r"have no pixels"),
+        (np.full((4, 8, 8), "a"), r"dtype <U1; real numbers are expected"),
+        (np.zeros((4, 8, 8), "M8[s]"), r"real numbers are expected"),
         (np.full((4, 8, 8), 1e25), r"numbers up to 1e\+25, but images may have up to 1e\+15"),
         (np.full((4, 8, 8), np.nan), r"contains NaN"),
         (np.full((4, 8, 8), -np.inf), r"contains infinity"),
-        (np.zeros((4, 8, 8), complex), r"dtype complex128, which are no real numbers"),
+        (np.zeros((4, 8, 8), complex), r"dtype complex128; real numbers are expected"),
         (np.zeros((0, 8, 8)), r"0 sample"),
         (np.full((4, 8, 8), "a", object), r"could not convert"),
         (np.full((4, 8, 8), None, object), r"contains NaN"),
     ],
 )
-def test_arrays_that_are_no_images(X, message):
+def test_arrays_that_are_not_images_are_an_error(X, message):
     with pytest.raises(ValueError, match=message):
         AnyOrderARClassifier(max_iter=1).fit(X, np.arange(len(X)) % 2)
 
 
-def test_arrays_however_they_lie(tmp_path):
+def test_memory_layout_does_not_matter(tmp_path):
     x = np.random.RandomState(0).randint(256, size=(20, 6, 6), dtype=np.uint8)
     y = np.arange(20) % 2
     np.save(tmp_path / "x.npy", x)
@@ -484,10 +488,10 @@ def test_arrays_however_they_lie(tmp_path):
         np.testing.assert_array_equal(clf.predict_proba(form), expected)
 
 
-def test_decompression_bomb(save, monkeypatch):
+def test_decompression_bombs_are_an_error(save, monkeypatch):
     path = save(Image.new("L", (4, 4)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
-    for use in (image_shape_of, lambda X: load_images(X, (4, 4, 1))):
+    for use in (shape_of, lambda X: open_as(X, (4, 4, 1)).images()):
         with pytest.raises(ValueError, match=r"X\[0\] cannot be read.*image.png'.*bomb") as error:
             use([path])
         assert isinstance(error.value.__cause__, Image.DecompressionBombError)
@@ -501,17 +505,17 @@ def test_mixed_items(save):
     np.testing.assert_allclose(images[:4], np.broadcast_to([1, 0, 0.2], (4, 2, 6, 3)))
     np.testing.assert_allclose(images[4], np.full((2, 6, 3), 0.2))
     with pytest.raises(ValueError, match=r"X\[1\] is an array of shape \(2, 6, 1\).*\(2, 6, 3\)"):
-        image_shape_of([colour, array[..., 0]])
+        shape_of([colour, array[..., 0]])
     with pytest.raises(ValueError, match=r"X\[1\] is an array of shape \(2, 6, 3\).*\(4, 4, 3\)"):
-        image_shape_of([colour, array], (4, 4))
-    with pytest.raises(ValueError, match=r"X\[6\] has shape \(2, 6, 1\).*'ndarray'"):
-        load_images([colour, array[..., 0]], (2, 6, 3), start=5)
+        shape_of([colour, array], (4, 4))
+    with pytest.raises(ValueError, match=r"X\[1\] has shape \(2, 6, 1\).*'ndarray'"):
+        open_as([colour, array[..., 0]], (2, 6, 3)).images()
 
 
 @pytest.mark.parametrize(
     "X, image_shape, message",
     [
-        (np.zeros((2, 63)), (8, 8), r"shape \(2, 63\), which is not n images of image_shape"),
+        (np.zeros((2, 63)), (8, 8), r"shape \(2, 63\), but n images of image_shape"),
         (np.zeros((2, 8, 7)), (8, 8), "Arrays are not resized"),
         (np.zeros((2, 64)), (8,), "positive integers"),
         (np.zeros((2, 64)), 8, "positive integers"),
@@ -522,41 +526,38 @@ def test_mixed_items(save):
 )
 def test_wrong_shapes(X, image_shape, message):
     with pytest.raises(ValueError, match=message):
-        image_shape_of(X, image_shape)
+        shape_of(X, image_shape)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_wrong_values():
     x = np.zeros((2, 4, 4))
     with pytest.raises(ValueError, match=r"\(4, 4, 1\).*\(4, 5, 1\).*as in fit"):
-        load_images(x, (4, 5, 1))
-    with pytest.raises(ValueError, match="16 features, but 20 are expected"):
-        load_images(x.reshape(2, 16), (4, 5, 1))
+        open_as(x, (4, 5, 1)).images()
+    with pytest.raises(ValueError, match="16 features, but Reader is expecting 20 features"):
+        open_as(x.reshape(2, 16), (4, 5, 1), resize=True)
     for value, message in ((np.nan, "contains NaN"), (np.inf, "contains infinity")):
         x[1, 2, 3] = value
         with pytest.raises(ValueError, match=message):
-            load_images(x, (4, 4, 1))
+            open_as(x, (4, 4, 1)).images()
     with pytest.raises(ValueError, match=r"0 sample\(s\)"):
-        load_images(x[:0], (4, 4, 1))
-    for use in (image_shape_of, lambda X: load_images(X, (4, 4, 1))):
-        with pytest.raises(ValueError, match=r"0 sample\(s\)"):
-            use(np.empty(0, dtype=object))
+        open_as(x[:0], (4, 4, 1)).images()
     with pytest.raises(ValueError, match="Complex data not supported"):
-        load_images(np.ones((2, 4, 4)) * 1j, (4, 4, 1))
+        open_as(np.ones((2, 4, 4)) * 1j, (4, 4, 1)).images()
     huge = np.full((4, 4), 1e300)
     for X in (huge[None], [np.ones((4, 4), int), huge]):
         with pytest.raises(ValueError, match=r"Input X.* value too large for dtype\('float32'\)"):
-            load_images(X, (4, 4, 1))
+            open_as(X, (4, 4, 1)).images()
     huge[0, 0] = np.nan
-    with pytest.raises(ValueError, match=r"Input X\[8\] contains NaN"):
-        load_images([np.ones((4, 4), int), huge], (4, 4, 1), start=7)
+    with pytest.raises(ValueError, match=r"Input X\[1\] contains NaN"):
+        open_as([np.ones((4, 4), int), huge], (4, 4, 1)).images()
 
 
 # Crops ------------------------------------------------------------------------------------------
 
 
 def random_crops(X, shape, draws):
-    """Of one image, given as it is to an estimator."""
+    """Return random crops of one image."""
     batch = learn_reader(X, "Estimator", shape)
     [image] = batch.originals()
     return [random_crop(image, batch.reader.image_shape, side, np.array(at)) for side, *at in draws]
@@ -576,7 +577,7 @@ def random_crops(X, shape, draws):
         ((0.31, 0.0, 0.999), [(550, 650)], (276, 326), (0, 20)),
     ],
 )
-def test_random_crop_by_hand(save, draw, halvings, size, corner):
+def test_random_crop_equals_explicit_resizing(save, draw, halvings, size, corner):
     noise = np.random.RandomState(0).randint(256, size=(1300, 1100, 3), dtype=np.uint8)
     expected = Image.fromarray(noise)
     for half in halvings:
@@ -588,7 +589,7 @@ def test_random_crop_by_hand(save, draw, halvings, size, corner):
     np.testing.assert_array_equal((crop * 255).round(), expected)
 
 
-def test_random_crop_of_an_oblong_window(save):
+def test_random_crop_of_a_wide_window(save):
     file = save(Image.fromarray(np.random.RandomState(0).randint(256, size=(90, 200), dtype="u1")))
     [crop] = random_crops([file], (32, 64), [(0.999, 0.999, 0.5)])
     with Image.open(file) as image:  # side 40 of 32 ... 40: it covers 40 x 80
@@ -604,7 +605,7 @@ def laplacian(a):
 
 @pytest.mark.parametrize("photo", [0, 1])
 def test_random_crops_are_as_sharp_as_the_original(save, photo):
-    """Not as a finished crop that was enlarged: against one direct resize, another filter's."""
+    """Compare with one direct resize; an enlarged center crop would be less sharp."""
     image = Image.fromarray(load_sample_images().images[photo])  # 427 x 640
     draws = np.random.RandomState(0).uniform(size=(8, 3))
     crops = random_crops([save(image)], (256, 256), draws)
@@ -636,7 +637,7 @@ def test_crops_of_arrays_and_files_agree(save):
     assert odd.min() <= of_odd.min() and of_odd.max() <= odd.max()
 
 
-def test_small_images_are_shifted(save):
+def test_small_images_are_shifted_instead_of_resized(save):
     a = np.random.RandomState(0).randint(256, size=(30, 20), dtype=np.uint8)
     wide = np.pad(a, [(2, 2), (1, 1)], mode="edge") / np.float32(255)  # a tenth, half to each side
     draws = [(0.7, 0.0, 0.0), (0.1, 0.5, 0.5), (0.4, 0.999, 0.999)]
@@ -650,10 +651,11 @@ def test_small_images_are_shifted(save):
     np.testing.assert_array_equal(crop, load([large], (30, 20))[0])
 
 
-def test_originals_name_what_is_wrong(save):
-    for X, resize in (([save(Image.new("L", (9, 9)))], False), (["missing.png"], True)):
+def test_originals_name_the_unreadable_image(save):
+    good = save(Image.new("L", (8, 8)), "good.png")
+    for bad, resize in ((save(Image.new("L", (9, 9))), False), ("missing.png", True)):
         with pytest.raises(ValueError, match=r"X\[7\] .*(9, 9, 1|missing)"):
-            originals(X, (8, 8, 1), resize=resize, start=7)
+            open_as([good] * 7 + [bad], (8, 8, 1), resize=resize).originals(slice(6, 8))
 
 
 # Channels last or first ------------------------------------------------------------------------
@@ -661,44 +663,44 @@ def test_originals_name_what_is_wrong(save):
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 20)])
-def test_channels_are_found_where_they_are(channels, size):
+def test_channels_first_and_last_are_detected(channels, size):
     last = np.random.RandomState(0).rand(3, *size, channels).astype(np.float32)
     first = last.transpose(0, 3, 1, 2)
     for X in (last, first, torch.tensor(last), torch.tensor(first), list(first)):
         np.testing.assert_array_equal(load(X), last)
     reader = learn_reader(last, "Reader").reader
     np.testing.assert_array_equal(reader.open(torch.tensor(first)).images(), last)
-    mixed = as_batch([last[0], torch.tensor(first[1])])
-    np.testing.assert_array_equal(load_images(mixed, (*size, channels)), last[:2])
+    mixed = [last[0], torch.tensor(first[1])]
+    np.testing.assert_array_equal(reader.open(mixed).images(), last[:2])
 
 
 @pytest.mark.parametrize("shape", [(6, 8, 10), (2, 4, 4), (3, 20, 3), (5, 5, 5), (10, 3, 3)])
-def test_channels_that_may_be_first_or_last(shape):
+def test_ambiguous_channels_need_image_shape(shape):
     X = np.random.RandomState(0).rand(2, *shape).astype(np.float32)
     a, b, c = shape
     for form in (X, torch.tensor(X), [X[0], torch.tensor(X[1])]):
         with pytest.raises(ValueError, match=rf"Pass image_shape=\({a}, {b}, {c}\) if.* come last"):
-            image_shape_of(form)
+            shape_of(form)
         np.testing.assert_array_equal(load(form, shape), X)
         if a != c:
             np.testing.assert_array_equal(load(form, (b, c, a)), X.transpose(0, 2, 3, 1))
     if a != c:
-        assert image_shape_of(X, (b, c)) == (b, c, a)
+        assert shape_of(X, (b, c)) == (b, c, a)
         first = PatchTokenizer(image_shape=(b, c, a), random_state=0).fit(X)
         last = PatchTokenizer(random_state=0, image_shape=(b, c, a)).fit(X.transpose(0, 2, 3, 1))
         np.testing.assert_array_equal(first.codebook_, last.codebook_)
 
 
-def test_lines_of_one_channel():
-    assert image_shape_of(np.zeros((2, 1, 9, 1))) == (1, 9, 1)
-    assert image_shape_of(np.zeros((2, 9, 1, 1))) == (9, 1, 1)
+def test_images_one_pixel_high_or_wide():
+    assert shape_of(np.zeros((2, 1, 9, 1))) == (1, 9, 1)
+    assert shape_of(np.zeros((2, 9, 1, 1))) == (9, 1, 1)
 
 
-# What else people pass --------------------------------------------------------------------------
+# Other forms of X -----------------------------------------------------------------------------
 
 
 class Items:
-    """A data set: a length and items, nothing else."""
+    """A data set with a length and items."""
 
     def __init__(self, items):
         self.items = items
@@ -710,7 +712,7 @@ class Items:
         return self.items[i]
 
 
-def test_what_can_be_gone_through(save, tmp_path):
+def test_iterators_and_sequences_of_images(save, tmp_path):
     paths = [save(Image.new("L", (4, 4), i), f"{i}.png") for i in range(3)]
     expected = load(paths)
     for X in (
@@ -726,7 +728,7 @@ def test_what_can_be_gone_through(save, tmp_path):
     np.testing.assert_array_equal(batch.images(), expected)
 
 
-def test_the_right_call_is_shown(save, tmp_path):
+def test_common_mistakes_get_a_message_with_the_right_call(save, tmp_path):
     pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
     path, image = save(Image.new("L", (4, 4))), Image.new("L", (4, 4))
     table = {"width": [1, 2], "file": [path, path]}
@@ -736,8 +738,8 @@ def test_the_right_call_is_shown(save, tmp_path):
         (tmp_path, r"skaocls.load_image_folder\('.*'\)"),
         (str(tmp_path), r"skaocls.load_image_folder\('.*'\)"),
         (image, r"one image. Pass a list of images: \[X\]"),
-        (pd.DataFrame(table), r"'file' holds images. Pass that one alone, X\[\['file'\]\]"),
-        (pl.DataFrame(table), r"'file' holds images. Pass that one alone, X\[\['file'\]\]"),
+        (pd.DataFrame(table), r"'file' contains images. Pass that column alone, X\[\['file'\]\]"),
+        (pl.DataFrame(table), r"'file' contains images. Pass that column alone, X\[\['file'\]\]"),
         (Items([(image, 0), (image, 1)]), r"pairs .*\[x for x, _ in X\] as X"),
         ([(path, 0), (path, 1)], r"pairs .*\[x for x, _ in X\] as X"),
         (zip([image], [1]), r"pairs .*\[x for x, _ in X\] as X"),
@@ -753,7 +755,7 @@ def test_the_right_call_is_shown(save, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(8, 6), (8, 6, 3), (8, 8, 1), (6, 6, 2)])
-def test_one_image(shape):
+def test_single_image_is_an_error(shape):
     X = np.random.RandomState(0).rand(5, *shape)
     reader = learn_reader(X, "Reader").reader
     for image in (X[0], torch.tensor(X[0])):
@@ -777,20 +779,20 @@ def test_image_folder(tmp_path):
     assert (paths, labels, names) == (found, ["a", "b", "b"], ["a", "b"])
     assert load(paths).shape == (3, 4, 4, 1)
     (tmp_path / "c" / ".ipynb_checkpoints").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"c holds no images.*cat.1.png"):
+    with pytest.raises(ValueError, match=r"c has no images.*cat.1.png"):
         load_image_folder(str(tmp_path))
     with pytest.raises(ValueError, match=r"has no subfolders\. Expected one subfolder"):
         load_image_folder(tmp_path / "a")
-    with pytest.raises(NotADirectoryError, match="is no folder"):
+    with pytest.raises(NotADirectoryError, match="is not a folder"):
         load_image_folder(paths[0])
-    with pytest.raises(FileNotFoundError, match="There is no folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         load_image_folder(tmp_path / "nowhere")
 
 
 # Scale ------------------------------------------------------------------------------------------
 
 
-def test_numbers_on_another_scale_are_named():
+def test_another_scale_than_in_fit_is_an_error():
     x = np.random.RandomState(0).randint(256, size=(9, 8, 8)).astype(np.uint8)
     x[0, 0, :2] = 0, 255
     bytes_ = learn_reader(x, "Reader").reader
@@ -809,7 +811,7 @@ def test_numbers_on_another_scale_are_named():
         wide.open(x / 255)
 
 
-def test_floats_of_0_to_255_become_the_same_tokens():
+def test_float_images_up_to_255_get_the_same_tokens():
     x = np.random.RandomState(0).randint(256, size=(40, 8, 8)).astype(np.uint8)
     small = PatchTokenizer(random_state=0).fit(x)
     large = PatchTokenizer(random_state=0).fit(x.astype(np.float32))
@@ -829,7 +831,7 @@ def test_floats_of_0_to_255_become_the_same_tokens():
         (np.random.RandomState(0).rand(30, 64) * 10.0 ** (np.arange(64) / 9), None),
     ],
 )
-def test_rows_that_may_be_pixels(X, shape):
+def test_tables_that_look_like_pixels_get_a_warning(X, shape):
     clf = AnyOrderARClassifier(max_iter=1, random_state=0)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -841,8 +843,8 @@ def test_rows_that_may_be_pixels(X, shape):
 
 
 @pytest.mark.parametrize("shape, declared", [((3, 5), None), ((3, 28, 28), (3, 28, 28))])
-def test_shapes_that_do_not_tell_are_asked_about_once(shape, declared):
-    """Gray images of three lines, and images of three lines and 28 channels."""
+def test_ambiguous_shapes_need_no_parameter_of_the_tokenizer(shape, declared):
+    """Gray images 3 pixels high, and images 3 pixels high with 28 channels."""
     X, y = np.random.RandomState(0).rand(12, *shape).astype(np.float32), np.arange(12) % 2
     prior = {"dim": 32, "n_layer": 1, "n_head": 2}
     params = {"max_iter": 1, "random_state": 0, "augmentation": None, "n_orders": 2}

@@ -200,7 +200,7 @@ def test_classifier_of_tokens_in_files(images, tokenizer, tmp_path):
     np.save(tmp_path / "all.npy", tokens[:])
     mapped = np.load(tmp_path / "all.npy", mmap_mode="r")
     assert same_weights(make(tokenizer=precomputed, **params).fit(mapped, y), expected)
-    with pytest.raises(ValueError, match=r"codes must lie in 0 \.\.\. 3"):
+    with pytest.raises(ValueError, match=r"codes must be in 0 \.\.\. 3"):
         make(tokenizer=PrecomputedTokenizer(4)).fit(tokens, y)
 
 

@@ -21,8 +21,9 @@ from skaocls.hashing import hash_bytes, hash_chunks, hash_file, hash_object
 
 
 def make(**params):
-    params = {"max_iter": 2, "tokenizer": PatchTokenizer(n_codes=32, normalize=None)} | params
-    return small_classifier(AnyOrderARClassifier, augmentation=None, **params)
+    defaults = {"max_iter": 2, "tokenizer": PatchTokenizer(n_codes=32, normalize=None)}
+    defaults |= {"augmentation": None, "search": "exhaustive"}  # only this uses cached likelihoods
+    return small_classifier(AnyOrderARClassifier, **(defaults | params))
 
 
 def entries(folder):

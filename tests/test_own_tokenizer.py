@@ -1,4 +1,4 @@
-"""A tokenizer of one's own: what is checked, and what evidence and filling in take it for."""
+"""Custom tokenizers: checks, evidence maps and inpainting."""
 
 import re
 import warnings
@@ -19,7 +19,7 @@ SMALL = {"dim": 32, "n_layer": 1, "n_head": 2, "multiple_of": 32}
 
 
 class Blocks(TransformerMixin, BaseEstimator):
-    """Mean gray of blocks, in levels; images are continued by their last pixels."""
+    """Tokens are the quantized mean of blocks; images are padded with their last pixels."""
 
     def __init__(self, side=4, n_levels=8, fault=None):
         self.side = side
@@ -63,7 +63,7 @@ class Blocks(TransformerMixin, BaseEstimator):
 
 @pytest.fixture(scope="module")
 def images():
-    """A bright half, above or below, 10 x 13 in colour."""
+    """Color images of 10 x 13 pixels, bright in the upper or lower half."""
     rng = np.random.RandomState(0)
     X, y = 0.3 * rng.uniform(size=(40, 10, 13, 3)), np.arange(40) % 2
     X[y == 0, :5] += 0.6
@@ -83,20 +83,20 @@ FAULTS = {
     "no codes": "Blocks.n_codes_ must be an integer, got 0.5",
     "float": "Blocks.transform: codes must be integers, got dtype float64",
     "flat": "Blocks.transform: codes have shape (40, 12), but (n, 3, 4) is expected",
-    "large": "Blocks.transform: codes must lie in 0 ... 7, got",
-    "negative": "Blocks.transform: codes must lie in 0 ... 7, got -1",
+    "large": "Blocks.transform: codes must be in 0 ... 7, got",
+    "negative": "Blocks.transform: codes must be in 0 ... 7, got -1",
     "one less": "Blocks.transform: codes are of 39 images, but there are 40",
 }
 MORE_FAULTS = {
-    "company": "other codes when the same images are read in two halves",
-    "in place": "other codes when the same images are read a second time",
+    "company": "other codes when the same images are transformed in two halves",
+    "in place": "other codes when the same images are transformed a second time",
     "parameter": "Blocks.fit changed the parameter n_levels from 8 to 9",
-    "gray": "array of shape (40, 10, 13, 1) of the codes of X, but that of X, (40, 10, 13, 3)",
+    "gray": "array of shape (40, 10, 13, 1) for the codes of X, but the shape of X, (40, ",
 }
 
 
 @pytest.mark.parametrize("fault, said", FAULTS.items())
-def test_faults_are_named_by_fit_and_by_the_check(images, fault, said):
+def test_faults_are_reported_by_fit_and_check_tokenizer(images, fault, said):
     X, y = images
     for use in (
         lambda: check_tokenizer(Blocks(fault=fault), X),
@@ -107,12 +107,12 @@ def test_faults_are_named_by_fit_and_by_the_check(images, fault, said):
 
 
 @pytest.mark.parametrize("fault, said", MORE_FAULTS.items())
-def test_faults_that_the_check_finds(images, fault, said):
+def test_faults_that_only_check_tokenizer_reports(images, fault, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         check_tokenizer(Blocks(fault=fault), images[0].copy())
 
 
-def test_what_is_right_passes_and_stays_as_it_is(images):
+def test_check_tokenizer_passes_and_changes_nothing(images):
     X, y = images
     for tokenizer, data in (
         (Blocks(), X),
@@ -132,23 +132,23 @@ def test_what_is_right_passes_and_stays_as_it_is(images):
         check_tokenizer(Blocks(), X[:3])
 
 
-def test_blocks_that_overhang_are_explained_and_filled_in_where_they_are(images):
+def test_padded_blocks_in_evidence_and_inpainting(images):
     X, y = images
     clf = fitted(X, y, Blocks())
     evidence = clf.explain(X[:2])
     assert evidence.maps.shape == (2, 10, 13)
     np.testing.assert_array_equal(evidence.maps[:, 8:, 12], evidence.tokens[:, 2:, 3].repeat(2, 1))
     mask = np.zeros((10, 13), bool)
-    mask[8, 12] = True  # of the last block alone
+    mask[8, 12] = True  # in the last block
     other = X[:2].copy()
-    other[:, 8:, 12:] = 1 - other[:, 8:, 12:]  # as other codes, which nobody may know
+    other[:, 8:, 12:] = 1 - other[:, 8:, 12:]  # other codes, which must not be used
     filled = [clf.inpaint(some, mask, random_state=0) for some in (X[:2], other)]
     np.testing.assert_array_equal(filled[0][:, 8, 12], filled[1][:, 8, 12])
     assert np.isclose(filled[0][:, 8, 12, :, None], (np.arange(8) + 0.5) / 8).any(-1).all()
     np.testing.assert_array_equal(filled[0][:, ~mask], X[:2, ~mask].astype(np.float32))
 
 
-def test_tokens_of_images_that_a_network_resizes_share_them_evenly(images):
+def test_tokens_without_patch_size_divide_the_image_evenly(images):
     X, y = images
     network = FeatureTokenizer(lambda x: x[:, :, ::2, ::2], input_size=6, n_codes=4, random_state=0)
     clf = fitted(X, y, network)
@@ -158,7 +158,7 @@ def test_tokens_of_images_that_a_network_resizes_share_them_evenly(images):
     np.testing.assert_array_equal(maps, tokens[:, rows][:, :, cols])
 
 
-def test_samples_of_one_channel_have_no_axis_for_it(images):
+def test_samples_with_one_channel_have_no_channel_axis(images):
     X, y = images
     for channels in (X[..., 0], X[..., :1]):
         clf = fitted(channels, y, Blocks(fault="gray"))

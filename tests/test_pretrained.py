@@ -6,6 +6,7 @@ needs a separate process, because the client reads it when it is imported.
 
 import argparse
 import base64
+import copy
 import json
 import os
 import pickle
@@ -41,6 +42,7 @@ from skaocls import (
 )
 from skaocls.files import ask_hub
 from skaocls.fitted.pretrained import load_published
+from skaocls.fitted.tokenization import encode_for_orders, training_tokens
 from skaocls.priors.loading import load_prior
 from skaocls.scoring.exhaustive import log_likelihoods
 
@@ -134,12 +136,20 @@ def test_tokenizer_batches_and_inverse(small_tokenizer, pictures, maskgit):
 
 def test_latent_noise(small_tokenizer, pictures):
     codes = small_tokenizer.transform(pictures)
-    noisy = small_tokenizer.transform(pictures, latent_noise=0.5, seed=1)
+    tokenizer = copy.copy(small_tokenizer).set_params(latent_noise=0.5)
+    noisy = tokenizer.transform(pictures, seed=1)
     assert (noisy != codes).any()
-    np.testing.assert_array_equal(
-        noisy[1:2], small_tokenizer.transform(pictures[1:2], latent_noise=0.5, seed=1)
-    )
-    assert (small_tokenizer.transform(pictures, latent_noise=0.5, seed=2) != noisy).any()
+    np.testing.assert_array_equal(noisy[1:2], tokenizer.transform(pictures[1:2], seed=1))
+    assert (tokenizer.transform(pictures, seed=2) != noisy).any()
+    # a classifier trains without noise, and draws noise for each order
+    batch = tokenizer.reader_.open(pictures)
+    views = training_tokens(tokenizer, batch, None, np.random.RandomState(0))
+    np.testing.assert_array_equal(views[:, 0], codes.reshape(len(codes), -1))
+    by_order = encode_for_orders(tokenizer, batch, slice(0, 3), 2, seed=0)
+    assert by_order.shape == (3, 2, 6)
+    assert (by_order[:, 0] != by_order[:, 1]).any()
+    alone = encode_for_orders(tokenizer, batch, slice(1, 2), 2, seed=0)
+    np.testing.assert_array_equal(alone, by_order[1:2])
 
 
 def test_invalid_input_of_tokenizers(small_tokenizer, llamagen, maskgit, pictures):

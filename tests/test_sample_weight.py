@@ -123,7 +123,7 @@ def test_class_weight_helps_a_rare_class():
         ("even", "'class_weight' parameter"),
         ({0: -1.0, 1: 1.0, 2: 1.0}, "must not be negative"),
         ({0: 1.0, 7: 1.0}, "are not in class_weight"),
-        ({0: 0.0, 1: 0.0, 2: 0.0}, "leaves no class"),
+        ({0: 0.0, 1: 0.0, 2: 0.0}, "is zero for all classes"),
     ],
 )
 def test_wrong_class_weights(digits, class_weight, message):

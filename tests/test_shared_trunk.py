@@ -106,16 +106,17 @@ def test_a_class_does_not_depend_on_the_others_nor_on_tiles(monkeypatch):
     together = log_likelihoods(prior, codes, orders, np.arange(30))
     alone = np.concatenate([log_likelihoods(prior, codes, orders, [c]) for c in range(30)], 2)
     np.testing.assert_allclose(alone, together, atol=1e-5)
-    monkeypatch.setattr(heads, "NUMBERS_AT_ONCE", 1)
+    monkeypatch.setattr(heads, "NUMBERS_PER_BLOCK", 1)
     monkeypatch.setattr(heads, "LOGITS_AT_ONCE", 1)
     np.testing.assert_allclose(
         log_likelihoods(prior, codes, orders, np.arange(30)), together, atol=1e-5
     )
 
 
-@pytest.mark.parametrize("at_once", [1, 2**12, 2**20])
-def test_lanes_are_read_as_each_alone(monkeypatch, at_once):
-    monkeypatch.setattr(heads, "NUMBERS_AT_ONCE", at_once)
+@pytest.mark.parametrize("block", [1, 2**12, 2**20])
+def test_reading_lanes_equals_reading_each_alone(monkeypatch, block):
+    monkeypatch.setattr(heads, "NUMBERS_PER_BLOCK", block)
+    monkeypatch.setattr(heads, "ROWS_PER_BLOCK", 13)
     prior = make_prior(20, (2, 3), 40)
     rng = np.random.RandomState(0)
     codes = torch.from_numpy(rng.randint(20, size=(4, 6)))
@@ -290,7 +291,7 @@ def test_a_head_on_a_body_that_stays():
         clf.orders_.size
         == clf.predict_joint_log_proba(X_test[:1], return_stats=True)[1]["exhaustive_evaluations"]
     )
-    clf.set_params(warm_start=True, max_iter=1).fit(X[~old], y[~old])
+    clf.set_params(max_iter=1).partial_fit(X[~old], y[~old])
     for name, weight in clf.prior_.body.state_dict().items():
         expected = body[name]
         if name == "cls_embedding.embedding_table.weight":

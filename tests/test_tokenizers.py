@@ -109,7 +109,7 @@ def test_wrong_codes(tokenizer):
     tokenizer.inverse_transform(good)
     for bad, message in [
         (good[0], r"shape \(1, \d\), but \(n, 1, \d\) is expected"),
-        (good + n, f"must lie in 0 ... {n - 1}, got {n}"),
+        (good + n, f"must be in 0 ... {n - 1}, got {n}"),
         (good - 1, "got -1"),
         (good + 0.5, "must be integers"),
     ]:
@@ -144,7 +144,7 @@ def test_large_patches_are_clustered_by_their_components():
 
 def test_images_too_large_for_the_default():
     images = np.random.RandomState(0).rand(3, 72, 72, 3)
-    with pytest.warns(UserWarning, match=r"72 x 72 pixels become patches of 9 x 9.*\(64, 64\)"):
+    with pytest.warns(UserWarning, match=r"72 x 72 pixels .* patches of 9 x 9.*\(64, 64\)"):
         PatchTokenizer(random_state=0).fit(images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""Each order reads a view of its own: which one, of which images, and when."""
+"""Random views: which order reads which view, and when."""
 
 import copy
 
@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
 from skaocls.fitted.prediction import log_likelihoods
-from skaocls.fitted.tokenization import OF_ORDERS
-from skaocls.images.augmentation import random_views
+from skaocls.fitted.tokenization import SCORING_STRENGTH
+from skaocls.images.views import random_views
 
 
 def other(fitted, **params):
@@ -26,43 +26,43 @@ def clf(fitted):
     return other(fitted, crop="auto")
 
 
-def test_views_alike_are_those_of_one_image(digits):
+def test_same_view_for_all_images(digits):
     """The same transformation for all; a share of the limits draws the same, less far."""
     images = digits[0][:6, :, :, None]
-    alike = random_views(images, np.random.RandomState(3), alike=True)
-    for image, view in zip(images, alike, strict=True):
+    same = random_views(images, np.random.RandomState(3), same=True)
+    for image, view in zip(images, same, strict=True):
         one = random_views(image[None], np.random.RandomState(3))
         assert_array_equal(view, one[0])
     limits = {"shift": 0.05, "rotation": 4.0, "scale": 0.04, "shear": 0.04}
-    share = random_views(images, np.random.RandomState(3), share=0.4)
-    assert_allclose(share, random_views(images, np.random.RandomState(3), **limits), atol=1e-5)
-    assert_allclose(random_views(images, np.random.RandomState(3), share=0.0), images, atol=1e-5)
+    weaker = random_views(images, np.random.RandomState(3), strength=0.4)
+    assert_allclose(weaker, random_views(images, np.random.RandomState(3), **limits), atol=1e-5)
+    assert_allclose(random_views(images, np.random.RandomState(3), strength=0.0), images, atol=1e-5)
 
 
-def test_a_view_by_hand(digits):
+def test_view_equals_explicit_affine_transformation(digits):
     """Half as far as in training: shift by a quarter of an eighth at most, and so on."""
     rng, image = np.random.RandomState(0), digits[0][:1, :, :, None]
     angle, stretch, slant = (
-        rng.uniform(-OF_ORDERS * limit, OF_ORDERS * limit, 1)[0]
+        rng.uniform(-SCORING_STRENGTH * limit, SCORING_STRENGTH * limit, 1)[0]
         for limit in (np.deg2rad(10), 0.1, 0.1)
     )
-    dx, dy = rng.uniform(-0.25 * OF_ORDERS, 0.25 * OF_ORDERS, (2, 1))[:, 0]
+    dx, dy = rng.uniform(-0.25 * SCORING_STRENGTH, 0.25 * SCORING_STRENGTH, (2, 1))[:, 0]
     size, (c, s) = 1 + stretch, (np.cos(angle), np.sin(angle))
     theta = torch.tensor([[[size * c, -size * s + slant, dx], [size * s, size * c, dy]]]).float()
     pixels = torch.from_numpy(image).float().permute(0, 3, 1, 2)
     grid = F.affine_grid(theta, [1, 1, 8, 8], align_corners=False)
     moved = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    view = random_views(image, np.random.RandomState(0), share=OF_ORDERS, alike=True)
+    view = random_views(image, np.random.RandomState(0), strength=SCORING_STRENGTH, same=True)
     assert_allclose(view[0, :, :, 0], moved[0, 0], atol=1e-5)
 
 
-def test_each_order_reads_its_view_and_the_first_the_image(clf, digits):
+def test_each_order_has_its_view_and_the_first_has_the_image(clf, digits):
     X, model = digits[2][:5], clf.model_
     images = model.reader.open(X).images()
     ll = np.concatenate(list(clf._log_likelihoods(X)))
     for k in range(4):
         drawing = np.random.RandomState([model.order_seed, 2, k])
-        view = random_views(images, drawing, share=OF_ORDERS, alike=True) if k else images
+        view = random_views(images, drawing, strength=SCORING_STRENGTH, same=True) if k else images
         codes = model.tokenizer.transform(view).reshape(5, -1)
         one = log_likelihoods(model, codes, clf.orders_[k : k + 1], device="cpu")
         assert_allclose(ll[:, k : k + 1], one, rtol=1e-6)
@@ -71,14 +71,14 @@ def test_each_order_reads_its_view_and_the_first_the_image(clf, digits):
     assert_array_equal(fewer, ll[:, :2])
 
 
-def test_an_image_does_not_care_which_others_are_there(clf, digits):
+def test_predictions_do_not_depend_on_the_batch(clf, digits):
     X = digits[2][:20]
     together = clf.predict_joint_log_proba(X)
     apart = np.concatenate([clf.predict_joint_log_proba(X[i : i + 3]) for i in range(0, 20, 3)])
     assert_array_equal(together, apart)
 
 
-def test_auto_is_for_what_learned_from_views(clf, fitted, digits, tmp_path):
+def test_crop_auto_uses_views_after_training_with_views(clf, fitted, digits, tmp_path):
     X, y, X_test, _ = digits
     views = other(fitted, crop="views").predict_joint_log_proba(X_test[:9])
     center = fitted.predict_joint_log_proba(X_test[:9])
@@ -104,7 +104,7 @@ def test_tables_have_no_views(digits):
     assert table.predict_proba(X).shape == (50, 3)
 
 
-def test_temperature_is_of_what_predictions_read(digits):
+def test_temperature_is_fitted_to_views(digits):
     """Found on held-out images as they will be read, by views or not."""
     X, y = digits[:2]
     params = {"temperature": "auto", "max_iter": 4, "random_state": 0}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from skaocls.devices import resolve_device, resolve_precision
-from skaocls.images import load_images
+from skaocls.images.reader import learn_reader
 
 from ..claims.elimination import N_STEPS, evaluations, noise_errors, noise_seeds, search
 from ..claims.flops import counted
@@ -93,7 +93,7 @@ def score(pipe, args, classes, files, truth):
     """Return "1" for each image whose class with the smallest error is right, otherwise "0"."""
     side = pipe.transformer.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     files = [open_image(f) for f in files]
-    images = load_images(files, (side, side, 3), resize=True, decoding=args.decoding)
+    images = learn_reader(files, "DiT", (side, side, 3), decoding=args.decoding).images()
     settings = args.stages, args.seed, precision_of(args)
     columns = class_errors(pipe, images, classes, *settings).argmin(1).numpy()
     return [{"error": [str(int(hit))]} for hit in truth[np.arange(len(files)), columns]]

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from skaocls.fitted.pretrained import imagenet_classes
+from skaocls.images.decoding import read_item
 from skaocls.images.folders import EXTENSIONS
-from skaocls.images.inputs import read
 
 FACTS = json.loads((Path(__file__).parent / "folders.json").read_text(encoding="utf-8"))
 WORDNET_IDS = [row["wordnet_id"] for row in imagenet_classes()]
@@ -94,4 +94,6 @@ def open_image(file):
     """Return the file for the classifiers, or the cropped image for files of ObjectNet."""
     if file.parent.name not in OBJECTNET:
         return file
-    return read(file, 0, lambda x: x.crop((BORDER, BORDER, x.width - BORDER, x.height - BORDER)))
+    return read_item(
+        file, 0, lambda x: x.crop((BORDER, BORDER, x.width - BORDER, x.height - BORDER))
+    )

@@ -30,7 +30,7 @@ from sklearn.datasets import load_digits
 from skaocls import AnyOrderARClassifier
 from skaocls.fitted import result_cache
 from skaocls.hashing import hash_file
-from skaocls.images import image_shape_of, load_images
+from skaocls.images.reader import learn_reader
 
 from .. import common
 
@@ -260,7 +260,7 @@ def with_checksums(png):
 
 
 def read_image(content):
-    load_images([content], image_shape_of([content], (8, 8)), resize=True)
+    learn_reader([content], "faults", (8, 8)).images()
 
 
 def read_model(name, content, folder):

@@ -14,8 +14,8 @@ import sys
 
 import joblib
 import numpy as np
-from joblib.parallel import get_active_backend
 import torch
+from joblib.parallel import get_active_backend
 from sklearn.datasets import load_digits
 
 from skaocls import AnyOrderARClassifier

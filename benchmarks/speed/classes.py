@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from skaocls import AnyOrderPrior, SharedTrunkPrior
+from skaocls.scoring.early_stopping import score_until_decided
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 from skaocls.scoring.sampling import generate
@@ -69,8 +70,8 @@ def measure_small(vocab_size, counts):
             work = orders, np.arange(n)
             exhaustive = best_seconds(log_likelihoods, prior, timed, *work) / len(timed)
             job = prior, codes, *work, common.uniform(n)
-            stopped = best_seconds(common.score_until_decided, *job) / len(codes)
-            read = common.score_until_decided(*job).evaluations.mean() / orders.size
+            stopped = best_seconds(score_until_decided, *job) / len(codes)
+            read = score_until_decided(*job).evaluations.mean() / orders.size
             row = {"vocab_size": vocab_size, "prior": name, "classes": n, "seconds": exhaustive}
             row |= {"flops": ar_flops(prior, N_ORDERS, n)}
             rows.append(row | {"stopped_seconds": stopped, "stopped_orders": read})

@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 
 from skaocls import AnyOrderARClassifier
+from skaocls.scoring.early_stopping import score_until_decided
 from skaocls.scoring.exhaustive import log_likelihoods
 
 from .. import common
@@ -61,7 +62,7 @@ def error_curve(clf, codes, labels, exact):
     n_evaluations = clf.orders_.size * len(clf.class_rows_)
     job = clf.prior_, codes, clf.orders_, clf.class_rows_, clf.class_log_prior_
     for error in ERRORS:
-        seconds, result = common.timed(common.score_until_decided, *job, error=error)
+        seconds, result = common.timed(score_until_decided, *job, error=error)
         predicted = result.log_likelihood.mean(1).argmax(1)
         rows.append(
             {
@@ -83,7 +84,7 @@ def class_curve(clf, codes, labels, n_images):
     for n in CLASS_COUNTS:
         chosen = codes[np.flatnonzero(labels < n)[:n_images]]
         job = clf.prior_, chosen, clf.orders_, clf.class_rows_[:n], common.uniform(n)
-        seconds, result = common.timed(common.score_until_decided, *job)
+        seconds, result = common.timed(score_until_decided, *job)
         rows.append(
             {
                 "n_classes": n,

@@ -14,8 +14,7 @@ from skaocls.distributed import check_same_on_ranks, is_main, world_size
 from skaocls.fitted.initialization import initial_prior, start_finetuning
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.result_cache import ResultCache, prior_weights
-from skaocls.fitted.together import fit_tokenizer_on_ranks, training_tokens_on_ranks
-from skaocls.fitted.tokenization import has_views
+from skaocls.fitted.tokenization import fit_tokenizer, has_views, training_tokens
 from skaocls.hashing import hash_object
 from skaocls.images.batch import Batch
 from skaocls.images.lazy import first_views, in_memory, rows_of
@@ -191,8 +190,8 @@ class FitCall:
         device = resolve_device(config.device)
         say(config.verbose, f"computing on {device} (device={config.device!r})", 2)
         y = self.classes[columns]
-        tokenizer = fit_tokenizer_on_ranks(self.tokenizer, batch, y, rng, config.verbose)
-        codes = training_tokens_on_ranks(tokenizer, batch, config.augmentation, rng, config.verbose)
+        tokenizer = fit_tokenizer(self.tokenizer, batch, y, rng, config.verbose)
+        codes = training_tokens(tokenizer, batch, config.augmentation, rng, config.verbose)
         seen, labels = np.unique(columns, return_inverse=True)
         prior = initial_prior(self.pretrained, tokenizer, codes, labels, len(seen), config, rng)
         order_seed = rng.randint(2**31 - 1)
@@ -250,9 +249,7 @@ def extend_model(
     """
     config = config_for(config, batch, y, weights)
     columns = np.searchsorted(model.classes, y)
-    codes = training_tokens_on_ranks(
-        model.tokenizer, batch, config.augmentation, rng, config.verbose
-    )
+    codes = training_tokens(model.tokenizer, batch, config.augmentation, rng, config.verbose)
     priors, rows, sources = list(model.priors), model.rows.copy(), model.sources.copy()
     is_new = (sources == 0) & (rows == model.prior.num_classes)
     samples, order_seed = Samples(codes, rows[columns], weights), model.order_seed

@@ -8,7 +8,7 @@ import torch
 
 from skaocls.devices import resolve_device
 from skaocls.fitted.model import FittedModel
-from skaocls.fitted.tokenization import tokens, tokens_of_pixels
+from skaocls.fitted.tokenization import encode_data, tokens_of_pixels
 from skaocls.images.batch import Batch
 from skaocls.scoring.exhaustive import scoring_dtype
 from skaocls.scoring.orders import DRAWN
@@ -34,7 +34,7 @@ def generate_images(
     codes: np.ndarray | None = None,
     n_known: np.ndarray | None = None,
     device: Device = "auto",
-    light: np.ndarray | None = None,
+    statistics: np.ndarray | None = None,
 ) -> np.ndarray:
     """Sample images of given classes, each along its own order.
 
@@ -52,8 +52,8 @@ def generate_images(
     n_known : int array of shape (n,), default=None
         Number of known tokens at the start of each order.
     device : str or torch.device, default="auto"
-    light : array, default=None
-        Brightness and contrast of each image, for tokenizers that normalize them.
+    statistics : array, default=None
+        Mean and contrast of each image, for tokenizers that normalize them.
 
     Returns
     -------
@@ -75,10 +75,10 @@ def generate_images(
         )
     grids = sampled.reshape(-1, *model.prior.grid)
     images: np.ndarray
-    if light is None:
+    if statistics is None:
         images = model.tokenizer.inverse_transform(grids)
     else:
-        images = model.tokenizer.inverse_transform(grids, light=light)
+        images = model.tokenizer.inverse_transform(grids, statistics=statistics)
     gray = model.reader.image_shape is not None and images.ndim == 4 and images.shape[-1] == 1
     return images[..., 0] if gray else images
 
@@ -140,10 +140,10 @@ def inpaint_images(
     if is_image:  # masked pixels must not be out of range
         low, high = model.reader.value_range or (-np.inf, np.inf)
         known = np.where(pixel_mask, images.clip(low, high), images)
-    light = None
-    if hasattr(model.tokenizer, "light"):  # estimated from the known pixels
-        light = model.tokenizer.light(known, ~mask)
-    codes = tokens(model.tokenizer, known, **({} if light is None else {"light": light}))
+    tokenizer_options = {}
+    if hasattr(model.tokenizer, "image_statistics"):  # estimated from the known pixels
+        tokenizer_options["statistics"] = model.tokenizer.image_statistics(known, ~mask)
+    codes = encode_data(model.tokenizer, known, is_image=is_image, **tokenizer_options)
     if columns is None:
         ll = known_token_log_likelihoods(
             model,
@@ -163,7 +163,7 @@ def inpaint_images(
         codes=codes,
         n_known=(~unknown).sum(1),
         device=device,
-        light=light,
+        **tokenizer_options,
     )
     if sampled.size != images.size:
         raise ValueError(

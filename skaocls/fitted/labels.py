@@ -1,61 +1,69 @@
 """Labels and weights of the training data, and class probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from sklearn.utils import (
-    _safe_indexing,
-    assert_all_finite,
-    check_consistent_length,
-    column_or_1d,
-)
+from numpy.typing import ArrayLike
+from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 
-from skaocls.images.advice import gathered
-from skaocls.images.lazy import Lazy
-from skaocls.images.reader import find_unreadable
+from skaocls.images.batch import Batch
+
+ClassWeight = Mapping[Any, float] | str | None
 
 
 def read_labels(
-    batch: Any, y: Any, sample_weight: Any = None, class_weight: Any = None, *, owner: str
-) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Check labels and weights; repeated samples become one that weighs as much.
+    batch: Batch,
+    y: Any,
+    sample_weight: ArrayLike | None = None,
+    class_weight: ClassWeight = None,
+    *,
+    owner: str,
+) -> tuple[Batch, np.ndarray, np.ndarray]:
+    """Validate labels and weights, and merge equal samples into one with their total weight.
 
-    A sample of weight n is the same as n samples, so both are brought into one form: where samples
-    repeat or weights differ, each distinct sample comes once, in an order that does not depend on
-    the order in `batch`. Items of data sets, of which each would have to be read for that, are left
-    as they are. `class_weight` is as in scikit-learn: None, "balanced" or a dict, of which
-    weights are multiplied by those of `sample_weight`.
+    A sample of weight n is equivalent to n samples. So that both train alike, equal samples are
+    merged if samples repeat or weights differ, and sorted independently of their order in `batch`.
+    Items of data sets are not merged, because all of them would have to be read.
+
+    Parameters
+    ----------
+    batch : Batch
+    y : array-like of shape (n,)
+        Labels, including those of unreadable images that the batch has skipped.
+    sample_weight : array-like of shape (n,), default=None
+        Weights, likewise.
+    class_weight : dict, "balanced" or None, default=None
+        As in scikit-learn; multiplied by `sample_weight`.
+    owner : str
+        Class name of the estimator, for error messages.
 
     Returns
     -------
-    batch, y : the distinct samples and their labels
+    batch : Batch
+        Distinct samples.
+    y : array of shape (n_distinct,)
     sample_weight : float64 array of shape (n_distinct,)
     """
-    if y is None:
-        raise ValueError(f"{owner} requires y to be passed, but the target y is None.")
-    y = column_or_1d(y, warn=True)
-    assert_all_finite(y, input_name="y")
-    if y.dtype.kind in "mM" and np.isnat(y).any():
-        raise ValueError("Input y contains NaT.")
-    check_classification_targets(y)
-    check_consistent_length(batch, y)
+    y = check_labels(y, owner)
+    all_rows = np.empty((len(batch) + len(batch.skipped), 1))
+    check_consistent_length(all_rows, y)
     weights = np.ones(len(y))
     if sample_weight is not None:
-        weights = _check_sample_weight(
-            sample_weight, np.empty((len(y), 1)), ensure_non_negative=True, copy=True
-        )
-        if not weights.any():  # scikit-learn itself says so since 1.8
+        weights = _check_sample_weight(sample_weight, all_rows, ensure_non_negative=True, copy=True)
+        if not weights.any():  # scikit-learn raises this since version 1.8
             raise ValueError("Sample weights must contain at least one non-zero number.")
+    if batch.skipped:
+        y, weights = y[batch.index], weights[batch.index]
     if class_weight is not None:
-        weights *= weights_of_classes(class_weight, y, weights)
+        weights *= expand_class_weight(class_weight, y, weights)
     if not weights.all():
-        kept = weights > 0
-        batch, y, weights = batch.take(kept), y[kept], weights[kept]
-    if isinstance(batch.data, Lazy) and not batch.data.merged:
+        nonzero = weights > 0
+        batch, y, weights = batch.take(nonzero), y[nonzero], weights[nonzero]
+    if not batch.mergeable:
         return batch, y, weights
     labels = np.unique(y, return_inverse=True)[1]
     samples = np.char.add(batch.row_hashes(), labels.astype(str))
@@ -65,36 +73,51 @@ def read_labels(
     return batch.take(first), y[first], np.bincount(which, weights)
 
 
-def weights_of_classes(class_weight: Any, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The weight of each sample's class; "balanced" counts a sample as often as it weighs."""
-    names, rows = np.unique(y, return_inverse=True)
-    if isinstance(class_weight, dict):
-        of_class = compute_class_weight(class_weight, classes=names, y=y)
-        if not (of_class >= 0).all():
+def check_labels(y: Any, owner: str) -> np.ndarray:
+    """Return labels as an array of shape (n,)."""
+    if y is None:
+        raise ValueError(f"{owner} requires y to be passed, but the target y is None.")
+    labels: np.ndarray = column_or_1d(y, warn=True)
+    assert_all_finite(labels, input_name="y")
+    if labels.dtype.kind in "mM" and np.isnat(labels).any():
+        raise ValueError("Input y contains NaT.")
+    check_classification_targets(labels)
+    return labels
+
+
+def expand_class_weight(
+    class_weight: ClassWeight, y: np.ndarray, sample_weight: np.ndarray
+) -> np.ndarray:
+    """Return the class weight of each sample; "balanced" counts samples by their weights."""
+    classes, columns = np.unique(y, return_inverse=True)
+    if isinstance(class_weight, Mapping):
+        weights = compute_class_weight(class_weight, classes=classes, y=y)
+        if not (weights >= 0).all():
             raise ValueError(f"class_weight={class_weight!r} must not be negative.")
-        if not of_class.any():
-            raise ValueError(f"class_weight={class_weight!r} leaves no class in y.")
+        if not weights.any():
+            raise ValueError(f"class_weight={class_weight!r} is zero for all classes in y.")
     else:
-        counts = np.bincount(rows, weights)
-        of_class = weights.sum() / (np.count_nonzero(counts) * np.where(counts, counts, np.inf))
-    found: np.ndarray = of_class[rows]
-    return found
+        counts = np.bincount(columns, sample_weight)
+        n_classes = np.count_nonzero(counts)
+        weights = sample_weight.sum() / (n_classes * np.where(counts, counts, np.inf))
+    expanded: np.ndarray = weights[columns]
+    return expanded
 
 
-def known_classes(y: np.ndarray, classes: Sequence[Any] | np.ndarray | None = None) -> np.ndarray:
-    """The labels in y, sorted; or `classes`, which must hold them all."""
-    found = np.unique(y)
+def known_classes(y: np.ndarray, classes: ArrayLike | None = None) -> np.ndarray:
+    """Return the sorted labels in y, or the given classes, which must include them."""
+    labels = np.unique(y)
     if classes is None:
-        return found
+        return labels
     classes = np.unique(column_or_1d(classes))
-    if not np.isin(found, classes).all():
+    if not np.isin(labels, classes).all():
         raise ValueError(
-            f"y has labels that classes={classes} does not have: {np.setdiff1d(found, classes)}."
+            f"y has labels that are not in classes={classes}: {np.setdiff1d(labels, classes)}."
         )
     return classes
 
 
-def class_log_prior(class_prior: Any, class_count: np.ndarray) -> np.ndarray:
+def class_log_prior(class_prior: ArrayLike | None, class_count: np.ndarray) -> np.ndarray:
     """Return the log of the class prior, or of the class frequencies if it is None.
 
     Raises
@@ -117,29 +140,3 @@ def class_log_prior(class_prior: Any, class_count: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         log_prior: np.ndarray = np.log(class_prior)
     return log_prior
-
-
-def drop_unreadable(
-    X: Any, y: Any, sample_weight: Any, decoding: str
-) -> tuple[Any, Any, Any, dict[int, str]]:
-    """Return X, y and weights without the images that cannot be read, and the reasons by index.
-
-    Raises
-    ------
-    ValueError
-        If none of the images can be read.
-    """
-    X = gathered(X)
-    reasons = find_unreadable(X, decoding)
-    if not reasons:
-        return X, y, sample_weight, reasons
-    bad = list(reasons)
-    if np.ndim(sample_weight) == 0:  # None, or one weight for all
-        check_consistent_length(X, y)
-    else:
-        check_consistent_length(X, y, sample_weight)
-        sample_weight = np.delete(np.asarray(sample_weight), bad)
-    kept = np.delete(np.arange(len(X)), bad)
-    if not len(kept):
-        raise ValueError(f"None of the {len(bad)} images can be read. {reasons[bad[0]]}")
-    return _safe_indexing(X, kept), np.asarray(y)[kept], sample_weight, reasons

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from sklearn.base import TransformerMixin
 from sklearn.utils import column_or_1d
 
 from skaocls.devices import to_device
@@ -63,7 +64,7 @@ class FittedModel:
     """
 
     reader: Reader
-    tokenizer: Any
+    tokenizer: TransformerMixin
     priors: tuple[Prior, ...]
     classes: np.ndarray
     sources: np.ndarray
@@ -157,7 +158,7 @@ class FittedModel:
             wordnet_ids=extended_names(self.wordnet_ids),
         )
 
-    def chosen_sizes(self) -> dict[str, dict[str, Any]]:
+    def chosen_sizes(self) -> dict[str, dict[str, object]]:
         """Return the sizes of the prior, and the values that the tokenizer chose in `fit`."""
         tokenizer = self.tokenizer
         names = tokenizer.get_params(deep=False) if hasattr(tokenizer, "get_params") else ()
@@ -166,7 +167,7 @@ class FittedModel:
         chosen = {name: value for name, value in values.items() if isinstance(value, plain)}
         return {"prior": self.prior.sizes, "tokenizer": chosen}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Return a state with networks on the CPU, so that it can be loaded without a GPU."""
         priors = tuple(
             prior if prior.device.type == "cpu" else copy.deepcopy(prior).cpu()

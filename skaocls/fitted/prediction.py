@@ -18,7 +18,6 @@ from skaocls.fitted.result_cache import ResultCache, cached_log_likelihoods, pri
 from skaocls.fitted.tokenization import encode_for_orders, tokens_of_pixels
 from skaocls.hashing import hash_object
 from skaocls.images.batch import Batch
-from skaocls.images.reader import all_bad_named
 from skaocls.progress import progress
 from skaocls.scoring import evidence
 from skaocls.scoring.evidence import Evidence
@@ -157,15 +156,14 @@ def score_in_process(
     def arguments(piece: Piece) -> tuple[object, ...]:
         return batch.take(piece.images), orders, piece.orders, options
 
-    with all_bad_named(batch.data, model.reader.decoding):  # a worker sees a few images only
-        results = map_pieces(score_piece, model, pieces, arguments, options.n_jobs)
-        # `results` comes first in zip, so that zip exhausts it
-        for _, group in groupby(zip(results, pieces), key=lambda pair: pair[1].images):
-            parts_of_orders = [result for result, _ in group]
-            yield ScoringResult(
-                np.concatenate([part.log_likelihood for part in parts_of_orders], axis=1),
-                np.sum([part.evaluations for part in parts_of_orders], axis=0),
-            )
+    results = map_pieces(score_piece, model, pieces, arguments, options.n_jobs)
+    # `results` comes first in zip, so that zip exhausts it
+    for _, group in groupby(zip(results, pieces), key=lambda pair: pair[1].images):
+        parts_of_orders = [result for result, _ in group]
+        yield ScoringResult(
+            np.concatenate([part.log_likelihood for part in parts_of_orders], axis=1),
+            np.sum([part.evaluations for part in parts_of_orders], axis=0),
+        )
 
 
 def score_piece(
@@ -286,8 +284,7 @@ def explain(
         rivals = None if rival_columns is None else rival_columns[rows]
         return batch.take(rows), columns[rows], rivals, orders, options
 
-    with all_bad_named(batch.data, model.reader.decoding):
-        parts = list(map_pieces(explain_piece, model, pieces, arguments, n_jobs))
+    parts = list(map_pieces(explain_piece, model, pieces, arguments, n_jobs))
     tokens = np.concatenate([part.tokens for part in parts])
     error = np.concatenate([part.standard_error for part in parts])
     if model.reader.image_shape is None:

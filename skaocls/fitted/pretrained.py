@@ -2,19 +2,19 @@
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from csv import DictReader
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.base import clone
+from sklearn.base import TransformerMixin, clone
 from sklearn.frozen import FrozenEstimator
 
 from skaocls.fitted.model import FittedModel
-from skaocls.images.inputs import check_image_shape
 from skaocls.images.reader import Reader, token_reader
+from skaocls.images.shapes import check_image_shape
 from skaocls.parameters import PretrainedWeights, validated_weights
 from skaocls.priors.interface import Prior
 from skaocls.priors.loading import load_prior
@@ -106,7 +106,9 @@ def published_tokenizer(prior: Prior) -> LlamaGenTokenizer | MaskGITTokenizer:
     return PUBLISHED_TOKENIZERS[prior.vocab_size](image_shape=shape)
 
 
-def grid_for(tokenizer: Any, image_shape: Any) -> tuple[int, int] | None:
+def grid_for(
+    tokenizer: str | TransformerMixin, image_shape: Sequence[int] | None
+) -> tuple[int, int] | None:
     """Return the token grid that a tokenizer or image shape implies, or None if unknown."""
     if not isinstance(tokenizer, (str, LlamaGenTokenizer, MaskGITTokenizer)):
         return getattr(tokenizer, "grid_", None)
@@ -117,15 +119,15 @@ def grid_for(tokenizer: Any, image_shape: Any) -> tuple[int, int] | None:
 
 def load_pretrained_model(
     source: str | os.PathLike[str] | PretrainedWeights | Prior,
-    tokenizer: Any,
+    tokenizer: str | TransformerMixin,
     classes: Iterable[int | str] | None,
     rng: np.random.RandomState,
     owner: str,
     *,
-    image_shape: Any = None,
+    image_shape: Sequence[int] | None = None,
     decoding: str = "as_seen",
     token: str | bool | None = None,
-    sizes: Mapping[str, Any],
+    sizes: Mapping[str, object],
 ) -> FittedModel:
     """Load published weights as a model that classifies without `fit`.
 
@@ -194,7 +196,7 @@ def load_pretrained_model(
 
 def zero_shot_model(
     prior: Prior,
-    tokenizer: Any,
+    tokenizer: TransformerMixin,
     reader: Reader,
     order_seed: int,
     classes: Iterable[int | str] | None,
@@ -223,7 +225,9 @@ def zero_shot_model(
     return model.restricted(sorted(int(c) for c in set(classes)))
 
 
-def published_reader(tokenizer: Any, image_shape: Any, owner: str, decoding: str) -> Reader:
+def published_reader(
+    tokenizer: TransformerMixin, image_shape: Sequence[int] | None, owner: str, decoding: str
+) -> Reader:
     """Return the reader for a tokenizer that was not fitted to data."""
     if isinstance(tokenizer, PrecomputedTokenizer):
         return token_reader(owner, tokenizer.grid_)
@@ -252,7 +256,7 @@ def reading_tokens(model: FittedModel) -> FittedModel:
     return replace(model, tokenizer=tokenizer, reader=reader)
 
 
-def check_match(prior: Prior, tokenizer: Any) -> None:
+def check_match(prior: Prior, tokenizer: TransformerMixin) -> None:
     """Check that a prior has the vocabulary and grid of a tokenizer."""
     prior_sizes = {"vocab_size": prior.vocab_size, "grid": prior.grid}
     tokenizer_sizes = {"vocab_size": tokenizer.n_codes_, "grid": tuple(tokenizer.grid_)}

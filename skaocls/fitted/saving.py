@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import HfApi
-from sklearn.base import BaseEstimator
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.frozen import FrozenEstimator
 
 from skaocls.devices import own_torch_state
 from skaocls.files import find_file, read_state_dict, tensor_writer, write_all
 from skaocls.fitted.model import FittedModel
-from skaocls.fitted.saving_checks import check_config, check_model
+from skaocls.fitted.saving_checks import Config, check_config, check_model
 from skaocls.images.reader import Reader
 from skaocls.parameters import FineTuning, PretrainedWeights
 from skaocls.priors.interface import Prior
@@ -41,7 +42,6 @@ MAX_CONFIG_BYTES = 2**26
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
 CLASS_ARRAYS = ("sources", "rows", "class_count", "class_names", "wordnet_ids")
 SHAPES = ("declared_shape", "image_shape", "value_range", "grid")  # tuples of a Reader
-Config = dict[str, Any]
 Source = str | os.PathLike[str]
 Token = str | bool | None
 TOKENIZERS: dict[str, type[BaseEstimator]] = {
@@ -60,10 +60,9 @@ TOKENIZER_VALUES: dict[str, Callable[[Any], object]] = {
     "n_codes_": int,
     "grid_": tuple,
     "patch_size_": tuple,
-    "patch_std_": float,
     "n_features_in_": int,
     "normalize_": lambda value: value,
-    "reference_light_": lambda value: None if value is None else np.array(value, dtype=np.float64),
+    "reference_statistics_": lambda value: None if value is None else np.array(value, np.float64),
 }
 TOKENIZER_ARRAYS = ("codebook_", "typical_patches_")
 TOKENIZER_LISTS = ("thresholds_", "bin_means_")
@@ -171,7 +170,7 @@ def load(
 
     try:
         check_config(config)
-        arrays: dict[str, Any] = {
+        arrays: Config = {
             name: None if config[name] is None else np.array(config[name]) for name in CLASS_ARRAYS
         }
         model = FittedModel(
@@ -312,7 +311,7 @@ def restore_prior(sizes: Config, state: dict[str, torch.Tensor], source: str) ->
     return prior
 
 
-def tokenizer_state(tokenizer: Any) -> tuple[Config, dict[str, Any]]:
+def tokenizer_state(tokenizer: TransformerMixin) -> tuple[Config, dict[str, ArrayLike]]:
     """Return the JSON description of a tokenizer, and its arrays."""
     name = type(tokenizer).__name__
     if TOKENIZERS.get(name) is not type(tokenizer):
@@ -332,7 +331,7 @@ def tokenizer_state(tokenizer: Any) -> tuple[Config, dict[str, Any]]:
     return config, arrays | {f"{k}.{i}": a for k, v in lists.items() for i, a in enumerate(v)}
 
 
-def restore_tokenizer(config: Config, arrays: dict[str, torch.Tensor]) -> Any:
+def restore_tokenizer(config: Config, arrays: dict[str, torch.Tensor]) -> TransformerMixin:
     if config["type"] not in TOKENIZERS:
         raise ValueError(f"the tokenizer {config['type']!r} is unknown")
     tokenizer = from_json({"type": config["type"], "params": config["params"]})
@@ -360,20 +359,20 @@ def restore_reader(config: Config) -> Reader:
     return Reader(**values)
 
 
-def labels_to_json(labels: np.ndarray) -> list[Any]:
+def labels_to_json(labels: np.ndarray) -> list[object]:
     """Return class labels as a JSON list; dates and durations become integers."""
     if labels.dtype.kind in "mM":
         labels = labels.astype(np.int64)
-    values: list[Any] = to_json(labels)
+    values: list[object] = to_json(labels)
     return values
 
 
-def labels_from_json(values: list[Any], dtype: str) -> np.ndarray:
+def labels_from_json(values: list[object], dtype: str) -> np.ndarray:
     stored = np.int64 if np.dtype(dtype).kind in "mM" else dtype
     return np.array(values, dtype=stored).astype(dtype)
 
 
-def to_json(value: Any) -> Any:
+def to_json(value: object) -> Any:
     """Return a parameter or attribute as a JSON value."""
     if isinstance(value, Prior):  # its weights are saved as those of the fitted prior
         return value.sizes

@@ -16,7 +16,10 @@ MAX_PIXELS = 2**30  # numbers in an image
 MAX_LABEL_BYTES = 2**30
 
 
-def check_config(config: dict[str, Any]) -> None:
+Config = dict[str, Any]  # JSON
+
+
+def check_config(config: Config) -> None:
     """Reject sizes that are impossible or contradict each other.
 
     Raises
@@ -43,13 +46,13 @@ def check_config(config: dict[str, Any]) -> None:
         if any(p > size for p, size in zip(patch, shape)):
             raise ValueError(f"patches of {patch} pixels are larger than images of {shape}")
     if (method := fitted.get("normalize_")) is not None:
-        reference = np.array(fitted.get("reference_light_"), dtype=np.float64)
+        reference = np.array(fitted.get("reference_statistics_"), dtype=np.float64)
         valid = method in NORMALIZATIONS and reference.shape == (2, shape[2])
         if not valid or not reference[1].all():
             raise ValueError(f"normalization {method!r} with reference {reference} is invalid")
 
 
-def check_sizes(name: str, sizes: Sequence[Any], n: int, maximum: int) -> list[int]:
+def check_sizes(name: str, sizes: Sequence[int], n: int, maximum: int) -> list[int]:
     """Return n positive integers whose product is at most the maximum, or raise a ValueError."""
     integers = all(isinstance(s, Integral) and not isinstance(s, bool) for s in sizes)
     if not integers or len(sizes) != n or min(sizes) < 1 or math.prod(sizes) > maximum:

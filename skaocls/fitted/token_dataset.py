@@ -16,15 +16,14 @@ from torch.utils.data import IterableDataset
 
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.saving import TOKENIZERS, tokenizer_state
-from skaocls.fitted.tokenization import drawn, encoded_at_once, views_of
+from skaocls.fitted.tokenization import random_view_indices, views_of
 from skaocls.hashing import hash_object
-from skaocls.images.advice import gathered
-from skaocls.images.batch import Batch
-from skaocls.images.inputs import as_batch
+from skaocls.images.batch import Batch, block_size
+from skaocls.images.inputs import stack_items
 from skaocls.images.lazy import Items, image_of
 from skaocls.images.reader import Reader, learn_reader
 from skaocls.progress import progress
-from skaocls.tokenizers._codes import code_dtype
+from skaocls.tokenizers.checks import code_dtype
 from skaocls.tokenizers.token_files import (
     FORMAT,
     Chunks,
@@ -142,7 +141,9 @@ def tokenize_dataset(
         "shards": {},
         "n_shards": {},
     }
-    total = None if source.n is None else source.n * (1 + len(drawn(n_views))) // n_parts
+    total = (
+        None if source.n is None else source.n * (1 + len(random_view_indices(n_views))) // n_parts
+    )
     with progress(total, "tokenizing", "view", verbose) as bar:
         writer = ShardWriter(
             Path(folder),
@@ -199,7 +200,6 @@ def open_source(X: Any, y: Any, reader: Reader | None, owner: str, shard_size: i
             reader = learn_reader(split_pairs(first)[0], owner).reader
             items = chain(first, items)
         return Source(reader, None, None, partial(stream_shards, reader, items, shard_size))
-    X = gathered(X)
     batch = learn_reader(X, owner) if reader is None else reader.open(X)
     if y is not None:
         y = label_array(y)
@@ -248,7 +248,7 @@ def batch_chunks(batch: Batch, y: np.ndarray | None, rows: range) -> Chunks:
         chunk = slice(start, min(start + chunk_size(reader), rows.stop))
         if is_pairs:
             images, labels = split_pairs(data.items(np.arange(chunk.start, chunk.stop)))
-            yield reader.images(images), labels
+            yield reader.open(images, check_scale=False).images(), labels
         else:
             yield batch.images(chunk), None if y is None else y[chunk]
 
@@ -274,7 +274,7 @@ def stream_chunks(reader: Reader, items: Iterator[Any]) -> Chunks:
 def chunk_size(reader: Reader) -> int:
     """Return the number of images that are decoded together."""
     assert reader.image_shape is not None
-    return encoded_at_once(reader.image_shape)
+    return block_size(reader.image_shape)
 
 
 def single_items(X: Iterable[Any]) -> Iterator[Any]:
@@ -295,7 +295,7 @@ def has_label(item: Any) -> bool:
 
 def split_pairs(items: list[Any]) -> tuple[Any, np.ndarray | None]:
     """Return the images of some items, and their labels if they have any."""
-    images = as_batch([image_of(item) for item in items])
+    images = stack_items([image_of(item) for item in items])
     return images, label_array([item[1] for item in items]) if has_label(items[0]) else None
 
 

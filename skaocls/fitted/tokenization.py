@@ -1,8 +1,10 @@
-"""From data to tokens: choice of tokenizer, training views, crops and noise."""
+"""From data to tokens: the tokenizer, training views, and crops and noise for orders."""
 
+import math
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,91 +13,129 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 
 from skaocls.devices import prefetch
-from skaocls.images.advice import pixels_in_rows
-from skaocls.images.augmentation import random_views
-from skaocls.images.batch import Batch
-from skaocls.images.crops import random_crop
-from skaocls.images.inputs import shape_of_array
-from skaocls.images.lazy import Lazy, Mapped, Picked
+from skaocls.distributed import map_ranks, rank_slice, run_on_main, world_size
+from skaocls.images.batch import Batch, block_size
+from skaocls.images.lazy import Mapped, Picked
 from skaocls.images.reader import Reader
+from skaocls.images.views import random_crop, random_views
 from skaocls.progress import progress, say
-from skaocls.tokenizers import (
-    FeatureTokenizer,
-    LlamaGenTokenizer,
-    MaskGITTokenizer,
-    PatchTokenizer,
-    QuantileTokenizer,
-)
-from skaocls.tokenizers._codes import code_dtype
-from skaocls.tokenizers.checks import check_fitted, check_made
+from skaocls.tokenizers import FeatureTokenizer, PatchTokenizer, QuantileTokenizer
+from skaocls.tokenizers.base import ImageTokenizer
+from skaocls.tokenizers.checks import check_fitted_tokenizer, check_transformed, code_dtype
+from skaocls.tokenizers.vq import VQTokenizer
+from skaocls.warn import warn
 
-ENCODE_AT_ONCE = 512  # images decoded and tokenized together, fewer if large:
-ENCODE_NUMBERS = 2**24
-SHOWN_AT_ONCE = 8  # of slow tokenizers, between two looks at the progress
-FIT_TOKENIZER_ON = 2**27  # numbers (images times pixels times channels) it may see
-DECODED_AT_ONCE = 2**24  # of these, if it is one that reads on its own what it needs
-CODES_IN_MEMORY = 2**26  # bytes; more go into a file
-N_VIEWS, N_VIEWS_SLOW = 16, 4  # of each training image, the first of them the image itself
-OF_ORDERS = 0.5  # how far the views that orders read are moved, as a share of those in training
-SHARP_EVERY = 5  # of the views one is the image itself, or blurred tokens become the familiar ones
+# Training views with augmentation="auto" (chosen with the tasks of benchmarks/quality)
+N_VIEWS, N_VIEWS_SLOW = 16, 4  # views of each image for fast and slow tokenizers, itself included
+SHARP_EVERY = 5  # every fifth view is the image itself, because random views are slightly blurred
+SCORING_STRENGTH = 0.5  # of the random views that orders read, relative to training views
+
+# Memory
+MAX_FIT_NUMBERS = 2**27  # in the images that a tokenizer is fitted to
+MAX_TOKEN_BYTES = 2**26  # of training tokens in memory; more are written to a file
+PROGRESS_IMAGES = 8  # between two updates of the progress bar, for slow tokenizers
 
 
 def fit_tokenizer(
-    tokenizer: Any,
-    batch: Batch,
-    y: np.ndarray,
-    rng: np.random.RandomState,
-    verbose: int = 0,
+    tokenizer: Any, batch: Batch, y: np.ndarray, rng: np.random.RandomState, verbose: int = 0
 ) -> Any:
-    """The given tokenizer, or the default for the data, cloned and fitted unless frozen."""
-    by_default, reader = isinstance(tokenizer, str), batch.reader
-    images = reader.image_shape is not None
-    if isinstance(tokenizer, str):
-        if not images and (shape := pixels_in_rows(batch.values())):
-            warnings.warn(
-                f"X has {reader.n_features} columns, none of them negative, all on one scale: if "
-                f"they are the pixels of images, pass image_shape={shape}, which is faster and "
-                "more accurate. If they are not, tokenizer=QuantileTokenizer() says so.",
-                UserWarning,
-                stacklevel=5,
-            )
-        tokenizer = PatchTokenizer() if images else QuantileTokenizer()
-    if isinstance(tokenizer, FrozenEstimator):
-        check_fitted(tokenizer.estimator, tokenizer.estimator)
-        return tokenizer.estimator
-    tokenizer = clone(tokenizer)
-    seed = rng.randint(2**31 - 1)
-    params = tokenizer.get_params(deep=False)
-    if "random_state" in params:
-        tokenizer.set_params(random_state=seed)
-    if reader.image_shape is not None:
-        if params.get("image_shape", ()) is None and not tells_channels(reader.image_shape):
-            tokenizer.set_params(image_shape=reader.image_shape)
-        size = int(np.prod(reader.image_shape))
-        n = max(1, FIT_TOKENIZER_ON // size)
-        some = np.sort(rng.permutation(len(batch))[:n])
-        large = batch.lazy or len(some) * size > DECODED_AT_ONCE
-        data: Any = Decoded(batch, some)
-        y = y[some]
-        if not (large and isinstance(tokenizer, PatchTokenizer)):
-            data = data[:]
+    """Return the fitted tokenizer of a classifier.
+
+    The main process fits it for all ranks.
+
+    Parameters
+    ----------
+    tokenizer : "auto", transformer or FrozenEstimator
+        Frozen tokenizers are returned as they are. ``"auto"`` is the default for the data.
+    batch : Batch
+        Training data.
+    y : array of shape (n,)
+        Labels.
+    rng : RandomState
+    verbose : int, default=0
+
+    Returns
+    -------
+    tokenizer : transformer
+    """
+    image_shape, frozen = batch.reader.image_shape, isinstance(tokenizer, FrozenEstimator)
+    if frozen:
+        tokenizer = tokenizer.estimator
+        check_fitted_tokenizer(tokenizer, tokenizer)
     else:
-        data = batch.values()
-    name, kind = type(tokenizer).__name__, "images" if images else "tabular data"
-    say(verbose, f"fitting {name} to {len(data)} samples")
-    check_fitted(tokenizer, tokenizer.fit(data, y))
-    rows, cols = tokenizer.grid_
-    why = f", the default for {kind}" if by_default else ""
-    say(verbose, f"{name}{why}: {rows} x {cols} tokens of {tokenizer.n_codes_} values", 2)
+        seed, rows = rng.randint(2**31 - 1), np.arange(len(batch))
+        if image_shape is not None:
+            n_images = max(1, MAX_FIT_NUMBERS // math.prod(image_shape))
+            rows = np.sort(rng.permutation(rows)[:n_images])
+        tokenizer = run_on_main(partial(fit_new, tokenizer, batch, y, rows, seed, verbose))
+    if image_shape is not None and isinstance(tokenizer, ImageTokenizer):
+        tokenizer.reader_.check_agreement(batch.reader)
     return tokenizer
 
 
-def tells_channels(shape: tuple[int, ...]) -> bool:
-    """Whether arrays of that shape are taken for (height, width, channels)."""
-    try:
-        return shape_of_array(shape) == shape
-    except ValueError:
-        return False
+def fit_new(
+    tokenizer: Any, batch: Batch, y: np.ndarray, rows: np.ndarray, seed: int, verbose: int
+) -> Any:
+    """Fit a clone of the tokenizer, or the default one, to some rows."""
+    is_default, is_image = isinstance(tokenizer, str), batch.reader.image_shape is not None
+    tokenizer = default_tokenizer(batch) if is_default else clone(tokenizer)
+    name = type(tokenizer).__name__
+    params = tokenizer.get_params(deep=False)
+    if "random_state" in params:
+        tokenizer.set_params(random_state=seed)
+    say(verbose, f"fitting {name} to {len(rows)} samples")
+    if len(rows) < len(batch):
+        batch, y = batch.take(rows), y[rows]
+    if not is_image:
+        fitted = tokenizer.fit(batch.values(), y)
+    elif has_library_method(tokenizer, "fit"):
+        tokenizer._validate_params()
+        fitted = tokenizer._fit(batch, y)
+    else:
+        if params.get("image_shape", ()) is None:
+            tokenizer.set_params(image_shape=batch.reader.image_shape)
+        fitted = tokenizer.fit(batch.images(), y)
+    check_fitted_tokenizer(tokenizer, fitted)
+    (n_rows, n_cols), kind = tokenizer.grid_, "images" if is_image else "tables"
+    reason = f", the default for {kind}" if is_default else ""
+    say(verbose, f"{name}{reason}: {n_rows} x {n_cols} tokens of {tokenizer.n_codes_} values", 2)
+    return tokenizer
+
+
+def default_tokenizer(batch: Batch) -> Any:
+    """Return the default tokenizer of the data; warn if a table looks like pixels."""
+    if batch.reader.image_shape is not None:
+        return PatchTokenizer()
+    if shape := guess_pixel_shape(batch.values()):
+        warn(
+            f"The {batch.reader.n_features} columns of X look like pixels: they are not negative "
+            f"and have one scale. If they are pixels, pass image_shape={shape}, which is faster "
+            "and more accurate. If not, pass tokenizer=QuantileTokenizer() to silence this warning."
+        )
+    return QuantileTokenizer()
+
+
+def guess_pixel_shape(X: np.ndarray) -> tuple[int, ...] | None:
+    """Return the `image_shape` that a table's columns suggest, if they look like pixels.
+
+    Pixels are not negative and have one scale. Their number is that of a square of at least 8 x 8,
+    or three times that.
+    """
+    for channels in (1, 3):
+        side = math.isqrt(X.shape[1] // channels)
+        if side >= 8 and side * side * channels == X.shape[1]:
+            one_scale = X.min() >= 0 and 2 * np.median(X.max(axis=0)) >= X.max() > 0
+            return ((side, side) if channels == 1 else (side, side, 3)) if one_scale else None
+    return None
+
+
+def has_library_method(tokenizer: Any, method: str) -> bool:
+    """Return whether a tokenizer of images has the library's own `fit` or `transform`.
+
+    Then decoded images can be passed to `_fit` and `_encode`, which do not validate them again.
+    """
+    defined_in: str = getattr(type(tokenizer), method).__module__
+    return isinstance(tokenizer, ImageTokenizer) and defined_in.startswith("skaocls.")
 
 
 def training_tokens(
@@ -105,91 +145,112 @@ def training_tokens(
     rng: np.random.RandomState,
     verbose: int = 0,
 ) -> Any:
-    """Tokens of the training data, (n_samples, n_views, n_tokens).
+    """Tokenize the training data and random views of it.
 
-    Of data that are tokens, crops are views. Those that are mapped from a file stay there, and
-    those that would take much memory go into one that has no name, which the system removes.
+    Views are seeded per block of images, and the ranks share the blocks, so that the tokens do not
+    depend on the number of ranks. If the data are tokens of several crops, crops are views.
+
+    Parameters
+    ----------
+    tokenizer : transformer
+    batch : Batch
+    augmentation : int, "auto" or None
+        Number of views, see :func:`resolve_n_views`.
+    rng : RandomState
+    verbose : int, default=0
+
+    Returns
+    -------
+    codes : int array or Lazy of shape (n_samples, n_views, n_tokens)
+        Memory-mapped tokens stay on disk. Large results are memory-mapped from a temporary file.
     """
     reader = batch.reader
-    if batch.lazy and reader.image_shape is None:
-        for part in batch.parts():
-            tokens(tokenizer, part)  # which checks them
-        data = batch.data
-        crops = data.shape[1] if data.ndim == 4 else 1
-        return Picked(data, use=as_views, row_shape=(crops, reader.n_features))
     if reader.image_shape is None:
-        codes = encode(tokenizer, batch, slice(0, len(batch)))
-        return codes if codes.ndim == 3 else codes[:, None]
-    n_views = views_wanted(tokenizer, augmentation)
+        if not batch.lazy:
+            codes = encode(tokenizer, batch, slice(0, len(batch)))
+            return codes if codes.ndim == 3 else codes[:, None]
+        for tokens in batch.parts():
+            encode_data(tokenizer, tokens, is_image=False)  # validates the tokens
+        n_crops = batch.data.shape[1] if batch.data.ndim == 4 else 1
+        return Picked(batch.data, function=crops_as_views, row_shape=(n_crops, reader.n_features))
+    n_views = resolve_n_views(tokenizer, augmentation)
     if isinstance(augmentation, str):
-        why = "its tokenizer is slow" if is_slow(tokenizer) else "its tokenizer is fast"
-        say(verbose, f"{n_views} views of each image: {why}", 2)
-    rows, cols = tokenizer.grid_
-    shape = len(batch), n_views, int(rows) * int(cols)
-    in_parts = gen_batches(len(batch), encoded_at_once(reader.image_shape))
-    with progress(len(batch) * (1 + len(drawn(n_views))), "tokenizing", "view", verbose) as bar:
-        decoded = prefetch(batch.images(part) for part in in_parts)
-        views = (views_of(tokenizer, images, n_views, rng, bar) for images in decoded)
-        return kept(views, shape, tokenizer.n_codes_)
+        speed = "slow" if is_slow(tokenizer) else "fast"
+        say(verbose, f"{n_views} views of each image: its tokenizer is {speed}", 2)
+    seed = rng.randint(2**31 - 1) if random_view_indices(n_views) else 0
+    size = block_size(reader.image_shape)
+    part = rank_slice(len(batch), size)
+
+    def encode_blocks() -> Iterator[np.ndarray]:
+        starts = range(part.start, part.stop, size)
+        blocks = prefetch(batch.images(slice(at, min(at + size, part.stop))) for at in starts)
+        for start, images in zip(starts, blocks, strict=True):
+            block_rng = np.random.RandomState([seed, start // size])
+            yield views_of(tokenizer, images, n_views, block_rng, bar)
+
+    n_rows, n_cols = tokenizer.grid_
+    n_encoded = (part.stop - part.start) * (1 + len(random_view_indices(n_views)))
+    with progress(n_encoded, "tokenizing", "view", verbose) as bar:
+        blocks = encode_blocks()
+        if world_size() > 1:
+            blocks = chain.from_iterable(map_ranks(lambda: list(encode_blocks())))
+        shape = len(batch), n_views, int(n_rows) * int(n_cols)
+        return store_tokens(blocks, shape, tokenizer.n_codes_)
 
 
 def views_of(
     tokenizer: Any, images: np.ndarray, n_views: int, rng: np.random.RandomState, bar: Any
 ) -> np.ndarray:
-    """Tokens of images and of random views of them, (n, n_views, n_tokens)."""
-    few = SHOWN_AT_ONCE if is_slow(tokenizer) else ENCODE_AT_ONCE
+    """Tokenize images and random views of them, (n, n_views, n_tokens)."""
+    step = PROGRESS_IMAGES if is_slow(tokenizer) else len(images)
 
-    def read(images: np.ndarray) -> np.ndarray:
+    def encode_view(view: np.ndarray) -> np.ndarray:
         codes = []
-        for some in gen_batches(len(images), few):
-            codes.append(tokens(tokenizer, images[some]))
+        for part in gen_batches(len(view), step):
+            codes.append(encode_data(tokenizer, view[part]))
             bar.update(len(codes[-1]))
         return np.concatenate(codes)
 
-    views = [read(images)] * n_views
-    for view in drawn(n_views):
-        views[view] = read(random_views(images, rng))
+    views = [encode_view(images)] * n_views
+    for view in random_view_indices(n_views):
+        views[view] = encode_view(random_views(images, rng))
     return np.stack(views, axis=1)
 
 
-def views_wanted(tokenizer: Any, augmentation: int | str | None) -> int:
-    """Views of each image, the image itself among them."""
+def resolve_n_views(tokenizer: Any, augmentation: int | str | None) -> int:
+    """Return the number of views of each image, including the image itself."""
     if isinstance(augmentation, str):
         return N_VIEWS_SLOW if is_slow(tokenizer) else N_VIEWS
     return 1 if augmentation is None else augmentation
 
 
-def has_views(tokenizer: Any, reader: Reader, augmentation: int | str | None) -> bool:
-    """Whether a prior of images learns from random views of them, and reads others as readily.
-
-    Those of slow tokenizers are left out: each order's would take seconds.
-    """
-    if reader.image_shape is None or is_slow(tokenizer):
-        return False
-    return len(drawn(views_wanted(tokenizer, augmentation))) > 0
-
-
-def drawn(n_views: int) -> list[int]:
-    """Which of the views are not the image itself."""
+def random_view_indices(n_views: int) -> list[int]:
+    """Return which of the views are random; the others are the image itself."""
     return [view for view in range(1, n_views) if view % SHARP_EVERY]
 
 
+def has_views(tokenizer: Any, reader: Reader, augmentation: int | str | None) -> bool:
+    """Return whether training uses random views, so that orders may read views as well.
+
+    False for slow tokenizers, with which a view for each order would take seconds.
+    """
+    if reader.image_shape is None or is_slow(tokenizer):
+        return False
+    return len(random_view_indices(resolve_n_views(tokenizer, augmentation))) > 0
+
+
 def is_slow(tokenizer: Any) -> bool:
-    return isinstance(tokenizer, (FeatureTokenizer, LlamaGenTokenizer, MaskGITTokenizer))
+    """Return whether the tokenizer is a network."""
+    return isinstance(tokenizer, (FeatureTokenizer, VQTokenizer))
 
 
-def encoded_at_once(image_shape: Sequence[int]) -> int:
-    """Images decoded and tokenized together."""
-    return int(np.clip(ENCODE_NUMBERS // int(np.prod(image_shape)), 1, ENCODE_AT_ONCE))
-
-
-def kept(parts: Iterator[np.ndarray], shape: tuple[int, ...], n_codes: int) -> Any:
-    """Parts of codes put together: in memory, or in a file if they are large."""
-    if 4 * np.prod(shape, dtype=np.int64) <= CODES_IN_MEMORY:
-        codes, at = np.empty(shape, dtype=np.int32), 0
+def store_tokens(parts: Iterator[np.ndarray], shape: tuple[int, ...], n_codes: int) -> Any:
+    """Concatenate codes: in memory, or in a temporary file without a name if they are large."""
+    if 4 * math.prod(shape) <= MAX_TOKEN_BYTES:
+        codes, start = np.empty(shape, dtype=np.int32), 0
         for part in parts:
-            codes[at : at + len(part)] = part
-            at += len(part)
+            codes[start : start + len(part)] = part
+            start += len(part)
         return codes
     dtype = code_dtype(n_codes)
     with tempfile.TemporaryFile(prefix="skaocls-tokens-") as file:
@@ -198,45 +259,41 @@ def kept(parts: Iterator[np.ndarray], shape: tuple[int, ...], n_codes: int) -> A
                 part.astype(dtype).tofile(file)
             file.flush()
         except OSError as exc:
-            size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
             raise OSError(
-                f"The tokens of X, {size} bytes, cannot be written to {tempfile.gettempdir()}: "
-                f"{exc}. Let the environment variable TMPDIR name a folder with room for them."
+                f"The tokens of X, {dtype.itemsize * math.prod(shape)} bytes, cannot be written to "
+                f"{tempfile.gettempdir()}: {exc}. Set the environment variable TMPDIR to a folder "
+                "with enough space."
             ) from exc
         return Mapped(np.memmap(file, dtype, "r", shape=shape))
 
 
-class Decoded(Lazy):
-    """Images as numbers, decoded when they are asked for."""
-
-    def __init__(self, batch: Batch, rows: np.ndarray):
-        super().__init__(len(rows))
-        reader = batch.reader
-        assert reader.image_shape is not None
-        self.reader, self.batch, self.rows = reader, batch, rows
-        self.shape, self.dtype = (len(rows), *reader.image_shape), np.dtype(np.float32)
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        return self.batch.images(self.rows[rows])
-
-    def for_range(self) -> Iterator[np.ndarray]:
-        yield np.array(self.reader.value_range)
-
-
-def as_views(codes: np.ndarray) -> np.ndarray:
-    """Tokens (n, rows, cols) or (n, n_crops, rows, cols) as (n, n_views, n_tokens)."""
-    crops = codes.shape[1] if codes.ndim == 4 else 1
-    return codes.reshape(len(codes), crops, -1)
+def crops_as_views(codes: np.ndarray) -> np.ndarray:
+    """Reshape tokens (n, rows, cols) or (n, n_crops, rows, cols) to (n, n_views, n_tokens)."""
+    n_crops = codes.shape[1] if codes.ndim == 4 else 1
+    return codes.reshape(len(codes), n_crops, -1)
 
 
 def encode(tokenizer: Any, batch: Batch, part: slice) -> np.ndarray:
-    """Tokens of batch[part] as it is, (n, n_tokens), or (n, n_crops, n_tokens) if it has crops."""
-    reader = batch.reader
-    if reader.image_shape is None:
-        return tokens(tokenizer, batch.values(part))
-    step = encoded_at_once(reader.image_shape)
-    few = (slice(at, min(at + step, part.stop)) for at in range(part.start, part.stop, step))
-    return np.concatenate([tokens(tokenizer, batch.images(part)) for part in few])
+    """Tokenize batch[part]: (n, n_tokens), or (n, n_crops, n_tokens) for tokens of crops."""
+    image_shape = batch.reader.image_shape
+    if image_shape is None:
+        return encode_data(tokenizer, batch.values(part), is_image=False)
+    step = block_size(image_shape)
+    starts = range(part.start, part.stop, step)
+    blocks = (batch.images(slice(at, min(at + step, part.stop))) for at in starts)
+    return np.concatenate([encode_data(tokenizer, images) for images in blocks])
+
+
+def encode_data(
+    tokenizer: Any, data: np.ndarray, *, is_image: bool = True, **options: Any
+) -> np.ndarray:
+    """Tokenize decoded images, table rows or tokens; `options` are those of `transform`."""
+    if is_image and has_library_method(tokenizer, "transform"):
+        codes: np.ndarray = tokenizer._encode(data, **options)
+    else:
+        codes = check_transformed(tokenizer, tokenizer.transform(data, **options), len(data))
+    n_crops = codes.shape[1:2] if codes.ndim == 4 else ()
+    return codes.reshape(len(data), *n_crops, -1).astype(np.int32)
 
 
 def encode_for_orders(
@@ -246,64 +303,69 @@ def encode_for_orders(
     n_orders: int,
     *,
     crop: str = "center",
-    latent_noise: float = 0.0,
     seed: int,
 ) -> np.ndarray:
-    """Tokens of batch[part], with a crop and noise of its own for each order if they are wanted.
+    """Tokenize batch[part] as each order reads it.
 
-    Crop and noise of an order are the same for all images: what is drawn are shares of what an
-    image has room for. Of views the first order's is the image itself. Of data that are tokens of
-    several crops, orders take them in turn.
+    Parameters
+    ----------
+    tokenizer : transformer
+    batch : Batch
+    part : slice
+    n_orders : int
+    crop : {"center", "random", "views"}, default="center"
+        ``"center"`` is the image, ``"random"`` a random crop and ``"views"`` a random view for each
+        order. The random numbers are the same for all images. With ``"views"``, the first order
+        reads the image itself. If the data are tokens of several crops, the orders take turns.
+    seed : int
+        Seed of crops, views and of the tokenizer's noise.
 
     Returns
     -------
     codes : int array of shape (n, n_tokens) or (n, n_orders, n_tokens)
     """
     reader = batch.reader
+    noisy = isinstance(tokenizer, VQTokenizer) and tokenizer.latent_noise > 0
     if reader.grid is not None:
-        if crop != "center" or latent_noise:
+        if crop != "center":
             raise ValueError(
-                f"crop={crop!r} and latent_noise need images, but the classifier reads tokens. "
-                "Pass tokens of several crops, (n, n_crops, rows, cols): each order reads one."
+                f"crop={crop!r} requires images, but the classifier was fitted on tokens. Pass "
+                "tokens of several crops, (n, n_crops, rows, cols); each order reads one."
             )
         codes = encode(tokenizer, batch, part)
         return codes if codes.ndim == 2 else codes[:, np.arange(n_orders) % codes.shape[1]]
-    if reader.image_shape is None or (crop == "center" and not latent_noise):
+    if reader.image_shape is None or (crop == "center" and not noisy):
         return encode(tokenizer, batch, part)
     rng = np.random.RandomState(seed)
-    sides = np.random.RandomState([seed, 1]).uniform(size=n_orders)
-    images: Any = batch.originals(part) if crop == "random" else batch.images(part)
-    views = []
-    for order, side in enumerate(sides):
-        where, noise_seed = rng.uniform(size=2), rng.randint(2**31 - 1)
-        pixels = images
+    sizes = np.random.RandomState([seed, 1]).uniform(size=n_orders)
+    originals = batch.originals(part) if crop == "random" else []
+    images = np.empty(0) if crop == "random" else batch.images(part)
+    codes_by_order = []
+    for order, size in enumerate(sizes):
+        position, noise_seed = rng.uniform(size=2), rng.randint(2**31 - 1)
+        view = images
         if crop == "random":
-            pixels = np.stack([random_crop(x, reader.image_shape, side, where) for x in images])
+            crops = [random_crop(x, reader.image_shape, size, position) for x in originals]
+            view = np.stack(crops)
         elif crop == "views" and order:
-            drawing = np.random.RandomState([seed, 2, order])
-            pixels = random_views(images, drawing, share=OF_ORDERS, alike=True)
-        noise = {"latent_noise": latent_noise, "seed": noise_seed} if latent_noise else {}
-        views.append(tokens(tokenizer, pixels, **noise))
-    return np.stack(views, axis=1)
-
-
-def tokens(tokenizer: Any, data: Any, **noise: Any) -> np.ndarray:
-    codes = check_made(tokenizer, tokenizer.transform(data, **noise), len(data))
-    crops = codes.shape[1:2] if codes.ndim == 4 else ()
-    return codes.reshape(len(data), *crops, -1).astype(np.int32)
+            view_rng = np.random.RandomState([seed, 2, order])
+            view = random_views(images, view_rng, strength=SCORING_STRENGTH, same=True)
+        noise: dict[str, Any] = {"seed": noise_seed} if noisy else {}
+        codes_by_order.append(encode_data(tokenizer, view, **noise))
+    return np.stack(codes_by_order, axis=1)
 
 
 def tokens_of_pixels(
     tokenizer: Any, shape: Sequence[int], grid: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which row of tokens each row of pixels belongs to, and which column each column.
+    """Return the row of tokens of each row of pixels, and the column of each column.
 
-    Tokens are patches of `patch_size_` pixels, where the tokenizer has that, of which the last may
-    overhang; else they share the image evenly, as those of networks do that resize it.
+    Tokens cover `patch_size_` pixels if the tokenizer has that attribute; the last patch may be
+    partly outside the image. Otherwise tokens divide the image evenly, as if a network resized it.
     """
-    patch = getattr(tokenizer, "patch_size_", None)
+    patch_size = getattr(tokenizer, "patch_size_", None)
     rows, cols = (
-        np.arange(size) * n // size if patch is None else np.arange(size) // patch[axis]
+        np.arange(size) * n // size if patch_size is None else np.arange(size) // patch_size[axis]
         for axis, (size, n) in enumerate(zip(shape, grid, strict=True))
     )
     return rows.clip(max=grid[0] - 1), cols.clip(max=grid[1] - 1)

@@ -1,73 +1,148 @@
-"""The data of one call, validated once: images, rows of a table, or tokens."""
+"""The data of one call: images, rows of a table, or tokens, validated once."""
 
+import math
 import os
-from collections.abc import Iterator
-from hashlib import blake2b
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
 from sklearn.utils import gen_batches
 
-from skaocls.images.decoding import decoded
-from skaocls.images.inputs import as_array, is_items, read
+from skaocls.hashing import hash_bytes, hash_chunks
+from skaocls.images.decoding import (
+    BadImage,
+    convert_mode,
+    decode_images,
+    decode_originals,
+    read_item,
+    unreadable_items,
+)
+from skaocls.images.inputs import as_array, is_items
 from skaocls.images.lazy import Lazy, in_memory, rows_of
 
 if TYPE_CHECKING:
     from skaocls.images.reader import Reader
 
-
-HASH_BYTES = 16
+T = TypeVar("T")
+Rows = slice | np.ndarray
+ALL = slice(None)
+BLOCK_IMAGES, BLOCK_NUMBERS = 512, 2**24  # upper limits of a block of images in memory
 HASHED_ROWS = 1024  # rows of an array hashed together
+MAX_REASONS = 5  # unreadable images described in an error
+
+
+def block_size(image_shape: Sequence[int]) -> int:
+    """Return the number of images that are decoded and tokenized together."""
+    return int(np.clip(BLOCK_NUMBERS // math.prod(image_shape), 1, BLOCK_IMAGES))
 
 
 class Batch:
-    """What a user passed as X, after validation.
-
-    Made by :func:`skaocls.images.reader.learn_reader` and :meth:`Reader.open`. Nothing after that
-    asks again what X might be.
+    """Validated data: what :meth:`Reader.open` makes of X.
 
     Parameters
     ----------
     reader : Reader
-        Knows the kind of data, its shape, and how files are decoded.
+        Description of the data and of how files are decoded.
     data : ndarray or Lazy
-        Arrays of images, tables or tokens; or a 1-D object array of files and images.
+        Array of images, table rows or tokens; or a 1-D object array of files and images.
+    skipped : dict of int to str, default=None
+        Unreadable images that were left out: their index in X, and the reason.
+
+    Attributes
+    ----------
+    index : int array of shape (n,)
+        Index of each row in the user's X.
     """
 
-    def __init__(self, reader: "Reader", data: Any):
+    def __init__(self, reader: "Reader", data: Any, skipped: dict[int, str] | None = None):
         self.reader, self.data = reader, data
+        self.skipped = skipped or {}
+        self.index = np.arange(len(data) + len(self.skipped))
+        self.index = np.delete(self.index, list(self.skipped))
+        self._source: Batch | None = None  # the batch that this one was taken from
 
     def __len__(self) -> int:
         return len(self.data)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_source": None}  # workers get the selected rows only
+
     @property
     def lazy(self) -> bool:
-        """Whether the data stay on disk, or in a data set, until they are used."""
+        """Whether the data stay on disk or in a data set until they are used."""
         return isinstance(self.data, Lazy)
 
-    def take(self, rows: Any) -> "Batch":
-        """The batch of some rows: a slice, indices or a mask."""
-        if isinstance(rows, slice):
-            rows = np.arange(len(self))[rows]
-        return Batch(self.reader, rows_of(self.data, rows))
+    @property
+    def mergeable(self) -> bool:
+        """Whether equal samples can be found without reading items of a data set."""
+        return not isinstance(self.data, Lazy) or self.data.mergeable
 
-    def images(self, part: Any = slice(None)) -> np.ndarray:
-        """Decoded images of some rows: float32 (n, height, width, channels)."""
-        return self.reader.images(self.data, part)
+    def take(self, rows: Rows) -> "Batch":
+        """Return the batch of some rows, given as a slice, indices or a mask."""
+        rows = np.arange(len(self))[rows]
+        part = Batch(self.reader, rows_of(self.data, rows))
+        part.index = self.index[rows]
+        part._source = self if self._source is None else self._source
+        return part
 
-    def originals(self, part: Any = slice(None)) -> list[np.ndarray]:
-        """Decoded images of some rows at their full size."""
-        return self.reader.originals(self.data, part)
+    def images(self, rows: Rows = ALL) -> np.ndarray:
+        """Return decoded images: float32 (n, height, width, channels).
 
-    def values(self, part: Any = slice(None)) -> np.ndarray:
-        """Rows of a table, or tokens, in memory."""
-        values: np.ndarray = in_memory(self.data if part == slice(None) else self.data[part])
+        Raises
+        ------
+        ValueError
+            If images cannot be read. The message has the index in X of every unreadable image.
+        """
+        return self._decode(decode_images, rows)
+
+    def image_blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield rows and decoded images, block by block."""
+        assert self.reader.image_shape is not None
+        for part in gen_batches(len(self), block_size(self.reader.image_shape)):
+            yield part, self.images(part)
+
+    def originals(self, rows: Rows = ALL) -> list[np.ndarray]:
+        """Return images decoded at the size that random crops are cut from."""
+        return self._decode(decode_originals, rows)
+
+    def _decode(self, decode: Callable[..., T], rows: Rows) -> T:
+        reader = self.reader
+        resize = reader.declared_shape is not None
+        with_index = partial(decode, resize=resize, decoding=reader.decoding)
+        try:
+            return with_index(self.data[rows], reader.image_shape, index=self.index[rows])
+        except BadImage as error:
+            raise self.error_for_all(error) from error.__cause__
+
+    def error_for_all(self, error: BadImage) -> BadImage:
+        """Return an error that names all unreadable images, given the error of the first one."""
+        whole = self if self._source is None else self._source
+        reasons = list(unreadable_items(whole.data, whole.index, self.reader.decoding).values())
+        if len(reasons) < 2:
+            return error
+        more = ["..."] if len(reasons) > MAX_REASONS else []
+        return BadImage(
+            "\n".join(
+                [
+                    f"{len(reasons)} of {len(whole)} images cannot be read:",
+                    *reasons[:MAX_REASONS],
+                    *more,
+                    "skaocls.images.find_unreadable(X) returns the indices of all; "
+                    'on_bad_image="skip" makes fit leave them out.',
+                ]
+            )
+        )
+
+    def values(self, rows: Rows = ALL) -> np.ndarray:
+        """Return table rows or tokens, in memory."""
+        values: np.ndarray = in_memory(self.data if rows is ALL else self.data[rows])
         return values
 
     def parts(self) -> Iterator[np.ndarray]:
-        """Rows of a table, or tokens, a few at a time."""
+        """Yield table rows or tokens, a few at a time."""
         if isinstance(self.data, Lazy):
             yield from self.data.parts()
         else:
@@ -85,39 +160,32 @@ class Batch:
             If an image cannot be read.
         """
         reader = self.reader
-        result = blake2b(digest_size=HASH_BYTES)
-        result.update(f"{reader.declared_shape} {reader.decoding} {len(self)}".encode())
-        if self._is_array:
-            result.update(f"{self.data.shape[1:]} {numeric(self.data[:1]).dtype.str}".encode())
+        settings = f"{reader.declared_shape} {reader.decoding} {len(self)}"
+        if not self._is_array:
+            return hash_bytes(settings.encode(), *map(str.encode, self._item_hashes(files=True)))
+        first = numeric(self.data[:1])
+        settings += f" {first.dtype.str} {first.shape[1:]}"
+
+        def chunks() -> Iterator[bytes | memoryview]:
+            yield settings.encode()
             for part in self._array_parts():
-                result.update(part.data)
-        else:
-            for i, item in enumerate(self.data):
-                if isinstance(item, (str, os.PathLike)):
-                    item = read(item, i, lambda _, path=item: Path(path).read_bytes())
-                result.update(hash_item(item, i, reader.decoding))
-        return result.hexdigest()
+                yield part.data
+
+        return hash_chunks(chunks())
 
     def row_hashes(self) -> np.ndarray:
-        """Return a hash of each row, an array of str; equal samples have equal hashes.
+        """Return a hash of each row; equal samples have equal hashes.
 
-        Arrays and PIL images are hashed by content, files by absolute path: they are not opened.
-        PIL images that cannot be decoded are all different.
+        Arrays and PIL images are hashed by content. Files are hashed by absolute path, so that
+        they need not be read. PIL images that cannot be decoded have different hashes.
+
+        Returns
+        -------
+        hashes : str array of shape (n,)
         """
-        if self._is_array:
-            rows = (row for part in self._array_parts() for row in part)
-            return np.array([hash_item(row, 0, self.reader.decoding).hex() for row in rows])
-        hashes = []
-        for i, item in enumerate(self.data):
-            if isinstance(item, (str, os.PathLike)):
-                digest = os.fsencode(os.path.abspath(item))
-            else:
-                try:
-                    digest = hash_item(item, i, self.reader.decoding)
-                except ValueError:  # decoding the images reports it
-                    digest = f"unreadable {i}".encode()
-            hashes.append(blake2b(digest, digest_size=HASH_BYTES).hexdigest())
-        return np.array(hashes)
+        if not self._is_array:
+            return np.array(list(self._item_hashes(files=False)))
+        return np.array([hash_array(row) for part in self._array_parts() for row in part])
 
     @property
     def _is_array(self) -> bool:
@@ -135,18 +203,38 @@ class Batch:
         for part in parts:
             yield np.ascontiguousarray(numeric(part))
 
+    def _item_hashes(self, *, files: bool) -> Iterator[str]:
+        """Yield a hash of each file or image; of files the content, or else the path."""
+        for i, item in zip(self.index.tolist(), self.data, strict=True):
+            if isinstance(item, (str, os.PathLike)) and not files:
+                yield hash_bytes(os.fsencode(os.path.abspath(item)))
+                continue
+            try:
+                yield hash_item(item, i, self.reader.decoding)
+            except BadImage as error:
+                if files:
+                    raise self.error_for_all(error) from error.__cause__
+                yield hash_bytes(f"unreadable {i}".encode())  # decoding raises the error
+
 
 def numeric(array: np.ndarray) -> np.ndarray:
     """Return an array of Python objects as numbers; None becomes NaN."""
     return array.astype(np.float64) if array.dtype.hasobject else array
 
 
-def hash_item(item: Any, index: int, decoding: str) -> bytes:
-    """Hash one image: file content with its decoding, PIL images and arrays by pixels."""
-    if not isinstance(item, bytes):
-        item = as_array(item)
-        if isinstance(item, Image.Image):
-            item = read(item, index, lambda image: np.asarray(decoded(image, decoding)))
-        item = np.ascontiguousarray(item)
-        item = f"{item.dtype.str} {item.shape}".encode() + item.tobytes()
-    return blake2b(item, digest_size=HASH_BYTES).digest()
+def hash_array(array: np.ndarray) -> str:
+    """Return a hash of type, shape and content."""
+    array = np.ascontiguousarray(array)
+    return hash_bytes(f"{array.dtype.str} {array.shape}".encode(), array.data)
+
+
+def hash_item(item: Any, index: int, decoding: str) -> str:
+    """Return a hash of one image: the bytes of a file, the pixels of anything else."""
+    if isinstance(item, (str, os.PathLike)):
+        return hash_bytes(read_item(item, index, lambda _: Path(item).read_bytes()))
+    if isinstance(item, bytes):
+        return hash_bytes(item)
+    item = as_array(item)
+    if isinstance(item, Image.Image):
+        item = read_item(item, index, lambda image: np.asarray(convert_mode(image, decoding)))
+    return hash_array(item)

@@ -1,31 +1,28 @@
-"""From images to numbers: float32 arrays of shape (n, height, width, channels).
+"""Decoding of images to float32 arrays of shape (n, height, width, channels).
 
-Numbers keep their meaning: 8-bit values are divided by 255, 16-bit ones by 65535, booleans are 0
-and 1, all others are taken as they are.
+8-bit values are divided by 255, 16-bit values by 65535, booleans become 0 and 1. Other numbers are
+not scaled.
 """
 
+import io
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 from sklearn.utils import check_array
 
 from skaocls.devices import map_in_threads
-from skaocls.images.inputs import (
-    as_batch,
-    channels_last,
-    is_items,
-    name_of,
-    orientation_of,
-    read,
-)
+from skaocls.images.inputs import as_array, convert_input, is_item, is_items
 from skaocls.images.lazy import in_memory
 
+T = TypeVar("T")
 FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(bool): 1}
-LARGEST = 1e15  # numbers of images, whose squares are summed in float32
-DEEP = ("PNG", "PPM")  # files of 16 bits, which some versions of Pillow read as 32
-TURNED = {
+MAX_VALUE = 1e15  # larger numbers have no sum of squares in float32
+FORMATS_16_BIT = ("PNG", "PPM")  # some versions of Pillow report mode I for their 16-bit files
+ORIENTATION = 0x0112  # EXIF tag
+TRANSPOSE = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,84 +31,177 @@ TURNED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+CROP_SCALE = 5, 4  # random crops are cut from images resized to up to 5/4 of the crop's size
 
 
-def load_images(
-    X: Any,
-    shape: tuple[int, ...],
-    *,
-    resize: bool = False,
-    start: int = 0,
-    decoding: str = "as_seen",
-) -> np.ndarray:
-    """Decode images.
+class BadImage(ValueError):
+    """An image that cannot be read. The message has its index and the reason."""
+
+
+def read_item(item: Any, index: int, use: Callable[[Any], T]) -> T:
+    """Return use(image) for a file, PIL image, array or tensor.
+
+    Raises
+    ------
+    BadImage
+        If anything fails. The message has the index and the path.
+    """
+    try:
+        is_path = isinstance(item, (str, os.PathLike))
+        if is_path and os.path.exists(item) and not os.path.isfile(item):  # a pipe would block
+            raise OSError("it is not a regular file")
+        if isinstance(item, (str, os.PathLike, bytes)):
+            with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
+                return use(image)
+        if not is_item(item):
+            raise TypeError(f"expected a path, a PIL image or an array, got {type(item).__name__}")
+        return use(as_array(item))
+    except Exception as exc:  # decoders raise errors of any type
+        name = item_name(item)
+        raise BadImage(f"X[{index}] cannot be read as an image: {name!r}: {exc}") from exc
+
+
+def item_name(item: Any) -> str | bytes:
+    """Return the path of a file, the type of other items."""
+    return os.fspath(item) if isinstance(item, (str, os.PathLike)) else type(item).__name__
+
+
+def find_unreadable(X: Any, decoding: str = "as_seen") -> dict[int, str]:
+    """Find images that cannot be read.
 
     Parameters
     ----------
     X : array-like
-        Images, or a slice of them: callers go batch by batch.
-    shape : tuple of int (height, width, channels)
-        The shape that they must have, from :func:`image_shape_of`.
-    resize : bool, default=False
-        Resize files and PIL images of another size (:func:`resize_crop`) instead of refusing them.
-    start : int, default=0
-        Index, for messages, of the first item of X in the user's data.
+        Files, bytes and PIL images. Arrays are skipped.
     decoding : {"as_seen", "plain"}, default="as_seen"
-        How to read files and PIL images, see :func:`to_pixels`.
+        How the images are decoded, see :func:`skaocls.images.to_pixels`.
+
+    Returns
+    -------
+    reasons : dict of int to str
+        Error message by index in X.
+
+    Examples
+    --------
+    >>> from skaocls.images import find_unreadable
+    >>> list(find_unreadable(["missing.png"]))
+    [0]
+    """
+    data = convert_input(X)
+    return unreadable_items(data, np.arange(len(data)), decoding)
+
+
+def unreadable_items(data: Any, index: np.ndarray, decoding: str) -> dict[int, str]:
+    """Return the error messages of images that cannot be read, by their index in X."""
+    reasons = {}
+    for i, item in zip(index.tolist(), data) if is_items(data) else ():
+        try:
+            read_item(item, i, lambda x: isinstance(x, np.ndarray) or convert_mode(x, decoding))
+        except BadImage as exc:
+            reasons[i] = str(exc)
+    return reasons
+
+
+def decode_images(
+    data: Any, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
+) -> np.ndarray:
+    """Decode images in canonical form.
+
+    Parameters
+    ----------
+    data : ndarray or Lazy
+        Images from :func:`skaocls.images.inputs.convert_input`, or flat rows.
+    shape : tuple of int (height, width, channels)
+        Shape of the result. Arrays must have it.
+    resize : bool
+        Whether files and PIL images of another size are resized. If False, they are an error.
+    decoding : {"as_seen", "plain"}
+    index : int array of shape (n,)
+        Index of each image in the user's X, for error messages.
 
     Returns
     -------
     images : float32 array of shape (n, height, width, channels)
-
-    Raises
-    ------
-    ValueError
-        If an image has another shape, cannot be read (index and path are named), or holds NaN.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls.images import load_images
-    >>> float(load_images(np.full((5, 8, 8), 255, np.uint8), (8, 8, 1)).max())
-    1.0
     """
-    X = in_memory(as_batch(X))
-    if is_items(X):
-        check_array(np.zeros((len(X), 1)))  # at least one
+    data = in_memory(data)
+    if is_items(data):
+        check_array(np.zeros((len(data), 1)))  # at least one
 
-        def unit(i: int, item: Any) -> np.ndarray:
-            image = read(item, i, lambda x: pixels(x, shape, resize, decoding))
-            if image.shape != tuple(shape):
+        def decode(i: int, item: Any) -> np.ndarray:
+            pixels = read_item(item, i, lambda x: item_pixels(x, shape, resize, decoding))
+            if pixels.shape != shape:
                 raise ValueError(
-                    f"X[{i}] has shape {image.shape}, but images of shape {tuple(shape)} are "
-                    f"expected, as in fit: {name_of(item)!r}. Resize it, files and PIL images with "
-                    f"skaocls.images.resize_crop(image, {shape[0]}, {shape[1]}), or call fit with "
-                    f"image_shape={tuple(shape[:2])}: it then resizes them, and predict does too."
+                    f"X[{i}] has shape {pixels.shape}, but images of shape {shape} are expected, "
+                    f"as in fit: {item_name(item)!r}. Resize files and PIL images with "
+                    f"skaocls.images.resize_crop(image, {shape[0]}, {shape[1]}), or pass "
+                    f"image_shape={shape[:2]} to fit, which then resizes them, as predict does."
                 )
-            return to_unit(image, f"X[{i}]")
+            return to_unit(pixels, f"X[{i}]")
 
-        # of a PIL image, which may be there twice, only one thread may ask
-        files = all(isinstance(item, (str, os.PathLike, bytes)) for item in X)
-        return np.stack(map_in_threads(unit, range(start, start + len(X)), X, threads=files))
-    X = np.asarray(X)
-    if X.ndim == 2:
-        if X.shape[1] != np.prod(shape):
+        # PIL images are not thread-safe, and one may occur twice
+        files = all(isinstance(item, (str, os.PathLike, bytes)) for item in data)
+        return np.stack(map_in_threads(decode, index.tolist(), list(data), threads=files))
+    if data.ndim > 2:  # else flat rows
+        data = data[..., None] if data.ndim == 3 else channels_last(data, shape)
+        if data.shape[1:] != shape:
             raise ValueError(
-                f"X has {X.shape[1]} features, but {np.prod(shape)} are expected: images of shape "
-                f"{tuple(shape)}."
-            )
-    else:
-        X = X[..., None] if X.ndim == 3 else channels_last(X, tuple(shape))
-        if X.shape[1:] != tuple(shape):
-            raise ValueError(
-                f"X has images of shape {X.shape[1:]}, but images of shape {tuple(shape)} are "
+                f"X has images of shape {data.shape[1:]}, but images of shape {shape} are "
                 "expected, as in fit."
             )
-    return to_unit(X, "X").reshape(-1, *shape)
+    return to_unit(data, "X").reshape(-1, *shape)
+
+
+def decode_originals(
+    data: Any, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
+) -> list[np.ndarray]:
+    """Decode images at the size that random crops are cut from.
+
+    Parameters are those of :func:`decode_images`. Files and PIL images that may be resized are
+    halved, but only as often as every crop halves them. They and 8-bit arrays stay 8-bit.
+
+    Returns
+    -------
+    images : list of arrays (height, width, channels)
+    """
+    data = in_memory(data)
+    images, size = [], scaled_size(shape, max_crop_source(shape))
+    for row, (i, item) in enumerate(zip(index.tolist(), data, strict=True)):
+        is_file = is_items(data) and not hasattr(as_array(item), "dtype")
+        if is_file and resize:
+            large = read_item(item, i, lambda x: halve(convert_mode(x, decoding), *size))
+            image = to_pixels(large, shape[2], decoding)
+        else:
+            part = slice(row, row + 1)
+            image = decode_images(
+                data[part], shape, resize=resize, decoding=decoding, index=index[part]
+            )[0]
+            if is_file or as_array(item).dtype == np.uint8:
+                image = np.rint(image * 255).astype(np.uint8)
+        images.append(image)
+    return images
+
+
+def item_pixels(image: Any, shape: tuple[int, ...], resize: bool, decoding: str) -> np.ndarray:
+    """Return one array or PIL image as (height, width, channels)."""
+    height, width, channels = shape
+    if isinstance(image, np.ndarray):
+        return channels_last(image, shape) if image.ndim == 3 else image[..., None]
+    if resize:
+        image = resize_crop(convert_mode(image, decoding), height, width)
+    return to_pixels(image, channels, decoding)
+
+
+def channels_last(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Move the channels of (..., channels, height, width) to the end, if the array has them there.
+
+    `shape` is (height, width, channels).
+    """
+    first = a.shape[-3:] == (shape[2], *shape[:2]) and a.shape[-3:] != shape
+    return np.moveaxis(a, -3, -1) if first else a
 
 
 def to_pixels(image: Image.Image, channels: int, decoding: str = "as_seen") -> np.ndarray:
-    """One PIL image in 8 bits.
+    """Convert one PIL image to 8-bit pixels.
 
     Parameters
     ----------
@@ -119,12 +209,12 @@ def to_pixels(image: Image.Image, channels: int, decoding: str = "as_seen") -> n
     channels : {1, 3}
         Grayscale or RGB.
     decoding : {"as_seen", "plain"}, default="as_seen"
-        ``"as_seen"``, as a person sees it: EXIF rotation is applied, transparency is laid over
-        white, palettes are expanded, CMYK and the like are converted; 16 bits are scaled to 8.
-        Images of 32-bit numbers (modes I and F) do not say what is white, and are refused.
-        ``"plain"``: what ``image.convert("RGB")`` makes of it and
-        nothing else, as the published numbers were made. EXIF rotation and transparency are
-        ignored, and values beyond 255 are cut off.
+        ``"as_seen"`` decodes the image as a viewer shows it. EXIF rotation is applied,
+        transparency is blended with white, palettes are expanded, other color modes such as CMYK
+        are converted, and 16-bit values are scaled to 8 bits. Images of 32-bit numbers (modes I and
+        F) have no defined white and are an error. ``"plain"`` is ``image.convert("RGB")`` and
+        nothing else, which reproduces the published results: EXIF rotation and transparency are
+        ignored, and values above 255 are clipped.
 
     Returns
     -------
@@ -134,50 +224,70 @@ def to_pixels(image: Image.Image, channels: int, decoding: str = "as_seen") -> n
     --------
     >>> from PIL import Image
     >>> from skaocls.images import to_pixels
-    >>> to_pixels(Image.new("RGBA", (1, 1), (255, 0, 0, 0)), 3)  # transparent: white
+    >>> to_pixels(Image.new("RGBA", (1, 1), (255, 0, 0, 0)), 3)  # transparent becomes white
     array([[[255, 255, 255]]], dtype=uint8)
     """
-    a = np.asarray(decoded(image, decoding).convert("L" if channels == 1 else "RGB"))
+    a = np.asarray(convert_mode(image, decoding).convert("L" if channels == 1 else "RGB"))
     return a.reshape(*a.shape[:2], channels)
 
 
-def decoded(image: Image.Image, decoding: str) -> Image.Image:
-    """In mode L or RGB; unless plain, turned as EXIF says and opaque."""
+def convert_mode(image: Image.Image, decoding: str) -> Image.Image:
+    """Convert to mode L or RGB; unless decoding is "plain", also rotate and remove transparency."""
     if decoding == "plain":
         return image.convert("L" if image.mode == "L" else "RGB")
-    deep = image.mode == "I" and image.format in DEEP
-    image.load()  # which turns TIFF files
-    if (orientation := orientation_of(image)) in TURNED:
-        image = image.transpose(TURNED[orientation])
-    if deep or image.mode.startswith("I;16"):
+    is_16_bit = image.mode == "I" and image.format in FORMATS_16_BIT
+    image.load()  # Pillow rotates TIFF files here
+    if (orientation := orientation_of(image)) in TRANSPOSE:
+        image = image.transpose(TRANSPOSE[orientation])
+    if is_16_bit or image.mode.startswith("I;16"):
         return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     if image.mode == "F" or image.mode.startswith("I"):
         raise ValueError(
-            f"it has 32-bit numbers (mode {image.mode!r}), which do not say what is white; pass "
-            "arrays instead, np.asarray(image) divided by what is white in all images, or "
-            "image.convert('L') where that is 255"
+            f"it has 32-bit numbers (mode {image.mode!r}), and their white level is not known; "
+            "pass arrays instead, np.asarray(image) divided by the white level, or "
+            "image.convert('L') if that is 255"
         )
     if image.has_transparency_data:
         image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(paper, image).convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Scale so that the image covers (height, width), then cut out the centre.
+def exif_of(image: Image.Image) -> Image.Exif | None:
+    """Return EXIF metadata, or None if they cannot be read."""
+    try:
+        return Image.Image.getexif(image)  # PNG's own getexif would decode the whole file
+    except Exception:  # damaged metadata raise errors of any type
+        return None
 
-    Box-filtered halvings while it is at least twice as large, then bicubic: the preprocessing of
-    the published checkpoints.
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1, upright, if there is none."""
+    try:
+        exif = exif_of(image)
+        orientation = 1 if exif is None else exif.get(ORIENTATION, 1)
+        return int(orientation) if orientation in range(1, 9) else 1
+    except Exception:
+        return 1
+
+
+def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resize an image until it just covers (height, width), then crop its center.
+
+    The image is halved with a box filter while it is at least twice as large, then resized with a
+    bicubic filter. This is the preprocessing of the published checkpoints.
 
     Parameters
     ----------
     image : PIL.Image.Image
     height, width : int
+        Size of the result in pixels.
 
     Returns
     -------
-    image : PIL.Image.Image of that size
+    image : PIL.Image.Image
+        Image of that size.
 
     References
     ----------
@@ -190,49 +300,52 @@ def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     >>> resize_crop(Image.new("L", (640, 480)), 32, 32).size
     (32, 32)
     """
-    image = covering(image, height, width)
+    image = resize_to_cover(image, height, width)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
-def covering(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Scaled so that it just covers (height, width)."""
-    image = halved(image, height, width)
+def resize_to_cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resize an image, keeping its aspect ratio, until it just covers (height, width)."""
+    image = halve(image, height, width)
     scale = max(width / image.width, height / image.height)
     size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def halved(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Halved while it is at least twice as large."""
+def halve(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Halve an image while it is at least twice as large as (height, width)."""
     while image.width >= 2 * width and image.height >= 2 * height:
         half = image.width // 2, image.height // 2
         image = image.resize(half, Image.Resampling.BOX)
     return image
 
 
+def max_crop_source(shape: tuple[int, ...]) -> int:
+    """Return the largest shorter side of the resized image that a crop is cut from."""
+    numerator, denominator = CROP_SCALE
+    return -(-min(shape[:2]) * numerator // denominator)
+
+
+def scaled_size(shape: tuple[int, ...], shorter_side: int) -> tuple[int, int]:
+    """Return the height and width of this shape, scaled to the given shorter side."""
+    height, width = shape[:2]
+    least = min(height, width)
+    return round(height * shorter_side / least), round(width * shorter_side / least)
+
+
 def to_unit(a: np.ndarray, name: str) -> np.ndarray:
-    """Finite float32 numbers; integers of images are divided by their full scale."""
+    """Convert to finite float32 numbers; 8-bit and 16-bit integers are scaled to [0, 1]."""
     checked = check_array(a, dtype=np.float32, allow_nd=True, input_name=name)
-    if np.abs(checked).max(initial=0) > LARGEST:
+    if np.abs(checked).max(initial=0) > MAX_VALUE:
         raise ValueError(
             f"{name} has numbers up to {np.abs(checked).max():.3g}, but images may have up to "
-            f"{LARGEST:.0e}. Divide them by what is white."
+            f"{MAX_VALUE:.0e}. Divide them by the white level."
         )
     scaled: np.ndarray = checked / np.float32(full_scale(a.dtype))
     return scaled
 
 
 def full_scale(dtype: np.dtype) -> int:
-    """What numbers of this type are divided by."""
+    """Return the divisor of numbers of this type."""
     return FULL_SCALE.get(dtype.newbyteorder("="), 1)
-
-
-def pixels(image: Any, shape: tuple[int, ...], resize: bool, decoding: str) -> np.ndarray:
-    """One array or PIL image as (height, width, channels)."""
-    height, width, channels = shape
-    if isinstance(image, np.ndarray):
-        return channels_last(image, tuple(shape)) if image.ndim == 3 else image[..., None]
-    if resize:
-        image = resize_crop(decoded(image, decoding), height, width)
-    return to_pixels(image, channels, decoding)

@@ -1,4 +1,4 @@
-"""Folders of images, one subfolder for each class."""
+"""Folders of images with one subfolder per class."""
 
 import os
 from pathlib import Path
@@ -8,14 +8,14 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff",
 
 
 class ImageFolder(NamedTuple):
-    """What :func:`load_image_folder` finds.
+    """Result of :func:`load_image_folder`.
 
     Attributes
     ----------
     paths : list of str
-        Of the images, class by class, sorted.
+        Image files, sorted, class by class.
     labels : list of str
-        The class of each.
+        Class of each file.
     class_names : list of str
         All classes, sorted.
     """
@@ -26,29 +26,28 @@ class ImageFolder(NamedTuple):
 
 
 def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
-    """Paths and labels of a folder with one subfolder of images for each class.
+    """List the images of a folder that has one subfolder per class.
 
-    Labels are the subfolders' names, so that a classifier answers with them. Images may lie deeper
-    in a subfolder. Hidden files and folders (``._cat.png``, ``.ipynb_checkpoints``) and files that
-    do not end as images do are passed over, as is what lies in `root` itself. Images are opened
-    later, by whoever reads the paths.
+    The names of the subfolders are the labels. Images may be nested deeper in a subfolder. Hidden
+    files and folders (``._cat.png``, ``.ipynb_checkpoints``), files without an image suffix, and
+    files directly in `root` are ignored. Images are not opened.
 
     Parameters
     ----------
     root : str or path
-        The folder that holds the subfolders.
+        Folder that contains the subfolders.
 
     Returns
     -------
     paths, labels, class_names : lists of str
-        Also as attributes of these names.
+        Also available as attributes of these names.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        If `root` is no folder.
+        If `root` is not a folder.
     ValueError
-        If it has no subfolders, or one of them holds no images.
+        If it has no subfolders, or one of them has no images.
 
     Examples
     --------
@@ -66,33 +65,33 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
     root = Path(root)
     layout = f"Expected one subfolder of images for each class, such as {root / 'cat' / '1.png'}."
     if not root.exists():
-        raise FileNotFoundError(f"There is no folder {root}. {layout}")
+        raise FileNotFoundError(f"Folder {root} does not exist. {layout}")
     if not root.is_dir():
-        raise NotADirectoryError(f"{root} is no folder. {layout}")
+        raise NotADirectoryError(f"{root} is not a folder. {layout}")
     names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
         raise ValueError(f"{root} has no subfolders. {layout}")
     paths: list[str] = []
     labels: list[str] = []
     for name in names:
-        found = images_below(root / name)
-        if not found:
+        files = find_images(root / name)
+        if not files:
             raise ValueError(
-                f"{root / name} holds no images, files that end in {', '.join(sorted(EXTENSIONS))}."
-                f" {layout} Remove it, or add images."
+                f"{root / name} has no images (files ending in {', '.join(sorted(EXTENSIONS))}). "
+                f"{layout} Remove it, or add images."
             )
-        paths += found
-        labels += [name] * len(found)
+        paths += files
+        labels += [name] * len(files)
     return ImageFolder(paths, labels, names)
 
 
-def images_below(folder: Path) -> list[str]:
-    """Image files in a folder and its subfolders, sorted; links to folders are not followed."""
+def find_images(folder: Path) -> list[str]:
+    """Return the image files in a folder and its subfolders, sorted; links are not followed."""
     found = []
-    for place, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
-            os.path.join(place, name)
+            os.path.join(parent, name)
             for name in files
             if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
         ]

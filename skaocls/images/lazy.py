@@ -1,8 +1,8 @@
-"""Rows that are read when they are asked for: data larger than memory.
+"""Sequences larger than memory, whose rows are read when they are needed.
 
-What is mapped from a file is copied out a few rows at a time, and its pages are given back: they
-would count as memory of this process else. What has items, as a ``torch.utils.data.Dataset``, is
-asked for one after the other.
+Rows of a memory-mapped array are copied a few at a time, and its pages are released: they would
+count as memory of the process otherwise. Items of a data set, such as a
+``torch.utils.data.Dataset``, are requested one after the other.
 """
 
 import mmap
@@ -12,28 +12,32 @@ from typing import Any
 import numpy as np
 from sklearn.utils import gen_batches
 
-READ_BYTES, READ_ROWS = 2**23, 1024  # of mapped rows that are gone through together
-LOOKED_AT = 16  # items, spread evenly, that tell how all of them look
+PART_BYTES, PART_ROWS = 2**23, 1024  # largest part of a sequence that is read at once
+SAMPLE_SIZE = 16  # items from which the shape and range of a data set are inferred
 
 
 class Lazy:
-    """A sequence of images or tokens that stays where it is; slices and indices bring some of it.
+    """Base class of a sequence of images or tokens that is not in memory.
+
+    Slices and arrays of indices return rows in memory.
 
     Attributes
     ----------
     shape : tuple of int or None
-        Of all together, as of an array; None where only the items could tell.
+        Shape of the sequence as an array; None if only its items have a shape.
     dtype : numpy.dtype or None
-        Of their numbers.
-    merged : bool
-        Whether equal rows are sought among those of `fit`, for which all are read.
-    n_codes, codebook : int or None, array or None
-        Of tokens that know them, how many values they may have and what these stand for.
+        Type of the numbers, if known.
+    mergeable : bool
+        Whether `fit` merges equal rows, for which it reads all of them.
+    n_codes : int or None
+        Size of the codebook of tokens, if known.
+    codebook : array or None
+        Codebook of tokens, if known.
     """
 
     shape: tuple[int, ...] | None = None
     dtype: np.dtype | None = None
-    merged = True
+    mergeable = True
     n_codes: int | None = None
     codebook: np.ndarray | None = None
 
@@ -45,11 +49,11 @@ class Lazy:
 
     @property
     def ndim(self) -> int:
-        """Number of axes, 1 where there are only items."""
+        """Number of axes; 1 if only the items have a shape."""
         return len(self.shape or (self.n,))
 
     def __getitem__(self, rows: Any) -> Any:
-        if isinstance(rows, tuple):  # scikit-learn writes X[rows, ...]
+        if isinstance(rows, tuple):  # scikit-learn indexes X[rows, ...]
             key = (slice(None), *rows[1:])
             return self[rows[0]][key]
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
@@ -61,34 +65,34 @@ class Lazy:
             yield from part
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Those rows, none of them negative, in memory."""
+        """Return rows in memory; no index is negative."""
         raise NotImplementedError
 
     def parts(self) -> Iterator[np.ndarray]:
-        """All rows, a few at a time."""
-        few = READ_ROWS
+        """Yield all rows, a few at a time."""
+        n_rows = PART_ROWS
         if self.shape is not None and self.dtype is not None:
-            size = self.dtype.itemsize * int(np.prod(self.shape[1:]))
-            few = int(np.clip(READ_BYTES // max(1, size), 1, READ_ROWS))
-        for part in gen_batches(self.n, few):
+            row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
+            n_rows = int(np.clip(PART_BYTES // max(1, row_bytes), 1, PART_ROWS))
+        for part in gen_batches(self.n, n_rows):
             yield self[part]
 
-    def looked_at(self) -> np.ndarray:
-        """Indices of a few rows that tell how all of them look."""
-        return np.unique(np.linspace(0, self.n - 1, LOOKED_AT).astype(int))
+    def sample_index(self) -> np.ndarray:
+        """Return indices of a few rows, evenly spaced."""
+        return np.unique(np.linspace(0, self.n - 1, SAMPLE_SIZE).astype(int))
 
     def sample(self) -> np.ndarray:
-        """Those rows."""
-        found: np.ndarray = self[self.looked_at()]
-        return found
+        """Return a few rows, evenly spaced."""
+        rows: np.ndarray = self[self.sample_index()]
+        return rows
 
-    def for_range(self) -> Iterator[np.ndarray]:
-        """What is looked at for the least and the largest number: all, a few at a time."""
+    def range_parts(self) -> Iterator[np.ndarray]:
+        """Yield the rows from which the range of values is computed."""
         return self.parts()
 
 
 class Mapped(Lazy):
-    """An array that is mapped from a file."""
+    """A memory-mapped array."""
 
     def __init__(self, array: np.ndarray):
         super().__init__(len(array))
@@ -101,106 +105,105 @@ class Mapped(Lazy):
 
 
 class Items(Lazy):
-    """Images of a data set, which has a length and items: images, or pairs of an image and a label.
+    """A data set with a length and items: images, or pairs of an image and a label.
 
-    They are asked for in one thread at a time, as data sets may be of use to one only, and no more
-    often than needed: equal ones are not merged, and a few, spread evenly, tell shape and range.
+    Only one thread requests items, because data sets need not be thread-safe. Items are requested
+    as rarely as possible: equal ones are not merged, and a sample determines shape and range.
     """
 
-    merged = False
+    mergeable = False
 
-    def __init__(self, data: Any, as_batch: Callable[[list[Any]], Any]):
+    def __init__(self, data: Any, stack: Callable[[list[Any]], np.ndarray]):
         super().__init__(len(data))
-        self.data, self.as_batch = data, as_batch
-        self.known: np.ndarray | None = None
+        self.data, self.stack = data, stack
+        self.cached_sample: np.ndarray | None = None
 
     def items(self, rows: np.ndarray) -> list[Any]:
-        """Those items as they are."""
-        if hasattr(self.data, "__getitems__"):  # as PyTorch's loaders ask for several
+        """Return items unchanged."""
+        if hasattr(self.data, "__getitems__"):  # PyTorch's protocol for several items
             return list(self.data.__getitems__(rows.tolist()))
         return [self.data[i] for i in rows.tolist()]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        taken: np.ndarray = self.as_batch([image_of(item) for item in self.items(rows)])
-        return taken
+        return self.stack([image_of(item) for item in self.items(rows)])
 
     def sample(self) -> np.ndarray:
-        if self.known is None:
-            self.known = super().sample()
-        return self.known
+        if self.cached_sample is None:
+            self.cached_sample = super().sample()
+        return self.cached_sample
 
-    def for_range(self) -> Iterator[np.ndarray]:
+    def range_parts(self) -> Iterator[np.ndarray]:
         yield self.sample()
 
 
 class Picked(Lazy):
-    """Rows of a lazy sequence, after a function of them."""
+    """Selected rows of a lazy sequence, optionally transformed by a function."""
 
     def __init__(
         self,
         source: Lazy,
         index: np.ndarray | None = None,
-        use: Callable[[np.ndarray], np.ndarray] | None = None,
+        function: Callable[[np.ndarray], np.ndarray] | None = None,
         row_shape: tuple[int, ...] | None = None,
     ):
         super().__init__(len(source) if index is None else len(index))
-        self.source, self.index, self.use = source, index, use
-        self.dtype, self.merged = source.dtype, source.merged
+        self.source, self.index, self.function = source, index, function
+        self.dtype, self.mergeable = source.dtype, source.mergeable
         self.n_codes, self.codebook = source.n_codes, source.codebook
         if row_shape is not None or source.shape is not None:
             self.shape = (self.n, *((source.shape or ())[1:] if row_shape is None else row_shape))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         taken: np.ndarray = self.source[rows if self.index is None else self.index[rows]]
-        return self.use(taken) if self.use is not None else taken
+        return self.function(taken) if self.function is not None else taken
 
 
 def rows_of(source: Any, rows: np.ndarray) -> Any:
-    """source[rows] for a mask or indices; of what is lazy, lazily."""
+    """Return source[rows] for a mask or indices; the result is lazy if the source is."""
     if not isinstance(source, Lazy):
         return source[rows]
     return Picked(source, np.arange(len(source))[rows])
 
 
 def first_views(codes: Any, rows: Any = slice(None)) -> Any:
-    """codes[rows, 0] of codes (n, n_views, n_tokens); of what is lazy, lazily."""
+    """Return codes[rows, 0] of codes (n, n_views, n_tokens); the result is lazy if codes are."""
     if not isinstance(codes, Lazy):
         return codes[rows, 0]
     assert codes.shape is not None
-    return Picked(codes, np.arange(len(codes))[rows], first, codes.shape[2:])
+    return Picked(codes, np.arange(len(codes))[rows], first_column, codes.shape[2:])
+
+
+def first_column(taken: np.ndarray) -> np.ndarray:
+    return taken[:, 0]
 
 
 def of_views(codes: Any, rows: np.ndarray, views: Any) -> np.ndarray:
-    """codes[rows, views] of codes (n, n_views, n_tokens), as int64 in memory."""
+    """Return codes[rows, views] of codes (n, n_views, n_tokens), int64 in memory."""
     if isinstance(codes, Lazy):
         codes, rows = codes[rows], np.arange(len(rows))
     taken: np.ndarray = np.asarray(codes)[rows, views]
     return taken.astype(np.int64, copy=False)
 
 
-def in_memory(batch: Any) -> Any:
-    """All of it."""
-    if isinstance(batch, Lazy) and batch.shape is not None:
-        return np.concatenate(list(batch.parts()))
-    return batch[:] if isinstance(batch, Lazy) else batch
-
-
-def first(taken: np.ndarray) -> np.ndarray:
-    return taken[:, 0]
+def in_memory(data: Any) -> Any:
+    """Return all rows in memory."""
+    if isinstance(data, Lazy) and data.shape is not None:
+        return np.concatenate(list(data.parts()))
+    return data[:] if isinstance(data, Lazy) else data
 
 
 def image_of(item: Any) -> Any:
-    """The image in an item of a data set, which is one, or a pair of one and its label."""
+    """Return the image of a data set's item, which is an image or a pair of image and label."""
     return item[0] if isinstance(item, (tuple, list)) and item else item
 
 
 def is_mapped(array: Any) -> bool:
-    """Whether an array lies in a file."""
+    """Return whether an array is memory-mapped."""
     return isinstance(array, np.ndarray) and mapping_of(array)[0] is not None
 
 
 def mapping_of(array: Any) -> tuple[mmap.mmap | None, str | None]:
-    """The mapping that an array lies in, if it does, and its mode."""
+    """Return the memory mapping that contains an array, and its mode."""
     mode = None
     while array is not None and not isinstance(array, mmap.mmap):
         if mode is None and isinstance(array, np.memmap):
@@ -210,8 +213,8 @@ def mapping_of(array: Any) -> tuple[mmap.mmap | None, str | None]:
 
 
 def give_back(array: np.ndarray) -> None:
-    """Give pages of a mapped array back: they stay in the file, and are read again when needed."""
+    """Release the memory pages of a mapped array; the file keeps its content."""
     mapping, mode = mapping_of(array)
-    # "c" has changes that are in no file
+    # copy-on-write mappings may have changes that are not in the file
     if mapping is not None and mode != "c" and hasattr(mapping, "madvise"):
         mapping.madvise(mmap.MADV_DONTNEED)

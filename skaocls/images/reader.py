@@ -1,60 +1,49 @@
-"""What `fit` saw of its data, and how the like is read ever after."""
+"""Validation of X: what `fit` learns about its data, and what later data must agree with."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
-from warnings import warn
 
 import numpy as np
-from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
-from sklearn.utils.validation import _check_feature_names, validate_data
+from sklearn.utils.validation import _check_feature_names, _get_feature_names
 
-from skaocls.images.advice import gathered
 from skaocls.images.batch import Batch
-from skaocls.images.crops import originals
-from skaocls.images.decoding import decoded, full_scale, load_images
-from skaocls.images.inputs import (
-    SHOWN,
-    BadImage,
-    as_array,
-    as_batch,
-    check_image_shape,
-    holds_images,
-    image_shape_of,
-    is_items,
-    read,
-)
-from skaocls.images.lazy import Lazy, Mapped, is_mapped
+from skaocls.images.decoding import BadImage, full_scale, unreadable_items
+from skaocls.images.inputs import as_array, contains_images, convert_input, is_items, keep_mapped
+from skaocls.images.lazy import Lazy
+from skaocls.images.shapes import check_image_shape, infer_image_shape, shorten
+from skaocls.warn import warn
 
-FAR = 8  # spans of the numbers in `fit` that others may lie beyond them
+# Numbers are an error if they lie outside the range seen in `fit` by this many times its width. The
+# factor separates float images in [0, 1] from those in [0, 255], in both directions.
+MAX_EXCESS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Reads data as those of `fit`, and refuses others.
+    """Description of the data seen in `fit`, by which later data are validated and decoded.
 
     Attributes
     ----------
     owner : str
-        Who reads: how messages call the estimator.
+        Class name of the estimator, for error messages.
     declared_shape : tuple of int or None
-        The `image_shape` that was asked for; files are resized to it, flat rows have it.
+        The user's `image_shape`. Files are resized to it, and flat rows have it.
     image_shape : tuple of int or None
-        Height, width and channels; None for tabular data.
+        Height, width and channels; None for tables and tokens.
     n_features : int
-        Columns of a table, else numbers in one image.
+        Number of columns of a table, or of numbers in one image.
     feature_names : ndarray or None
-        Of a data frame whose columns all have names.
+        Column names of a data frame, if all of them are strings.
     signals : bool
-        Whether rows of numbers are images one pixel high, not tables.
+        Whether rows of a 2-D X are images one pixel high, not rows of a table.
     value_range : tuple of float or None
-        The least and the largest number in the images of `fit`.
-    decoding : str
-        How files and PIL images are read, see :func:`skaocls.images.to_pixels`.
+        Smallest and largest number in the images of `fit`, after division by the full scale.
+    decoding : {"as_seen", "plain"}
+        How files and PIL images are decoded, see :func:`skaocls.images.to_pixels`.
     grid : tuple of int or None
-        Rows and columns of tokens, if the data are tokens already.
+        Rows and columns of tokens, if the data are tokens.
     """
 
     owner: str
@@ -67,60 +56,69 @@ class Reader:
     decoding: str = "as_seen"
     grid: tuple[int, int] | None = None
 
-    def open(self, X: Any, *, scale: bool = True) -> Batch:
-        """Validate X against the data of `fit`.
+    def open(self, X: Any, *, check_scale: bool = True, skip_unreadable: bool = False) -> Batch:
+        """Validate X against the data of `fit`. Images are not decoded yet.
 
-        Tables become arrays; images are decoded later, by :meth:`images`. Without `scale`, numbers
-        may lie anywhere.
+        Parameters
+        ----------
+        X : array-like
+            Images, a table or tokens, as in `fit`.
+        check_scale : bool, default=True
+            Whether images far outside the range of `fit` are an error.
+        skip_unreadable : bool, default=False
+            Whether unreadable images are left out, see `Batch.skipped`.
+
+        Returns
+        -------
+        batch : Batch
 
         Raises
         ------
         ValueError
-            If it does not.
+            If X does not match the data of `fit`.
         """
         if self.grid is not None:
-            return Batch(self, as_tokens(X, self.grid))
-        X = gathered(X, self.image_shape, rows=self.reads_rows)
-        batch = as_batch(X)
-        images = holds_images(batch)
+            return Batch(self, check_tokens(X, self.grid))
+        data = convert_input(X, self.image_shape, flat_rows=self.reads_rows)
+        images = contains_images(data)
         if images and self.image_shape is None:
             raise ValueError(
-                f"X holds images, but {self.owner} was fitted on tabular data of "
+                f"X contains images, but {self.owner} was fitted on tabular data of "
                 f"{self.n_features} features."
             )
         if not images and self.image_shape is not None and not self.reads_rows:
             raise ValueError(
-                f"X holds no images, but {self.owner} was fitted on images of shape "
+                f"X does not contain images, but {self.owner} was fitted on images of shape "
                 f"{self.image_shape}. Pass images, or image_shape to read flat rows."
             )
+        skipped: dict[int, str] = {}
         if images:
-            check_not_empty(batch)
+            check_not_empty(data)
             if hasattr(X, "columns"):
-                _check_feature_names(self.as_estimator(), X, reset=False)
+                self._check_feature_names(X)
+            if skip_unreadable:
+                data, skipped = drop_unreadable(data, self.decoding)
         else:
-            dtype = "numeric" if self.reads_rows else [np.float64, np.float32]
-            batch = validate_data(self.as_estimator(), X, reset=False, dtype=dtype)
-            batch = left_there(batch) if self.reads_rows else batch
-        if scale and self.value_range is not None:
-            self.check_range(batch)
-        return Batch(self, batch)
+            self._check_feature_names(X)
+            data = check_table(data, self.owner, numeric=self.reads_rows)
+            if data.shape[1] != self.n_features:
+                raise ValueError(
+                    f"X has {data.shape[1]} features, but {self.owner} is expecting "
+                    f"{self.n_features} features as input."
+                )
+        if check_scale and self.value_range is not None:
+            self._check_range(value_range(data), has_full_scale(data))
+        return Batch(self, data, skipped)
 
-    def images(self, batch: Any, part: Any = slice(None)) -> np.ndarray:
-        """Decode batch[part]: float32 (n, height, width, channels)."""
-        with all_bad_named(batch, self.decoding):
-            return load_images(batch[part], **self.loading(part))
-
-    def originals(self, batch: Any, part: Any = slice(None)) -> list[np.ndarray]:
-        """Decode batch[part] to cut crops from it, see :mod:`skaocls.images.crops`."""
-        with all_bad_named(batch, self.decoding):
-            return originals(batch[part], **self.loading(part))
-
-    def loading(self, part: Any) -> Any:
-        """How to load batch[part]."""
-        assert self.image_shape is not None
-        start = (part.start or 0) if isinstance(part, slice) else 0
-        size = {"shape": self.image_shape, "resize": self.declared_shape is not None}
-        return {**size, "start": start, "decoding": self.decoding}
+    def check_agreement(self, other: "Reader") -> None:
+        """Reject decoded images of another reader if their shape or scale differs."""
+        if other.image_shape != self.image_shape:
+            raise ValueError(
+                f"X has images of shape {other.image_shape}, but {self.owner} expects images of "
+                f"shape {self.image_shape}."
+            )
+        if self.value_range is not None and other.value_range is not None:
+            self._check_range(other.value_range, has_scale=False)
 
     @property
     def tabular(self) -> bool:
@@ -129,45 +127,56 @@ class Reader:
 
     @property
     def reads_rows(self) -> bool:
-        """Whether rows of numbers are images."""
+        """Whether rows of a 2-D X are images."""
         return self.declared_shape is not None or self.signals
 
-    def check_range(self, batch: Any) -> None:
-        """Refuse numbers that lie far from those of `fit`: on another scale, every answer is wrong.
+    def _check_feature_names(self, X: Any) -> None:
+        """Compare column names with those of `fit`, with scikit-learn's messages."""
+        names = _get_feature_names(X)
+        if names is not None and self.feature_names is None:
+            warn(f"X has feature names, but {self.owner} was fitted without feature names")
+        elif names is None and self.feature_names is not None:
+            warn(
+                f"X does not have valid feature names, but {self.owner} was fitted with feature "
+                "names"
+            )
+        else:
+            fitted = SimpleNamespace(feature_names_in_=self.feature_names)
+            _check_feature_names(fitted, X, reset=False)
 
-        Files and numbers of 8 and 16 bits lie in 0 ... 1 by their type; of other numbers only the
-        values can tell. Somewhat larger ones and faint images get a warning: they may be so indeed.
+    def _check_range(self, numbers: tuple[float, float], has_scale: bool) -> None:
+        """Reject images on another scale than those of `fit`, whose predictions would be wrong.
+
+        Values slightly outside the range, and very faint images, are allowed with a warning.
+
+        Parameters
+        ----------
+        numbers : tuple of float
+            Smallest and largest number in X.
+        has_scale : bool
+            Whether the scale of X is known, as that of files and of 8-bit and 16-bit arrays.
         """
         assert self.value_range is not None
-        (low, high), (least, most) = self.value_range, value_range(batch)
-        span = high - low
-        if not (span > 0 and np.isfinite([least, most]).all()):
+        (low, high), (smallest, largest) = self.value_range, numbers
+        width = high - low
+        if not (width > 0 and np.isfinite([smallest, largest]).all()):
             return
         message = (
-            f"X has numbers from {least:.3g} to {most:.3g}, but {self.owner} was fitted on numbers "
-            f"from {low:.3g} to {high:.3g} (8-bit and 16-bit types are divided by their full "
-            "scale). Pass images of the same type and scale as in fit."
+            f"X has numbers from {smallest:.3g} to {largest:.3g}, but {self.owner} was fitted on "
+            f"numbers from {low:.3g} to {high:.3g} (8-bit and 16-bit types are divided by their "
+            "full scale). Pass images of the same type and scale as in fit."
         )
-        if is_scaled(batch):
-            far = high > 1 + span / FAR or low < -span / FAR
+        if has_scale:
+            wrong_scale = high > 1 + width / MAX_EXCESS or low < -width / MAX_EXCESS
         else:
-            far = most > high + FAR * span or least < low - FAR * span
-        if far:
+            excess = MAX_EXCESS * width
+            wrong_scale = largest > high + excess or smallest < low - excess
+        if wrong_scale:
             raise ValueError(message)
-        beyond = most > high + span / 2 or least < low - span / 2
-        if not self.signals and (beyond or 0 < most - least < span / FAR):
-            warn(message, UserWarning, stacklevel=4)
-
-    def as_estimator(self) -> BaseEstimator:
-        """An estimator of the owner's name that has seen the same data, for scikit-learn's checks.
-
-        They take an estimator for its name and what it saw, and word their messages by it.
-        """
-        estimator = named_estimator(self.owner)
-        estimator.n_features_in_ = self.n_features
-        if self.feature_names is not None:
-            estimator.feature_names_in_ = self.feature_names
-        return estimator
+        outside = largest > high + width / 2 or smallest < low - width / 2
+        faint = 0 < largest - smallest < width / MAX_EXCESS
+        if not self.signals and (outside or faint):
+            warn(message)
 
 
 def learn_reader(
@@ -177,30 +186,36 @@ def learn_reader(
     *,
     signals: bool = False,
     decoding: str = "as_seen",
+    skip_unreadable: bool = False,
 ) -> Batch:
-    """Learn how data look.
+    """Validate the data of `fit`, and learn how later data are read.
 
     Parameters
     ----------
     X : array-like
-        Images as :mod:`skaocls.images` reads them. Rows of numbers are tabular data; images if
-        `image_shape` is given or, with `signals`, images one pixel high.
+        Images in any form that :func:`skaocls.images.inputs.convert_input` accepts. Rows of
+        numbers are a table. They are images if `image_shape` is given and, with `signals`, images
+        one pixel high.
     owner : str
-        How messages call the estimator.
+        Class name of the estimator, for error messages.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
+        Shape of flat rows; size to which files are resized.
     signals : bool, default=False
+        Whether rows of numbers are images one pixel high.
     decoding : {"as_seen", "plain"}, default="as_seen"
-        How files and PIL images are read, see :func:`skaocls.images.to_pixels`.
+        How files and PIL images are decoded, see :func:`skaocls.images.to_pixels`.
+    skip_unreadable : bool, default=False
+        Whether unreadable images are left out, see `Batch.skipped`.
 
     Returns
     -------
     batch : Batch
-        With the `reader` that was learned.
+        The data, with the learned `reader`.
 
     Raises
     ------
     ValueError
-        If X cannot be read.
+        If X is neither images nor a table of numbers, or an image cannot be read.
 
     Examples
     --------
@@ -211,178 +226,145 @@ def learn_reader(
     ((8, 6, 1), (2, 8, 6, 1))
     """
     declared = check_image_shape(image_shape)
-    X = gathered(X)
-    batch = as_batch(X)
-    seen = named_estimator(owner)
-    shape: tuple[int, ...] | None
-    if holds_images(batch):
-        check_not_empty(batch)
-        with all_bad_named(batch, decoding):
-            shape = image_shape_of(batch, declared, decoding)
-        table = getattr(X, "ndim", None) == 2 or hasattr(X, "columns")
-        seen.n_features_in_ = 1 if table else int(np.prod(shape))
-        if hasattr(X, "columns"):
-            _check_feature_names(seen, X, reset=True)
+    data = convert_input(X)
+    shape: tuple[int, ...] | None = None
+    skipped: dict[int, str] = {}
+    if contains_images(data):
+        check_not_empty(data)
+        if skip_unreadable:
+            data, skipped = drop_unreadable(data, decoding)
+        shape = learn_shape(data, declared, decoding)
+        has_names = hasattr(X, "columns")
+        n_features = 1 if has_names or getattr(X, "ndim", None) == 2 else int(np.prod(shape))
     else:
-        as_images = declared is not None or signals
-        dtype = "numeric" if as_images else [np.float64, np.float32]
-        batch = validate_data(seen, X, reset=True, dtype=dtype)
-        batch = left_there(batch) if as_images else batch
-        shape = image_shape_of(batch, declared or (1, batch.shape[1])) if as_images else None
+        as_images, has_names = declared is not None or signals, True
+        data = check_table(data, owner, numeric=as_images)
+        n_features = data.shape[1]
+        if as_images:
+            shape = infer_image_shape(data, declared or (1, n_features))
     reader = Reader(
         owner,
         declared,
         shape,
-        int(seen.n_features_in_),
-        getattr(seen, "feature_names_in_", None),
+        n_features,
+        _get_feature_names(X) if has_names else None,
         signals,
-        None if shape is None else value_range(batch),
+        None if shape is None else value_range(data),
         decoding,
     )
-    return Batch(reader, batch)
+    return Batch(reader, data, skipped)
 
 
-def find_unreadable(X: Any, decoding: str = "as_seen") -> dict[int, str]:
-    """Images that cannot be read.
-
-    Parameters
-    ----------
-    X : array-like
-        Files, bytes and PIL images, as in :func:`skaocls.images.as_batch`; arrays are passed over.
-    decoding : {"as_seen", "plain"}, default="as_seen"
-        How they are to be read, see :func:`skaocls.images.to_pixels`.
-
-    Returns
-    -------
-    reasons : dict of int to str
-        By index in X.
-
-    Examples
-    --------
-    >>> from skaocls.images import find_unreadable
-    >>> list(find_unreadable(["missing.png"]))
-    [0]
-    """
-    batch = as_batch(gathered(X))
-    reasons = {}
-    for i, item in enumerate(batch if is_items(batch) else []):
-        try:
-            read(item, i, lambda x: None if is_array(x) else decoded(x, decoding))
-        except BadImage as exc:
-            reasons[i] = str(exc)
-    return reasons
-
-
-@contextmanager
-def all_bad_named(batch: Any, decoding: str) -> Iterator[None]:
-    """Where one image cannot be read, look at all, and name them at once."""
+def learn_shape(data: Any, declared: tuple[int, ...] | None, decoding: str) -> tuple[int, ...]:
+    """Infer the shape of images; an error names all unreadable ones."""
     try:
-        yield
-    except BadImage as exc:
-        reasons = list(find_unreadable(batch, decoding).values())
-        if len(reasons) < 2:
-            raise (BadImage(reasons[0]) if reasons else exc) from exc.__cause__
-        more = "\n..." if len(reasons) > SHOWN else ""
-        raise BadImage(
-            f"{len(reasons)} of {len(batch)} images cannot be read:\n"
-            + "\n".join(reasons[:SHOWN])
-            + f"{more}\nskaocls.images.find_unreadable(X) gives the indices of all; "
-            'on_bad_image="skip" has fit leave them out.'
-        ) from exc.__cause__
+        return infer_image_shape(data, declared, decoding)
+    except BadImage as error:
+        # only the decoding matters to the batch's search for unreadable images
+        batch = Batch(Reader("", declared, None, 0, decoding=decoding), data)
+        raise batch.error_for_all(error) from error.__cause__
 
 
-def token_reader(owner: str, grid: Any) -> Reader:
-    """A reader of tokens on that grid."""
-    rows, cols = int(grid[0]), int(grid[1])
-    return Reader(owner, None, None, rows * cols, grid=(rows, cols))
+def drop_unreadable(data: Any, decoding: str) -> tuple[Any, dict[int, str]]:
+    """Return the readable images, and the error messages of the others by index; warn of them."""
+    skipped = unreadable_items(data, np.arange(len(data)), decoding)
+    if skipped and len(skipped) == len(data):
+        raise ValueError(f"None of the {len(data)} images can be read: {skipped[0]}")
+    if skipped:
+        warn(f"Skipping {len(skipped)} unreadable images: {shorten(list(skipped.values()))}")
+        data = np.delete(data, list(skipped))
+    return data, skipped
+
+
+def check_table(X: Any, owner: str, *, numeric: bool) -> Any:
+    """Validate rows of numbers; `numeric` keeps their type, else they become floats."""
+    dtype = "numeric" if numeric else [np.float64, np.float32]
+    table = check_array(X, dtype=dtype, estimator=owner, input_name="X")
+    return keep_mapped(table) if numeric else table
+
+
+def check_not_empty(data: Any) -> None:
+    """Reject empty batches, images without pixels, and types that are not real numbers."""
+    if not len(data):
+        check_array(data, allow_nd=True, ensure_all_finite=False)  # raises scikit-learn's error
+    if isinstance(data, Lazy) and data.shape is not None:  # nothing is read
+        data = np.broadcast_to(np.zeros((), data.dtype), data.shape)
+    elif isinstance(data, Lazy):
+        data = data.sample()
+    for array in [x for x in data if isinstance(x, np.ndarray)] if is_items(data) else [data]:
+        if not array.size:
+            raise ValueError(f"X has images of shape {array.shape}, which have no pixels.")
+        if array.dtype.kind not in "buifO":
+            raise ValueError(f"X has images of dtype {array.dtype}; real numbers are expected.")
+
+
+def value_range(data: Any) -> tuple[float, float]:
+    """Return the smallest and largest number in images; files and PIL images count as 0 to 1."""
+    if isinstance(data, Lazy):
+        ranges = [value_range(part) for part in data.range_parts()]
+    elif is_items(data):
+        items = map(as_array, data)
+        ranges = [value_range(x) if isinstance(x, np.ndarray) else (0.0, 1.0) for x in items]
+    else:
+        if data.dtype == object:
+            data = data.astype(np.float64)  # None becomes NaN
+        scale = full_scale(data.dtype)
+        return float(data.min()) / scale, float(data.max()) / scale
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def has_full_scale(data: Any) -> bool:
+    """Return whether the types of all images have a full scale."""
+    data = data.sample() if isinstance(data, Lazy) else data
+    if not is_items(data):
+        return full_scale(data.dtype) > 1
+    arrays = [x for x in map(as_array, data) if isinstance(x, np.ndarray)]
+    return all(full_scale(x.dtype) > 1 for x in arrays)
+
+
+# Tokens ------------------------------------------------------------------------------------------
 
 
 def learn_tokens(X: Any, owner: str) -> Batch:
     """Validate tokens and learn their grid."""
-    codes = as_tokens(X)
+    codes = check_tokens(X)
     return Batch(token_reader(owner, codes.shape[-2:]), codes)
 
 
-def as_tokens(X: Any, grid: Any = None) -> Any:
-    """Tokens as an integer array of shape (n, rows, cols) or (n, n_crops, rows, cols).
+def token_reader(owner: str, grid: tuple[int, int]) -> Reader:
+    """Return a reader of tokens on this grid."""
+    rows, cols = int(grid[0]), int(grid[1])
+    return Reader(owner, None, None, rows * cols, grid=(rows, cols))
 
-    Those that are mapped from a file stay there: they come as :class:`skaocls.images.lazy.Lazy`.
+
+def check_tokens(X: Any, grid: tuple[int, int] | None = None) -> Any:
+    """Return tokens as an integer array of shape (n, rows, cols) or (n, n_crops, rows, cols).
+
+    Memory-mapped tokens stay on disk, as a :class:`skaocls.images.lazy.Lazy`.
 
     Raises
     ------
     ValueError
-        If they are none, or not on the grid.
+        If X is not tokens, or the tokens are not on the grid.
     """
     codes = X
     if not isinstance(X, Lazy):
-        codes = left_there(as_array(X) if hasattr(X, "detach") else np.asarray(X))
-    expected = "(n, rows, cols) or (n, n_crops, rows, cols)"
-    if grid is not None:
-        expected = expected.replace("rows, cols", f"{grid[0]}, {grid[1]}")
+        codes = keep_mapped(as_array(X) if hasattr(X, "detach") else np.asarray(X))
+    axes = "rows, cols" if grid is None else f"{grid[0]}, {grid[1]}"
     if codes.ndim not in (3, 4) or (grid is not None and codes.shape[-2:] != tuple(grid)):
-        flat = ""
+        hint = ""
         if grid is not None and codes.ndim > 1 and codes.shape[-1] == grid[0] * grid[1]:
-            flat = f" Flat tokens become that by X.reshape(len(X), -1, {grid[0]}, {grid[1]})."
+            hint = f" Reshape flat tokens by X.reshape(len(X), -1, {axes})."
         raise ValueError(
-            f"X holds no tokens: it has shape {codes.shape}, but {expected} is expected.{flat}"
+            f"X is not tokens: it has shape {codes.shape}, but (n, {axes}) or "
+            f"(n, n_crops, {axes}) is expected.{hint}"
         )
     if not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(
-            f"X holds no tokens: integers are expected, but it has dtype {codes.dtype}. To read "
+            f"X is not tokens: integers are expected, but it has dtype {codes.dtype}. To classify "
             'images, do not pass tokenizer="precomputed".'
         )
     if len(codes) and not np.prod(codes.shape):
-        raise ValueError(f"X holds no tokens: it has shape {codes.shape}.")
+        raise ValueError(f"X is not tokens: it has shape {codes.shape}.")
     check_not_empty(codes)
     return codes
-
-
-def value_range(batch: Any) -> tuple[float, float]:
-    """The least and the largest number in images; files and PIL images are taken for 0 ... 1."""
-    if isinstance(batch, Lazy):
-        ranges = [value_range(part) for part in batch.for_range()]
-        return min(low for low, _ in ranges), max(high for _, high in ranges)
-    if not is_items(batch):
-        if batch.dtype == object:
-            batch = batch.astype(np.float64)  # None is NaN
-        scale = full_scale(batch.dtype)
-        return float(batch.min()) / scale, float(batch.max()) / scale
-    ranges = [value_range(a) if is_array(a) else (0.0, 1.0) for a in map(as_array, batch)]
-    return min(low for low, _ in ranges), max(high for _, high in ranges)
-
-
-def is_scaled(batch: Any) -> bool:
-    """Whether all images are of types whose numbers are divided by their full scale."""
-    batch = batch.sample() if isinstance(batch, Lazy) else batch
-    if not is_items(batch):
-        return full_scale(batch.dtype) > 1
-    return all(full_scale(a.dtype) > 1 for a in map(as_array, batch) if is_array(a))
-
-
-def left_there(array: Any) -> Any:
-    """An array; one that is mapped from a file is read a few rows at a time."""
-    return Mapped(array) if is_mapped(array) else array
-
-
-def is_array(item: Any) -> bool:
-    return isinstance(item, np.ndarray)
-
-
-def named_estimator(name: str) -> BaseEstimator:
-    estimator: BaseEstimator = type(name, (BaseEstimator,), {})()
-    return estimator
-
-
-def check_not_empty(batch: Any) -> None:
-    """Refuse images of no numbers and of none at all."""
-    if not len(batch):
-        check_array(batch, allow_nd=True, ensure_all_finite=False)  # says so
-    if isinstance(batch, Lazy) and batch.shape is not None:  # nothing is read
-        batch = np.broadcast_to(np.zeros((), batch.dtype), batch.shape)
-    elif isinstance(batch, Lazy):
-        batch = batch.sample()
-    for a in [x for x in batch if is_array(x)] if is_items(batch) else [batch]:
-        if not a.size:
-            raise ValueError(f"X has images of shape {a.shape}, which hold no pixels.")
-        if a.dtype.kind not in "buifO":
-            raise ValueError(f"X has images of dtype {a.dtype}, which are no real numbers.")

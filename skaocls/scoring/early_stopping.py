@@ -113,7 +113,7 @@ def score_until_decided(
     -----
     Wald's bound assumes a perfect prior. Student's bound assumes a single comparison of exchangeable
     differences. `error` therefore sets the scale of the risk and is not a guarantee;
-    ``benchmarks/racing.py`` measures the actual risk.
+    ``benchmarks/speed/early_stopping.py`` measures the actual risk.
 
     References
     ----------

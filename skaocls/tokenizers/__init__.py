@@ -1,8 +1,8 @@
 """Tokenizers: scikit-learn transformers between data and grids of discrete tokens.
 
-A tokenizer is fitted with ``fit(X)``, turns data into integer codes of shape
-``(n_samples, rows, cols)`` with ``transform``, codes into data with ``inverse_transform``, and
-states the size of its codebook as ``n_codes_``.
+A tokenizer learns a codebook by ``fit(X)``, maps data to integer codes of shape
+``(n_samples, rows, cols)`` by ``transform``, and codes to data by ``inverse_transform``. Its fitted
+attributes are ``grid_``, the rows and columns of tokens, and ``n_codes_``, the codebook's size.
 """
 
 from skaocls.tokenizers.feature import FeatureTokenizer

@@ -1,87 +1,120 @@
-"""Whether a transformer is a tokenizer: what it must have, and how its codes must be."""
+"""Checks of tokenizers and of the codes they make."""
 
 import copy
-import warnings
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import clone
 
-from skaocls.tokenizers._codes import check_codes
+from skaocls.warn import warn
 
-ENOUGH = 4  # images, of which halves are read apart
+MIN_SAMPLES = 4  # so that both halves have several
 
 
-def check_fitted(tokenizer: Any, fitted: Any) -> None:
-    """Raise a ValueError unless `fitted`, which `tokenizer.fit` returned, has learned its codes."""
+def code_dtype(n_codes: int) -> np.dtype:
+    """Return the type in which codes are stored in files."""
+    return np.dtype(np.uint16 if n_codes <= 2**16 else np.uint32)
+
+
+def check_codes(codes: ArrayLike, grid: Sequence[int], n_codes: int) -> np.ndarray:
+    """Return codes as an int64 array of shape (n, rows, cols).
+
+    Raises
+    ------
+    ValueError
+        If shape, type or values are wrong.
+    """
+    codes = np.asarray(codes)
+    if codes.ndim != 3 or codes.shape[1:] != tuple(grid):
+        raise ValueError(
+            f"codes have shape {codes.shape}, but (n, {grid[0]}, {grid[1]}) is expected."
+        )
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"codes must be integers, got dtype {codes.dtype}.")
+    if codes.size and not 0 <= codes.min() <= codes.max() < n_codes:
+        raise ValueError(
+            f"codes must be in 0 ... {n_codes - 1}, got {codes.min()} ... {codes.max()}."
+        )
+    return codes.astype(np.int64, copy=False)
+
+
+def check_fitted_tokenizer(tokenizer: Any, returned: Any) -> None:
+    """Raise a ValueError unless a tokenizer, whose `fit` returned `returned`, is fitted."""
     name = type(tokenizer).__name__
-    if fitted is not tokenizer:
-        raise ValueError(f"{name}.fit must return the tokenizer itself, got {fitted!r:.80}.")
-    for attribute, what in (
-        ("grid_", "rows and columns of the tokens of an image"),
-        ("n_codes_", "how many values a token can have"),
+    if returned is not tokenizer:
+        raise ValueError(f"{name}.fit must return the tokenizer itself, got {returned!r:.80}.")
+    for attribute, meaning in (
+        ("grid_", "rows and columns of an image's tokens"),
+        ("n_codes_", "the number of token values"),
     ):
         if not hasattr(tokenizer, attribute):
-            raise ValueError(f"{name} has no attribute {attribute} after fit: {what}.")
+            raise ValueError(f"{name} has no attribute {attribute} after fit: {meaning}.")
     grid = tokenizer.grid_
     try:
-        good = len(grid) == 2 and all(isinstance(n, Integral) and int(n) > 0 for n in grid)
+        valid = len(grid) == 2 and all(isinstance(n, Integral) and int(n) > 0 for n in grid)
     except TypeError:
-        good = False
-    if not good:
+        valid = False
+    if not valid:
         raise ValueError(f"{name}.grid_ must be (rows, cols), two integers, got {grid!r:.80}.")
     if not (isinstance(tokenizer.n_codes_, Integral) and int(tokenizer.n_codes_) > 0):
         raise ValueError(f"{name}.n_codes_ must be an integer, got {tokenizer.n_codes_!r:.80}.")
 
 
-def check_made(tokenizer: Any, codes: Any, n: int) -> np.ndarray:
-    """Codes that `tokenizer.transform` made of n images or rows, or a ValueError that names it."""
+def check_transformed(tokenizer: Any, codes: ArrayLike, n: int) -> np.ndarray:
+    """Return the codes that `tokenizer.transform` made of n images or rows, as int64.
+
+    Raises
+    ------
+    ValueError
+        If they are wrong. The message names the tokenizer.
+    """
     codes = np.asarray(codes)
     grid = tuple(map(int, tokenizer.grid_))
-    flat = codes.reshape(-1, *codes.shape[2:]) if codes.ndim == 4 else codes  # crops of an image
+    flat = codes.reshape(-1, *codes.shape[2:]) if codes.ndim == 4 else codes  # several crops
     try:
         checked = check_codes(flat, grid, int(tokenizer.n_codes_))
         if len(codes) != n:
             raise ValueError(f"codes are of {len(codes)} images, but there are {n}.")
     except ValueError as error:
         raise ValueError(f"{type(tokenizer).__name__}.transform: {error}") from None
-    in_shape: np.ndarray = checked.reshape(codes.shape)
-    return in_shape
+    return checked.reshape(codes.shape)
 
 
-def check_tokenizer(tokenizer: Any, X: Any, y: Any = None) -> None:
-    """Check that a transformer of your own is a tokenizer that classifiers can use.
+def check_tokenizer(tokenizer: Any, X: ArrayLike, y: ArrayLike | None = None) -> None:
+    """Check that a custom transformer is a tokenizer that classifiers can use.
 
-    In the spirit of :func:`sklearn.utils.estimator_checks.check_estimator`, on data of yours. The
-    given tokenizer is cloned and stays as it is.
+    This is for tokenizers what :func:`sklearn.utils.estimator_checks.check_estimator` is for
+    estimators, on your data. The tokenizer is cloned and not changed.
 
     Parameters
     ----------
     tokenizer : transformer
-        With `fit`, `transform` and, for :meth:`AnyOrderARClassifier.sample` and
-        :meth:`AnyOrderARClassifier.inpaint`, `inverse_transform`.
+        It must have `fit` and `transform`. :meth:`AnyOrderARClassifier.sample` and
+        :meth:`AnyOrderARClassifier.inpaint` also need `inverse_transform`.
     X : float array of shape (n_images, height, width, channels) or (n_samples, n_features)
-        At least four images as a classifier passes them: always with channels, also with one; or
-        rows of a table.
+        At least four images in the form in which a classifier passes them, with a channel axis
+        even if there is one channel; or rows of a table.
     y : array of shape (n_images,), default=None
-        Labels that `fit` gets, too.
+        Labels that are passed to `fit`.
 
     Raises
     ------
     ValueError
         If `fit` does not return the tokenizer or does not set `grid_` and `n_codes_`; if codes are
-        no integers of shape (n_images, rows, cols) from 0 to `n_codes_` - 1; if they change when
-        images are read again, apart from the others or by a copy; if X or a constructor
-        parameter is changed; or if images made of codes have another shape than X (an axis of one
-        channel may be left out).
+        not integers of shape (n_images, rows, cols) from 0 to ``n_codes_ - 1``; if the codes of an
+        image depend on the other images, or on the call; if X or a constructor parameter is
+        modified; or if `inverse_transform` returns another shape than that of X (a single channel
+        axis may be missing).
 
     Warns
     -----
     UserWarning
-        If `grid_` does not divide the images and there is no `patch_size_`, (height, width) in
-        pixels of what a token stands for. Evidence maps and `inpaint` then take the tokens to share
-        the image evenly, which those of padded images do not.
+        If `grid_` does not divide the image size and there is no attribute `patch_size_`, the
+        (height, width) of a token in pixels. Evidence maps and `inpaint` then assume that tokens
+        divide the image evenly, which is wrong if the tokenizer pads images.
 
     Examples
     --------
@@ -92,48 +125,50 @@ def check_tokenizer(tokenizer: Any, X: Any, y: Any = None) -> None:
     """
     X = np.asarray(X)
     name = type(tokenizer).__name__
-    if len(X) < ENOUGH:
-        raise ValueError(f"X has {len(X)} samples, but at least {ENOUGH} are needed.")
-    tokenizer, before = clone(tokenizer), X.copy()
+    if len(X) < MIN_SAMPLES:
+        raise ValueError(f"X has {len(X)} samples, but at least {MIN_SAMPLES} are needed.")
+    tokenizer, original = clone(tokenizer), X.copy()
     params = {k: clone(v, safe=False) for k, v in tokenizer.get_params(deep=False).items()}
-    fitted = tokenizer.fit(X) if y is None else tokenizer.fit(X, y)
-    check_fitted(tokenizer, fitted)
-    codes = check_made(tokenizer, tokenizer.transform(X), len(X))
+    check_fitted_tokenizer(tokenizer, tokenizer.fit(X) if y is None else tokenizer.fit(X, y))
+    codes = check_transformed(tokenizer, tokenizer.transform(X), len(X))
     for key, value in tokenizer.get_params(deep=False).items():
         if repr(value) != repr(params[key]):
             raise ValueError(
                 f"{name}.fit changed the parameter {key} from {params[key]!r:.80} to "
-                f"{value!r:.80}; what is learned goes into attributes that end with _."
+                f"{value!r:.80}. Store learned values in attributes whose names end with _."
             )
-    twin = copy.deepcopy(tokenizer)
-    middle = len(X) // 2
-    apart = [tokenizer.transform(some) for some in (X[:middle], X[middle:])]
-    for what, again in (
-        ("a second time", tokenizer.transform(X)),
-        ("in two halves", np.concatenate(apart)),
-        ("from last to first", np.asarray(tokenizer.transform(X[::-1]))[::-1]),
-        ("by a copy of it", twin.transform(X)),
-    ):
-        if not np.array_equal(codes, again):
-            raise ValueError(
-                f"{name}.transform gives other codes when the same images are read {what}; the "
-                "codes of an image may depend on nothing but the image and what fit learned."
-            )
+    check_reproducible(tokenizer, X, codes)
     if hasattr(tokenizer, "inverse_transform"):
         shape = np.shape(tokenizer.inverse_transform(codes))
         if shape != X.shape and shape != X.shape[: 3 if X.shape[-1] == 1 else None]:
             raise ValueError(
-                f"{name}.inverse_transform makes an array of shape {shape} of the codes of X, but "
-                f"that of X, {X.shape}, is expected."
+                f"{name}.inverse_transform returns an array of shape {shape} for the codes of X, "
+                f"but the shape of X, {X.shape}, is expected."
             )
-    if not np.array_equal(X, before):
-        raise ValueError(f"{name} changes the X that it is given; copy it first.")
-    patches = X.ndim == 2 or getattr(tokenizer, "patch_size_", None) is not None
-    if not patches and any(np.mod(X.shape[1:3], tokenizer.grid_)):
-        warnings.warn(
+    if not np.array_equal(X, original):
+        raise ValueError(f"{name} modifies the X that it is given; copy it first.")
+    has_patches = X.ndim == 2 or getattr(tokenizer, "patch_size_", None) is not None
+    if not has_patches and any(np.mod(X.shape[1:3], tokenizer.grid_)):
+        warn(
             f"{name} makes {tokenizer.grid_[0]} x {tokenizer.grid_[1]} tokens of images of "
-            f"{X.shape[1]} x {X.shape[2]} pixels and has no patch_size_: they are taken to share "
-            "the image evenly. If they do not, set patch_size_ = (height, width) in fit.",
-            UserWarning,
-            stacklevel=2,
+            f"{X.shape[1]} x {X.shape[2]} pixels and has no patch_size_, so tokens are assumed to "
+            "divide the image evenly. If they do not, set patch_size_ = (height, width) in fit."
         )
+
+
+def check_reproducible(tokenizer: Any, X: np.ndarray, codes: np.ndarray) -> None:
+    """Raise a ValueError if codes of an image depend on anything but the image."""
+    copied, middle = copy.deepcopy(tokenizer), len(X) // 2
+    halves = [tokenizer.transform(part) for part in (X[:middle], X[middle:])]
+    for condition, repeated in (
+        ("a second time", tokenizer.transform(X)),
+        ("in two halves", np.concatenate(halves)),
+        ("from last to first", np.asarray(tokenizer.transform(X[::-1]))[::-1]),
+        ("by a copy of it", copied.transform(X)),
+    ):
+        if not np.array_equal(codes, repeated):
+            raise ValueError(
+                f"{type(tokenizer).__name__}.transform returns other codes when the same images "
+                f"are transformed {condition}. The codes of an image may depend only on the image "
+                "and on what fit learned."
+            )

@@ -1,7 +1,7 @@
-"""Codebooks of patches, and how large one should be for telling classes apart."""
+"""Codebooks of patches, and the choice of their size and normalization by class labels."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -11,26 +11,36 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils.multiclass import type_of_target
 
+T = TypeVar("T")
+
+# Codebook size (chosen with benchmarks/quality/codebooks.py)
 SIZES = tuple(2**n for n in range(4, 11))
-PATCHES_EACH = 64  # training patches to each code, where there are no labels
-# Times the least loss, up to which more codes are better: a prior also learns across places and
-# classes, and makes more of them
-WORSE = 1.5
-NOTHING = 0.95  # of the loss of a guess: naive Bayes tells nothing apart, and so chooses nothing
-PATIENCE = 2  # sizes in a row that are worse, after which larger ones are not tried
-IMAGES, FOLDS = 4096, 3  # of the images with which sizes are compared
-FEWEST = 4  # images of a class, on average, that make a comparison
-COMPARED, SIZE = 2048, 64  # images and codes with which normalizations are compared
-# Times the least loss, and of that of a guess in addition: up to there tokens that know less of the
-# light are better. Two codebooks of the same patches differ by as much
-COSTS, SLACK = 1.1, 0.03
-MAX_NUMBERS = 192  # of a patch that are clustered as they are
-N_COMPONENTS, COMPONENTS_FROM = 64, 4096  # of larger ones, and patches from which they are learned
-SMOOTHING = 2.0  # how many tokens of a place what is known of all places weighs
+PATCHES_PER_CODE = 64  # without labels
+# Largest loss of a size that may be chosen, relative to the smallest loss. Naive Bayes
+# underestimates large codebooks, because a prior also learns across positions and classes.
+SIZE_TOLERANCE = 1.5
+MAX_WORSE_SIZES = 2  # consecutive sizes beyond the tolerance, after which the search ends
+SIZE_IMAGES = 4096  # images with which sizes are compared
+
+# Normalization (chosen with benchmarks/quality/normalization.py)
+NORMALIZATION_IMAGES, NORMALIZATION_CODES = 2048, 64  # of the comparison
+# Largest loss of a normalization that may be chosen: this factor times the smallest loss, plus this
+# fraction of the loss of a guess. Two codebooks of the same patches differ by about as much.
+NORMALIZATION_TOLERANCE, NORMALIZATION_SLACK = 1.1, 0.03
+
+# Both comparisons
+GUESSING = 0.95  # loss, relative to a guess, above which naive Bayes has learned nothing
+FOLDS = 3
+MIN_IMAGES_PER_CLASS = 4  # on average; fewer are not compared
+SMOOTHING = 2.0  # pseudo-counts of a code's frequency over all positions
+
+# Principal components of large patches (benchmarks/quality/large_images.py)
+MAX_NUMBERS = 192  # of a patch that is clustered without them
+N_COMPONENTS, COMPONENT_PATCHES = 64, 4096
 
 
 def learn_codebook(patches: np.ndarray, n_codes: int, rng: np.random.RandomState) -> np.ndarray:
-    """Centres (at most n_codes, n_numbers) of the patches (n_patches, n_numbers)."""
+    """Return k-means centers (at most n_codes, n_numbers) of patches (n_patches, n_numbers)."""
     kmeans = MiniBatchKMeans(
         min(n_codes, len(np.unique(patches, axis=0))),
         batch_size=2048,
@@ -38,37 +48,135 @@ def learn_codebook(patches: np.ndarray, n_codes: int, rng: np.random.RandomState
         compute_labels=False,
         random_state=rng.randint(2**31 - 1),
     )
-    centres: np.ndarray = kmeans.fit(patches).cluster_centers_
-    return centres
+    centers: np.ndarray = kmeans.fit(patches).cluster_centers_
+    return centers
 
 
-def components(patches: np.ndarray, rng: np.random.RandomState) -> PCA | None:
-    """The space in which patches of many numbers are clustered; None for others."""
+def choose_codebook(
+    patches: np.ndarray,
+    n_codes: int | str,
+    labels: np.ndarray | None,
+    rng: np.random.RandomState,
+) -> np.ndarray:
+    """Learn a codebook of a given size, or choose the size among :data:`SIZES`.
+
+    Parameters
+    ----------
+    patches : array of shape (n_images * n_tokens, n_numbers)
+        Patches, image by image.
+    n_codes : int or "auto"
+    labels : int array of shape (n_images,) or None
+        Classes, by which the size is chosen.
+    rng : RandomState
+
+    Returns
+    -------
+    codebook : array of shape (n_codes, n_numbers)
+    """
+    if not isinstance(n_codes, str):
+        return learn_codebook(patches, n_codes, rng)
+    default_size = 2 ** int(np.clip(np.log2(len(patches) / PATCHES_PER_CODE), 4, 10))
+    if labels is None:
+        return learn_codebook(patches, default_size, rng)
+    images = rng.permutation(len(labels))[:SIZE_IMAGES]
+    sample = patches.reshape(len(labels), -1, patches.shape[1])[images]
+    tried: list[tuple[float, np.ndarray]] = []
+    for size in SIZES:
+        codebook = learn_codebook(patches, size, rng)
+        if tried and len(codebook) == len(tried[-1][1]):  # there are no more distinct patches
+            break
+        tried.append((classification_loss(sample, codebook, labels[images]), codebook))
+        smallest = min(loss for loss, _ in tried)
+        if all(loss > SIZE_TOLERANCE * smallest for loss, _ in tried[-MAX_WORSE_SIZES:]):
+            break
+    if smallest > GUESSING * np.log(labels[images].max() + 1):
+        return learn_codebook(patches, default_size, rng)
+    return [codebook for loss, codebook in tried if loss <= SIZE_TOLERANCE * smallest][-1]
+
+
+def learn_patch_codebook(
+    patches: np.ndarray,
+    n_codes: int | str,
+    labels: np.ndarray | None,
+    rng: np.random.RandomState,
+) -> np.ndarray:
+    """Like :func:`choose_codebook`, with large patches clustered by principal components."""
+    pca = fit_components(patches, rng)
+    if pca is None:
+        return choose_codebook(patches, n_codes, labels, rng)
+    codebook = choose_codebook(pca.transform(patches), n_codes, labels, rng)
+    restored: np.ndarray = pca.inverse_transform(codebook)
+    return restored
+
+
+def fit_components(patches: np.ndarray, rng: np.random.RandomState) -> PCA | None:
+    """Fit principal components of large patches; None for small ones."""
     if patches.shape[1] <= MAX_NUMBERS:
         return None
-    some = patches[rng.permutation(len(patches))[:COMPONENTS_FROM]]
-    n_components, seed = min(N_COMPONENTS, len(some)), rng.randint(2**31 - 1)
-    with np.errstate(invalid="ignore"):  # equal patches have no variance to share out
-        return PCA(n_components, svd_solver="randomized", random_state=seed).fit(some)
+    sample = patches[rng.permutation(len(patches))[:COMPONENT_PATCHES]]
+    n_components, seed = min(N_COMPONENTS, len(sample)), rng.randint(2**31 - 1)
+    with np.errstate(invalid="ignore"):  # equal patches have no variance
+        return PCA(n_components, svd_solver="randomized", random_state=seed).fit(sample)
+
+
+def best_normalization(
+    patches: Callable[[T, np.ndarray], np.ndarray],
+    candidates: Sequence[T],
+    labels: np.ndarray,
+    rng: np.random.RandomState,
+) -> T:
+    """Return the last candidate with which naive Bayes classifies about as well as with the best.
+
+    Parameters
+    ----------
+    patches : callable
+        Maps a candidate and indices of images to patches, (n * n_tokens, n_numbers).
+    candidates : sequence
+        The first one is returned if naive Bayes does no better than guessing.
+    labels : int array of shape (n_images,)
+    rng : RandomState
+    """
+    images = rng.permutation(len(labels))[:NORMALIZATION_IMAGES]
+    guess = np.log(labels[images].max() + 1)
+    losses, seed = [], rng.randint(2**31 - 1)
+    for candidate in candidates:
+        candidate_rng = np.random.RandomState(seed)
+        sample = patches(candidate, images)
+        pca = fit_components(sample, candidate_rng)
+        sample = sample if pca is None else pca.transform(sample)
+        codebook = learn_codebook(sample, NORMALIZATION_CODES, candidate_rng)
+        sample = sample.reshape(len(images), -1, sample.shape[1])
+        losses.append(classification_loss(sample, codebook, labels[images]))
+    if min(losses) > GUESSING * guess:
+        return candidates[0]
+    limit = NORMALIZATION_TOLERANCE * min(losses) + NORMALIZATION_SLACK * guess
+    return [c for c, loss in zip(candidates, losses, strict=True) if loss <= limit][-1]
+
+
+def classification_loss(patches: np.ndarray, codebook: np.ndarray, labels: np.ndarray) -> float:
+    """Return the held-out loss of naive Bayes on the tokens of patches (n, n_tokens, n_numbers)."""
+    codes = pairwise_distances_argmin(patches.reshape(-1, patches.shape[2]), codebook)
+    folds = np.arange(len(labels)) % FOLDS
+    return held_out_loss(codes.reshape(len(labels), -1), labels, len(codebook), folds)
 
 
 def held_out_loss(codes: np.ndarray, labels: np.ndarray, n_codes: int, folds: np.ndarray) -> float:
-    """Cross-entropy, in nats, of classes that naive Bayes finds from tokens of held-out images.
+    """Compute the cross-validated cross-entropy of naive Bayes on tokens, in nats.
 
     Parameters
     ----------
     codes : int array of shape (n_images, n_tokens)
     labels : int array of shape (n_images,)
-        0 ... n_classes - 1.
+        Classes, 0 to n_classes - 1.
     n_codes : int
     folds : int array of shape (n_images,)
-        Each fold is classified by what the others say.
+        Each fold is classified by a model of the others.
 
     Returns
     -------
     loss : float
-        With posteriors at the temperature that suits them best, as neighbouring tokens tell the
-        same twice.
+        Loss at the best temperature of the posterior, because neighboring tokens are not
+        independent.
 
     Examples
     --------
@@ -83,17 +191,19 @@ def held_out_loss(codes: np.ndarray, labels: np.ndarray, n_codes: int, folds: np
     n_classes, n_tokens = int(labels.max()) + 1, codes.shape[1]
     joint = np.zeros((len(codes), n_classes))
     for fold in np.unique(folds):
-        rest, mine = folds != fold, folds == fold
-        of = labels[rest] * n_codes
-        common = np.bincount(codes[rest].ravel(), minlength=n_codes) + 0.5
-        of_class = np.bincount((of[:, None] + codes[rest]).ravel(), minlength=n_classes * n_codes)
-        of_class = of_class.reshape(n_classes, n_codes) + SMOOTHING * common / common.sum()
-        of_class /= of_class.sum(1, keepdims=True)
-        for place in range(n_tokens):
-            count = np.bincount(of + codes[rest, place], minlength=n_classes * n_codes)
-            p = count.reshape(n_classes, n_codes) + SMOOTHING * of_class
+        train, test = folds != fold, folds == fold
+        offsets = labels[train] * n_codes  # of each class in a table of counts
+        counts = np.bincount(codes[train].ravel(), minlength=n_codes) + 0.5
+        class_counts = np.bincount(
+            (offsets[:, None] + codes[train]).ravel(), minlength=n_classes * n_codes
+        ).reshape(n_classes, n_codes)
+        class_frequency = class_counts + SMOOTHING * counts / counts.sum()
+        class_frequency /= class_frequency.sum(1, keepdims=True)
+        for position in range(n_tokens):
+            count = np.bincount(offsets + codes[train, position], minlength=n_classes * n_codes)
+            p = count.reshape(n_classes, n_codes) + SMOOTHING * class_frequency
             log_p = np.log(p) - np.log(p.sum(1, keepdims=True))
-            joint[mine] += log_p[:, codes[mine, place]].T
+            joint[test] += log_p[:, codes[test, position]].T
 
     def loss(log_scale: float) -> float:
         tempered = log_softmax(joint * np.exp(log_scale), axis=1)
@@ -102,85 +212,13 @@ def held_out_loss(codes: np.ndarray, labels: np.ndarray, n_codes: int, folds: np
     return float(minimize_scalar(loss, bounds=(-8, 2), method="bounded").fun)
 
 
-def best_codebook(
-    patches: np.ndarray, labels: np.ndarray | None, rng: np.random.RandomState
-) -> np.ndarray:
-    """A codebook of the size, of :data:`SIZES`, that suits the data.
-
-    Parameters
-    ----------
-    patches : array of shape (n_images * n_tokens, n_numbers)
-        Image by image.
-    labels : int array of shape (n_images,) or None
-    rng : RandomState
-
-    Returns
-    -------
-    codebook : array of shape (n_codes, n_numbers)
-    """
-    by_count = int(2 ** np.clip(np.log2(len(patches) / PATCHES_EACH), 4, 10).astype(int))
-    if labels is None:
-        return learn_codebook(patches, by_count, rng)
-    some = rng.permutation(len(labels))[:IMAGES]
-    few = patches.reshape(len(labels), -1, patches.shape[1])[some].reshape(-1, patches.shape[1])
-    labels, folds = labels[some], np.arange(len(some)) % FOLDS
-    tried: list[tuple[float, np.ndarray]] = []
-    for size in SIZES:
-        codebook = learn_codebook(patches, size, rng)
-        if tried and len(codebook) == len(tried[-1][1]):  # there are no more distinct patches
-            break
-        codes = pairwise_distances_argmin(few, codebook).reshape(len(some), -1)
-        tried.append((held_out_loss(codes, labels, len(codebook), folds), codebook))
-        least = min(loss for loss, _ in tried)
-        if all(loss > WORSE * least for loss, _ in tried[-PATIENCE:]):
-            break
-    if least > NOTHING * np.log(labels.max() + 1):
-        return learn_codebook(patches, by_count, rng)
-    return [codebook for loss, codebook in tried if loss <= WORSE * least][-1]
-
-
-def best_normalization(
-    patches: Callable[[Any, np.ndarray], np.ndarray],
-    candidates: Sequence[Any],
-    labels: np.ndarray,
-    rng: np.random.RandomState,
-) -> Any:
-    """The last candidate that tells classes apart about as well as the best.
-
-    Parameters
-    ----------
-    patches : callable
-        From a candidate and indices of images to their patches, (n * n_tokens, n_numbers).
-    candidates : sequence
-        The first is taken if naive Bayes tells nothing apart.
-    labels : int array of shape (n_images,)
-    rng : RandomState
-    """
-    some = rng.permutation(len(labels))[:COMPARED]
-    labels, folds = labels[some], np.arange(len(some)) % FOLDS
-    guess = np.log(labels.max() + 1)
-    losses, seed = [], rng.randint(2**31 - 1)
-    for candidate in candidates:
-        of_candidate = np.random.RandomState(seed)
-        few = patches(candidate, some)
-        pca = components(few, of_candidate)
-        few = few if pca is None else pca.transform(few)
-        codebook = learn_codebook(few, SIZE, of_candidate)
-        codes = pairwise_distances_argmin(few, codebook).reshape(len(some), -1)
-        losses.append(held_out_loss(codes, labels, len(codebook), folds))
-    if min(losses) > NOTHING * guess:
-        return candidates[0]
-    most = COSTS * min(losses) + SLACK * guess
-    return [c for c, loss in zip(candidates, losses, strict=True) if loss <= most][-1]
-
-
-def class_labels(y: Any, n_samples: int, chosen: np.ndarray) -> np.ndarray | None:
-    """The classes 0, 1, ... of the chosen samples; None if y says too little of classes."""
-    y = np.asarray(y)
-    if len(y) != n_samples:
-        raise ValueError(f"y has {len(y)} labels, but X has {n_samples} images.")
-    if type_of_target(y) not in ("binary", "multiclass"):
+def class_labels(y: object, n_samples: int, rows: np.ndarray) -> np.ndarray | None:
+    """Return classes 0, 1, ... of some samples; None if y is not classes or has too few samples."""
+    targets = np.asarray(y)
+    if len(targets) != n_samples:
+        raise ValueError(f"y has {len(targets)} labels, but X has {n_samples} images.")
+    if type_of_target(targets) not in ("binary", "multiclass"):
         return None
-    labels: np.ndarray = np.unique(y[chosen], return_inverse=True)[1]
-    counts = np.bincount(labels)
-    return labels if len(counts) > 1 and len(labels) >= FEWEST * len(counts) else None
+    labels: np.ndarray = np.unique(targets[rows], return_inverse=True)[1]
+    n_classes = int(labels.max()) + 1
+    return labels if n_classes > 1 and len(labels) >= MIN_IMAGES_PER_CLASS * n_classes else None

@@ -1,89 +1,92 @@
-"""Tokens from a network in hand: the nearest codebook entry of each place of its feature map."""
+"""Tokens of a network's features: the nearest codebook entry at each position of a feature map."""
 
 import copy
 import threading
-import warnings
+from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin
+from numpy.typing import ArrayLike
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 from torch.nn import functional as F
 
-from skaocls.attributes import read_from
 from skaocls.devices import own_torch_state, resolve_device, to_device
-from skaocls.images.reader import learn_reader
-from skaocls.tokenizers.codebook import best_codebook, class_labels, learn_codebook
+from skaocls.images.batch import Batch
+from skaocls.tokenizers.base import ImageTokenizer
+from skaocls.tokenizers.codebook import choose_codebook, class_labels
+from skaocls.warn import warn
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its channels
-MOST_NUMBERS = 2**25  # of all feature vectors from which components and codebook are learned
-MANY_TOKENS = 256
-BEYOND = 0.01  # 0 and 1 that numbers may lie by rounding
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MAX_NUMBERS = 2**25  # in all feature vectors from which components and codebook are learned
+MANY_TOKENS = 256  # from which a warning says that training is slow
+TOLERANCE = 0.01  # by which rounding may take images out of [0, 1]
+
+Backbone = torch.nn.Module | Callable[[torch.Tensor], torch.Tensor]
 
 
-class FeatureTokenizer(TransformerMixin, BaseEstimator):
+class FeatureTokenizer(ImageTokenizer):
     """Tokenize images by a network: cluster the vectors of its feature map.
 
-    Each place of the map becomes a token: principal components of its vector, then the nearest
-    k-means centre. With a network that was trained on many images, tokens tell parts of things
-    apart, not shades of patches. The network stays as it is; `fit` takes a copy of a module, in
+    The vector at each position of the map is projected on principal components. Its token is the
+    nearest k-means center. With a pretrained network, tokens distinguish parts of objects rather
+    than shades of patches. The network is not trained; `fit` copies a module and sets the copy to
     evaluation mode.
 
     Parameters
     ----------
     backbone : torch.nn.Module or callable
-        Maps float32 images (n, 3, height, width) to a feature map (n, channels, rows, cols), or to
-        (n, `n_prefix` + side * side, channels), as vision transformers do. `clone` copies a module.
+        Maps float32 images (n, 3, height, width) to a feature map (n, channels, rows, cols) or, as
+        vision transformers do, to (n, `n_prefix` + side * side, channels). `clone` copies a module.
     layer : str, default=None
-        Name of a submodule (see ``backbone.named_modules()``) whose output is the feature map; None
-        is that of the backbone.
+        Name of a submodule (see ``backbone.named_modules()``) whose output is the feature map. None
+        is the output of the backbone.
     n_prefix : int, default=0
-        Class and register tokens before those of the image, which are left out.
+        Number of class and register tokens before the image tokens. They are ignored.
     grid : tuple of int (rows, cols), default=None
-        To which the map is averaged. None is that of the map.
+        Size to which the feature map is averaged. None keeps its size.
     input_size : int or tuple of int (height, width), default=None
-        To which images are resized before the network sees them. None is their own size.
+        Size to which images are resized for the network. None keeps their size.
     mean, std : tuple of float or None, default=those of ImageNet
-        Of channels in [0, 1], taken off and divided by. None takes images as they are.
+        Mean and standard deviation of each channel, by which images in [0, 1] are normalized. None
+        does not normalize.
     n_components : int or None, default=32
-        Principal components that are clustered, at most the channels of the map. None clusters
-        the vectors themselves.
+        Number of principal components that are clustered, at most the channels of the map. None
+        clusters the vectors.
     n_codes : int or "auto", default="auto"
         Size of the codebook, chosen as in :class:`PatchTokenizer`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         As in :class:`PatchTokenizer`.
     batch_size : int, default=8
-        Images that the network sees together, always as many (what is missing is made up), so that
-        tokens do not depend on the batch.
+        Images that the network processes together. Incomplete batches are padded, so that tokens
+        do not depend on the batch.
     device : str or torch.device, default="auto"
-        ``"auto"`` is CUDA if there is a device, else the CPU. A callable gets its images there.
+        ``"auto"`` is CUDA if available, else the CPU. A callable gets its images on this device.
     random_state : int, RandomState instance or None, default=None
         Seed of the choice of images, of components and of k-means.
 
     Attributes
     ----------
     backbone_ : torch.nn.Module or callable
-        The network: a copy, if it is a module.
+        The network; a copy, if it is a module.
     components_ : PCA or None
         Fitted principal components.
     codebook_ : float32 ndarray of shape (`n_codes_`, n_numbers)
-        The centre of each code, in components.
+        Center of each code, in components.
     n_codes_ : int
         Size of the codebook.
     grid_ : tuple of int
         Rows and columns of tokens.
     reader_ : Reader
-        What the images of `fit` looked like, and how others are read.
+        Description of the images of `fit`, by which later images are validated and decoded.
     image_shape_ : tuple of int
         Height, width and channels of the images.
     n_features_in_ : int
-        Columns of a 2-D X seen during fit, else numbers in one image.
+        Number of columns of a 2-D X seen during fit, else of numbers in one image.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen during fit, when X has feature names that are all strings.
 
@@ -93,23 +96,23 @@ class FeatureTokenizer(TransformerMixin, BaseEstimator):
 
     Notes
     -----
-    A feature map has no way back to pixels: `inverse_transform`, and with it ``sample`` and
-    ``inpaint`` of a classifier, raises NotImplementedError. A network is code, which
-    ``save_pretrained`` does not write: use joblib.dump, or train on ``tokenizer="precomputed"``.
+    Feature maps cannot be decoded, so `inverse_transform`, and ``sample`` and ``inpaint`` of a
+    classifier, raise NotImplementedError. ``save_pretrained`` does not write networks, because they
+    are code: use joblib.dump, or train on ``tokenizer="precomputed"``.
 
     Examples
     --------
     >>> import torch
     >>> from sklearn.datasets import load_digits
     >>> from skaocls import FeatureTokenizer
-    >>> network = torch.nn.Conv2d(3, 12, 2, stride=2)  # better one that knows images
+    >>> network = torch.nn.Conv2d(3, 12, 2, stride=2)  # use a pretrained network
     >>> images = load_digits().images / 16
     >>> tokenizer = FeatureTokenizer(network, n_components=8, n_codes=32, random_state=0)
     >>> tokenizer.fit_transform(images).shape
     (1797, 4, 4)
     """
 
-    _parameter_constraints: dict[str, Any] = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         "backbone": [callable],
         "layer": [str, None],
         "n_prefix": [Interval(Integral, 0, None, closed="left")],
@@ -127,20 +130,20 @@ class FeatureTokenizer(TransformerMixin, BaseEstimator):
 
     def __init__(
         self,
-        backbone: Any,
+        backbone: Backbone,
         *,
         layer: str | None = None,
         n_prefix: int = 0,
-        grid: Any = None,
-        input_size: Any = None,
-        mean: Any = IMAGENET[0],
-        std: Any = IMAGENET[1],
+        grid: Sequence[int] | None = None,
+        input_size: int | Sequence[int] | None = None,
+        mean: ArrayLike | None = IMAGENET_MEAN,
+        std: ArrayLike | None = IMAGENET_STD,
         n_components: int | None = 32,
-        n_codes: Any = "auto",
-        image_shape: Any = None,
+        n_codes: int | str = "auto",
+        image_shape: Sequence[int] | None = None,
         batch_size: int = 8,
-        device: Any = "auto",
-        random_state: Any = None,
+        device: str | torch.device = "auto",
+        random_state: int | np.random.RandomState | None = None,
     ):
         self.backbone = backbone
         self.layer = layer
@@ -156,66 +159,22 @@ class FeatureTokenizer(TransformerMixin, BaseEstimator):
         self.device = device
         self.random_state = random_state
 
-    image_shape_ = read_from("reader_.image_shape")
-    n_features_in_ = read_from("reader_.n_features")
-    feature_names_in_ = read_from("reader_.feature_names", optional=True)
-
-    def fit(self, X: Any, y: Any = None) -> "FeatureTokenizer":
-        """Learn components and codebook.
-
-        Parameters
-        ----------
-        X : array-like of images
-            Anything that :mod:`skaocls.images` reads, with one channel or three; floats must lie
-            in [0, 1].
-        y : array-like of shape (n,), default=None
-            Class labels, by which ``n_codes="auto"`` chooses the size of the codebook; labels of
-            another kind than classes are ignored.
-
-        Returns
-        -------
-        self : FeatureTokenizer
-            The fitted tokenizer.
-
-        Raises
-        ------
-        ValueError
-            If images, or what the network makes of them, are none that can be tokenized.
-        """
-        self._validate_params()
+    def _fit(self, batch: Batch, y: object = None) -> "FeatureTokenizer":
         rng = check_random_state(self.random_state)
-        batch = learn_reader(X, type(self).__name__, self.image_shape)
-        reader = batch.reader
-        if reader.image_shape is None:
-            raise ValueError(
-                f"{type(self).__name__} reads images, but X is a table. Pass image_shape if its "
-                "rows are pixels."
+        backbone = self._copy_backbone()
+        rows = rng.permutation(len(batch))
+        n_rows, n_cols, channels = self._features(backbone, batch.images(rows[:1])).shape[1:]
+        if n_rows * n_cols > MANY_TOKENS:
+            warn(
+                f"The feature map has {n_rows} x {n_cols} positions, and as many tokens per image "
+                "are slow. Pass grid=(8, 8) to average it, a later layer, or a smaller input_size."
             )
-        backbone = self.backbone
-        if isinstance(backbone, torch.nn.Module):
-            if self.layer is not None and self.layer not in dict(backbone.named_modules()):
-                names = [name for name, _ in backbone.named_modules() if name]
-                raise ValueError(f"layer={self.layer!r} is none of the backbone's: {names}.")
-            with own_torch_state(grad=True):
-                backbone = copy.deepcopy(backbone).eval()
-        elif self.layer is not None:
-            raise ValueError("layer names a submodule, but the backbone is no torch.nn.Module.")
-        chosen = rng.permutation(len(batch))
-        probe = self._features(backbone, batch.images(chosen[:1]))
-        rows, cols, channels = probe.shape[1:]
-        if rows * cols > MANY_TOKENS:
-            warnings.warn(
-                f"The feature map makes {rows} x {cols} tokens of an image, which is slow: pass "
-                "grid=(8, 8) to average it, a later layer, or a smaller input_size.",
-                UserWarning,
-                stacklevel=2,
-            )
-        n = max(1, MOST_NUMBERS // (rows * cols * channels))
-        chosen = np.sort(chosen[:n])
+        n_images = max(1, MAX_NUMBERS // (n_rows * n_cols * channels))
+        rows = np.sort(rows[:n_images])
         vectors = np.concatenate(
             [
-                self._features(backbone, batch.images(chosen[part])).reshape(-1, channels)
-                for part in gen_batches(len(chosen), self.batch_size)
+                self._features(backbone, batch.images(rows[part])).reshape(-1, channels)
+                for part in gen_batches(len(rows), self.batch_size)
             ]
         )
         components = None
@@ -224,47 +183,31 @@ class FeatureTokenizer(TransformerMixin, BaseEstimator):
             seed = rng.randint(2**31 - 1)
             components = PCA(n_components, random_state=seed).fit(vectors)
             vectors = components.transform(vectors)
-        if isinstance(self.n_codes, str):
-            labels = None if y is None else class_labels(y, len(batch), chosen)
-            codebook = best_codebook(vectors, labels, rng)
-        else:
-            codebook = learn_codebook(vectors, self.n_codes, rng)
+        choose = y is not None and isinstance(self.n_codes, str)
+        labels = class_labels(y, len(batch), rows) if choose else None
+        codebook = choose_codebook(vectors, self.n_codes, labels, rng)
         self.__dict__.update(
             backbone_=backbone,
             components_=components,
             codebook_=codebook.astype(np.float32),
             n_codes_=len(codebook),
-            grid_=(rows, cols),
-            reader_=reader,
+            grid_=(n_rows, n_cols),
+            reader_=self._own_reader(batch),
         )
         return self
 
-    def transform(self, X: Any) -> np.ndarray:
-        """Tokenize.
-
-        Parameters
-        ----------
-        X : array-like of images
-            Of the shape seen during fit.
-
-        Returns
-        -------
-        codes : int64 array of shape (n, rows, cols)
-            Tokens, from 0 to ``n_codes_ - 1``.
-        """
-        check_is_fitted(self)
-        X = self.reader_.open(X)
+    def _encode(self, images: np.ndarray) -> np.ndarray:
         codes = []
-        for part in gen_batches(len(X), self.batch_size):
-            features = self._features(self.backbone_, X.images(part))
+        for part in gen_batches(len(images), self.batch_size):
+            features = self._features(self.backbone_, images[part])
             vectors = features.reshape(-1, features.shape[-1])
             if self.components_ is not None:
                 vectors = self.components_.transform(vectors)
             codes.append(pairwise_distances_argmin(vectors, self.codebook_))
         return np.concatenate(codes).astype(np.int64).reshape(-1, *self.grid_)
 
-    def inverse_transform(self, codes: Any) -> np.ndarray:
-        """Not possible: a feature map has no way back to pixels.
+    def inverse_transform(self, codes: ArrayLike) -> NoReturn:
+        """Raise NotImplementedError: feature maps cannot be decoded to images.
 
         Parameters
         ----------
@@ -277,74 +220,81 @@ class FeatureTokenizer(TransformerMixin, BaseEstimator):
             Always.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} cannot make images of tokens: its network goes from images to "
-            "features alone. To draw images (sample, inpaint, ReconstructionDisplay), take a "
-            "tokenizer that decodes, such as PatchTokenizer."
+            f"{type(self).__name__} cannot convert tokens to images, because its network computes "
+            "only features. To generate images (sample, inpaint, ReconstructionDisplay), use a "
+            "tokenizer with a decoder, such as PatchTokenizer."
         )
 
+    def _copy_backbone(self) -> Backbone:
+        """Copy a module in evaluation mode; return other callables."""
+        backbone = self.backbone
+        if isinstance(backbone, torch.nn.Module):
+            if self.layer is not None and self.layer not in dict(backbone.named_modules()):
+                names = [name for name, _ in backbone.named_modules() if name]
+                raise ValueError(
+                    f"layer={self.layer!r} is not a submodule of the backbone, which has {names}."
+                )
+            with own_torch_state(grad=True):
+                return copy.deepcopy(backbone).eval()
+        if self.layer is not None:
+            raise ValueError("layer names a submodule, but the backbone is not a torch.nn.Module.")
+        return backbone
+
     @own_torch_state()
-    def _features(self, backbone: Any, images: np.ndarray) -> np.ndarray:
-        """Feature map of at most `batch_size` images, (n, rows, cols, channels)."""
+    def _features(self, backbone: Backbone, images: np.ndarray) -> np.ndarray:
+        """Compute the feature map of at most `batch_size` images, (n, rows, cols, channels)."""
         device = resolve_device(self.device)
         if isinstance(backbone, torch.nn.Module):
             backbone = to_device(backbone, device)
         pixels = self._pixels(images).to(device)
-        with torch.random.fork_rng([]):  # a callable may draw
+        with torch.random.fork_rng([]):  # a callable may draw random numbers
             torch.default_generator.manual_seed(0)
-            features = called(backbone, pixels, self.layer)
+            features = call_backbone(backbone, pixels, self.layer)
         if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):
-            what = tuple(features.shape) if hasattr(features, "shape") else type(features).__name__
+            got = tuple(features.shape) if hasattr(features, "shape") else type(features).__name__
             raise ValueError(
-                "The backbone must give a feature map (n, channels, rows, cols), or tokens (n, "
-                f"n_prefix + side * side, channels), but it gave {what}. layer= takes the map out "
-                "of the middle of a network."
+                "The backbone must return a feature map (n, channels, rows, cols) or tokens (n, "
+                f"n_prefix + side * side, channels), but it returned {got}. Pass layer= to use the "
+                "output of a submodule."
             )
         if features.ndim == 3:
             features = features[:, self.n_prefix :]
             side = round(features.shape[1] ** 0.5)
             if side**2 != features.shape[1]:
                 raise ValueError(
-                    f"{features.shape[1]} tokens of an image are no square: n_prefix="
+                    f"{features.shape[1]} tokens per image do not form a square: n_prefix="
                     f"{self.n_prefix} must be the number of class and register tokens before them."
                 )
             features = features.transpose(1, 2).unflatten(2, (side, side))
         if self.grid is not None:
-            features = F.adaptive_avg_pool2d(features, tuple(self.grid))
+            features = F.adaptive_avg_pool2d(features, (self.grid[0], self.grid[1]))
         if len(features) != len(pixels) or not features.isfinite().all():
-            raise ValueError("The backbone must give finite numbers, one map for each image.")
+            raise ValueError("The backbone must return one map of finite numbers for each image.")
         maps: np.ndarray = features[: len(images)].permute(0, 2, 3, 1).float().cpu().numpy()
         return maps
 
     def _pixels(self, images: np.ndarray) -> torch.Tensor:
-        """What the network sees, (`batch_size`, 3, height, width)."""
+        """Prepare images for the network: (`batch_size`, 3, height, width), normalized."""
         channels = images.shape[-1]
         if channels not in (1, 3):
             raise ValueError(f"Images must have one channel or three, not {channels}.")
         low, high = images.min(), images.max()
-        if low < -BEYOND or high > 1 + BEYOND:
+        if low < -TOLERANCE or high > 1 + TOLERANCE:
             raise ValueError(
-                "Images must have values in [0, 1] or be of dtype uint8, got values from "
+                "Images must have values in [0, 1] or dtype uint8, got values from "
                 f"{low:.3g} to {high:.3g}."
             )
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
         pixels = pixels.expand(-1, 3, -1, -1)
         pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - len(images), -1, -1, -1)])
         if self.input_size is not None:
-            size = self.input_size
-            size = (size, size) if isinstance(size, Integral) else tuple(size)
+            size = np.broadcast_to(self.input_size, 2).tolist()
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-        for numbers, change in ((self.mean, torch.sub), (self.std, torch.div)):
-            if numbers is not None:
-                of_channels = torch.as_tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1)
-                pixels = change(pixels, of_channels)
+        for values, apply in ((self.mean, torch.sub), (self.std, torch.div)):
+            if values is not None:
+                channel_values = torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+                pixels = apply(pixels, channel_values)
         return pixels
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
-        tags.input_tags.two_d_array = False
-        tags.transformer_tags.preserves_dtype = []
-        return tags
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__().copy()
@@ -353,15 +303,16 @@ class FeatureTokenizer(TransformerMixin, BaseEstimator):
         return state
 
 
-def called(backbone: Any, pixels: torch.Tensor, layer: str | None) -> Any:
-    """What the backbone, or a submodule of it on the way, makes of the pixels."""
+def call_backbone(backbone: Backbone, pixels: torch.Tensor, layer: str | None) -> object:
+    """Return the output of the backbone, or of one of its submodules."""
     if layer is None:
         return backbone(pixels)
-    outputs: list[Any] = []
+    assert isinstance(backbone, torch.nn.Module)
+    outputs: list[object] = []
     thread = threading.get_ident()
 
-    def keep(module: Any, inputs: Any, output: Any) -> None:
-        if threading.get_ident() == thread:  # others may use the same module
+    def keep(module: torch.nn.Module, inputs: object, output: object) -> None:
+        if threading.get_ident() == thread:  # other threads may use the same module
             outputs.append(output)
 
     handle = backbone.get_submodule(layer).register_forward_hook(keep)
@@ -370,5 +321,5 @@ def called(backbone: Any, pixels: torch.Tensor, layer: str | None) -> Any:
     finally:
         handle.remove()
     if not outputs:
-        raise ValueError(f"The backbone does not use layer={layer!r} on its way.")
+        raise ValueError(f"The backbone does not call its submodule layer={layer!r}.")
     return outputs[-1]

@@ -1,110 +1,105 @@
-"""Tokens for images: the nearest codebook entry of each patch."""
+"""Tokens of image patches: the nearest codebook entry of each patch."""
 
-import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.base import BaseEstimator, TransformerMixin
+from numpy.typing import ArrayLike
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.attributes import read_from
-from skaocls.images.reader import learn_reader
-from skaocls.tokenizers._codes import check_codes
-from skaocls.tokenizers.codebook import (
-    best_codebook,
-    best_normalization,
-    class_labels,
-    components,
-    learn_codebook,
-)
+from skaocls.images.batch import Batch, block_size
+from skaocls.tokenizers.base import ImageTokenizer
+from skaocls.tokenizers.checks import check_codes
+from skaocls.tokenizers.codebook import best_normalization, class_labels, learn_patch_codebook
 from skaocls.tokenizers.normalization import (
     NORMALIZATIONS,
-    light_of,
-    light_of_the_whole,
-    relit,
-    steady,
-    typical_light,
+    extrapolate_statistics,
+    image_statistics,
+    limit_contrast,
+    match_statistics,
+    typical_statistics,
 )
+from skaocls.warn import warn
 
-MAX_TOKENS = 64  # of an image, with patch_size="auto"
-MAX_PATCHES = 2**17  # from which the codebook is learned
-MAX_SIDE = 8  # of patches that a codebook describes well: 64 tokens are then 64 x 64 pixels
-IMAGES_AT_ONCE = 1024
+# The largest grid with patch_size="auto". A transformer's time grows with the number of tokens.
+MAX_TOKENS = 64
+MAX_SIDE = 8  # pixels; k-means describes larger patches poorly
+MAX_PATCHES = 2**17  # from which the codebook is learned; more take longer and change little
 
 
-class PatchTokenizer(TransformerMixin, BaseEstimator):
-    """Tokenize images: cut them into patches, name each by its nearest k-means centre.
+class PatchTokenizer(ImageTokenizer):
+    """Tokenize images by patches: each token is the nearest k-means center of a patch.
 
-    Images whose sides are no multiples of the patch are continued to the right and below by
-    their last pixels; `inverse_transform` cuts that off again.
+    If the patch size does not divide the image, the image is padded on the right and at the bottom
+    by repeating its last pixels; `inverse_transform` removes the padding.
 
     Parameters
     ----------
-    patch_size : int, two of them (height, width) or "auto", default="auto"
-        Pixels that one token stands for. ``"auto"`` is the smallest square patch, from 2 x 2,
-        that leaves at most 64 tokens; above 8 x 8, for images beyond 64 x 64, with a warning.
-        Patches of more than 192 numbers are clustered by their first 64 principal components.
+    patch_size : int, tuple of int (height, width) or "auto", default="auto"
+        Size of a token in pixels. ``"auto"`` is the smallest square patch, from 2 x 2, with at
+        most 64 tokens per image. Images larger than 64 x 64 get patches larger than 8 x 8, with a
+        warning. Patches of more than 192 numbers are clustered by their first 64 principal
+        components.
     n_codes : int or "auto", default="auto"
         Size of the codebook, at most the number of distinct patches. ``"auto"`` is a power of two
-        from 16 to 1024. If `fit` is given labels, naive Bayes classifies images by the tokens of
-        each size, in cross-validation, and the largest size is taken whose loss is at most half
-        above the least. Without labels, or if it tells nothing apart, it is the size that leaves at
-        least 64 training patches to each code. `n_codes_` says what it became.
+        from 16 to 1024. If `fit` is given labels, naive Bayes classifies images by their tokens
+        for each size, in cross-validation, and the largest size is chosen whose loss is at most
+        1.5 times the smallest. Without labels, or if naive Bayes does no better than guessing, the
+        size is chosen that leaves at least 64 training patches per code. See `n_codes_`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        Shape of the images if X holds flat rows; size to which image files are resized; says where
-        the channels of arrays are if they may be first or last. Without it, rows of a 2-D X are
-        signals: images one pixel high.
+        Shape of the images if X has flat rows. Files are resized to it. For arrays it tells
+        whether channels are first or last, if that is ambiguous. If None, rows of a 2-D X are
+        images one pixel high.
     random_state : int, RandomState instance or None, default=None
         Seed of the choice of patches and of k-means.
     normalize : {"auto", "image", "image+polarity", "channel", "channel+polarity"} or None, \
 default="auto"
-        What of the light is taken off each image before it is cut into patches, so that tokens do
-        not depend on it. ``"image"``: the mean and the standard deviation of its numbers;
-        ``"channel"``: those of each channel, so colour casts too; with ``"+polarity"`` also
-        whether it is dark on light or light on dark, by the sign of its skewness. None is nothing.
-        ``"auto"`` compares them as `n_codes` compares sizes: it takes the last of None,
+        Normalization of each image before it is divided into patches, which makes tokens
+        independent of brightness and contrast. ``"image"`` normalizes mean and standard deviation
+        of all pixels, ``"channel"`` those of each channel, which also removes color casts.
+        ``"+polarity"`` also inverts images that are dark on light, by the sign of their skewness.
+        None does not normalize. ``"auto"`` chooses by labels as for `n_codes`: the last of None,
         ``"image"``, ``"image+polarity"``, ``"channel"``, ``"channel+polarity"`` whose held-out
-        loss is at most a tenth, and 3 % of that of a guess, above the least; without labels, or if
-        they tell nothing apart, None. `normalize_` says what it became. Images with less than a
-        tenth of the typical contrast are taken to have that, which keeps noise in flat ones small.
+        loss is close to the smallest (within a tenth plus 3 % of the loss of a guess). Without
+        labels, or if naive Bayes does no better than guessing, it is None. See `normalize_`.
+        Contrasts below a tenth of the typical one are raised to that, which keeps the noise in
+        almost uniform images small.
 
     Attributes
     ----------
     codebook_ : float32 ndarray of shape (`n_codes_`, patch height * patch width * channels)
-        The patch of each code, flattened; in typical light.
+        Flattened patch of each code, normalized.
     n_codes_ : int
         Size of the codebook.
     patch_size_ : tuple of int
         Height and width of a patch.
-    patch_std_ : float
-        Standard deviation of the numbers in the training patches.
     normalize_ : str or None
-        What is taken off each image.
-    reference_light_ : float64 ndarray of shape (2, channels) or None
-        Typical mean and contrast of training images, in which codes are described and
-        `inverse_transform` gives images; None if `normalize_` is.
+        Normalization that was chosen.
+    reference_statistics_ : float64 ndarray of shape (2, channels) or None
+        Mean and contrast of normalized images, typical of the training images. None if
+        `normalize_` is None.
     typical_patches_ : float32 ndarray of shape (2, n_tokens, n_numbers) or None
-        Mean and standard deviation of training images in that light, patch by patch.
+        Mean and standard deviation of normalized training images, patch by patch.
     grid_ : tuple of int
         Rows and columns of tokens.
     reader_ : Reader
-        What the images of `fit` looked like, and how others are read.
+        Description of the images of `fit`, by which later images are validated and decoded.
     image_shape_ : tuple of int
         Height, width and channels of the images.
     n_features_in_ : int
-        Columns of a 2-D X seen during fit, else numbers in one image.
+        Number of columns of a 2-D X seen during fit, else of numbers in one image.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen during fit, when X has feature names that are all strings.
 
     See Also
     --------
     FeatureTokenizer : Tokens of a network's feature map.
-    QuantileTokenizer : Tokens for tabular data.
+    QuantileTokenizer : Tokens of tabular data.
 
     Examples
     --------
@@ -119,7 +114,8 @@ default="auto"
     (1797, 8, 8)
     """
 
-    _parameter_constraints: dict[str, Any] = {
+    _signals = True
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         "patch_size": [
             Interval(Integral, 1, None, closed="left"),
             tuple,
@@ -134,10 +130,10 @@ default="auto"
 
     def __init__(
         self,
-        patch_size: Any = "auto",
-        n_codes: Any = "auto",
-        image_shape: Any = None,
-        random_state: Any = None,
+        patch_size: int | Sequence[int] | str = "auto",
+        n_codes: int | str = "auto",
+        image_shape: Sequence[int] | None = None,
+        random_state: int | np.random.RandomState | None = None,
         *,
         normalize: str | None = "auto",
     ):
@@ -147,251 +143,247 @@ default="auto"
         self.random_state = random_state
         self.normalize = normalize
 
-    image_shape_ = read_from("reader_.image_shape")
-    n_features_in_ = read_from("reader_.n_features")
-    feature_names_in_ = read_from("reader_.feature_names", optional=True)
-
-    def fit(self, X: Any, y: Any = None) -> "PatchTokenizer":
-        """Learn the codebook.
-
-        Parameters
-        ----------
-        X : array-like of images
-            Anything that :mod:`skaocls.images` reads: arrays of shape (n, height, width) or
-            (n, height, width, channels), flat rows, files, PIL images.
-        y : array-like of shape (n,), default=None
-            Class labels, by which ``n_codes="auto"`` chooses the size of the codebook; labels of
-            another kind than classes are ignored.
-
-        Returns
-        -------
-        self : PatchTokenizer
-            The fitted tokenizer.
-        """
-        self._validate_params()
+    def _fit(self, batch: Batch, y: object = None) -> "PatchTokenizer":
         rng = check_random_state(self.random_state)
-        owner = type(self).__name__
-        batch = learn_reader(X, owner, self.image_shape, signals=True)
-        reader = batch.reader
-        assert reader.image_shape is not None
-        patch = resolve_patch_size(self.patch_size, reader.image_shape)
-        grid = tuple(-(-size // side) for size, side in zip(reader.image_shape, patch))
-        n = max(1, MAX_PATCHES // (grid[0] * grid[1]))
-        chosen = np.sort(rng.permutation(len(batch))[:n])
+        image_shape = batch.reader.image_shape
+        assert image_shape is not None
+        patch_size = resolve_patch_size(self.patch_size, image_shape)
+        grid = -(-image_shape[0] // patch_size[0]), -(-image_shape[1] // patch_size[1])
+        n_images = max(1, MAX_PATCHES // (grid[0] * grid[1]))
+        rows = np.sort(rng.permutation(len(batch))[:n_images])
         labels = None
         if y is not None and "auto" in (self.n_codes, self.normalize):
-            labels = class_labels(y, len(batch), chosen)
-        candidates: tuple[Any, ...] = (self.normalize,)
+            labels = class_labels(y, len(batch), rows)
+        candidates: tuple[str | None, ...] = (self.normalize,)
         if self.normalize == "auto":
             candidates = (None,) if labels is None else (None, *NORMALIZATIONS)
-            if reader.image_shape[2] == 1:
-                candidates = candidates[:3]  # the only channel is the image
-        lights: dict[str, list[np.ndarray]] = {how: [] for how in candidates if how is not None}
-        cuts = []
-        for part in gen_batches(len(chosen), IMAGES_AT_ONCE):
-            images = batch.images(chosen[part])
-            cuts.append(cut(images, patch, grid))
-            for how in lights:
-                lights[how].append(light_of(images, how))
-        light = {how: np.concatenate(parts) for how, parts in lights.items()}
-        reference = {how: typical_light(of_all) for how, of_all in light.items()}
-        pixels = np.concatenate(cuts).reshape(len(chosen), -1, reader.image_shape[2])
-
-        def normalized(how: Any, some: Any = slice(None)) -> np.ndarray:
-            """Patches of some of the images."""
-            x = pixels[some]
-            if how is not None:
-                x = relit(x, steady(light[how][some], reference[how]), reference[how])
-            of_patches: np.ndarray = x.reshape(-1, patch[0] * patch[1] * pixels.shape[2])
-            return of_patches
-
+            if image_shape[2] == 1:
+                candidates = candidates[:3]  # normalizing the only channel is no different
+        sample = PatchSample.read(batch, rows, patch_size, grid, candidates)
         normalize = candidates[0]
         if labels is not None and len(candidates) > 1:
-            normalize = best_normalization(normalized, candidates, labels, rng)
-        patches = normalized(normalize)
-        patch_std = float(patches.std())
+            normalize = best_normalization(sample.patches, candidates, labels, rng)
+        patches = sample.patches(normalize)
         typical = None
         if normalize is not None:
-            by_image = patches.reshape(len(chosen), -1, patches.shape[1])
+            by_image = patches.reshape(len(rows), -1, patches.shape[1])
             typical = np.stack([by_image.mean(0), by_image.std(0)])
-        pca = components(patches, rng)
-        if pca is not None:
-            patches = pca.transform(patches)
-        if isinstance(self.n_codes, str):
-            codebook = best_codebook(patches, labels, rng)
-        else:
-            codebook = learn_codebook(patches, self.n_codes, rng)
-        n_codes = len(codebook)
-        if pca is not None:
-            codebook = pca.inverse_transform(codebook)
-        if isinstance(self.patch_size, str) and max(patch) > MAX_SIDE:
-            height, width = reader.image_shape[:2]
-            side = MAX_SIDE * round(MAX_TOKENS**0.5)
-            warnings.warn(
-                f"Images of {height} x {width} pixels become patches of {patch[0]} x {patch[1]}, "
-                f"which {n_codes} codes describe poorly: the default is for images up to "
-                f"{side} x {side}. Resize them, files by image_shape=({side}, {side}) or less; "
-                'take published weights, such as prior="randar-l"; or pass another tokenizer, '
-                "FeatureTokenizer if you have a network that knows images.",
-                UserWarning,
-                stacklevel=2,
-            )
+        codebook = learn_patch_codebook(patches, self.n_codes, labels, rng)
+        if isinstance(self.patch_size, str) and max(patch_size) > MAX_SIDE:
+            warn_of_large_patches(image_shape, patch_size, len(codebook))
         self.__dict__.update(
-            reader_=reader,
-            patch_size_=patch,
+            reader_=self._own_reader(batch),
+            patch_size_=patch_size,
             grid_=grid,
-            n_codes_=n_codes,
+            n_codes_=len(codebook),
             codebook_=codebook.astype(np.float32),
-            patch_std_=patch_std,
             normalize_=normalize,
-            reference_light_=reference.get(normalize),
+            reference_statistics_=sample.reference.get(normalize),
             typical_patches_=typical,
         )
         return self
 
-    def light(self, X: Any, known: Any = None) -> np.ndarray | None:
-        """Brightness and contrast of images, which their tokens do not tell.
+    def image_statistics(self, X: object, valid: ArrayLike | None = None) -> np.ndarray | None:
+        """Compute the mean and contrast of images, which normalization removes from their tokens.
 
         Parameters
         ----------
         X : array-like of images
-            Of the shape seen during fit.
-        known : bool array-like of shape (n, height, width), default=None
-            Pixels that count, by which that of the whole is estimated; None is all.
+            Images of the shape seen during fit.
+        valid : bool array-like of shape (n, height, width), default=None
+            Pixels that are known. The statistics of the whole image are estimated from them. None
+            is all.
 
         Returns
         -------
-        light : float64 array of shape (n, 2, channels) or None
-            Mean and contrast, for `transform` and `inverse_transform`. None if images are taken
-            as they are.
+        statistics : float64 array of shape (n, 2, channels) or None
+            Mean and contrast, for `transform` and `inverse_transform`. None if `normalize_` is
+            None.
         """
         check_is_fitted(self)
-        X = self.reader_.open(X, scale=False)
+        batch = self.reader_.open(X, check_scale=False)
         if self.normalize_ is None:
             return None
-        lights = []
-        for part in gen_batches(len(X), IMAGES_AT_ONCE):
-            seen = None if known is None else np.asarray(known)[part]
-            lights.append(self._light(X.images(part), seen))
-        return np.concatenate(lights)
-
-    def _light(self, images: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
-        """:meth:`light` of decoded images; where nothing is known, the typical one."""
-        assert self.normalize_ is not None
-        if known is None:
-            return steady(light_of(images, self.normalize_), self.reference_light_)
-        some = known.any(axis=(1, 2), keepdims=True)
-        light = light_of(images, self.normalize_, np.where(some, known, True))
-        light = steady(light, self.reference_light_)
-        training = (self._assembled(x[None])[0] for x in self.typical_patches_)
-        of_whole = light_of_the_whole(
-            light,
-            np.where(some, known, True),
-            tuple(training),
-            self.reference_light_,
-            self.normalize_,
+        known = None if valid is None else np.asarray(valid)
+        return np.concatenate(
+            [
+                self._statistics(images, None if known is None else known[part])
+                for part, images in batch.image_blocks()
+            ]
         )
-        return np.where(some, of_whole, self.reference_light_)
 
-    def _assembled(self, patches: np.ndarray) -> np.ndarray:
-        """Images of their patches (n, n_tokens, n_numbers)."""
+    def _statistics(self, images: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+        """Compute statistics of decoded images; images without valid pixels get typical ones."""
+        assert self.normalize_ is not None
+        reference = self.reference_statistics_
+        if valid is None:
+            return limit_contrast(image_statistics(images, self.normalize_), reference)
+        has_valid = valid.any(axis=(1, 2), keepdims=True)
+        valid = np.where(has_valid, valid, True)
+        part = limit_contrast(image_statistics(images, self.normalize_, valid), reference)
+        mean, std = (self._assemble(x[None])[0] for x in self.typical_patches_)
+        whole = extrapolate_statistics(part, valid, (mean, std), reference, self.normalize_)
+        return np.where(has_valid, whole, reference)
+
+    def _assemble(self, patches: np.ndarray) -> np.ndarray:
+        """Assemble images from patches (n, n_tokens, n_numbers)."""
         (rows, cols), (ph, pw), (h, w, c) = self.grid_, self.patch_size_, self.image_shape_
         tiles = patches.reshape(-1, rows, cols, ph, pw, c).swapaxes(2, 3)
         images: np.ndarray = tiles.reshape(-1, rows * ph, cols * pw, c)[:, :h, :w]
         return images
 
-    def transform(
-        self, X: Any, *, light: Any = None, latent_noise: float = 0.0, seed: int = 0
-    ) -> np.ndarray:
-        """Tokenize.
+    def transform(self, X: object, *, statistics: np.ndarray | None = None) -> np.ndarray:
+        """Tokenize images.
 
         Parameters
         ----------
         X : array-like of images
-            Of the shape seen during fit.
-        light : array of shape (n, 2, channels), default=None
-            What :meth:`light` gives for other images or for parts of these; None is the light of
-            each image itself.
-        latent_noise : float, default=0.0
-            t in ``(1 - t) patch + t noise``, before the nearest code is sought; the noise is as
-            spread as the training patches.
-        seed : int, default=0
-            Of the noise, which is the same for every image.
+            Images of the shape seen during fit.
+        statistics : array of shape (n, 2, channels), default=None
+            Mean and contrast by which the images are normalized, from :meth:`image_statistics`.
+            None computes them from the images.
 
         Returns
         -------
         codes : int64 array of shape (n, rows, cols)
             Tokens, from 0 to ``n_codes_ - 1``.
         """
-        check_is_fitted(self)
-        X = self.reader_.open(X)
-        n_patches = self.grid_[0] * self.grid_[1]
-        noise = np.random.RandomState(seed).randn(n_patches, self.codebook_.shape[1])
-        noise = (latent_noise * self.patch_std_ * noise).astype(np.float32)
-        codes = []
-        for part in gen_batches(len(X), IMAGES_AT_ONCE):
-            images = X.images(part)
-            if self.normalize_ is not None:
-                own = self._light(images) if light is None else light[part]
-                images = relit(images, own, self.reference_light_)
-            patches = cut(images, self.patch_size_, self.grid_)
-            if latent_noise:
-                patches = np.float32(1 - latent_noise) * patches
-                patches = (patches.reshape(-1, *noise.shape) + noise).reshape(patches.shape)
-            codes.append(pairwise_distances_argmin(patches, self.codebook_))
-        return np.concatenate(codes).astype(np.int64).reshape(-1, *self.grid_)
+        return np.concatenate(
+            [
+                self._encode(images, statistics=None if statistics is None else statistics[part])
+                for part, images in self._open(X)
+            ]
+        )
 
-    def inverse_transform(self, codes: Any, *, light: Any = None) -> np.ndarray:
-        """Images in which each token is its codebook entry.
+    def _encode(self, images: np.ndarray, *, statistics: np.ndarray | None = None) -> np.ndarray:
+        if self.normalize_ is not None:
+            if statistics is None:
+                statistics = self._statistics(images)
+            images = match_statistics(images, statistics, self.reference_statistics_)
+        patches = split_patches(images, self.patch_size_, self.grid_)
+        codes: np.ndarray = pairwise_distances_argmin(patches, self.codebook_)
+        return codes.astype(np.int64).reshape(-1, *self.grid_)
+
+    def inverse_transform(
+        self, codes: ArrayLike, *, statistics: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Assemble images from the codebook entries of tokens.
 
         Parameters
         ----------
         codes : int array-like of shape (n, rows, cols)
-            Tokens, as `transform` gives them.
-        light : array of shape (n, 2, channels), default=None
-            What :meth:`light` gives: the images come back in it. None is the typical light of the
-            training images, `reference_light_`.
+            Tokens from `transform`.
+        statistics : array of shape (n, 2, channels), default=None
+            Mean and contrast of the result, from :meth:`image_statistics`. None is
+            `reference_statistics_`.
 
         Returns
         -------
         images : float32 array of shape (n, height, width[, channels])
-            Without the last axis if there is one channel; rows are images one pixel high. 8-bit
-            images come back in [0, 1].
+            The last axis is missing if there is one channel. 8-bit images are scaled to [0, 1].
         """
         check_is_fitted(self)
         codes = check_codes(codes, self.grid_, self.n_codes_)
-        images = self._assembled(self.codebook_[codes])
-        if self.normalize_ is not None and light is not None:
-            images = relit(images, self.reference_light_, light)
+        images = self._assemble(self.codebook_[codes])
+        if self.normalize_ is not None and statistics is not None:
+            images = match_statistics(images, self.reference_statistics_, statistics)
         if self.normalize_ is not None and self.reader_.value_range is not None:
             images = images.clip(*self.reader_.value_range)
         return images[..., 0] if self.image_shape_[2] == 1 else images
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
-        tags.transformer_tags.preserves_dtype = []
-        return tags
+
+@dataclass
+class PatchSample:
+    """Patches of training images, and the statistics by which they may be normalized.
+
+    Attributes
+    ----------
+    pixels : float32 array of shape (n_images, n_pixels, channels)
+        Pixels of each image, patch by patch.
+    patch_numbers : int
+        Numbers in a patch.
+    statistics, reference : dict
+        Statistics of each image, and typical ones, by normalization.
+    """
+
+    pixels: np.ndarray
+    patch_numbers: int
+    statistics: dict[str, np.ndarray]
+    reference: dict[str | None, np.ndarray]
+
+    @classmethod
+    def read(
+        cls,
+        batch: Batch,
+        rows: np.ndarray,
+        patch_size: Sequence[int],
+        grid: Sequence[int],
+        normalizations: Sequence[str | None],
+    ) -> "PatchSample":
+        """Decode images, and divide them into patches."""
+        shape = batch.reader.image_shape
+        assert shape is not None
+        collected: dict[str, list[np.ndarray]] = {n: [] for n in normalizations if n is not None}
+        patches = []
+        for part in gen_batches(len(rows), block_size(shape)):
+            images = batch.images(rows[part])
+            patches.append(split_patches(images, patch_size, grid))
+            for normalize, parts in collected.items():
+                parts.append(image_statistics(images, normalize))
+        statistics = {normalize: np.concatenate(parts) for normalize, parts in collected.items()}
+        return cls(
+            np.concatenate(patches).reshape(len(rows), -1, shape[2]),
+            patches[0].shape[1],
+            statistics,
+            {normalize: typical_statistics(s) for normalize, s in statistics.items()},
+        )
+
+    def patches(
+        self, normalize: str | None, images: np.ndarray | slice = slice(None)
+    ) -> np.ndarray:
+        """Return the normalized patches of some images, (n_patches, n_numbers)."""
+        pixels = self.pixels[images]
+        if normalize is not None:
+            reference = self.reference[normalize]
+            own = limit_contrast(self.statistics[normalize][images], reference)
+            pixels = match_statistics(pixels, own, reference)
+        return pixels.reshape(-1, self.patch_numbers)
 
 
-def resolve_patch_size(patch_size: Any, image_shape: Sequence[int]) -> tuple[int, int]:
-    """Height and width in pixels that `patch_size` stands for."""
+def warn_of_large_patches(
+    image_shape: Sequence[int], patch_size: Sequence[int], n_codes: int
+) -> None:
+    side = MAX_SIDE * round(MAX_TOKENS**0.5)
+    warn(
+        f"Images of {image_shape[0]} x {image_shape[1]} pixels are divided into patches of "
+        f"{patch_size[0]} x {patch_size[1]}, which {n_codes} codes describe poorly. The default "
+        f"is for images up to {side} x {side}. Resize the images (files by "
+        f"image_shape=({side}, {side}) or less), use published weights such as "
+        'prior="randar-l", or pass another tokenizer, for example FeatureTokenizer with a '
+        "pretrained network."
+    )
+
+
+def resolve_patch_size(
+    patch_size: int | Sequence[int] | str, image_shape: Sequence[int]
+) -> tuple[int, int]:
+    """Return the height and width of a patch in pixels."""
     h, w, _ = image_shape
     if isinstance(patch_size, str):
         side = 2
         while -(-h // side) * -(-w // side) > MAX_TOKENS:
             side += 1
         return min(side, h), min(side, w)
-    size = (patch_size, patch_size) if isinstance(patch_size, Integral) else tuple(patch_size)
+    size = (patch_size, patch_size) if isinstance(patch_size, int | np.integer) else patch_size
     if len(size) != 2 or not all(isinstance(s, Integral) and int(s) >= 1 for s in size):
         raise ValueError(f"patch_size={patch_size!r} must be an int >= 1 or two of them.")
     return min(int(size[0]), h), min(int(size[1]), w)
 
 
-def cut(images: np.ndarray, patch: Sequence[int], grid: Sequence[int]) -> np.ndarray:
-    """Flattened patches, image by image and row by row: (n * rows * cols, ph * pw * c)."""
-    (rows, cols), (ph, pw), (h, w, c) = grid, patch, images.shape[1:]
-    margin = ((0, 0), (0, rows * ph - h), (0, cols * pw - w), (0, 0))
-    tiles = np.pad(images, margin, mode="edge").reshape(-1, rows, ph, cols, pw, c)
+def split_patches(images: np.ndarray, patch_size: Sequence[int], grid: Sequence[int]) -> np.ndarray:
+    """Divide images into flattened patches, row by row: (n * rows * cols, n_numbers)."""
+    (rows, cols), (ph, pw), (h, w, c) = grid, patch_size, images.shape[1:]
+    padding = ((0, 0), (0, rows * ph - h), (0, cols * pw - w), (0, 0))
+    tiles = np.pad(images, padding, mode="edge").reshape(-1, rows, ph, cols, pw, c)
     patches: np.ndarray = tiles.swapaxes(2, 3).reshape(-1, ph * pw * c)
     return patches

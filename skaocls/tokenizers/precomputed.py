@@ -1,29 +1,31 @@
-"""Tokens that were made elsewhere."""
+"""Tokens that were computed elsewhere."""
 
+from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.images.lazy import Lazy, in_memory
-from skaocls.images.reader import as_tokens
-from skaocls.tokenizers._codes import check_codes
+from skaocls.images.reader import learn_tokens, token_reader
+from skaocls.tokenizers.checks import check_codes
 
 
 class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
-    """Take tokens as they are; what ``tokenizer="precomputed"`` stands for.
+    """Accept tokens as they are; ``tokenizer="precomputed"`` is this with default parameters.
 
     Parameters
     ----------
     n_codes : int, default=None
-        Number of token values. None is one more than the largest in `fit`, or what
-        :func:`skaocls.load_tokens` knows: give the size of the codebook if data may come that have
-        codes of their own.
+        Number of token values. None is one more than the largest in `fit`, or the size of the
+        codebook that :func:`skaocls.load_tokens` returns. Pass it if later data may have codes
+        that do not occur in `fit`.
     grid : tuple of int (rows, cols), default=None
-        None is that of the tokens in `fit`.
+        Rows and columns of tokens. None is the grid of `fit`.
 
     Attributes
     ----------
@@ -32,7 +34,7 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
     grid_ : tuple of int
         Rows and columns of tokens.
     codebook_ : ndarray of shape (`n_codes_`, n_numbers)
-        The vector of each code; only where X comes with them, as from :func:`skaocls.load_tokens`.
+        Vector of each code, if X has them, as the result of :func:`skaocls.load_tokens` does.
 
     Examples
     --------
@@ -44,22 +46,22 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
             [3, 3]]])
     """
 
-    _parameter_constraints: dict[str, Any] = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         "n_codes": [Interval(Integral, 1, None, closed="left"), None],
         "grid": [tuple, list, None],
     }
 
-    def __init__(self, n_codes: int | None = None, grid: Any = None):
+    def __init__(self, n_codes: int | None = None, grid: Sequence[int] | None = None):
         self.n_codes = n_codes
         self.grid = grid
 
-    def fit(self, X: Any = None, y: Any = None) -> "PrecomputedTokenizer":
+    def fit(self, X: object = None, y: object = None) -> "PrecomputedTokenizer":
         """Learn the grid and the number of token values.
 
         Parameters
         ----------
         X : int array-like of shape (n, rows, cols) or (n, n_crops, rows, cols), default=None
-            Tokens. May be left out if `n_codes` and `grid` are given.
+            Tokens. May be None if `n_codes` and `grid` are given.
         y : None
             Ignored.
 
@@ -69,16 +71,18 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
             The fitted tokenizer.
         """
         self._validate_params()
-        n_codes: Any = self.n_codes
-        grid = self.grid
-        if X is None and (n_codes is None or grid is None):
-            raise ValueError("Pass X, or n_codes and grid.")
-        if X is not None:
-            codes = as_tokens(X, grid)
-            parts = codes.parts if isinstance(codes, Lazy) else lambda: [codes]
-            grid, n_codes = codes.shape[-2:], n_codes or getattr(codes, "n_codes", None)
-            n_codes = n_codes or max(int(part.max()) for part in parts()) + 1
-            for part in parts():
+        n_codes, grid = self.n_codes, self.grid
+        if X is None:
+            if n_codes is None or grid is None:
+                raise ValueError("Pass X, or n_codes and grid.")
+        else:
+            name = type(self).__name__
+            reader = None if grid is None else token_reader(name, (grid[0], grid[1]))
+            batch = learn_tokens(X, name) if reader is None else reader.open(X)
+            assert batch.reader.grid is not None
+            grid, n_codes = batch.reader.grid, n_codes or getattr(X, "n_codes", None)
+            n_codes = n_codes or max(0, *(int(part.max()) for part in batch.parts())) + 1
+            for part in batch.parts():
                 check_codes(part.reshape(-1, *grid), grid, n_codes)
         self.__dict__.pop("codebook_", None)
         self.__dict__.update(n_codes_=int(n_codes), grid_=(int(grid[0]), int(grid[1])))
@@ -87,8 +91,8 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
             self.codebook_ = codebook
         return self
 
-    def transform(self, X: Any) -> np.ndarray:
-        """Check tokens.
+    def transform(self, X: object) -> np.ndarray:
+        """Validate tokens and return them.
 
         Parameters
         ----------
@@ -103,16 +107,15 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If they are no integers in ``0 ... n_codes_ - 1`` on the grid.
+            If X is not integers from 0 to ``n_codes_ - 1`` on the grid.
         """
         check_is_fitted(self)
-        codes = in_memory(as_tokens(X, self.grid_))
+        codes = token_reader(type(self).__name__, self.grid_).open(X).values()
         flat = check_codes(codes.reshape(-1, *self.grid_), self.grid_, self.n_codes_)
-        checked: np.ndarray = flat.reshape(codes.shape)
-        return checked
+        return flat.reshape(codes.shape)
 
-    def inverse_transform(self, codes: Any) -> np.ndarray:
-        """Codes as they are, checked: what they stand for is not known here.
+    def inverse_transform(self, codes: ArrayLike) -> np.ndarray:
+        """Validate tokens and return them; the data they were made from are not known.
 
         Parameters
         ----------
@@ -127,8 +130,8 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return check_codes(codes, self.grid_, self.n_codes_)
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
+    def __sklearn_tags__(self) -> Tags:
+        tags: Any = super().__sklearn_tags__()
         tags.requires_fit = True
         tags.input_tags.three_d_array = True
         tags.input_tags.two_d_array = False

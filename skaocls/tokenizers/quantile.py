@@ -1,15 +1,19 @@
-"""Tokens for tabular data: one per feature, the quantile bin that its value falls into."""
+"""Tokens of tabular data: one per feature, the quantile bin of its value."""
 
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.base import BaseEstimator, TransformerMixin
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skaocls.images.reader import named_estimator
-from skaocls.tokenizers._codes import check_codes
+from skaocls.tokenizers.checks import check_codes
+
+MAX_BINS = 64  # with n_bins="auto" (benchmarks/quality/tables.py)
+FLOATS = (np.float64, np.float32)
 
 
 class QuantileTokenizer(TransformerMixin, BaseEstimator):
@@ -18,19 +22,19 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
     Parameters
     ----------
     n_bins : int or "auto", default="auto"
-        Bins per feature. ``"auto"`` follows the Rice rule, ``2 n_samples ** (1/3)``, between 2
-        and 64. A feature with no more distinct values than that has one bin for each of them.
+        Bins per feature. ``"auto"`` follows the Rice rule, ``2 n_samples ** (1/3)``, limited to
+        2 to 64. A feature with no more distinct values than that has one bin for each value.
 
     Attributes
     ----------
     thresholds_ : list of `n_features_in_` ndarrays
-        The largest training value of each bin but the last.
+        Largest training value of each bin except the last.
     bin_means_ : list of `n_features_in_` ndarrays
-        The mean training value of each bin.
+        Mean training value of each bin.
     n_codes_ : int
-        Number of token values, the largest number of bins of any feature.
+        Number of token values: the largest number of bins of any feature.
     grid_ : tuple of int
-        ``(1, n_features)``: tokens lie in one row.
+        ``(1, n_features)``.
     n_features_in_ : int
         Number of features seen during fit.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -38,7 +42,7 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
 
     See Also
     --------
-    PatchTokenizer : Tokens for images.
+    PatchTokenizer : Tokens of images.
 
     Examples
     --------
@@ -52,15 +56,15 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
     array([0.5, 6.5])
     """
 
-    _parameter_constraints: dict[str, Any] = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         "n_bins": [Interval(Integral, 2, None, closed="left"), StrOptions({"auto"})]
     }
 
-    def __init__(self, n_bins: Any = "auto"):
+    def __init__(self, n_bins: int | str = "auto"):
         self.n_bins = n_bins
 
-    def fit(self, X: Any, y: Any = None) -> "QuantileTokenizer":
-        """Find the bins of each feature.
+    def fit(self, X: ArrayLike, y: object = None) -> "QuantileTokenizer":
+        """Compute the bins of each feature.
 
         Parameters
         ----------
@@ -75,28 +79,25 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
             The fitted tokenizer.
         """
         self._validate_params()
-        seen = named_estimator(type(self).__name__)  # until all is well, this one stays as it was
-        X = validate_data(seen, X, dtype=[np.float64, np.float32])
+        validated = clone(self)  # self does not change if validation fails
+        values: np.ndarray = validate_data(validated, X, dtype=FLOATS)
         n_bins = self.n_bins
-        if n_bins == "auto":
-            n_bins = int(np.clip(2 * len(X) ** (1 / 3), 2, 64))
-        thresholds = [find_thresholds(x, n_bins) for x in X.T]
-        codes = find_bins(X, thresholds)
-        means = [
-            np.bincount(c, weights=x) / np.bincount(c) for c, x in zip(codes.T, X.T, strict=True)
-        ]
+        if isinstance(n_bins, str):
+            n_bins = int(np.clip(2 * len(values) ** (1 / 3), 2, MAX_BINS))
+        thresholds = [find_thresholds(x, n_bins) for x in values.T]
+        codes = find_bins(values, thresholds)
         self.__dict__.pop("feature_names_in_", None)
         self.__dict__.update(
-            vars(seen),
+            vars(validated),
             thresholds_=thresholds,
-            bin_means_=means,
+            bin_means_=[np.bincount(c, x) / np.bincount(c) for c, x in zip(codes.T, values.T)],
             n_codes_=int(codes.max()) + 1,
-            grid_=(1, X.shape[1]),
+            grid_=(1, values.shape[1]),
         )
         return self
 
-    def transform(self, X: Any) -> np.ndarray:
-        """Tokenize.
+    def transform(self, X: ArrayLike) -> np.ndarray:
+        """Tokenize tabular data.
 
         Parameters
         ----------
@@ -106,19 +107,19 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         Returns
         -------
         codes : int64 array of shape (n_samples, 1, n_features)
-            The bin of each feature, counted from 0.
+            Bin of each feature, counted from 0.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return find_bins(X, self.thresholds_)[:, None]
+        values = validate_data(self, X, dtype=FLOATS, reset=False)
+        return find_bins(values, self.thresholds_)[:, None]
 
-    def inverse_transform(self, codes: Any) -> np.ndarray:
-        """The mean training value of each token's bin.
+    def inverse_transform(self, codes: ArrayLike) -> np.ndarray:
+        """Return the mean training value of each token's bin.
 
         Parameters
         ----------
         codes : int array-like of shape (n_samples, 1, n_features)
-            Codes beyond a feature's last bin stand for its last bin.
+            Tokens. Codes beyond the last bin of a feature count as its last bin.
 
         Returns
         -------
@@ -130,22 +131,23 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         columns = zip(self.bin_means_, codes.T, strict=True)
         return np.stack([means[np.minimum(c, len(means) - 1)] for means, c in columns], axis=1)
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
+    def __sklearn_tags__(self) -> Tags:
+        tags: Any = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = []
         return tags
 
 
 def find_bins(X: np.ndarray, thresholds: list[np.ndarray]) -> np.ndarray:
-    """The bin of each number, (n_samples, n_features)."""
+    """Return the bin of each number, (n_samples, n_features)."""
     columns = zip(thresholds, X.T, strict=True)
     return np.stack([np.searchsorted(t, x) for t, x in columns], axis=1)
 
 
 def find_thresholds(x: np.ndarray, n_bins: int) -> np.ndarray:
-    """The largest value of each quantile bin but the last, of one feature."""
+    """Return the largest value of each quantile bin of one feature, except the last bin."""
     values = np.unique(x)
     if len(values) > n_bins:
-        shares = np.arange(1, n_bins) / n_bins
-        values = np.unique(np.append(np.quantile(x, shares, method="inverted_cdf"), values[-1]))
+        quantiles = np.arange(1, n_bins) / n_bins
+        inner = np.quantile(x, quantiles, method="inverted_cdf")
+        values = np.unique(np.append(inner, values[-1]))
     return values[:-1]

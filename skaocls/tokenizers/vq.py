@@ -2,26 +2,27 @@
 
 import copy
 import os
-from collections.abc import Mapping
-from numbers import Integral
-from typing import Any
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils import gen_batches
+from numpy.typing import ArrayLike
+from sklearn.utils import Tags, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.attributes import read_from
 from skaocls.devices import own_torch_state, resolve_device, resolve_precision, to_device
 from skaocls.files import assign, find_file, read_state_dict
+from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader
-from skaocls.tokenizers._codes import check_codes
+from skaocls.tokenizers.base import ImageTokenizer
+from skaocls.tokenizers.checks import check_codes
 from skaocls.tokenizers.vq_networks import LlamaGenVQ, MaskGITVQ
 
-DOWNSAMPLING = 16
-IGNORED = ("quantize.codebook_used",)  # a training statistic
+DOWNSAMPLING = 16  # pixels of a token, in both directions
+UNUSED_WEIGHTS = ("quantize.codebook_used",)  # a training statistic
 
 
 PARAMETERS = """
@@ -34,36 +35,40 @@ PARAMETERS = """
     revision : str, default=None
         Branch, tag or commit of the repository.
     image_shape : tuple of int (height, width), default=(256, 256)
-        Multiples of 16; files are resized to it, the shorter side first, and cropped.
+        Size of the images, multiples of 16. Files are resized to it and cropped.
     batch_size : int or "auto", default="auto"
-        Images encoded together, always as many (what is missing is made up), so that tokens do
-        not depend on the batch. ``"auto"`` is 1 on the CPU, 16 on CUDA.
+        Images that are encoded together. Incomplete batches are padded, so that tokens do not
+        depend on the batch. ``"auto"`` is 1 on the CPU and 16 on CUDA.
     device : str or torch.device, default="auto"
-        ``"auto"`` is CUDA if there is a device, else the CPU.
+        ``"auto"`` is CUDA if available, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="float32"
-        Of the convolutions; a lower one changes some tokens.
+        Precision of the convolutions. A lower precision changes some tokens.
+    latent_noise : float, default=0.0
+        Weight t of Gaussian noise, between 0 and 1: codes are those of
+        ``(1 - t) latent + t noise``. A classifier draws new noise for each order when it predicts,
+        and uses no noise when it trains.
 
     Attributes
     ----------
     model_ : torch.nn.Module
         The network.
     codebook_ : float32 ndarray of shape (`n_codes_`, n_numbers)
-        The vector of each code.
+        Vector of each code.
     n_codes_ : int
         Size of the codebook.
     grid_ : tuple of int
         Rows and columns of tokens.
     reader_ : Reader
-        How images are read.
+        Description of the images, by which they are validated and decoded.
     image_shape_ : tuple of int
-        Height, width, channels.
+        Height, width and channels of the images.
 """
 
 
-class _VQTokenizer(TransformerMixin, BaseEstimator):
-    """What the two published tokenizers share."""
+class VQTokenizer(ImageTokenizer):
+    """Base class of the two published tokenizers."""
 
-    _parameter_constraints: dict[str, Any] = {
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
         "source": [str, os.PathLike],
         "filename": [str, None],
         "revision": [str, None],
@@ -71,18 +76,20 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
+        "latent_noise": [Interval(Real, 0, 1, closed="both")],
     }
 
     def __init__(
         self,
-        source: Any = "auto",
+        source: str | os.PathLike[str] = "auto",
         *,
         filename: str | None = None,
         revision: str | None = None,
-        image_shape: Any = (256, 256),
-        batch_size: Any = "auto",
-        device: Any = "auto",
+        image_shape: Sequence[int] = (256, 256),
+        batch_size: int | str = "auto",
+        device: str | torch.device = "auto",
         precision: str = "float32",
+        latent_noise: float = 0.0,
     ):
         self.source = source
         self.filename = filename
@@ -91,16 +98,15 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         self.batch_size = batch_size
         self.device = device
         self.precision = precision
-
-    image_shape_ = read_from("reader_.image_shape")
+        self.latent_noise = latent_noise
 
     @property
     def codebook_(self) -> np.ndarray:
-        """The vector of each code."""
+        """Vector of each code."""
         codebook: np.ndarray = self.model_.codebook.detach().cpu().numpy()
         return codebook
 
-    def fit(self, X: Any = None, y: Any = None) -> "_VQTokenizer":
+    def fit(self, X: object = None, y: object = None) -> "VQTokenizer":
         """Load the weights; nothing is learned from data.
 
         Parameters
@@ -111,14 +117,15 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         Returns
         -------
         self : object
-            The tokenizer, with its weights.
+            The tokenizer with its weights.
 
         Raises
         ------
         OSError
-            If the weights cannot be found or fetched.
+            If the weights cannot be found or downloaded.
         ValueError
-            If they are not those of this tokenizer, or `image_shape` is no multiple of 16.
+            If the weights are not those of this tokenizer, or `image_shape` is not a multiple of
+            16.
         """
         self._validate_params()
         source, filename = self.source, self.filename
@@ -127,19 +134,22 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         path = find_file(source, filename, revision=self.revision)
         return self._set_weights(read_state_dict(path), source=str(path))
 
+    def _fit(self, batch: Batch, y: object = None) -> "VQTokenizer":
+        return self.fit()
+
     @own_torch_state(grad=True)
     def _set_weights(
         self, state: Mapping[str, torch.Tensor], source: str = "The state dict"
-    ) -> "_VQTokenizer":
+    ) -> "VQTokenizer":
         height, width = self.image_shape
         if height % DOWNSAMPLING or width % DOWNSAMPLING:
             raise ValueError(
-                f"image_shape={self.image_shape} must be multiples of {DOWNSAMPLING}, the pixels "
-                "that one token stands for."
+                f"image_shape={self.image_shape} must be multiples of {DOWNSAMPLING}, the size of "
+                "a token in pixels."
             )
         with torch.device("meta"):
             model = self._network()
-        assign(model, state, ignore=IGNORED, source=source)
+        assign(model, state, ignore=UNUSED_WEIGHTS, source=source)
         shape = int(height), int(width), 3
         self.__dict__.update(
             model_=model.eval().requires_grad_(False),
@@ -149,50 +159,53 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         )
         return self
 
-    @own_torch_state()
-    def transform(self, X: Any, *, latent_noise: float = 0.0, seed: int = 0) -> np.ndarray:
-        """Tokenize.
+    def transform(self, X: object, *, seed: int = 0) -> np.ndarray:
+        """Tokenize images.
 
         Parameters
         ----------
         X : array-like of images
-            Files are resized and cropped to `image_shape`; arrays must have it. Floats must lie
-            in [0, 1]; one channel is taken as gray.
-        latent_noise : float, default=0.0
-            t in ``(1 - t) latent + t noise``, before quantization.
+            Files are resized to `image_shape` and cropped; arrays must have that shape, with three
+            channels. Floats must be in [0, 1].
         seed : int, default=0
-            Of the noise, which is the same for every image.
+            Seed of the noise, which is the same for every image. Without effect if `latent_noise`
+            is 0.
 
         Returns
         -------
         codes : int64 array of shape (n, rows, cols)
             Tokens, from 0 to ``n_codes_ - 1``.
         """
-        check_is_fitted(self)
-        X = self.reader_.open(X)
+        return np.concatenate([self._encode(images, seed=seed) for _, images in self._open(X)])
+
+    @own_torch_state()
+    def _encode(self, images: np.ndarray, *, seed: int | None = None) -> np.ndarray:
+        """Tokenize decoded images; without a seed, no noise is added."""
         device, autocast, batch_size = self._resolve()
         model = to_device(self.model_, device)
         codes = []
-        for part in gen_batches(len(X), batch_size):
-            pixels = to_pixels(X.images(part), batch_size).to(device)
+        for part in gen_batches(len(images), batch_size):
+            pixels = to_pixels(images[part], batch_size).to(device)
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
                 latents = model.encode(pixels).float()
-            codes.append(model.nearest(noisy(latents, latent_noise, seed)).cpu().numpy())
-        return np.concatenate(codes)[: len(X)]
+            if self.latent_noise and seed is not None:
+                latents = add_noise(latents, self.latent_noise, seed)
+            codes.append(model.nearest(latents).cpu().numpy())
+        return np.concatenate(codes)[: len(images)]
 
     @own_torch_state()
-    def inverse_transform(self, codes: Any) -> np.ndarray:
-        """Decode.
+    def inverse_transform(self, codes: ArrayLike) -> np.ndarray:
+        """Decode tokens to images.
 
         Parameters
         ----------
         codes : int array-like of shape (n, rows, cols)
-            Tokens, as `transform` gives them.
+            Tokens from `transform`.
 
         Returns
         -------
         images : float32 array of shape (n, height, width, 3)
-            In [0, 1].
+            Images with values in [0, 1].
         """
         check_is_fitted(self)
         codes = check_codes(codes, self.grid_, self.n_codes_)
@@ -206,49 +219,43 @@ class _VQTokenizer(TransformerMixin, BaseEstimator):
         return np.concatenate(images)
 
     def _resolve(self) -> tuple[torch.device, torch.dtype | None, int]:
-        device = resolve_device(self.device)
-        batch_size = self.batch_size
-        if batch_size == "auto":
+        device, batch_size = resolve_device(self.device), self.batch_size
+        if isinstance(batch_size, str):
             batch_size = 16 if device.type == "cuda" else 1
         return device, resolve_precision(self.precision, device), batch_size
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.requires_fit = True
-        tags.input_tags.three_d_array = True
-        tags.input_tags.two_d_array = False
-        tags.transformer_tags.preserves_dtype = []
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__().copy()
-        if "model_" in state:  # what was used on a GPU must load without one
+        if "model_" in state:  # models used on a GPU must load without one
             state["model_"] = copy.deepcopy(state["model_"]).cpu()
         return state
 
 
-def to_pixels(images: np.ndarray, n: int) -> torch.Tensor:
-    """Images (n, height, width, 3) in [0, 1] as n pictures (n, 3, height, width)."""
+def to_pixels(images: np.ndarray, batch_size: int) -> torch.Tensor:
+    """Convert images (n, height, width, 3) in [0, 1] to (batch_size, 3, height, width), padded."""
     if images.min() < 0 or images.max() > 1:
         raise ValueError(
-            "Images must have values in [0, 1] or be of dtype uint8, got values from "
+            "Images must have values in [0, 1] or dtype uint8, got values from "
             f"{images.min():.3g} to {images.max():.3g}."
         )
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return torch.cat([pixels, pixels[-1:].expand(n - len(pixels), -1, -1, -1)])
+    return torch.cat([pixels, pixels[-1:].expand(batch_size - len(pixels), -1, -1, -1)])
 
 
-def noisy(latents: torch.Tensor, t: float, seed: int) -> torch.Tensor:
-    """``(1 - t) latents + t noise``, the same noise for every image."""
-    if not t:
-        return latents
+def add_noise(latents: torch.Tensor, t: float, seed: int) -> torch.Tensor:
+    """Return ``(1 - t) latents + t noise``, with the same noise for every image."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(latents.shape[1:], generator=generator, dtype=torch.float32)
     return (1 - t) * latents + t * noise.to(latents.device)
 
 
-class LlamaGenTokenizer(_VQTokenizer):
-    __doc__ = f"""LlamaGen's VQ-16 tokenizer: 16384 codes, each for 16 x 16 pixels.
+class LlamaGenTokenizer(VQTokenizer):
+    __doc__ = f"""Tokenize images by LlamaGen's VQ-16: 16384 codes, each for 16 x 16 pixels.
 
     The published weights are ``vq_ds16_c2i.pt`` of the repository ``FoundationVision/LlamaGen``.
 {PARAMETERS}
@@ -268,8 +275,8 @@ class LlamaGenTokenizer(_VQTokenizer):
     _published = ("FoundationVision/LlamaGen", "vq_ds16_c2i.pt")
 
 
-class MaskGITTokenizer(_VQTokenizer):
-    __doc__ = f"""MaskGIT's VQGAN tokenizer: 1024 codes, each for 16 x 16 pixels.
+class MaskGITTokenizer(VQTokenizer):
+    __doc__ = f"""Tokenize images by MaskGIT's VQGAN: 1024 codes, each for 16 x 16 pixels.
 
     The published weights are ``maskgit-vqgan-imagenet-f16-256.bin`` of the repository
     ``fun-research/TiTok``.

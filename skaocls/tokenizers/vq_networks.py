@@ -1,4 +1,4 @@
-"""The convolutional networks of the two published 16-fold tokenizers, under published names."""
+"""Networks of the two published tokenizers; modules have the names of the published weights."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 WIDTH = 128
 MULTIPLIERS = (1, 1, 2, 2, 4)
-LATENT = 256  # channels between encoder and decoder
+LATENT = 256  # channels of the latent
 
 
 def group_norm(width: int) -> nn.GroupNorm:
@@ -22,16 +22,16 @@ def conv3(n_in: int, n_out: int, bias: bool = True) -> nn.Conv2d:
 
 
 def level_widths() -> list[tuple[int, int]]:
-    """Input and output width of the encoder's levels, finest first."""
+    """Return input and output width of each encoder level, finest first."""
     outs = [WIDTH * m for m in MULTIPLIERS]
     return list(zip([WIDTH, *outs[:-1]], outs, strict=True))
 
 
 class ResBlock(nn.Module):
-    """Norm, swish, 3x3 convolution, twice, and a shortcut.
+    """Residual block: twice norm, swish and a 3x3 convolution.
 
-    Where the width changes, LlamaGen projects the block's input; MaskGIT (`project_output`) its
-    convolved output.
+    If the width changes, LlamaGen's shortcut projects the input of the block, and MaskGIT's
+    (`project_output`) the output of the convolutions.
     """
 
     def __init__(self, n_in: int, n_out: int, bias: bool = True, project_output: bool = False):
@@ -54,7 +54,7 @@ class ResBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Self-attention of one head over all places."""
+    """Single-head self-attention over all positions."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -70,7 +70,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution of stride 2, padded to the right and below."""
+    """3x3 convolution with stride 2, padded on the right and at the bottom."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -82,7 +82,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubling, then a 3x3 convolution."""
+    """Upsampling by two, then a 3x3 convolution."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -165,7 +165,7 @@ class Codebook(nn.Module):
 
 
 class LlamaGenVQ(nn.Module):
-    """LlamaGen's VQ-16 (Sun et al., arXiv 2406.06525): images in [-1, 1], 16384 codes of 8."""
+    """LlamaGen's VQ-16 (Sun et al., arXiv 2406.06525) with 16384 codes of 8 dimensions."""
 
     n_codes, code_dim = 16384, 8
 
@@ -182,16 +182,16 @@ class LlamaGenVQ(nn.Module):
         return F.normalize(self.quantize.embedding.weight, dim=-1)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Latents (n, 8, rows, cols) of pixels (n, 3, height, width) in [0, 1]."""
+        """Return latents (n, 8, rows, cols) of pixels (n, 3, height, width) in [0, 1]."""
         latents: Tensor = self.quant_conv(self.encoder(2 * pixels - 1))
         return latents
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """Codes (n, rows, cols): on the unit sphere the nearest is the best aligned."""
+        """Return codes (n, rows, cols), nearest after normalization to unit length."""
         return nearest_code(F.normalize(latents, dim=1), self.codebook)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Pixels (n, 3, height, width), about [-1, 1], of codes (n, rows, cols)."""
+        """Return pixels (n, 3, height, width), about [-1, 1], of codes (n, rows, cols)."""
         pixels: Tensor = self.decoder(
             self.post_quant_conv(self.codebook[codes].permute(0, 3, 1, 2))
         )
@@ -244,7 +244,7 @@ class MaskGITDecoder(nn.Module):
         outs = [WIDTH * m for m in MULTIPLIERS]
         self.conv_in = conv3(LATENT, outs[-1])
         self.mid = maskgit_middle(outs[-1])
-        # level i has the width of the encoder's level i, and is run from the coarsest on
+        # up[i] has the width of down[i]; forward runs them from coarse to fine
         self.up = nn.ModuleList(
             MaskGITLevel(n_in, n_out, up=i > 0)
             for i, (n_in, n_out) in enumerate(zip([*outs[1:], outs[-1]], outs, strict=True))
@@ -261,7 +261,7 @@ class MaskGITDecoder(nn.Module):
 
 
 class MaskGITVQ(nn.Module):
-    """MaskGIT's VQGAN (Chang et al., arXiv 2202.04200): images in [0, 1], 1024 codes of 256."""
+    """MaskGIT's VQGAN (Chang et al., arXiv 2202.04200) with 1024 codes of 256 dimensions."""
 
     n_codes, code_dim = 1024, LATENT
 
@@ -276,16 +276,16 @@ class MaskGITVQ(nn.Module):
         return self.quantize.embedding.weight
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Latents (n, 256, rows, cols) of pixels (n, 3, height, width) in [0, 1]."""
+        """Return latents (n, 256, rows, cols) of pixels (n, 3, height, width) in [0, 1]."""
         latents: Tensor = self.encoder(pixels)
         return latents
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """Codes (n, rows, cols)."""
+        """Return codes (n, rows, cols)."""
         return nearest_code(latents, self.codebook)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Pixels (n, 3, height, width), about [0, 1], of codes (n, rows, cols)."""
+        """Return pixels (n, 3, height, width), about [0, 1], of codes (n, rows, cols)."""
         pixels: Tensor = self.decoder(self.codebook[codes].permute(0, 3, 1, 2))
         return pixels
 
@@ -294,8 +294,8 @@ class MaskGITVQ(nn.Module):
 
 
 def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest codebook row, in float32, for latents (n, dim, rows, cols)."""
+    """Return the index of the nearest code for latents (n, dim, rows, cols), in float32."""
     flat, book = latents.permute(0, 2, 3, 1).float(), codebook.float()
-    # ||z - e||^2 without ||z||^2, which is the same for all codes
+    # ||z - e||^2, without the term ||z||^2, which all codes share
     distance = torch.addmm(book.square().sum(1), flat.flatten(0, 2), book.T, alpha=-2.0)
     return distance.argmin(1).view(flat.shape[:3])

@@ -1,0 +1,191 @@
+"""The shape that all images have; of files only the headers are read."""
+
+from collections.abc import Sequence
+from functools import partial
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.utils import check_array
+
+from skaocls.images.decoding import exif_of, item_name, orientation_of, read_item
+from skaocls.images.inputs import as_array, is_items, object_array
+from skaocls.images.lazy import Lazy
+from skaocls.warn import warn
+
+GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
+CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
+MAX_LISTED = 5  # images listed in a message
+
+
+def infer_image_shape(
+    data: Any, image_shape: tuple[int, ...] | None = None, decoding: str = "as_seen"
+) -> tuple[int, ...]:
+    """Infer the common shape of images in canonical form.
+
+    Parameters
+    ----------
+    data : ndarray or Lazy
+        Images from :func:`skaocls.images.inputs.convert_input`, or flat rows with `image_shape`.
+    image_shape : tuple of int (height, width) or (height, width, channels), default=None
+        Shape of flat rows; size to which files and PIL images are resized.
+    decoding : {"as_seen", "plain"}, default="as_seen"
+        Whether EXIF rotation counts, see :func:`skaocls.images.to_pixels`.
+
+    Returns
+    -------
+    shape : tuple of int (height, width, channels)
+        Files and PIL images have one channel if all of them are grayscale, else three.
+
+    Raises
+    ------
+    ValueError
+        If images have different sizes and no `image_shape` is given, if arrays do not have that
+        shape, or if an image cannot be read.
+    """
+    index: Sequence[int] = range(len(data))
+    if isinstance(data, Lazy) and data.shape is None:
+        data, index = object_array(data.sample()), data.sample_index().tolist()
+    if is_items(data):
+        return infer_from_items(data, index, image_shape, decoding)
+    shape: tuple[int, ...]
+    if data.ndim == 4:
+        shape = array_shape(data.shape[1:], image_shape)
+    else:
+        shape = (*image_shape, 1)[:3] if image_shape and data.ndim == 2 else data.shape[1:]
+        shape = (*shape, 1)[:3]
+    if image_shape and (
+        shape[: len(image_shape)] != image_shape
+        or (data.ndim == 2 and data.shape[1] != np.prod(shape))
+    ):
+        raise ValueError(
+            f"X has shape {data.shape}, but n images of image_shape={image_shape} are expected. "
+            "Arrays are not resized."
+        )
+    return shape
+
+
+def infer_from_items(
+    items: np.ndarray, index: Sequence[int], image_shape: tuple[int, ...] | None, decoding: str
+) -> tuple[int, ...]:
+    """Infer the shape of files, PIL images and arrays; see :func:`infer_image_shape`."""
+    check_array(np.zeros((len(items), 1)))  # at least one
+    arrays = [isinstance(as_array(item), np.ndarray) for item in items]
+    if not all(arrays) and image_shape and len(image_shape) == 3 and image_shape[2] not in (1, 3):
+        raise ValueError(f"image_shape={image_shape}: image files have 1 or 3 channels.")
+    read = partial(read_header, image_shape=image_shape, decoding=decoding)
+    headers = [read_item(item, i, read) for i, item in zip(index, items, strict=True)]
+    shapes = [shape for shape, _ in headers]
+    size = image_shape or shapes[0][:2]
+    if image_shape is None:
+        for i, shape in zip(index, shapes, strict=True):
+            if shape[:2] != size:
+                raise ValueError(
+                    f"Images have different sizes: {size} at index 0, {shape[:2]} at index {i}. "
+                    "Pass image_shape=(height, width) to resize files and PIL images. Arrays are "
+                    "not resized."
+                )
+    damaged = [
+        f"X[{i}] {item_name(item)!r}"
+        for i, item, (_, is_damaged) in zip(index, items, headers, strict=True)
+        if is_damaged
+    ]
+    if damaged:
+        warn(
+            f"{len(damaged)} images have damaged EXIF metadata; the damaged parts are ignored: "
+            f"{shorten(damaged)}."
+        )
+    expected = (*size, max(shape[2] for shape in shapes))[:3]
+    for i, shape, is_array in zip(index, shapes, arrays, strict=True):
+        if is_array and shape != expected:
+            raise ValueError(
+                f"X[{i}] is an array of shape {shape}, but images of shape {expected} are "
+                "expected. Arrays are neither resized nor converted."
+            )
+    return expected
+
+
+def read_header(
+    image: Any, image_shape: tuple[int, ...] | None, decoding: str
+) -> tuple[tuple[int, ...], bool]:
+    """Return the shape of an image after decoding, and whether its metadata are damaged."""
+    if isinstance(image, np.ndarray):
+        shape = array_shape(image.shape, image_shape) if image.ndim == 3 else (*image.shape, 1)
+        return shape, False
+    width, height = image.size
+    # some versions of Pillow swap the size of rotated TIFF files on opening, but not the tags
+    tags = getattr(image, "tag_v2", {})
+    stored = (tags.get(TIFF_WIDTH, width), tags.get(TIFF_HEIGHT, height)) == (width, height)
+    if stored and (decoding == "as_seen" or tags) and orientation_of(image) in (5, 6, 7, 8):
+        height, width = width, height
+    gray = image.mode in GRAY_MODES or image.mode.startswith("I;16")
+    return (height, width, 1 if gray else 3), has_damaged_metadata(image)
+
+
+def has_damaged_metadata(image: Image.Image) -> bool:
+    """Return whether an image has EXIF metadata that cannot be parsed and written again."""
+    if not image.info.get("exif"):
+        return False
+    try:
+        exif = exif_of(image)
+        assert exif is not None
+        exif.tobytes()
+    except Exception:  # damaged metadata raise errors of any type
+        return True
+    return False
+
+
+def check_image_shape(image_shape: Any) -> tuple[int, ...] | None:
+    """Return image_shape as a tuple of 2 or 3 positive ints, or None."""
+    if image_shape is None:
+        return None
+    shape = tuple(image_shape) if np.iterable(image_shape) else ()
+    if len(shape) not in (2, 3) or not all(isinstance(s, Integral) and int(s) >= 1 for s in shape):
+        raise ValueError(
+            f"image_shape={image_shape!r} must be (height, width) or (height, width, channels), "
+            "positive integers."
+        )
+    return tuple(int(s) for s in shape)
+
+
+def array_shape(
+    shape: tuple[int, ...], image_shape: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """Return (height, width, channels) of an array whose channels are last or first.
+
+    `image_shape` decides, if given. Otherwise two signs decide: whether the number of channels is
+    usual (1, 3 or 4), and whether the other two sides form a square. If neither is a sign, channels
+    are the side that is less than half as long as the others.
+
+    Raises
+    ------
+    ValueError
+        If the shape is ambiguous.
+    """
+    last, first = shape, (*shape[1:], shape[0])
+    if image_shape is not None:
+        matches = [s for s in (last, first) if s[: len(image_shape)] == image_shape]
+        if len(set(matches)) < 2 or len(image_shape) == 3:
+            return (matches or [last])[0]
+    elif last[2] == first[2] == 1:  # one row or column of pixels
+        return last
+    else:
+        usual = [s[2] in CHANNELS for s in (last, first)]
+        square = [s[0] == s[1] > 1 for s in (last, first)]
+        short = [not any(usual) and 2 * s[2] <= min(s[:2]) for s in (last, first)]
+        signs = [a - b for a, b in (usual, square) if a != b] or [short[0] - short[1]]
+        if len(set(signs)) == 1 and signs[0]:
+            return last if signs[0] > 0 else first
+    raise ValueError(
+        f"X has images of shape {shape}, which may be (height, width, channels) or (channels, "
+        f"height, width). Pass image_shape={last} if channels come last, image_shape={first} if "
+        "they come first."
+    )
+
+
+def shorten(names: list[str]) -> str:
+    """Join the first few names, and say how many there are."""
+    more = f", ... ({len(names)} in total)" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more

@@ -1,0 +1,146 @@
+"""Random views and crops of images, for training and for scoring."""
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from skaocls.devices import own_torch_state
+from skaocls.images.decoding import full_scale, max_crop_source, resize_to_cover, scaled_size
+
+SHIFT_MARGIN = 0.1  # padding of a small image before cropping, as a fraction of its size
+SHIFTED_BELOW = 64  # pixels; smaller images are shifted, because resizing would blur them
+
+
+@own_torch_state()
+def random_views(
+    images: np.ndarray,
+    rng: np.random.RandomState,
+    *,
+    shift: float = 0.125,
+    rotation: float = 10.0,
+    scale: float = 0.1,
+    shear: float = 0.1,
+    strength: float = 1.0,
+    same: bool = False,
+) -> np.ndarray:
+    """Apply a small random affine transformation to each image; edges are repeated outside.
+
+    There are no flips and no changes of color, because these alter the meaning of letters, digits
+    and many other images.
+
+    Parameters
+    ----------
+    images : float array of shape (n, height, width, channels)
+    rng : RandomState
+        Source of the random transformations.
+    shift : float, default=0.125
+        Maximum shift, as a fraction of height and width.
+    rotation : float, default=10.0
+        Maximum rotation in degrees.
+    scale : float, default=0.1
+        Maximum relative change of size.
+    shear : float, default=0.1
+        Maximum shear.
+    strength : float, default=1.0
+        Factor of all four maxima.
+    same : bool, default=False
+        Whether all images get the same transformation.
+
+    Returns
+    -------
+    views : float32 array of shape (n, height, width, channels)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skaocls.images.views import random_views
+    >>> images = np.random.RandomState(0).rand(5, 8, 8, 1)
+    >>> random_views(images, np.random.RandomState(0)).shape
+    (5, 8, 8, 1)
+    """
+    n = 1 if same else len(images)
+    angle, stretch, slant = (
+        torch.from_numpy(rng.uniform(-strength * limit, strength * limit, n)).float()
+        for limit in (math.radians(rotation), scale, shear)
+    )
+    # affine_grid has coordinates from -1 to 1, so that the image is 2 wide
+    limit = 2 * strength * shift
+    dx, dy = torch.from_numpy(rng.uniform(-limit, limit, (2, n))).float()
+    size = 1 + stretch
+    rows = [
+        torch.stack([size * angle.cos(), -size * angle.sin() + slant, dx], 1),
+        torch.stack([size * angle.sin(), size * angle.cos(), dy], 1),
+    ]
+    pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).permute(0, 3, 1, 2)
+    grid = F.affine_grid(torch.stack(rows, 1), [n, *pixels.shape[1:]], align_corners=False)
+    grid = grid.expand(len(images), -1, -1, -1)
+    moved = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    return moved.permute(0, 2, 3, 1).numpy()
+
+
+def random_crop(
+    image: np.ndarray, shape: tuple[int, ...], size: float, position: np.ndarray
+) -> np.ndarray:
+    """Resize an image and cut a window out of it.
+
+    The shorter side is resized to between 1 and 5/4 of the window's, with box-filtered halvings
+    while the image is at least twice as large, then a bicubic filter. The window may lie anywhere,
+    also along the longer side. An image below 64 pixels that already has the window's size is
+    padded with its edges and shifted instead, because resizing would blur it; this is not part of
+    the cited methods.
+
+    Parameters
+    ----------
+    image : array of shape (height, width, channels)
+        From :meth:`skaocls.images.batch.Batch.originals`.
+    shape : tuple of int (height, width, channels)
+        Shape of the window.
+    size : float
+        In [0, 1). Selects the shorter side among the possible integers.
+    position : float array of shape (2,)
+        In [0, 1). Select the top and left of the window among the possible integers.
+
+    Returns
+    -------
+    window : float32 array of shape (height, width, channels)
+
+    References
+    ----------
+    Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", arXiv 2105.05233 (random
+    crops of its code). Sudakov, Babenko, Baranchuk, arXiv 2603.19122.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skaocls.images.views import random_crop
+    >>> photo = np.zeros((480, 640, 3), np.uint8)
+    >>> random_crop(photo, (256, 256, 3), 0.5, np.array([0.1, 0.9])).shape
+    (256, 256, 3)
+    """
+    if image.shape[:2] == tuple(shape[:2]) and min(shape[:2]) < SHIFTED_BELOW:
+        large = pad_edges(image)
+    else:
+        least = min(shape[:2])
+        shorter_side = least + int(size * (max_crop_source(shape) - least + 1))
+        target = scaled_size(shape, shorter_side)
+        planes = [resize_to_cover(Image.fromarray(x), *target) for x in np.moveaxis(image, 2, 0)]
+        large = np.stack([np.asarray(plane) for plane in planes], axis=2)
+        if large.dtype != np.uint8:  # bicubic filters overshoot; 8-bit types are clipped
+            large = large.clip(image.min(), image.max())
+    top, left = (
+        int(fraction * (available - wanted + 1))
+        for fraction, available, wanted in zip(position, large.shape[:2], shape[:2], strict=True)
+    )
+    window = large[top : top + shape[0], left : left + shape[1]].astype(np.float32)
+    window /= np.float32(full_scale(large.dtype))
+    return window
+
+
+def pad_edges(image: np.ndarray) -> np.ndarray:
+    """Pad an image by repeating its edges."""
+    margins = [max(1, round(SHIFT_MARGIN * s)) if s > 1 else 0 for s in image.shape[:2]]
+    padding = [(m - m // 2, m - m // 2) for m in margins]
+    return np.pad(image, [*padding, (0, 0)], mode="edge")
