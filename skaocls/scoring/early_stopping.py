@@ -23,9 +23,11 @@ freedom. It shrinks to zero as m approaches M.
 of all tokens: a background may be a rare code in one view only. No class is dropped before three
 orders are complete, and the standard error is at least that of the mean over whole orders.
 
-Both architectures use these rules. A shared trunk reads an order once for all classes, in tiles of
-the same fixed shape as exhaustive scoring, so what is read is equal bit for bit. The published
-architecture reads each class separately, so it also checks at several points of the first order.
+Both architectures use these rules. Classes are compared at several points of the first order, and
+then at the end of each order. A shared trunk reads an order once for all classes, in tiles of the
+same fixed shape as exhaustive scoring, so the log-probabilities are equal bit for bit. If it scores
+only a few classes, dropping them one by one saves no time: it compares classes at the ends of
+orders only, and drops them all when the image is decided.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,22 +47,21 @@ from skaocls.scoring.heads import HeadEngine, HeadPairs, make_engine
 
 T = TypeVar("T")
 
-# Fractions of the first order after which classes may be dropped (benchmarks/speed/racing.py)
+# Rules, chosen by benchmarks/speed/early_stopping_errors.py:
+# fractions of the first order after which classes may be dropped
 CHECKPOINTS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 1)
 CHECKPOINTS_SHARED = (1 / 8, 1 / 4, 1 / 2, 1)
-# Smallest number of classes that a shared trunk drops one by one. With fewer classes the trunk
-# dominates the time, and all classes are read until the image is decided
-# (benchmarks/early_stopping.py)
+MIN_TOKENS = 2  # tokens read before the first class may be dropped
+MIN_VIEWS = 3  # orders read before the first class may be dropped if each reads its own view
+MIN_STANDARD_ERRORS = 2.0  # smallest lag under Wald's bound, in standard errors
+MIN_LOG_PRIOR = -1e30  # finite stand-in for the log prior of classes with zero probability
+# Speed and memory, chosen by benchmarks/speed/early_stopping.py:
+# smallest number of classes that a shared trunk drops one by one; with fewer classes the trunk
+# takes most of the time, and all classes are read until the image is decided
 DROP_FROM = 32
-MIN_TOKENS = 2  # tokens read before the first class may be dropped (benchmarks/racing.py)
-MIN_VIEWS = 3  # orders read before the first class may be dropped where orders read different views
-MIN_STANDARD_ERRORS = 2.0  # smallest lag in standard errors under Wald's bound
-MIN_LOG_PRIOR = -1e30  # finite stand-in for the log prior of classes with probability zero
-# Memory limits: log-probabilities kept for the images scored together, and bytes of keys and values
-# kept between checkpoints
-KEPT_NUMBERS = 2**26
-CACHE_BYTES, CACHE_BYTES_CUDA = 2**28, 2**33
-CACHE_FRACTION_CUDA = 1 / 8  # largest share of a CUDA device's memory for keys and values
+KEPT_NUMBERS = 2**26  # log-probabilities kept for the images that are scored together
+CACHE_BYTES, CACHE_BYTES_CUDA = 2**28, 2**33  # keys and values kept between checkpoints
+CACHE_FRACTION_CUDA = 1 / 8  # largest fraction of a CUDA device's memory for keys and values
 
 
 @own_torch_state()
@@ -111,9 +112,9 @@ def score_until_decided(
 
     Notes
     -----
-    Wald's bound assumes a perfect prior. Student's bound assumes a single comparison of exchangeable
-    differences. `error` therefore sets the scale of the risk and is not a guarantee;
-    ``benchmarks/speed/early_stopping.py`` measures the actual risk.
+    Wald's bound assumes a perfect prior. Student's bound assumes exchangeable differences and a
+    single comparison. `error` therefore sets the scale of the risk and is not a guarantee;
+    ``benchmarks/speed/early_stopping_errors.py`` measures the actual risk.
 
     References
     ----------
@@ -234,7 +235,7 @@ class Comparison:
 
     def checkpoints(self, order: int) -> list[int]:
         """Return 0 and the numbers of tokens of an order after which to compare classes."""
-        fractions = CHECKPOINTS_SHARED if self.shared else CHECKPOINTS
+        fractions: tuple[float, ...] = CHECKPOINTS_SHARED if self.shared else CHECKPOINTS
         if order or self.views or self.all_or_none:
             fractions = (1,)
         return sorted({0, *(max(1, round(f * self.n_tokens)) for f in fractions)})
