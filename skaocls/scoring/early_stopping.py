@@ -203,7 +203,9 @@ class Comparison:
         self.all_or_none = shared and n_classes < DROP_FROM
         self.min_read = MIN_VIEWS * self.n_tokens if views else MIN_TOKENS
         # log p(token | class) in the sequence of reading; only what was read is initialized
-        self.log_prob = torch.empty(n_images, self.population, n_classes, device=device)
+        self.log_prob = torch.empty(
+            n_images, self.population, n_classes, dtype=torch.float32, device=device
+        )
         new = torch.zeros(n_images, n_classes, dtype=torch.float64, device=device)
         self.total = new.clone()
         # sums over the tokens of leader minus class, and of its square
@@ -360,13 +362,13 @@ def open_tile(
 
         def look_up(rows: Tensor, active: Tensor, start: int, stop: int) -> Tensor:
             row, label = torch.where(active)
-            out = torch.empty(*active.shape, stop - start, device=codes.device)
+            out = torch.empty(*active.shape, stop - start, dtype=torch.float32, device=codes.device)
             out[row, label], _ = engine.read(head_pairs, rows[row], label, start, stop)
             return out.transpose(1, 2)
 
         return look_up
     row, label = torch.where(active)
-    out = torch.empty(*active.shape, n_tokens, device=codes.device)
+    out = torch.empty(*active.shape, n_tokens, dtype=torch.float32, device=codes.device)
     pairs = read_pairs(engine, codes, orders)
     out[row, label], _ = read_lanes(engine, pairs, row, label, 0, n_tokens)
     return lambda rows, active, start, stop: out[rows, :, start:stop].transpose(1, 2)
