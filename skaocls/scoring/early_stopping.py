@@ -198,7 +198,9 @@ class Comparison:
         self.all_or_none = shared and n_classes < DROP_FROM
         self.min_read = MIN_VIEWS * self.n_tokens if views else MIN_TOKENS
         # log p(token | class) in the sequence of reading; only what was read is initialized
-        self.log_prob = torch.empty(n_images, self.population, n_classes, device=device)
+        self.log_prob = torch.empty(
+            n_images, self.population, n_classes, dtype=torch.float32, device=device
+        )
         new = torch.zeros(n_images, n_classes, dtype=torch.float64, device=device)
         self.total = new.clone()
         # sums over the tokens of leader minus class, and of its square

@@ -40,13 +40,13 @@ def open_tile(
 
         def look_up(rows: Tensor, active: Tensor, start: int, stop: int) -> Tensor:
             row, label = torch.where(active)
-            out = torch.empty(*active.shape, stop - start, device=codes.device)
+            out = torch.empty(*active.shape, stop - start, dtype=torch.float32, device=codes.device)
             out[row, label], _ = engine.read(head_pairs, rows[row], label, start, stop)
             return out.transpose(1, 2)
 
         return look_up
     row, label = torch.where(active)
-    out = torch.empty(*active.shape, n_tokens, device=codes.device)
+    out = torch.empty(*active.shape, n_tokens, dtype=torch.float32, device=codes.device)
     pairs = read_pairs(engine, codes, orders)
     out[row, label], _ = read_lanes(engine, pairs, row, label, 0, n_tokens)
     return lambda rows, active, start, stop: out[rows, :, start:stop].transpose(1, 2)
