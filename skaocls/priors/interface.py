@@ -107,7 +107,7 @@ class Prior(nn.Module):
         return found | {block.attention.wqkv.weight: 3 for block in self.transformer.blocks}
 
     @property
-    def sizes(self) -> dict[str, str | int | float]:
+    def sizes(self) -> dict[str, object]:
         """The value of the classifier's parameter `prior` that creates a prior of this size."""
         body = self.transformer
         hidden = body.blocks[0].feed_forward.w1.weight.shape[0]

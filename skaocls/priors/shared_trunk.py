@@ -242,9 +242,9 @@ class SharedTrunkPrior(Prior):
         return self.head.classes.weight
 
     @property
-    def sizes(self) -> dict[str, str | int | float]:
+    def sizes(self) -> dict[str, object]:
         rank, width = self.head.project.weight.shape
-        sizes: dict[str, str | int | float] = {"architecture": "shared_trunk"}
+        sizes: dict[str, object] = {"architecture": "shared_trunk"}
         return sizes | {"width": width, "rank": rank} | super().sizes
 
     def readings(self, n_classes: int) -> int:

@@ -245,7 +245,7 @@ class AnyOrderPrior(Prior):
         return cast(Tensor, self.cls_embedding["embedding_table"].weight)
 
     @property
-    def sizes(self) -> dict[str, str | int | float]:
+    def sizes(self) -> dict[str, object]:
         return {"architecture": "randar"} | super().sizes
 
     def readings(self, n_classes: int) -> int:

@@ -30,9 +30,7 @@ only a few classes, dropping them one by one saves no time: it compares classes 
 orders only, and drops them all when the image is decided.
 """
 
-from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -41,11 +39,10 @@ from torch import Tensor
 
 from skaocls.devices import own_torch_state
 from skaocls.priors.interface import Prior
-from skaocls.scoring.engine import Cache, Engine, Pairs
+from skaocls.scoring.engine import Cache, Engine
 from skaocls.scoring.exhaustive import ScoringResult, check_not_nan, lanes_at_once
-from skaocls.scoring.heads import HeadEngine, HeadPairs, make_engine
-
-T = TypeVar("T")
+from skaocls.scoring.heads import HeadEngine, make_engine
+from skaocls.scoring.tiles import cache_limit, open_tile, read_lanes, read_pairs
 
 # Rules, chosen by benchmarks/speed/early_stopping_errors.py:
 # fractions of the first order after which classes may be dropped
@@ -60,8 +57,6 @@ MIN_LOG_PRIOR = -1e30  # finite stand-in for the log prior of classes with zero 
 # takes most of the time, and all classes are read until the image is decided
 DROP_FROM = 32
 KEPT_NUMBERS = 2**26  # log-probabilities kept for the images that are scored together
-CACHE_BYTES, CACHE_BYTES_CUDA = 2**28, 2**33  # keys and values kept between checkpoints
-CACHE_FRACTION_CUDA = 1 / 8  # largest fraction of a CUDA device's memory for keys and values
 
 
 @own_torch_state()
@@ -203,7 +198,9 @@ class Comparison:
         self.all_or_none = shared and n_classes < DROP_FROM
         self.min_read = MIN_VIEWS * self.n_tokens if views else MIN_TOKENS
         # log p(token | class) in the sequence of reading; only what was read is initialized
-        self.log_prob = torch.empty(n_images, self.population, n_classes, device=device)
+        self.log_prob = torch.empty(
+            n_images, self.population, n_classes, dtype=torch.float32, device=device
+        )
         new = torch.zeros(n_images, n_classes, dtype=torch.float64, device=device)
         self.total = new.clone()
         # sums over the tokens of leader minus class, and of its square
@@ -338,40 +335,6 @@ def difference_sums(log_prob: Tensor, leader: Tensor) -> tuple[Tensor, Tensor]:
     return total, difference.square_().sum(1, dtype=torch.float64)
 
 
-def open_tile(
-    engine: Engine | HeadEngine, codes: Tensor, orders: Tensor, active: Tensor
-) -> Callable[[Tensor, Tensor, int, int], Tensor]:
-    """Read a tile of pairs; return a function that looks up the log-probabilities of some pairs.
-
-    `codes` and `orders` are (n_pairs, n_tokens), `active` is (n_pairs, n_classes). The function
-    takes rows of the tile, their active classes, a subset of `active`, and the first and last step.
-    It returns log p(token | class) (n_rows, n_steps, n_classes), arbitrary for classes that are not
-    active.
-    """
-    n, n_tokens = orders.shape
-    if isinstance(engine, HeadEngine):
-
-        def read(rows: Tensor) -> HeadPairs:
-            return engine.pairs(codes[rows], orders[rows])
-
-        tiles = in_tiles(read, n, lanes_at_once(engine.prior), codes.device, fixed=True)
-        parts = [[a[: n - at] for a in tile] for at, tile in tiles]
-        head_pairs = HeadPairs(*(torch.cat(a) for a in zip(*parts, strict=True)))
-
-        def look_up(rows: Tensor, active: Tensor, start: int, stop: int) -> Tensor:
-            row, label = torch.where(active)
-            out = torch.empty(*active.shape, stop - start, device=codes.device)
-            out[row, label], _ = engine.read(head_pairs, rows[row], label, start, stop)
-            return out.transpose(1, 2)
-
-        return look_up
-    row, label = torch.where(active)
-    out = torch.empty(*active.shape, n_tokens, device=codes.device)
-    pairs = read_pairs(engine, codes, orders)
-    out[row, label], _ = read_lanes(engine, pairs, row, label, 0, n_tokens)
-    return lambda rows, active, start, stop: out[rows, :, start:stop].transpose(1, 2)
-
-
 def read_first_order(engine: Engine, codes: Tensor, order: Tensor, comparison: Comparison) -> None:
     """Read all images along one order, and compare classes at its checkpoints."""
     images = torch.arange(len(codes), device=codes.device)
@@ -389,70 +352,6 @@ def read_first_order(engine: Engine, codes: Tensor, order: Tensor, comparison: C
             cache = [(keys[stays], values[stays]) for keys, values in cache]
 
 
-def read_pairs(engine: Engine, codes: Tensor, orders: Tensor) -> Pairs:
-    """Call :meth:`Engine.pairs` in tiles."""
-    tile = lanes_at_once(engine.prior)
-    tiles = map(engine.pairs, codes.split(tile), orders.split(tile))
-    return Pairs(*(torch.cat(a) for a in zip(*tiles, strict=True)))
-
-
-def read_lanes(
-    engine: Engine,
-    pairs: Pairs,
-    pair: Tensor,
-    label: Tensor,
-    start: int,
-    stop: int,
-    cache: Cache | None = None,
-) -> tuple[Tensor, Cache | None]:
-    """Call :meth:`Engine.read` in tiles; return a cache if it is needed and small enough.
-
-    Without a cache, tokens before `start` are read again.
-    """
-    n, begin = len(pair), 0 if cache is None else start
-    keep = stop < engine.n_tokens and n * engine.cache_bytes(stop) <= cache_limit(engine)
-
-    def read(rows: Tensor) -> tuple[Tensor, Cache]:
-        before = [(keys[rows], values[rows]) for keys, values in cache or []]
-        return engine.read(pairs, pair[rows], label[rows], begin, stop, before or None, keep)
-
-    tile = lanes_at_once(engine.prior) * (engine.n_tokens // (stop - begin))
-    parts = [
-        (log_prob[: n - at], [(keys[: n - at], values[: n - at]) for keys, values in kept])
-        for at, (log_prob, kept) in in_tiles(read, n, tile, pair.device)
-    ]
-    log_prob = torch.cat([a for a, _ in parts])[:, start - begin :]
-    if not keep:
-        return log_prob, None
-    layers = zip(*(kept for _, kept in parts), strict=True)
-    return log_prob, [
-        (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers
-    ]
-
-
-def in_tiles(
-    read: Callable[[Tensor], T], n: int, tile: int, device: torch.device, fixed: bool = False
-) -> Iterator[tuple[int, T]]:
-    """Yield the first row and the result of `read` for tiles of rows.
-
-    Tiles are filled up with the last row, to the full size if `fixed` and to a power of two
-    otherwise, so that there are few different shapes. They are halved when memory runs out.
-    """
-    at = 0
-    while at < n:
-        size = tile if fixed else min(tile, 1 << (n - at - 1).bit_length())
-        rows = torch.arange(at, at + size, device=device).clamp_(max=n - 1)
-        try:
-            part = read(rows)
-        except torch.OutOfMemoryError:
-            if tile == 1:
-                raise
-            tile //= 2
-            continue
-        yield at, part
-        at += size
-
-
 def images_at_once(engine: Engine | HeadEngine, shape: torch.Size, n_classes: int) -> int:
     """Return how many images to score together within the memory limits."""
     images = KEPT_NUMBERS // (shape.numel() * n_classes)
@@ -460,11 +359,3 @@ def images_at_once(engine: Engine | HeadEngine, shape: torch.Size, n_classes: in
         lane_bytes = max(1, engine.cache_bytes(max(1, round(CHECKPOINTS[0] * engine.n_tokens))))
         images = min(images, cache_limit(engine) // (lane_bytes * n_classes))
     return max(1, images)
-
-
-def cache_limit(engine: Engine) -> int:
-    """Return how many bytes of keys and values may be kept."""
-    if not engine.output.is_cuda:
-        return CACHE_BYTES
-    total = torch.cuda.get_device_properties(engine.output.device).total_memory
-    return int(min(CACHE_BYTES_CUDA, total * CACHE_FRACTION_CUDA))
