@@ -1,4 +1,4 @@
-"""The main job as a demo: ``python -m skaocls``."""
+"""Demo on the command line: ``python -m skaocls``."""
 
 import argparse
 import time
@@ -37,7 +37,7 @@ def parse_args(argv=None):
 
 
 def read_folder(folder, size):
-    """Images of class subfolders as an array (n, size, size, channels), and their classes."""
+    """Return the images of class subfolders, shape (n, size, size, channels), and their labels."""
     try:
         files, labels, _ = load_image_folder(folder)
     except (OSError, ValueError) as exc:
@@ -50,6 +50,25 @@ def timed_fit(clf, X, y):
     start = time.perf_counter()
     clf.fit(X, y)
     return time.perf_counter() - start
+
+
+def fit_baselines(X_train, X_test, y_train, y_test, seed):
+    """Return the test accuracies of scikit-learn's classifiers."""
+    X_train, X_test = (X.reshape(len(X), -1) for X in (X_train, X_test))
+    classifiers = {
+        "LogisticRegression": make_pipeline(
+            StandardScaler(), LogisticRegression(max_iter=5000, random_state=seed)
+        ),
+        "MLPClassifier": make_pipeline(
+            StandardScaler(), MLPClassifier(max_iter=1000, random_state=seed)
+        ),
+        "SVC": SVC(random_state=seed),  # its kernel width adapts to the scale of the data
+    }
+    accuracies = {}
+    for name, clf in classifiers.items():
+        accuracies[name] = clf.fit(X_train, y_train).score(X_test, y_test)
+        print(f"  {name:20s} test accuracy {accuracies[name]:.4f}")
+    return accuracies
 
 
 def main(argv=None):
@@ -65,8 +84,8 @@ def main(argv=None):
     X_train, X_test, y_train, y_test = train_test_split(
         X, y, test_size=0.25, stratify=y, random_state=args.seed
     )
-    n_classes = len(np.unique(y))
-    print(f"{name}: {len(X_train)} training and {len(X_test)} test images, {n_classes} classes")
+    summary = f"{len(X_train)} training and {len(X_test)} test images, {len(np.unique(y))} classes"
+    print(f"{name}: {summary}")
 
     params = {"random_state": args.seed, "verbose": 1}
     if args.max_iter:
@@ -85,40 +104,36 @@ def main(argv=None):
     print("\nFitting the same model for one order only, row by row")
     raster = AnyOrderARClassifier(**params, order="raster")
     seconds = timed_fit(raster, X_train, y_train)
-    lines = {"raster order": raster.score(X_test, y_test)}
-    print(f"  {seconds:.0f} s; test accuracy {lines['raster order']:.4f}")
+    baselines = {"raster order": raster.score(X_test, y_test)}
+    print(f"  {seconds:.0f} s; test accuracy {baselines['raster order']:.4f}")
 
     print("\nFitting scikit-learn's classifiers to the pixels")
-    flat_train, flat_test = X_train.reshape(len(X_train), -1), X_test.reshape(len(X_test), -1)
-    for baseline in (LogisticRegression(max_iter=5000), MLPClassifier(max_iter=1000), SVC()):
-        label = type(baseline).__name__
-        if "random_state" in baseline.get_params():
-            baseline.set_params(random_state=args.seed)
-        # SVC's kernel width follows the pixels' variance by itself
-        model = baseline if label == "SVC" else make_pipeline(StandardScaler(), baseline)
-        lines[label] = model.fit(flat_train, y_train).score(flat_test, y_test)
-        print(f"  {label:20s} test accuracy {lines[label]:.4f}")
+    baselines |= fit_baselines(X_train, X_test, y_train, y_test, args.seed)
 
+    start = time.perf_counter()
+    clf.predict(X_test)
+    seconds = (time.perf_counter() - start) / len(X_test)
+    times["Predict"] = f"{1000 * seconds:.2g} ms for each of {len(X_test)} samples"
+    write_plots(clf, X_test, y_test, staged, baselines, args.output)
+    options = {"title": name, "subtitle": summary, "baselines": baselines, "times": times}
+    report = write_report(clf, X_test, y_test, args.output / "report.html", **options)
+    print(f"\nReport: {report}")
+    print(f"Plots: {args.output / 'orders.png'}, {args.output / 'reconstructions.png'}")
+
+
+def write_plots(clf, X, y, staged, baselines, folder):
+    """Plot accuracy against orders, and the tokens of one image of each class."""
     orders = OrderCurveDisplay.from_predictions(
-        y_test,
+        y,
         staged,
-        baselines=lines,
+        baselines=baselines,
         evaluations_per_order=clf.orders_.shape[1] * clf.model_.readings,
         name=type(clf).__name__,
     )
-    orders.figure_.savefig(args.output / "orders.png", dpi=150)
-    sheet = [np.flatnonzero(y_test == c)[0] for c in clf.classes_[:16]]
-    tokens = ReconstructionDisplay.from_estimator(clf, X_test[sheet])
-    tokens.figure_.savefig(args.output / "reconstructions.png", dpi=150)
-    start = time.perf_counter()
-    clf.predict(X_test)
-    each = (time.perf_counter() - start) / len(X_test)
-    times["Predict"] = f"{1000 * each:.2g} ms for each of {len(X_test)} samples"
-    about = f"{len(X_train)} training and {len(X_test)} test images, {n_classes} classes"
-    how = {"subtitle": about, "baselines": lines, "times": times}
-    report = write_report(clf, X_test, y_test, args.output / "report.html", title=name, **how)
-    print(f"\nReport: {report}")
-    print(f"Pictures: {args.output / 'orders.png'}, {args.output / 'reconstructions.png'}")
+    orders.figure_.savefig(folder / "orders.png", dpi=150)
+    examples = [np.flatnonzero(y == c)[0] for c in clf.classes_[:16]]
+    tokens = ReconstructionDisplay.from_estimator(clf, X[examples])
+    tokens.figure_.savefig(folder / "reconstructions.png", dpi=150)
 
 
 if __name__ == "__main__":

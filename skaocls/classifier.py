@@ -30,7 +30,6 @@ from skaocls.fitted.initialization import is_new, new_prior_sizes, resolve_prior
 from skaocls.fitted.labels import class_log_prior, known_classes, read_labels
 from skaocls.fitted.pretrained import is_published, load_pretrained_model, reading_tokens
 from skaocls.fitted.result_cache import open_cache
-from skaocls.fitted.together import score_batches_on_ranks
 from skaocls.images.inputs import convert_input
 from skaocls.images.reader import learn_reader, learn_tokens
 from skaocls.parameters import (
@@ -44,13 +43,13 @@ from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_pos
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.early_stopping import score_until_decided
 from skaocls.scoring.orders import DRAWN
-from skaocls.scoring.sampling import HOW
+from skaocls.scoring.sampling import SAMPLING_CONSTRAINTS, SamplingOptions
 from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.training.config import TrainingConfig
 from skaocls.warn import warn
 
 SMALLEST_TEMPERATURE = 1e-30  # dividing log-likelihoods by less could overflow
-STOPPING_ERROR = 1e-3  # allowed error of search="auto" (benchmarks/speed/default_settings.py)
+STOPPING_ERROR = 1e-3  # allowed error of search="auto" (benchmarks/speed/early_stopping.py)
 N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left"), None]}
 NESTED_EXAMPLES = {  # values for parameters whose own parameters can be set
     "tokenizer": "tokenizer=PatchTokenizer() for images or QuantileTokenizer() for tables",
@@ -760,15 +759,15 @@ default="mean_log_likelihood"
         (3, 8, 8)
         """
         model = self._checked_model()
-        options = {
-            "n_steps": n_steps,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "guidance": guidance,
-        }
+        options = SamplingOptions(
+            n_steps=n_steps,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance=guidance,
+        )
         checked = {"n_samples": n_samples, **options}
-        validate_parameter_constraints(HOW | N_SAMPLES, checked, "sample")
+        validate_parameter_constraints(SAMPLING_CONSTRAINTS | N_SAMPLES, checked, "sample")
         rng = check_random_state(random_state)
         if n_samples is None:
             n_samples = len(y) if np.ndim(y) else 1
@@ -810,16 +809,8 @@ default="mean_log_likelihood"
         y : label or array-like of shape (n_samples,), default=None
             Class of all images, or of each. None uses the most probable class given the known
             tokens.
-        n_steps : int, default=None
-            As in :meth:`sample`, for the masked tokens.
-        temperature : float, default=1.0
-            As in :meth:`sample`.
-        top_k : int, default=None
-            As in :meth:`sample`.
-        top_p : float, default=None
-            As in :meth:`sample`.
-        guidance : float, default=1.0
-            As in :meth:`sample`.
+        n_steps, temperature, top_k, top_p, guidance : int or float
+            As in :meth:`sample`. Only the masked tokens are drawn.
         random_state : int, RandomState instance or None, default=None
             Seed of orders and tokens.
 
@@ -841,14 +832,14 @@ default="mean_log_likelihood"
         Pang et al., "RandAR", arXiv 2412.01827 (zero-shot inpainting).
         """
         model = self._checked_model()
-        options = {
-            "n_steps": n_steps,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "guidance": guidance,
-        }
-        validate_parameter_constraints(HOW, options, "inpaint")
+        options = SamplingOptions(
+            n_steps=n_steps,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance=guidance,
+        )
+        validate_parameter_constraints(SAMPLING_CONSTRAINTS, options, "inpaint")
         batch = model.reader.open(X, check_scale=False)
         return generation.inpaint_images(
             model,
@@ -1151,11 +1142,11 @@ default="mean_log_likelihood"
     def _held_out_temperature(self, model, batch, held_out):
         """Select the temperature on held-out data."""
         rows, columns, weights = held_out
-        results = score_batches_on_ranks(
+        results = prediction.score_batches(
             model,
             batch.take(rows),
             model.orders(self.order, self.n_orders),
-            store=open_cache(self.memory),
+            cache=open_cache(self.memory),
             **self._scoring_options(),
         )
         log_likelihood = np.concatenate([result.log_likelihood for result in results])
@@ -1225,12 +1216,12 @@ default="mean_log_likelihood"
         """Yield the ScoringResult of a few images at a time."""
         with collective_call("A prediction"):
             model = self._checked_model()
-        return score_batches_on_ranks(
+        return prediction.score_batches(
             model,
             model.reader.open(X),
             self.orders_,
-            racing=self._early_stopping_rule() if may_stop_early else None,
-            store=open_cache(self.memory),
+            stopping=self._early_stopping_rule() if may_stop_early else None,
+            cache=open_cache(self.memory),
             verbose=self.verbose,
             **self._scoring_options(),
         )

@@ -1,20 +1,19 @@
-"""How far a long call is: a bar in terminals and notebooks, a line now and then in logs."""
+"""Progress of long calls: a bar in terminals and notebooks, occasional lines in logs."""
 
 import sys
 import warnings
-from typing import Any
 
 from tqdm.std import tqdm
 
-with warnings.catch_warnings():  # a notebook without widgets gets lines
+with warnings.catch_warnings():  # tqdm warns in a notebook without widgets
     warnings.simplefilter("ignore")
-    from tqdm.auto import tqdm as bar_of_this_place
+    from tqdm.auto import tqdm as environment_tqdm
 
-SECONDS = 5  # at least, between two lines of a log
+LOG_INTERVAL = 5  # minimum number of seconds between two lines of a log
 
 
-class Lines(tqdm):
-    """A bar whose every state is a line of its own."""
+class LogProgress(tqdm):
+    """A progress bar that writes every state on a line of its own."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         if msg is None:
@@ -27,32 +26,40 @@ class Lines(tqdm):
         super().close()
 
 
-def progress(total: int, what: str, unit: str, verbose: int, initial: int = 0) -> Any:
-    """A bar of tqdm, to be used as a context; without `verbose` it shows nothing.
+def progress(total: int, description: str, unit: str, verbose: int, initial: int = 0) -> tqdm:
+    """Return a tqdm progress bar, to be used as a context manager.
 
     Parameters
     ----------
     total : int
-        Of what it counts.
-    what, unit : str
-        What is going on, and what is counted.
+        Number of units to process.
+    description, unit : str
+        Texts of the bar.
     verbose : int
+        The bar is hidden if `verbose` is 0.
     initial : int, default=0
-        What is done already.
+        Number of units that are processed already.
 
     Returns
     -------
     bar : tqdm
     """
-    widget = any(base.__name__ == "tqdm_notebook" for base in bar_of_this_place.__mro__)
-    how = {"total": total, "desc": what, "unit": unit, "disable": not verbose, "initial": initial}
-    if widget or sys.stderr.isatty():
-        return bar_of_this_place(**how)
-    # the last line is written by `close`
-    return Lines(**how, mininterval=SECONDS, maxinterval=SECONDS, delay=SECONDS, leave=False)
+    options = {
+        "total": total,
+        "desc": description,
+        "unit": unit,
+        "disable": not verbose,
+        "initial": initial,
+    }
+    in_notebook = any(base.__name__ == "tqdm_notebook" for base in environment_tqdm.__mro__)
+    if in_notebook or sys.stderr.isatty():
+        return environment_tqdm(**options)
+    # with leave=False, only `close` writes the last line
+    interval = {"mininterval": LOG_INTERVAL, "maxinterval": LOG_INTERVAL, "delay": LOG_INTERVAL}
+    return LogProgress(**options, **interval, leave=False)
 
 
 def say(verbose: int, message: str, level: int = 1) -> None:
-    """Write a line if `verbose` is at least that level."""
+    """Write a line to standard error if `verbose` is at least `level`."""
     if verbose >= level:
         print(f"skaocls: {message}", file=sys.stderr, flush=True)

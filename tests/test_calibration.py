@@ -55,7 +55,7 @@ def test_a_temperature_divides_log_likelihoods(fitted, digits):
             fitted.predict(X), fitted.classes_[(mean_ll / 7 + log_prior).argmax(1)]
         )
         np.testing.assert_allclose(fitted.score_samples(X), likelihood)
-        fitted.set_params(search="racing")
+        fitted.set_params(search="auto")
         np.testing.assert_array_equal(fitted.predict_log_proba(X).argmax(1), expected.argmax(1))
         fitted.set_params(temperature="auto")
         with pytest.raises(NotFittedError, match="is found in fit, on held-out data"):

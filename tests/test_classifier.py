@@ -32,9 +32,9 @@ from skaocls import (
     PretrainedWeights,
     QuantileTokenizer,
 )
-from skaocls.fitted.fit import split_validation
 from skaocls.scoring.aggregation import AGGREGATIONS
 from skaocls.scoring.orders import draw_orders
+from skaocls.training.validation import split_validation
 
 
 def make(**params):
@@ -86,7 +86,7 @@ def test_predictions_do_not_depend_on_the_batch(fitted, digits, monkeypatch):
     whole = fitted.predict_proba(X)
     rows = np.concatenate([fitted.predict_proba(X[i : i + 1]) for i in range(len(X))])
     np.testing.assert_allclose(rows, whole, atol=1e-6, rtol=0)
-    monkeypatch.setattr("skaocls.fitted.prediction.SCORE_AT_ONCE", 7)
+    monkeypatch.setattr("skaocls.fitted.prediction.BATCH_SIZE", 7)
     np.testing.assert_allclose(fitted.predict_proba(X), whole, atol=1e-6, rtol=0)
     shuffled = np.random.RandomState(0).permutation(30)
     proba = fitted.predict_proba(X[shuffled])

@@ -1,4 +1,4 @@
-"""``python -m skaocls`` on a small folder of images, as a user would call it."""
+"""``python -m skaocls`` and the example of the README on a small folder of images."""
 
 import subprocess
 import sys
@@ -9,12 +9,17 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 
-def test_demo_on_a_folder(tmp_path):
+def write_digits(folder, n, size, extension):
+    """Write digits of three classes to one subfolder per class."""
     digits = load_digits(n_class=3)
-    for i, (image, label) in enumerate(zip(digits.images[:90], digits.target[:90], strict=True)):
-        folder = tmp_path / "data" / f"digit-{label}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * 15).astype(np.uint8)).resize((16, 16)).save(folder / f"{i}.png")
+    for i, (image, label) in enumerate(zip(digits.images[:n], digits.target[:n], strict=True)):
+        path = folder / f"digit-{label}" / f"{i}.{extension}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 15).astype(np.uint8)).resize(size).save(path)
+
+
+def test_demo_on_a_folder(tmp_path):
+    write_digits(tmp_path / "data", 90, (16, 16), "png")
     run = subprocess.run(
         [sys.executable, "-m", "skaocls", "--data", str(tmp_path / "data"), "--size", "8"]
         + ["--output", str(tmp_path / "out"), "--max-iter", "3"],
@@ -22,28 +27,24 @@ def test_demo_on_a_folder(tmp_path):
         text=True,
         check=True,
     )
-    for said in (
+    for text in (
         "67 training and 23 test images, 3 classes",
         " 1 order ",
         "20 orders",
         "row by row",
     ):
-        assert said in run.stdout
+        assert text in run.stdout
     for name in ("LogisticRegression", "MLPClassifier", "SVC"):
         assert name in run.stdout
-    for picture in ("orders.png", "reconstructions.png"):
-        with Image.open(tmp_path / "out" / picture) as image:
+    for name in ("orders.png", "reconstructions.png"):
+        with Image.open(tmp_path / "out" / name) as image:
             assert np.asarray(image.convert("L")).std() > 5  # not blank
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "67 training and 23 test images" in report and "Calibration" in report
 
 
 def test_readme_on_a_folder(tmp_path, monkeypatch):
-    digits = load_digits(n_class=3)
-    for i, (image, label) in enumerate(zip(digits.images[:60], digits.target[:60], strict=True)):
-        folder = tmp_path / "flowers" / f"digit-{label}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * 15).astype(np.uint8)).resize((40, 36)).save(folder / f"{i}.jpg")
+    write_digits(tmp_path / "flowers", 60, (40, 36), "jpg")
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     names = {}

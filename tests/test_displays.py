@@ -1,4 +1,4 @@
-"""Displays: what is drawn equals what is computed elsewhere."""
+"""Displays plot the values that the classifier computes."""
 
 import base64
 import io
@@ -32,13 +32,14 @@ def _close_figures():
     plt.close("all")
 
 
-def heights(line):
+def levels(line):
+    """Return the heights of a horizontal line, of which there should be one."""
     return np.unique(line.get_ydata()).tolist()
 
 
-def test_order_curve_is_accuracy_with_its_binomial_error(fitted, digits):
+def test_order_curve_shows_accuracy_and_binomial_error(fitted, digits):
     X, y = digits[2], digits[3].copy()
-    y[::4] = (y[::4] + 1) % 3  # else all is right, and the error zero
+    y[::4] = (y[::4] + 1) % 3  # otherwise the error is zero
     display = OrderCurveDisplay.from_estimator(fitted, X, y)
     p = np.array([np.mean(predicted == y) for predicted in fitted.staged_predict(X)])
     np.testing.assert_array_equal(display.line_.get_xdata(), [1, 2, 3, 4])
@@ -55,22 +56,22 @@ def test_baselines_are_scored_on_flattened_images(fitted, digits):
     X, y, X_test, y_test = digits
     flat = X_test.reshape(100, 64)
     nb = GaussianNB().fit(X.reshape(300, 64), y)
-    baselines = {"nb": nb, "any-order": fitted, "told": 0.5}
+    baselines = {"nb": nb, "any-order": fitted, "given": 0.5}
     display = OrderCurveDisplay.from_estimator(fitted, X_test, y_test, baselines=baselines)
     expected = {"nb": nb.score(flat, y_test), "any-order": fitted.score(X_test, y_test)}
-    assert display.baselines == expected | {"told": 0.5}
+    assert display.baselines == expected | {"given": 0.5}
     for name, score in display.baselines.items():
-        assert heights(display.baseline_lines_[name]) == [score]
+        assert levels(display.baseline_lines_[name]) == [score]
     texts = [text.get_text() for text in display.ax_.get_legend().get_texts()]
-    assert texts[-1] == "told (0.500)"  # the lowest
+    assert texts[-1] == "given (0.500)"  # the lowest
 
 
-def test_baselines_read_arrays_and_files_as_they_were_fitted(fitted, digits, tmp_path):
+def test_baselines_read_the_values_of_arrays_and_files(fitted, digits, tmp_path):
     from PIL import Image
 
     X, y, X_test, y_test = digits
     fitted = clone(fitted).set_params(max_iter=1)
-    # 8-bit numbers are scaled by the classifier, but other models were fitted to them as they are
+    # the classifier scales 8-bit pixels, but the baselines are fitted to the original values
     X, X_test = X.astype(np.uint8), X_test.astype(np.uint8)
     logistic = LogisticRegression(max_iter=1000).fit(X.reshape(300, 64), y)
     expected = logistic.score(X_test.reshape(100, 64), y_test)
@@ -86,17 +87,14 @@ def test_baselines_read_arrays_and_files_as_they_were_fitted(fitted, digits, tmp
     assert display.baselines["lr"] == unit.score(X_test.reshape(100, 64) / 255, y_test)
 
 
-def test_costs_above_the_curve(fitted, digits):
+def test_axis_of_costs(fitted, digits):
     display = OrderCurveDisplay.from_estimator(fitted, digits[2][:20], digits[3][:20])
     # 16 tokens, 3 classes
     np.testing.assert_array_equal(display.cost_ax_.get_xticks(), display.ax_.get_xticks() * 48)
     display.figure_.canvas.draw()
     left, right = display.ax_.get_xlim()
     assert display.cost_ax_.get_xlim() == pytest.approx((left * 48, right * 48))
-    racing = clone(fitted).set_params(search="racing")
-    racing.__dict__.update({k: v for k, v in vars(fitted).items() if k.endswith("_")})
-    display = OrderCurveDisplay.from_estimator(racing, digits[2][:20], digits[3][:20])
-    assert display.cost_ax_ is None
+    assert OrderCurveDisplay([0.5]).plot().cost_ax_ is None
 
 
 def test_order_curve_from_predictions(fitted, digits):
@@ -111,7 +109,7 @@ def test_order_curve_from_predictions(fitted, digits):
         OrderCurveDisplay.from_predictions([0, 1], [[0, 1], [0, 1], [0, 1, 1]])
 
 
-def test_order_curve_on_given_axes_and_again():
+def test_order_curve_on_given_axes():
     figure, ax = plt.subplots()
     display = OrderCurveDisplay.from_predictions(
         ["a", "b"], [["a", "a"], ["a", "b"]], ax=ax, name="mine", color="red"
@@ -124,7 +122,7 @@ def test_order_curve_on_given_axes_and_again():
     assert OrderCurveDisplay([0.5]).plot().fill_ is None
 
 
-def test_evidence_is_what_explain_says(fitted, digits):
+def test_evidence_display_shows_explain(fitted, digits):
     X = digits[2][:4]
     display = EvidenceDisplay.from_estimator(fitted, X, n_classes=2)
     proba = fitted.predict_proba(X)
@@ -133,20 +131,20 @@ def test_evidence_is_what_explain_says(fitted, digits):
     for j in range(2):
         evidence = fitted.explain(X, ranked[:, j])
         for i in range(4):
-            drawn = display.maps_[i, j]
-            np.testing.assert_allclose(drawn.get_array(), evidence.maps[i], atol=1e-6)
-            doubtful = np.abs(evidence.maps[i]) < 2 * evidence.maps_standard_error[i]
-            np.testing.assert_array_equal(drawn.get_alpha() < 1, doubtful)
+            plotted = display.maps_[i, j]
+            np.testing.assert_allclose(plotted.get_array(), evidence.maps[i], atol=1e-6)
+            insignificant = np.abs(evidence.maps[i]) < 2 * evidence.maps_standard_error[i]
+            np.testing.assert_array_equal(plotted.get_alpha() < 1, insignificant)
             title = display.axes_[i, 1 + j].get_title()
             assert title == f"{ranked[i, j]}\np = {np.sort(proba[i])[-1 - j]:.2f}"
             np.testing.assert_allclose(display.images_[i].get_array(), X[i] / X.max())
 
 
-def test_evidence_has_one_symmetric_scale(fitted, digits):
+def test_evidence_maps_share_a_symmetric_scale(fitted, digits):
     display = EvidenceDisplay.from_estimator(fitted, digits[2][:4])
     largest = np.abs(display.evidence_maps).max()
-    for drawn in display.maps_.flat:
-        assert drawn.get_clim() == (-largest, largest)
+    for plotted in display.maps_.flat:
+        assert plotted.get_clim() == (-largest, largest)
     assert (display.colorbar_.vmin, display.colorbar_.vmax) == (-largest, largest)
     display.plot(limit=2.0)
     assert display.maps_[1, 1].get_clim() == (-2, 2)
@@ -188,11 +186,11 @@ def test_evidence_from_predictions_on_given_axes(fitted, digits):
     for one, other in zip(a.images_, b.images_, strict=True):
         np.testing.assert_allclose(one.get_array(), other.get_array(), atol=1e-6)
     assert b.plot() is b and b.figure_ is not figure
-    with pytest.raises(ValueError, match="ax holds 3 axes, but 2 x 4 are needed"):
+    with pytest.raises(ValueError, match="ax has 3 axes, but 2 x 4 are needed"):
         b.plot(axes[0, :3])
 
 
-def test_one_order_makes_no_evidence_doubtful():
+def test_undefined_standard_errors_do_not_fade_evidence():
     evidence = np.ones((1, 1, 2, 2))
     error = np.full(evidence.shape, np.nan)
     display = EvidenceDisplay.from_predictions([np.eye(2)], evidence, [[0]], standard_errors=error)
@@ -209,7 +207,7 @@ def test_reconstructions(fitted, digits):
         np.testing.assert_allclose(image, X[i] / X.max())
         np.testing.assert_array_equal(tokens, codes[i])
         np.testing.assert_allclose(reconstruction, np.clip(decoded[i] / X.max(), 0, 1), rtol=1e-6)
-        # there is room for numbers
+        # the font is large enough for numbers
         written = [int(text.get_text()) for text in display.axes_[1, i].texts]
         np.testing.assert_array_equal(written, codes[i].ravel())
     again = ReconstructionDisplay.from_predictions(X, codes, decoded)
@@ -220,17 +218,17 @@ def test_reconstructions(fitted, digits):
     assert again.plot(axes).figure_ is figure
 
 
-def test_each_code_has_its_colour(digits):
+def test_each_code_has_its_own_color(digits):
     codes = np.arange(1024).reshape(1, 32, 32)
     display = ReconstructionDisplay(digits[2][:1], codes).plot()
     artist = display.artists_[1, 0]
     colors = artist.cmap(artist.norm(codes))
-    assert len(np.unique(colors.reshape(-1, 4), axis=0)) > 250  # as many as there are shades
+    assert len(np.unique(colors.reshape(-1, 4), axis=0)) > 250  # number of colors in the colormap
     np.testing.assert_array_equal(colors.reshape(-1, 4), artist.cmap(codes.ravel()))
     assert not display.axes_[1, 0].texts
 
 
-def test_sheet_of_samples():
+def test_samples_form_one_row_per_class():
     class Sampler(BaseEstimator):
         def fit(self, X=None, y=None):
             self.image_shape_ = (2, 2, 1)
@@ -250,29 +248,29 @@ def test_sheet_of_samples():
     assert [ax.get_ylabel() for ax in display.axes_[:, 0]] == ["b", "a"]
 
 
-def test_look_of_images():
+def test_color_scales_of_images():
     ink, photo = np.eye(4), np.linspace(0.2, 3, 16).reshape(4, 4)
     for image, cmap in ((ink, "gray_r"), (photo, "gray")):
         artist = ReconstructionDisplay([image]).plot().artists_[0, 0]
         assert artist.get_cmap().name == cmap
         np.testing.assert_allclose(artist.get_array(), image / image.max())
     colour = np.random.RandomState(0).uniform(0, 0.5, size=(1, 4, 4, 3))
-    artist = ReconstructionDisplay(colour).plot().artists_[0, 0]  # dark, and stays so
+    artist = ReconstructionDisplay(colour).plot().artists_[0, 0]  # not rescaled
     np.testing.assert_allclose(artist.get_array(), colour[0])
     artist = ReconstructionDisplay(colour[..., :2]).plot().artists_[0, 0]
     assert artist.get_array().shape == (4, 4)
 
 
 @pytest.mark.parametrize("display", [EvidenceDisplay, ReconstructionDisplay])
-def test_tables_are_no_images(fitted, display):
+def test_image_displays_refuse_tables(fitted, display):
     table = clone(fitted).set_params(max_iter=1)
     X = np.random.RandomState(0).randn(30, 3)
     table.fit(X, X[:, 0] > 0)
-    with pytest.raises(ValueError, match=f"{display.__name__} draws images"):
+    with pytest.raises(ValueError, match=f"{display.__name__} plots images"):
         display.from_estimator(table, X[:2])
 
 
-def test_matplotlib_is_imported_only_to_draw():
+def test_matplotlib_is_only_imported_to_plot():
     code = "import sys, skaocls, skaocls.displays; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -280,7 +278,7 @@ def test_matplotlib_is_imported_only_to_draw():
 def test_without_matplotlib(fitted, digits, monkeypatch):
     X, y = digits[2][:2], digits[3][:2]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for draw in (
+    for plot in (
         lambda: OrderCurveDisplay.from_estimator(fitted, X, y),
         lambda: OrderCurveDisplay.from_predictions(y, [y]),
         lambda: OrderCurveDisplay([0.5]).plot(),
@@ -289,71 +287,78 @@ def test_without_matplotlib(fitted, digits, monkeypatch):
         lambda: ReconstructionDisplay.from_samples(fitted),
     ):
         with pytest.raises(ImportError, match=r"Display.* requires matplotlib"):
-            draw()
+            plot()
 
 
-class Outline(HTMLParser):
-    """Headings, texts of table rows, and what a page would load."""
+class Page(HTMLParser):
+    """Tags, texts and links of a page."""
 
     def __init__(self):
         super().__init__()
-        self.tags, self.loads, self.text = [], [], []
+        self.tags, self.links, self.text = [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.loads += [v for k, v in attrs if k in ("src", "href", "srcset", "data")]
+        self.links += [v for k, v in attrs if k in ("src", "href", "srcset", "data")]
 
     def handle_data(self, data):
         self.text.append(data.strip())
 
 
-def test_report_tells_what_the_classifier_does_and_loads_nothing(fitted, digits, tmp_path):
+def test_report_is_complete_and_self_contained(fitted, digits, tmp_path):
     _, _, X, y = digits
     y = y.copy()
-    y[:3] = (y[:3] + 1) % 3  # three mistakes for sure
-    told = {"baselines": {"<b>SVC</b>": 0.25}, "times": {"Fit": "7 s"}, "title": "A & <i>B</i>"}
-    path = write_report(fitted, X, y, tmp_path / "new" / "report.html", **told)
-    page = Outline()
+    y[:3] = (y[:3] + 1) % 3  # three mistakes
+    options = {"baselines": {"<b>SVC</b>": 0.25}, "times": {"Fit": "7 s"}, "title": "A & <i>B</i>"}
+    path = write_report(fitted, X, y, tmp_path / "new" / "report.html", **options)
+    page = Page()
     page.feed(path.read_text(encoding="utf-8"))
-    assert page.loads and all(what.startswith("data:image/png;base64,") for what in page.loads)
-    assert not {"b", "i", "script", "link", "iframe"} & set(page.tags)  # names are text
-    for link in page.loads:
+    assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not {"b", "i", "script", "link", "iframe"} & set(page.tags)  # names are escaped
+    for link in page.links:
         with Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) as picture:
             assert np.asarray(picture.convert("L")).std() > 5
     accuracy = np.mean(fitted.predict(X) == y)
-    for text in (f"{accuracy:.1%}", "25.0%", "A & <i>B</i>", "Surest mistakes", "Samples", "7 s"):
+    for text in (
+        f"{accuracy:.1%}",
+        "25.0%",
+        "A & <i>B</i>",
+        "Most confident mistakes",
+        "Samples",
+        "7 s",
+    ):
         assert text in page.text
-    assert len(page.loads) == 5
+    assert len(page.links) == 5
 
 
-def test_report_of_a_table_has_no_pictures_of_images(tmp_path):
+def test_report_of_a_table_has_no_images(tmp_path):
     X, y = load_iris(return_X_y=True)
     clf = AnyOrderARClassifier(n_orders=3, random_state=0).fit(X[::2], y[::2])
-    page = Outline()
+    page = Page()
     page.feed(write_report(clf, X[1::2], y[1::2], tmp_path / "r.html").read_text("utf-8"))
-    assert len(page.loads) == 3
+    assert len(page.links) == 3
     assert "Samples" not in page.text
 
 
-LOOK = Path(__file__).parents[1] / ".ci" / "check_pages.py"
+CHECK_PAGES = Path(__file__).parents[1] / ".ci" / "check_pages.py"
 
 
-@pytest.mark.skipif(runpy.run_path(str(LOOK))["browser"]() is None, reason="needs Chromium")
+@pytest.mark.skipif(runpy.run_path(str(CHECK_PAGES))["browser"]() is None, reason="needs Chromium")
 def test_report_in_a_browser(fitted, digits, tmp_path):
-    """At the widths of a desktop and of a phone; a page with faults has each of them told."""
+    """The check passes for a report, at desktop and phone width, and finds faults in a bad page."""
     _, _, X, y = digits
     good = write_report(fitted, X, y, tmp_path / "report.html", baselines={"n" * 90: 0.5})
     bad = tmp_path / "bad.html"
     bad.write_text('<p style="width: 800px">wide</p><img src="lost.png">', encoding="utf-8")
     for page, status in ((good, 0), (bad, 1)):
-        command = [sys.executable, LOOK, page, "--pictures", tmp_path / "seen"]
+        command = [sys.executable, CHECK_PAGES, page, "--pictures", tmp_path / "seen"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == status, done.stdout + done.stderr
-    told = [line.removeprefix(f"{bad}: ") for line in done.stdout.splitlines()[:-1]]
-    assert [line for line in told if "wide" in line] == [
+    messages = [line.removeprefix(f"{bad}: ") for line in done.stdout.splitlines()[:-1]]
+    assert [line for line in messages if "wide" in line] == [
         "phone: is 808 pixels wide in a window of 390"
     ]
-    assert sum("lacks the picture lost.png" in line for line in told) == 2
+    assert sum("lacks the picture lost.png" in line for line in messages) == 2
     for device, width in (("desktop", 1280), ("phone", 390)):
         with Image.open(tmp_path / "seen" / f"report-{device}.png") as picture:
             assert picture.width == width

@@ -1,14 +1,14 @@
-"""Evidence per token against the prior's own logits, and what it must add up to."""
+"""Evidence of tokens agrees with the prior's logits and adds up to log-likelihood ratios."""
 
 import numpy as np
 import pytest
 import torch
 from test_scoring import make_prior
 
-from skaocls.scoring.evidence import spread, token_log_likelihoods, weigh
+from skaocls.scoring.evidence import evidence_over_rival, spread_to_pixels, token_log_likelihoods
 
 
-def test_token_log_likelihoods_are_the_prior_s():
+def test_token_log_likelihoods_agree_with_the_prior():
     prior = make_prior(5, (2, 3), 4)
     rng = np.random.RandomState(0)
     codes, orders = rng.randint(5, size=(3, 6)), np.stack([rng.permutation(6) for _ in range(4)])
@@ -21,12 +21,12 @@ def test_token_log_likelihoods_are_the_prior_s():
                 with torch.no_grad():
                     logits = prior(*(torch.as_tensor(a)[None] for a in (image, order, label)))
                 log_prob = logits.log_softmax(-1)[0].numpy()
-                for step, place in enumerate(order):
-                    expected = log_prob[step, image[place]]
-                    assert found[i, k, m, place] == pytest.approx(expected, abs=1e-5)
+                for step, position in enumerate(order):
+                    expected = log_prob[step, image[position]]
+                    assert found[i, k, m, position] == pytest.approx(expected, abs=1e-5)
 
 
-def test_evidence_sums_to_the_difference_of_log_likelihoods(fitted, digits):
+def test_evidence_sums_to_the_log_likelihood_ratio(fitted, digits):
     X, y = digits[2][:12], digits[3][:12]
     mean_ll = fitted.predict_joint_log_proba(X) - fitted.class_log_prior_
     rows, columns = np.arange(12), np.searchsorted(fitted.classes_, y)
@@ -35,12 +35,12 @@ def test_evidence_sums_to_the_difference_of_log_likelihoods(fitted, digits):
     difference = mean_ll[rows, columns] - mean_ll[rows, (columns + 1) % 3]
     np.testing.assert_allclose(evidence.tokens.sum((1, 2)), difference, atol=1e-4)
     assert evidence.maps.shape == evidence.maps_standard_error.shape == X.shape
-    # 2 x 2 pixels to a token
+    # a token covers 2 x 2 pixels
     np.testing.assert_array_equal(evidence.maps[:, ::2, 1::2], evidence.tokens)
     np.testing.assert_array_equal(evidence.maps_standard_error[:, 1::2, ::2], evidence[1])
 
 
-def test_predicted_class_and_runner_up(fitted, digits):
+def test_runner_up_is_the_second_most_probable_class(fitted, digits):
     X = digits[2][:12]
     joint = fitted.predict_joint_log_proba(X)
     ranked = fitted.classes_[joint.argsort(1)[:, ::-1]]
@@ -50,7 +50,7 @@ def test_predicted_class_and_runner_up(fitted, digits):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_against_no_class_and_standard_error(fitted, digits):
+def test_evidence_without_a_rival_and_its_standard_error(fitted, digits):
     X = digits[2][:3]
     evidence = fitted.explain(X)
     codes = fitted.tokenizer_.transform(X).reshape(3, -1)
@@ -64,18 +64,18 @@ def test_against_no_class_and_standard_error(fitted, digits):
     )
 
 
-def test_pixels_of_patches_that_overhang():
+def test_spread_to_pixels_with_partial_patches():
     tokens = np.array([[[1.0, 2], [3, 4]]])
     expected = [[1, 1, 1, 2], [1, 1, 1, 2], [3, 3, 3, 4]]
-    np.testing.assert_array_equal(spread(tokens, [0, 0, 1], [0, 0, 0, 1])[0], expected)
+    np.testing.assert_array_equal(spread_to_pixels(tokens, [0, 0, 1], [0, 0, 0, 1])[0], expected)
 
 
-def test_the_standard_error_is_over_orders():
+def test_standard_error_is_over_orders():
     log_prob = np.random.RandomState(0).randn(2, 3, 2, 8)
-    mean, error = weigh(log_prob, (2, 4))[:2]
-    of_orders = (log_prob[:, :, 0] - log_prob[:, :, 1]).reshape(2, 3, 2, 4)
-    np.testing.assert_allclose(mean, of_orders.mean(1))
-    np.testing.assert_allclose(error, of_orders.std(1, ddof=1) / 3**0.5)
+    mean, error = evidence_over_rival(log_prob[:, :, 0], log_prob[:, :, 1], (2, 4))[:2]
+    ratio = (log_prob[:, :, 0] - log_prob[:, :, 1]).reshape(2, 3, 2, 4)
+    np.testing.assert_allclose(mean, ratio.mean(1))
+    np.testing.assert_allclose(error, ratio.std(1, ddof=1) / 3**0.5)
 
 
 def test_unknown_classes(fitted, digits):

@@ -1,4 +1,4 @@
-"""Tokens of a network's feature map, against the same map clustered by hand."""
+"""Tokens of a feature map, compared with explicit clustering of the same map."""
 
 import pickle
 import warnings
@@ -29,7 +29,7 @@ def network():
 
 
 def map_by_hand(net, images):
-    """Channels of each place, (n, 4, 3, 6)."""
+    """Vectors at each position, (n, 4, 3, 6)."""
     weight = net[0].weight.detach().numpy()
     bias = net[0].bias.detach().numpy()
     tiles = ((images - MEAN) / STD).reshape(-1, 4, 4, 3, 4, 3)
@@ -40,7 +40,7 @@ def map_by_hand(net, images):
 
 
 @pytest.mark.parametrize("n_components", [3, None])
-def test_tokens_are_nearest_centres_of_the_map(n_components):
+def test_tokens_are_nearest_centers_of_the_map(n_components):
     net = network()
     tokenizer = FeatureTokenizer(
         net, layer="3", n_components=n_components, n_codes=7, random_state=0
@@ -57,12 +57,12 @@ def test_tokens_are_nearest_centres_of_the_map(n_components):
     assert codes.shape == (37, 4, 3) and codes.dtype == np.int64 and tokenizer.n_codes_ == 7
     chosen = distances[np.arange(len(distances)), codes.ravel()]
     np.testing.assert_allclose(chosen, distances.min(1), rtol=1e-3, atol=1e-4)
-    # each centre is near the mean of its own
+    # each center is near the mean of its vectors
     means = np.stack([vectors[codes.ravel() == c].mean(0) for c in range(7)])
     assert ((means - tokenizer.codebook_) ** 2).sum(1).mean() < 0.2 * vectors.var(0).sum()
 
 
-def test_the_network_and_torch_stay_as_they_are():
+def test_the_network_and_global_torch_state_do_not_change():
     net = network().train()
     net[0].eval()
     before = {name: x.clone() for name, x in net.state_dict().items()}
@@ -74,7 +74,7 @@ def test_the_network_and_torch_stay_as_they_are():
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
     assert torch.equal(torch.get_rng_state(), state)
     np.testing.assert_array_equal(np.random.get_state()[1], numbers)
-    # nor do its tokens follow what becomes of the network, or of torch's settings
+    # nor do later changes of the network or of torch's settings change the tokens
     net[0].weight.data.zero_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         np.testing.assert_array_equal(tokenizer.transform(IMAGES), codes)
@@ -86,7 +86,7 @@ def test_the_network_and_torch_stay_as_they_are():
     np.testing.assert_array_equal(other.transform(IMAGES), codes)
 
 
-def test_images_of_any_kind():
+def test_gray_images_files_and_vision_transformers():
     def gray(pixels):
         assert pixels.shape[1:] == (3, 16, 12) and pixels.dtype == torch.float32
         assert torch.equal(pixels[:, 0], pixels[:, 2])
@@ -99,7 +99,7 @@ def test_images_of_any_kind():
     nearest = abs(tiles[..., None] - tokenizer.codebook_[:, 0]).argmin(-1)
     np.testing.assert_array_equal(tokenizer.transform(eight_bits), nearest)
 
-    # a vision transformer's tokens, two of them not of the image
+    # a vision transformer's output with two prefix tokens
     def tokens(pixels):
         assert pixels.shape[1:] == (3, 8, 8)
         patches = F.avg_pool2d(pixels, 2).flatten(2).transpose(1, 2)
@@ -117,7 +117,7 @@ def test_images_of_any_kind():
     assert pooled.transform(IMAGES).shape == (37, 2, 1)
 
 
-def test_what_is_wrong_is_said():
+def test_wrong_parameters_and_images():
     net = network()
     for params, X, message in [
         (
@@ -135,17 +135,17 @@ def test_what_is_wrong_is_said():
         with pytest.raises(ValueError, match=message):
             tokenizer.fit(X)
         assert not hasattr(tokenizer, "n_codes_")
-    with pytest.raises(ValueError, match=r"no torch\.nn\.Module"):
+    with pytest.raises(ValueError, match=r"not a torch\.nn\.Module"):
         FeatureTokenizer(lambda x: x, layer="3").fit(IMAGES)
     with pytest.raises(ValueError, match="do not form a square"):
         FeatureTokenizer(lambda x: x.flatten(2)[..., :5].transpose(1, 2)).fit(IMAGES)
     with pytest.raises(ValueError, match="'backbone'"):
         FeatureTokenizer("resnet").fit(IMAGES)
-    with pytest.warns(UserWarning, match="16 x 24 tokens"):
+    with pytest.warns(UserWarning, match="16 x 24 positions"):
         FeatureTokenizer(lambda x: x, n_codes=4).fit(IMAGES.repeat(2, axis=2))
 
 
-def test_in_a_classifier(tmp_path):
+def test_classifier_with_a_feature_tokenizer(tmp_path):
     rng = np.random.RandomState(0)
     y = np.arange(120) % 3
     X = 0.3 * rng.rand(120, 16, 16, 3)

@@ -1,4 +1,4 @@
-"""Generation against enumerated probabilities and a loop that reads everything again each time."""
+"""Generation agrees with enumerated probabilities and with an implementation without a cache."""
 
 import copy
 from dataclasses import replace
@@ -14,20 +14,20 @@ from test_scoring import make_prior
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
-from skaocls.fitted import drawing
+from skaocls.fitted import generation
 from skaocls.scoring import sampling
-from skaocls.scoring.sampling import generate, known_log_likelihoods, step_ends, touched
+from skaocls.scoring.sampling import generate, known_log_likelihoods, step_ends, tokens_in_mask
 
-N = 20_000
-PAIRS = np.arange(8) // 2  # pixels of the digits, of which a token has two by two
+N_SAMPLES = 20_000
+TOKEN_OF_PIXEL = np.arange(8) // 2  # row or column of the token of each pixel row or column
 ORDERS = np.array([[2, 0, 3, 1]])
 
 
 @pytest.fixture(scope="module")
 def ten_digits():
-    """Images and labels, a classifier fitted to the first, and an outsider's opinion."""
+    """Images and labels, a classifier fitted to the first, and an SVC that labels images."""
     data = load_digits()
-    # with a weight that tells classes apart by few tokens, too
+    # the posterior weight helps to tell classes apart by few tokens
     params = {"n_orders": 5, "augmentation": None, "max_iter": 30, "posterior_weight": 5.0}
     clf = AnyOrderARClassifier(**params, precision="float32", random_state=0)
     clf.fit(data.images[:1000], data.target[:1000])
@@ -40,10 +40,11 @@ def forward(prior, codes, orders, labels):
         return prior(*(torch.as_tensor(np.array(a)) for a in (codes, orders, labels))).double()
 
 
-def first_token(prior, order, label, n=N, **how):
-    """Shares of each value among draws of the first token of an order."""
-    codes = generate(prior, np.full(n, label), np.repeat(order, n, 0), seed=0, **how)
-    return np.bincount(codes[:, order[0, 0]], minlength=prior.vocab_size) / n
+def first_token_frequencies(prior, order, label, **options):
+    """Return the frequency of each value of the first token of an order."""
+    labels, orders = np.full(N_SAMPLES, label), np.repeat(order, N_SAMPLES, 0)
+    codes = generate(prior, labels, orders, seed=0, **options)
+    return np.bincount(codes[:, order[0, 0]], minlength=prior.vocab_size) / N_SAMPLES
 
 
 def first_logits(prior, order, label):
@@ -54,48 +55,56 @@ def softmax(x):
     return np.exp(x - x.max()) / np.exp(x - x.max()).sum()
 
 
-def assert_shares(shares, expected, n=N):
-    """Within five standard errors, and never what cannot be."""
-    assert (np.abs(shares - expected) <= 5 * np.sqrt(expected * (1 - expected) / n)).all()
+def assert_frequencies(frequencies, p):
+    """Compare within five standard errors, which are zero for impossible values."""
+    assert (np.abs(frequencies - p) <= 5 * np.sqrt(p * (1 - p) / N_SAMPLES)).all()
 
 
 @pytest.mark.parametrize("grid, order", [((1, 2), [1, 0]), ((2, 2), [2, 0, 3, 1])])
 @pytest.mark.parametrize("label", [1, 2])
-def test_draws_are_distributed_as_the_prior_says(grid, order, label):
+def test_samples_have_the_distribution_of_the_prior(grid, order, label):
     prior, n_tokens = make_prior(3, grid, 2), len(order)
-    every = np.array(list(product(range(3), repeat=n_tokens)))
-    orders = np.repeat([order], len(every), 0)
-    steps = forward(prior, every, orders, np.full(len(every), label)).log_softmax(-1).numpy()
-    read = np.take_along_axis(every, orders, 1)
+    grids = np.array(list(product(range(3), repeat=n_tokens)))
+    orders = np.repeat([order], len(grids), 0)
+    steps = forward(prior, grids, orders, np.full(len(grids), label)).log_softmax(-1).numpy()
+    read = np.take_along_axis(grids, orders, 1)
     p = np.exp(np.take_along_axis(steps, read[..., None], -1).sum((1, 2)))
     assert p.sum() == pytest.approx(1, abs=1e-5)
-    codes = generate(prior, np.full(N, label), np.repeat([order], N, 0), seed=0)
-    which = codes @ 3 ** np.arange(n_tokens)[::-1]
-    assert_shares(np.bincount(which, minlength=len(every)) / N, p)
+    codes = generate(prior, np.full(N_SAMPLES, label), np.repeat([order], N_SAMPLES, 0), seed=0)
+    index = codes @ 3 ** np.arange(n_tokens)[::-1]
+    assert_frequencies(np.bincount(index, minlength=len(grids)) / N_SAMPLES, p)
 
 
 def test_temperature_and_truncation():
     prior = make_prior(6, (2, 2), 2)
     logits = first_logits(prior, ORDERS, 1)
-    assert_shares(first_token(prior, ORDERS, 1, temperature=0.5), softmax(logits / 0.5))
+    assert_frequencies(
+        first_token_frequencies(prior, ORDERS, 1, temperature=0.5), softmax(logits / 0.5)
+    )
     ranked = np.argsort(-logits)
 
-    def among(kept, temperature=1.0):
+    def truncated(kept, temperature=1.0):
         p = np.zeros(6)
         p[kept] = softmax(logits[kept] / temperature)
         return p
 
-    assert_shares(first_token(prior, ORDERS, 1, top_k=3), among(ranked[:3]))
-    assert_shares(first_token(prior, ORDERS, 1, top_k=100), softmax(logits))
+    assert_frequencies(first_token_frequencies(prior, ORDERS, 1, top_k=3), truncated(ranked[:3]))
+    assert_frequencies(first_token_frequencies(prior, ORDERS, 1, top_k=100), softmax(logits))
     p = softmax(logits)[ranked]
     for top_p, n_kept in [(p[0] - 0.01, 1), (p[:2].sum() - 0.01, 2), (p[:2].sum() + 0.01, 3)]:
-        assert_shares(first_token(prior, ORDERS, 1, top_p=top_p), among(ranked[:n_kept]))
-    assert_shares(first_token(prior, ORDERS, 1, top_p=1.0), softmax(logits))
-    assert_shares(first_token(prior, ORDERS, 1, temperature=1e-320), np.eye(6)[ranked[0]])
-    # top_p is a share of what temperature and top_k have left
+        assert_frequencies(
+            first_token_frequencies(prior, ORDERS, 1, top_p=top_p), truncated(ranked[:n_kept])
+        )
+    assert_frequencies(first_token_frequencies(prior, ORDERS, 1, top_p=1.0), softmax(logits))
+    assert_frequencies(
+        first_token_frequencies(prior, ORDERS, 1, temperature=1e-320), np.eye(6)[ranked[0]]
+    )
+    # top_p applies after temperature and top_k
     p = softmax(logits[ranked[:3]] / 2)
-    how = {"temperature": 2.0, "top_k": 3, "top_p": p[:2].sum() - 0.01}
-    assert_shares(first_token(prior, ORDERS, 1, **how), among(ranked[:2], 2.0))
+    options = {"temperature": 2.0, "top_k": 3, "top_p": p[:2].sum() - 0.01}
+    assert_frequencies(
+        first_token_frequencies(prior, ORDERS, 1, **options), truncated(ranked[:2], 2.0)
+    )
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
@@ -103,37 +112,39 @@ def test_guidance(guidance):
     prior = make_prior(4, (2, 2), 2)
     given, null = (first_logits(prior, ORDERS, label) for label in (1, 2))
     expected = softmax(null + guidance * (given - null))
-    assert_shares(first_token(prior, ORDERS, 1, guidance=guidance), expected)
+    assert_frequencies(first_token_frequencies(prior, ORDERS, 1, guidance=guidance), expected)
 
 
-def naive(prior, label, order, codes, n_known, ends, guidance):
-    """The most likely tokens of each step; each is read right after what was known before."""
+def generate_without_cache(prior, label, order, codes, n_known, ends, guidance):
+    """Return the most likely tokens; a token only depends on the tokens of earlier steps."""
     codes = codes.copy()
     for start, stop in zip([n_known, *ends[:-1]], ends, strict=True):
-        drawn = codes.copy()
+        updated = codes.copy()
         for s in range(start, stop):
-            among_first = [*order[:start], order[s], *order[start:s], *order[s + 1 :]]
-            given, null = forward(
-                prior, [codes] * 2, [among_first] * 2, [label, prior.num_classes]
-            )[:, start]
-            drawn[order[s]] = (null + guidance * (given - null)).argmax()
-        codes = drawn
+            reordered = [*order[:start], order[s], *order[start:s], *order[s + 1 :]]
+            given, null = forward(prior, [codes] * 2, [reordered] * 2, [label, prior.num_classes])[
+                :, start
+            ]
+            updated[order[s]] = (null + guidance * (given - null)).argmax()
+        codes = updated
     return codes
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("n_steps", [None, 1, 3, 5])
 @pytest.mark.parametrize("n_known", [0, 1, 5])
-def test_cached_steps_equal_reading_again(n_known, n_steps, guidance):
+def test_cache_does_not_change_the_tokens(n_known, n_steps, guidance):
     prior = make_prior(7, (2, 4), 3, n_layer=3)
     rng = np.random.RandomState(0)
     orders = np.stack([rng.permutation(8) for _ in range(6)])
     codes, labels = rng.randint(7, size=(6, 8)), rng.randint(4, size=6)
-    how = {"n_steps": n_steps, "guidance": guidance, "top_k": 1, "seed": 0}
-    found = generate(prior, labels, orders, codes, n_known, **how)
+    options = {"n_steps": n_steps, "guidance": guidance, "top_k": 1, "seed": 0}
+    found = generate(prior, labels, orders, codes, n_known, **options)
     ends = n_known + step_ends(8 - n_known, n_steps)
     for i in range(6):
-        expected = naive(prior, labels[i], orders[i], codes[i], n_known, ends, guidance)
+        expected = generate_without_cache(
+            prior, labels[i], orders[i], codes[i], n_known, ends, guidance
+        )
         np.testing.assert_array_equal(found[i], expected)
 
 
@@ -147,7 +158,7 @@ def test_step_ends():
     assert sizes[0] == 1 and sizes[-1] == 12 and (np.diff(sizes) >= -1).all()
 
 
-def test_known_tokens_stay_and_others_are_not_looked_at():
+def test_known_tokens_are_kept_and_other_inputs_ignored():
     prior = make_prior(9, (3, 3), 2)
     rng = np.random.RandomState(0)
     orders = np.stack([rng.permutation(9) for _ in range(40)])
@@ -155,12 +166,12 @@ def test_known_tokens_stay_and_others_are_not_looked_at():
     known = np.argsort(orders, 1) < n_known[:, None]
     labels = np.ones(40, int)
     for n_steps in (None, 2):
-        drawn = generate(prior, labels, orders, codes, n_known, n_steps=n_steps, seed=0)
-        np.testing.assert_array_equal(drawn[known], codes[known])
-        assert (drawn[~known] != codes[~known]).mean() > 0.5
-        other = np.where(known, codes, 0)
-        again = generate(prior, labels, orders, other, n_known, n_steps=n_steps, seed=0)
-        np.testing.assert_array_equal(again, drawn)
+        sampled = generate(prior, labels, orders, codes, n_known, n_steps=n_steps, seed=0)
+        np.testing.assert_array_equal(sampled[known], codes[known])
+        assert (sampled[~known] != codes[~known]).mean() > 0.5
+        masked = np.where(known, codes, 0)
+        repeated = generate(prior, labels, orders, masked, n_known, n_steps=n_steps, seed=0)
+        np.testing.assert_array_equal(repeated, sampled)
 
 
 def test_an_image_does_not_depend_on_its_batch(monkeypatch):
@@ -169,33 +180,33 @@ def test_an_image_does_not_depend_on_its_batch(monkeypatch):
     orders = np.stack([rng.permutation(9) for _ in range(30)])
     codes, n_known = rng.randint(9, size=(30, 9)), rng.randint(4, size=30)
     labels = rng.randint(4, size=30)
-    how = {"guidance": 1.5, "n_steps": 4, "seed": 3}
-    whole = generate(prior, labels, orders, codes, n_known, **how)
-    some = generate(prior, labels[:7], orders[:7], codes[:7], n_known[:7], **how)
-    np.testing.assert_array_equal(some, whole[:7])
+    args, options = (labels, orders, codes, n_known), {"guidance": 1.5, "n_steps": 4, "seed": 3}
+    expected = generate(prior, *args, **options)
+    first = generate(prior, *(a[:7] for a in args), **options)
+    np.testing.assert_array_equal(first, expected[:7])
     for lanes in (1, 2, 7):
         monkeypatch.setattr(sampling, "lanes_at_once", lambda prior, lanes=lanes: lanes)
-        np.testing.assert_array_equal(generate(prior, labels, orders, codes, n_known, **how), whole)
-    assert (generate(prior, labels, orders, codes, n_known, **how | {"seed": 4}) != whole).any()
+        np.testing.assert_array_equal(generate(prior, *args, **options), expected)
+    assert (generate(prior, *args, **options | {"seed": 4}) != expected).any()
 
 
-def test_memory_that_does_not_suffice(monkeypatch):
+def test_batch_size_is_halved_when_memory_runs_out(monkeypatch):
     prior = make_prior(5, (2, 2), 2)
     labels, orders = np.ones(9, int), np.repeat(ORDERS, 9, 0)
     expected = generate(prior, labels, orders, seed=0)
-    draw, sizes = sampling._draw, []
+    generate_batch, sizes = sampling.generate_batch, []
 
-    def small(prior, inputs, *args):
+    def limited(prior, inputs, *args):
         sizes.append(len(inputs[0]))
         if len(inputs[0]) > 2:
             raise torch.OutOfMemoryError
-        return draw(prior, inputs, *args)
+        return generate_batch(prior, inputs, *args)
 
     monkeypatch.setattr(sampling, "lanes_at_once", lambda prior: 8)
-    monkeypatch.setattr(sampling, "_draw", small)
+    monkeypatch.setattr(sampling, "generate_batch", limited)
     np.testing.assert_array_equal(generate(prior, labels, orders, seed=0), expected)
     assert sizes == [8, 4, 2, 2, 2, 2, 1]
-    monkeypatch.setattr(sampling, "_draw", lambda prior, *args: small(prior, [range(3)]))
+    monkeypatch.setattr(sampling, "generate_batch", lambda prior, *args: limited(prior, [range(3)]))
     with pytest.raises(torch.OutOfMemoryError):
         generate(prior, labels, orders, seed=0)
 
@@ -219,82 +230,78 @@ def test_known_log_likelihoods(monkeypatch, lanes):
 def test_touched():
     mask = np.zeros((3, 5, 7), bool)
     mask[0, 1, 5] = mask[1, 4, 6] = mask[2, 2, :4] = True
-    expected = np.zeros((3, 3, 3), bool)  # of 2 x 3 pixels, the last ones overhang
+    expected = np.zeros((3, 3, 3), bool)  # tokens of 2 x 3 pixels, partly outside of the image
     expected[0, 0, 1] = expected[1, 2, 2] = expected[2, 1, :2] = True
     rows, cols = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1, 1, 2])
-    found = touched(mask, rows, cols, (3, 3))
+    found = tokens_in_mask(mask, rows, cols, (3, 3))
     np.testing.assert_array_equal(found, expected.reshape(3, 9))
 
 
 @pytest.mark.parametrize("n_steps", [None, 6])
-def test_samples_are_recognised(ten_digits, n_steps):
-    _, _, clf, outsider = ten_digits
+def test_samples_are_recognized(ten_digits, n_steps):
+    _, _, clf, predict_svc = ten_digits
     y = np.repeat(np.arange(10), 20)
     images = clf.sample(200, y, n_steps=n_steps, random_state=0)
     assert images.shape == (200, 8, 8) and images.dtype == np.float32
-    assert (outsider(images) == y).mean() > 0.9
+    assert (predict_svc(images) == y).mean() > 0.9
     assert len(np.unique(images[y == 3], axis=0)) > 15
 
 
 def test_classes_of_samples(ten_digits):
-    _, _, clf, outsider = ten_digits
+    _, _, clf, predict_svc = ten_digits
     images = clf.sample(30, 7, random_state=0)
-    assert (outsider(images) == 7).mean() > 0.8
+    assert (predict_svc(images) == 7).mean() > 0.8
     np.testing.assert_array_equal(images, clf.sample(30, np.full(30, 7), random_state=0))
     assert (images != clf.sample(30, 7, random_state=1)).any()
-    # none given: as frequent as the class prior says
-    priors = np.array([0, 0.5, 0, 0, 0, 0, 0.5, 0, 0, 0])
-    two = copy.copy(clf)
-    with np.errstate(divide="ignore"):
-        two.class_log_prior_ = np.log(priors)
-    found = outsider(two.sample(100, random_state=0))
+    # without y, classes have the frequencies of the class prior
+    two = copy.copy(clf).set_params(class_prior=[0, 0.5, 0, 0, 0, 0, 0.5, 0, 0, 0])
+    found = predict_svc(two.sample(100, random_state=0))
     assert 30 < (found == 1).sum() < 70 and np.isin(found, [1, 6]).mean() > 0.8
 
 
-def test_orders_that_the_prior_was_trained_for(fitted, monkeypatch):
+def test_orders_are_those_of_training(fitted, monkeypatch):
     seen = []
 
     def record(prior, labels, orders, *args, **kwargs):
         seen.append(orders)
         return generate(prior, labels, orders, *args, **kwargs)
 
-    monkeypatch.setattr(drawing, "generate", record)
+    monkeypatch.setattr(generation, "generate", record)
     fitted.sample(50, random_state=0)
     assert len(np.unique(seen[0], axis=0)) == 50
     clf = copy.copy(fitted).set_params(order=[np.arange(16), np.arange(16)[::-1]])
     clf.sample(50, random_state=0)
     np.testing.assert_array_equal(np.unique(seen[1], axis=0), clf.orders_)
     mask = np.zeros((8, 8), bool)
-    mask[2:4, 1] = True  # tokens 4 and 5 of 4 x 4 are 2 x 2 pixels each
+    mask[2:4, 1] = True  # part of token 4
     clf.set_params(order="raster").inpaint(np.ones((1, 8, 8)), mask)
     np.testing.assert_array_equal(seen[2], [[*range(4), *range(5, 16), 4]])
 
 
 def test_inpainting(ten_digits):
-    X, y, clf, outsider = ten_digits
+    X, y, clf, predict_svc = ten_digits
     X, y = X[1500:1700], y[1500:1700]
     mask = np.zeros((8, 8), bool)
     mask[3:7, 1:6] = True
-    statistics = clf.tokenizer_.image_statistics(
-        X, np.broadcast_to(~mask, X.shape)
-    )  # of what is known
+    known_pixels = np.broadcast_to(~mask, X.shape)
+    statistics = clf.tokenizer_.image_statistics(X, known_pixels)
     before = clf.tokenizer_.transform(X, statistics=statistics)
     filled = clf.inpaint(X, mask, random_state=0)
     assert filled.shape == X.shape
     np.testing.assert_array_equal(filled[:, ~mask], X[:, ~mask])
-    known = ~touched(mask[None], PAIRS, PAIRS, (4, 4)).reshape(4, 4)
+    known = ~tokens_in_mask(mask[None], TOKEN_OF_PIXEL, TOKEN_OF_PIXEL, (4, 4)).reshape(4, 4)
     assert known.sum() == 7
     after = clf.tokenizer_.transform(filled, statistics=statistics)
     np.testing.assert_array_equal(after[:, known], before[:, known])
     blank = X * ~mask
-    assert (outsider(filled) == y).mean() > 0.7 > (outsider(blank) == y).mean() + 0.1
-    told = clf.inpaint(X, mask, y, random_state=0)
-    assert (outsider(told) == y).mean() > 0.85
-    # what is under the mask is not looked at
+    assert (predict_svc(filled) == y).mean() > 0.7 > (predict_svc(blank) == y).mean() + 0.1
+    given = clf.inpaint(X, mask, y, random_state=0)
+    assert (predict_svc(given) == y).mean() > 0.85
+    # masked pixels are ignored
     np.testing.assert_array_equal(clf.inpaint(blank, mask, random_state=0), filled)
 
 
-def test_a_mask_for_each_image(ten_digits):
+def test_one_mask_per_image(ten_digits):
     X, y, clf, _ = ten_digits
     X, y = X[1500:1503], y[1500:1503]
     mask = np.zeros((3, 8, 8), bool)
@@ -303,7 +310,7 @@ def test_a_mask_for_each_image(ten_digits):
     np.testing.assert_array_equal(filled[0], X[0])
     np.testing.assert_array_equal(filled[1, :, :4], X[1, :, :4])
     assert (filled[1, :, 4:] != X[1, :, 4:]).any()
-    # flat rows and 8-bit pixels are read as in fit
+    # flat rows are read as in fit
     rows = copy.copy(clf)
     reader = replace(clf.model_.reader, declared_shape=(8, 8))
     rows.model_ = replace(clf.model_, reader=reader)
@@ -311,27 +318,27 @@ def test_a_mask_for_each_image(ten_digits):
 
 
 def most_probable(clf, codes, unknown):
-    """Columns of the classes most probable given the known tokens."""
-    ll = drawing.known_token_log_likelihoods(clf.model_, codes, unknown, clf.orders_)
+    """Return the column of the most probable class given the known tokens."""
+    ll = generation.known_token_log_likelihoods(clf.model_, codes, unknown, clf.orders_)
     return clf._joint_log_proba(ll).argmax(1)
 
 
-def test_class_by_the_known_half(ten_digits):
+def test_class_given_half_of_the_tokens(ten_digits):
     X, y, clf, _ = ten_digits
     X, y = X[1500:1600], y[1500:1600]
     mask = np.zeros((8, 8), bool)
     mask[4:] = True
     codes = clf.tokenizer_.transform(X).reshape(100, 16)
-    unknown = np.repeat(touched(mask[None], PAIRS, PAIRS, (4, 4)), 100, 0)
-    columns = most_probable(clf, codes, unknown)
-    assert (columns == y).mean() > 0.7
-    everything = most_probable(clf, codes, np.zeros((100, 16), bool))
-    np.testing.assert_array_equal(clf.classes_[everything], clf.predict(X))
-    nothing = most_probable(clf, codes, np.ones((100, 16), bool))
-    assert (nothing == clf.class_log_prior_.argmax()).all()
+    unknown = np.repeat(tokens_in_mask(mask[None], TOKEN_OF_PIXEL, TOKEN_OF_PIXEL, (4, 4)), 100, 0)
+    half = most_probable(clf, codes, unknown)
+    assert (half == y).mean() > 0.7
+    all_known = most_probable(clf, codes, np.zeros((100, 16), bool))
+    np.testing.assert_array_equal(clf.classes_[all_known], clf.predict(X))
+    none_known = most_probable(clf, codes, np.ones((100, 16), bool))
+    assert (none_known == clf.class_log_prior_.argmax()).all()
 
 
-def test_colour_and_overhanging_patches():
+def test_rgb_images_and_partial_patches():
     rng = np.random.RandomState(0)
     X, y = rng.randint(256, size=(40, 5, 7, 3), dtype=np.uint8), np.arange(40) % 2
     clf = small_classifier(AnyOrderARClassifier, augmentation=None).fit(X, y)
@@ -353,13 +360,13 @@ def test_tabular_data():
     mask = np.array([False, False, True, True])
     filled = clf.inpaint(X, mask, "setosa", random_state=0)
     np.testing.assert_array_equal(filled[:, :2], X[:, :2])
-    assert (filled[:, 2] < 2.5).mean() > 0.75  # as petals of that class are
-    guessed = clf.inpaint(X, np.tile(mask, (150, 1)), random_state=0)
-    assert np.corrcoef(guessed[:, 2], X[:, 2])[0, 1] > 0.6
+    assert (filled[:, 2] < 2.5).mean() > 0.75  # setosa has small petals
+    filled = clf.inpaint(X, np.tile(mask, (150, 1)), random_state=0)
+    assert np.corrcoef(filled[:, 2], X[:, 2])[0, 1] > 0.6
 
 
 @pytest.mark.parametrize(
-    "how, message",
+    "options, message",
     [
         ({"temperature": 0}, r"'temperature' parameter .* range \(0.0, inf\). Got 0 instead"),
         ({"top_k": 0}, "'top_k' parameter"),
@@ -368,13 +375,13 @@ def test_tabular_data():
         ({"guidance": -1.0}, "'guidance' parameter"),
     ],
 )
-def test_parameters_out_of_range(fitted, how, message):
+def test_parameters_out_of_range(fitted, options, message):
     with pytest.raises(ValueError, match=message):
-        fitted.sample(**how)
+        fitted.sample(**options)
     with pytest.raises(ValueError, match=message):
-        fitted.inpaint(np.zeros((1, 8, 8)), np.zeros((8, 8), bool), **how)
+        fitted.inpaint(np.zeros((1, 8, 8)), np.zeros((8, 8), bool), **options)
     with pytest.raises(ValueError, match=message):
-        generate(fitted.prior_, [0], [np.arange(16)], seed=0, **how)
+        generate(fitted.prior_, [0], [np.arange(16)], seed=0, **options)
 
 
 def test_errors(fitted, digits):
@@ -398,7 +405,7 @@ def test_errors(fitted, digits):
             getattr(AnyOrderARClassifier(), method)(*{"inpaint": (X, mask)}.get(method, ()))
 
 
-def test_as_many_images_as_labels(fitted):
+def test_number_of_samples_follows_the_labels(fitted):
     assert fitted.sample(y=[1, 2, 0], random_state=0).shape == (3, 8, 8)
     np.testing.assert_array_equal(
         fitted.sample(y=[1, 2, 0], random_state=0), fitted.sample(3, [1, 2, 0], random_state=0)
@@ -406,7 +413,7 @@ def test_as_many_images_as_labels(fitted):
     assert fitted.sample(y=1).shape == fitted.sample().shape == (1, 8, 8)
 
 
-def test_a_class_with_a_prior_of_its_own(digits):
+def test_class_with_an_added_prior(digits):
     X, y, X_test, _ = digits
     two = small_classifier(AnyOrderARClassifier, augmentation=None).fit(X[y < 2], y[y < 2])
     clf = copy.deepcopy(two).partial_fit(X[y == 2], y[y == 2])

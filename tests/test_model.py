@@ -13,7 +13,7 @@ from skaocls.fitted.fit import extend_model, fit_model
 from skaocls.fitted.labels import read_labels
 from skaocls.images.reader import learn_reader
 from skaocls.scoring.aggregation import joint_log_proba
-from skaocls.scoring.sampling import HOW
+from skaocls.scoring.sampling import SAMPLING_CONSTRAINTS
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,10 @@ def test_explaining_and_sampling(model, digits):
     evidence = prediction.explain(model, batch, np.zeros(5, int), np.ones(5, int), orders)
     difference = likelihoods(model, digits[2][:5], 2).mean(1) @ [1, -1, 0]
     np.testing.assert_allclose(evidence.tokens.sum((1, 2)), difference, atol=1e-4)
-    rng, how = np.random.RandomState(0), dict.fromkeys(HOW) | {"temperature": 1.0, "guidance": 1.0}
+    rng, how = (
+        np.random.RandomState(0),
+        dict.fromkeys(SAMPLING_CONSTRAINTS) | {"temperature": 1.0, "guidance": 1.0},
+    )
     along = generation.generation_orders(model, "random", 1, 4, rng)
     assert generation.generate_images(model, np.array([0, 1, 2, 0]), along, rng, how).shape == (
         4,

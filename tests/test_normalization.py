@@ -83,9 +83,7 @@ def test_inverse_transform_restores_given_or_typical_statistics(normalize):
     tokenizer = PatchTokenizer(2, n_codes=4, normalize=normalize, random_state=0).fit(X)
     codes = tokenizer.transform(X)
     statistics = tokenizer.image_statistics(X)
-    np.testing.assert_allclose(
-        statistics, image_statistics(X, normalize), rtol=1e-4
-    )  # none of them is uniform
+    np.testing.assert_allclose(statistics, image_statistics(X, normalize), rtol=1e-4)
     np.testing.assert_allclose(
         tokenizer.inverse_transform(codes, statistics=statistics), X, atol=1e-3
     )
@@ -143,7 +141,7 @@ def test_predictions_do_not_depend_on_brightness(tmp_path):
         damaged = json.loads(json.dumps(saved))
         damaged["tokenizer"]["attributes"].update(changes)
         config.write_text(json.dumps(damaged))
-        with pytest.raises(ValueError, match="cannot be normalized by"):
+        with pytest.raises(ValueError, match=r"(?s)normalization .* is invalid"):
             AnyOrderARClassifier.from_pretrained(tmp_path)
 
 
@@ -183,8 +181,8 @@ def test_statistics_are_estimated_from_a_part(normalize):
     top[:, :4] = True
     guess, part = tokenizer.image_statistics(images, top), image_statistics(images, normalize, top)
     assert (abs(guess - own).mean(0) < 0.7 * abs(part - own).mean(0)).all()
-    # in another light the guess is the same, in that light; polarity is that of the gray image,
-    # in which channels weigh as much as they vary
+    # images with other statistics get the same tokens; all channels change alike, because the
+    # polarity is that of their mean
     other = changed(images, normalize.replace("channel", "image"))
     tokens = [
         tokenizer.transform(x, statistics=tokenizer.image_statistics(x, top))

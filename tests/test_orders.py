@@ -43,7 +43,7 @@ def test_explicit_orders_keep_their_sequence():
 @pytest.mark.parametrize(
     "order, message",
     [
-        ("snail", "'snail' is not known"),
+        ("snail", "'snail' is unknown"),
         ([[0, 1, 1]], r"order\[0\] is not a permutation"),
         ([[0, 1, 2], [1, 2, 3]], r"order\[1\] is not a permutation"),
         ([[0.0, 1.0, 2.5]], r"order\[0\] is not a permutation"),

@@ -1,4 +1,4 @@
-"""Predictions that joblib's workers share: the same answers, also when workers die."""
+"""Predictions in joblib's workers: the same answers, and lost workers cost a retry."""
 
 import copy
 import dataclasses
@@ -6,9 +6,9 @@ import multiprocessing
 import os
 import re
 import signal
-import tempfile
 import uuid
 import warnings
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import joblib
@@ -21,25 +21,21 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
 from skaocls.devices import torch_threads
-from skaocls.fitted import answers, parallel
-from skaocls.fitted.pieces import pieces_of
+from skaocls.fitted import parallel, prediction
+from skaocls.fitted.parallel import split_work
 from skaocls.images.decoding import BadImage
-from skaocls.scoring import exhaustive
 
 pytestmark = pytest.mark.slow
 
 
-class Watched(TransformerMixin, BaseEstimator):
-    """A fitted tokenizer that leaves a file for each lot of images, and does harm to some workers.
+class LoggingTokenizer(TransformerMixin, BaseEstimator):
+    """A fitted tokenizer that creates a file for each call, and can kill its worker process."""
 
-    It lies in this module, which workers import.
-    """
-
-    def __init__(self, tokenizer, folder, parent, deaths=0):
+    def __init__(self, tokenizer, folder, parent, n_kills=0):
         self.tokenizer = tokenizer
         self.folder = folder
         self.parent = parent
-        self.deaths = deaths
+        self.n_kills = n_kills
 
     def fit(self, X, y=None):
         return self
@@ -53,40 +49,45 @@ class Watched(TransformerMixin, BaseEstimator):
         return self.tokenizer.n_codes_
 
     def transform(self, X):
-        begun = len(list(self.folder.glob("begun-*")))
-        (self.folder / f"begun-{uuid.uuid4().hex}").touch()
-        if os.getpid() != self.parent and begun > 1:
-            for death in range(self.deaths):
-                try:
-                    (self.folder / f"death-{death}").touch(exist_ok=False)
-                except FileExistsError:
-                    continue
-                os.kill(os.getpid(), signal.SIGKILL)
+        n_calls = count(self.folder, "call")
+        (self.folder / f"call-{uuid.uuid4().hex}").touch()
+        n_kills = count(self.folder, "kill")
+        if os.getpid() != self.parent and n_calls > 1 and n_kills < self.n_kills:
+            (self.folder / f"kill-{n_kills}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         (self.folder / f"threads-{torch.get_num_threads()}").touch()
         return self.tokenizer.transform(X)
 
 
-def watched(clf, folder, deaths=0):
-    """The classifier, its tokenizer watched, and images in lots of 8."""
-    clf = clone_fitted(clf)
-    tokenizer = Watched(clf.model_.tokenizer, folder, os.getpid(), deaths)
-    clf.model_ = dataclasses.replace(clf.model_, tokenizer=tokenizer)
-    return clf
+class FailingTokenizer(TransformerMixin, BaseEstimator):
+    def transform(self, X):
+        raise KeyError("no such code")
 
 
-def clone_fitted(clf, **params):
+def count(folder, event):
+    return len(list(folder.glob(f"{event}-*")))
+
+
+def copy_fitted(clf, **params):
+    """Copy a fitted classifier with other parameters."""
     other = clone(clf).set_params(**params)
     other.__dict__.update({k: v for k, v in vars(clf).items() if k.endswith("_") or k[0] == "_"})
     return other
 
 
-def count(folder, what):
-    return len(list(folder.glob(f"{what}-*")))
+def with_tokenizer(clf, tokenizer, **params):
+    clf = copy_fitted(clf, **params)
+    clf.model_ = dataclasses.replace(clf.model_, tokenizer=tokenizer)
+    return clf
+
+
+def with_logging(clf, folder, n_kills=0, **params):
+    tokenizer = LoggingTokenizer(clf.model_.tokenizer, folder, os.getpid(), n_kills)
+    return with_tokenizer(clf, tokenizer, **params)
 
 
 @pytest.fixture(scope="module")
-def heads(digits):
-    """A classifier with a shared trunk."""
+def shared_trunk(digits):
     X, y, _, _ = digits
     small = {"prior": {"dim": 32, "n_layer": 2}, "max_iter": 3}
     return small_classifier(AnyOrderARClassifier, **small).fit(X, y)
@@ -97,281 +98,247 @@ def X(digits):
     return digits[2]
 
 
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Split the work as if 256 sequences filled a tile, so that 100 images make 5 pieces."""
+    monkeypatch.setattr(prediction, "lanes_at_once", lambda prior: 256)
+
+
 @pytest.fixture(scope="module")
 def dask_client():
     from dask.distributed import Client, LocalCluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, Path(__file__).parents[:2])))
-        how = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
-        with LocalCluster(**how, dashboard_address=None) as cluster, Client(cluster) as client:
+        options = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
+        with LocalCluster(**options, dashboard_address=None) as cluster, Client(cluster) as client:
             yield client
 
 
-@pytest.mark.parametrize("search", ["exhaustive", "racing"])
-@pytest.mark.parametrize("kind", ["fitted", "heads"])
+@pytest.mark.parametrize("search", ["exhaustive", "auto"])
+@pytest.mark.parametrize("architecture", ["fitted", "shared_trunk"])
 @pytest.mark.parametrize("backend", ["loky", "threading"])
-def test_workers_answer_as_one_process(request, X, backend, kind, search):
-    clf = request.getfixturevalue(kind)
-    alone, shared = (clone_fitted(clf, search=search, n_jobs=n) for n in (None, 2))
-    joint, stats = alone.predict_joint_log_proba(X, return_stats=True)
+def test_workers_give_the_same_answers(request, X, backend, architecture, search):
+    clf = request.getfixturevalue(architecture)
+    serial, shared = (copy_fitted(clf, search=search, n_jobs=n) for n in (None, 2))
+    expected, stats = serial.predict_joint_log_proba(X, return_stats=True)
     with joblib.parallel_config(backend):
-        for some in (slice(0, 100), slice(4, 5)):
-            found, took = shared.predict_joint_log_proba(X[some], return_stats=True)
-            assert_allclose(found, joint[some], atol=1e-6)
-            assert_array_equal(took["evaluations"], stats["evaluations"][some])
+        for rows in (slice(0, 100), slice(4, 5)):
+            found, found_stats = shared.predict_joint_log_proba(X[rows], return_stats=True)
+            assert_allclose(found, expected[rows], atol=1e-6)
+            assert_array_equal(found_stats["evaluations"], stats["evaluations"][rows])
 
 
-def test_all_that_reads_images_is_shared(fitted, X, tmp_path):
-    alone, shared = fitted, watched(clone_fitted(fitted, n_jobs=2), tmp_path)
+def test_all_methods_use_workers(fitted, X, tmp_path):
+    shared = with_logging(fitted, tmp_path, n_jobs=2)
     for name in ("predict", "predict_proba", "transform", "score_samples"):
-        assert_allclose(getattr(shared, name)(X), getattr(alone, name)(X), atol=1e-6)
-    for a, b in zip(shared.staged_predict_proba(X), alone.staged_predict_proba(X), strict=True):
-        assert_allclose(a, b, atol=1e-6)
-    # explain needs to know the tokenizer's patches
-    for a, b in zip(clone_fitted(fitted, n_jobs=2).explain(X), alone.explain(X), strict=True):
+        assert_allclose(getattr(shared, name)(X), getattr(fitted, name)(X), atol=1e-6)
+    for a, b in zip(shared.staged_predict_proba(X), fitted.staged_predict_proba(X), strict=True):
         assert_allclose(a, b, atol=1e-6)
     assert (tmp_path / "threads-1").exists()
-    assert count(tmp_path, "begun") == 5 * 5  # pieces of five calls
-
-
-def sequences_at_once(monkeypatch, prior, n):
-    """So many make a tile, on any device."""
-    rows = 2 * prior.n_tokens * n
-    monkeypatch.setattr(exhaustive, "STREAM_CPU", 1)
-    monkeypatch.setattr(exhaustive, "ROWS_CPU", rows)
-    monkeypatch.setattr(exhaustive, "STREAM_CUDA", rows * prior.dim)
+    assert count(tmp_path, "call") == 5 * 5  # five methods, five pieces
+    for a, b in zip(copy_fitted(fitted, n_jobs=2).explain(X), fitted.explain(X), strict=True):
+        assert_allclose(a, b, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "n_images, n_orders, n_workers", [(1, 1, 3), (1, 20, 2), (9, 4, 2), (2000, 3, 8)]
+    "n_images, n_orders, n_workers", [(0, 4, 2), (1, 1, 3), (1, 20, 2), (9, 4, 2), (2000, 3, 8)]
 )
-@pytest.mark.parametrize("lanes", [1, 3, 256])
-def test_pieces_are_the_whole_once(fitted, monkeypatch, n_images, n_orders, n_workers, lanes):
-    sequences_at_once(monkeypatch, fitted.prior_, lanes)
-    for how in ({}, {"racing": True}, {"whole": True}):
-        pieces = pieces_of(fitted.model_, n_images, n_orders, n_workers, 256, **how)
-        seen = np.zeros((n_images, n_orders, 3), int)
-        for images, orders, classes in pieces:
-            seen[images, orders, classes] += 1
-        assert (seen == 1).all()
-        if not how:
-            tiles = n_images * n_orders * 3 // lanes
-            assert len(pieces) >= min(n_workers, tiles)
-            assert all(
-                (i.stop - i.start) * (o.stop - o.start) * (c.stop - c.start) >= min(lanes, 2)
-                for i, o, c in pieces
-            )
+@pytest.mark.parametrize("tile_size", [1, 3, 256])
+@pytest.mark.parametrize("options", [{}, {"split_orders": False}, {"keep_batches": True}])
+def test_pieces_cover_all_work_once(n_images, n_orders, n_workers, tile_size, options):
+    sizes = {"batch_size": 256, "tile_size": tile_size}
+    pieces = split_work(n_images, n_orders, n_workers, **sizes, **options)
+    seen = np.zeros((n_images, n_orders), int)
+    for images, orders in pieces:
+        seen[images, orders] += 1
+    assert (seen == 1).all()
+    if not options:
+        n_tiles = n_images * n_orders // tile_size
+        assert len(pieces) >= min(n_workers, n_tiles)
 
 
-@pytest.mark.parametrize("kind", ["fitted", "heads"])
-def test_one_image_is_shared_by_orders_and_classes(request, X, monkeypatch, kind):
-    clf = request.getfixturevalue(kind)
-    sequences_at_once(monkeypatch, clf.prior_, 1)
-    pieces = pieces_of(clf.model_, 1, 2, 2, 256)
-    # a trunk that all classes share is not read once more for some of them
-    assert len({str(p.classes) for p in pieces}) == (3 if kind == "fitted" else 1)
-    alone = clone_fitted(clf, n_orders=2).predict_joint_log_proba(X[:1])
+@pytest.mark.parametrize("crop", ["center", "random"])
+@pytest.mark.parametrize("architecture", ["fitted", "shared_trunk"])
+def test_orders_of_a_single_image_are_split(request, X, monkeypatch, crop, architecture):
+    clf = copy_fitted(request.getfixturevalue(architecture), crop=crop, search="exhaustive")
+    score_piece, parts = prediction.score_piece, []
+
+    def record(model, batch, orders, part, options):
+        parts.append(part)
+        return score_piece(model, batch, orders, part, options)
+
+    monkeypatch.setattr(prediction, "lanes_at_once", lambda prior: 1)
+    monkeypatch.setattr(prediction, "score_piece", record)
+    expected = clf.predict_joint_log_proba(X[:1])
     with joblib.parallel_config("threading", n_jobs=2):
-        shared = clone_fitted(clf, n_orders=2).predict_joint_log_proba(X[:1])
-    assert_allclose(shared, alone, atol=1e-6)
+        found = clf.predict_joint_log_proba(X[:1])
+    assert_allclose(found, expected, atol=1e-6)
+    assert sorted(part.start for part in parts) == [0, 1, 2, 3]
 
 
-def test_crops_of_orders_stay_with_their_orders(fitted, X, monkeypatch):
-    sequences_at_once(monkeypatch, fitted.prior_, 1)
-    alone = clone_fitted(fitted, crop="random").predict_joint_log_proba(X[:3])
-    with joblib.parallel_config("threading", n_jobs=4):
-        shared = clone_fitted(fitted, crop="random").predict_joint_log_proba(X[:3])
-    assert_allclose(shared, alone, atol=1e-6)
-
-
-def test_other_weights_are_other_weights(fitted, X):
-    first = clone_fitted(fitted, n_jobs=2).predict_proba(X)
-    changed = clone_fitted(fitted, n_jobs=2)
+def test_workers_do_not_reuse_an_outdated_model(fitted, X):
+    first = copy_fitted(fitted, n_jobs=2).predict_proba(X)
     prior = copy.deepcopy(fitted.prior_)
-    changed.model_ = dataclasses.replace(fitted.model_, priors=(prior,))
     with torch.no_grad():
         prior.class_table[0] += 1
+    changed = copy_fitted(fitted, n_jobs=2)
+    changed.model_ = dataclasses.replace(fitted.model_, priors=(prior,))
     found = changed.predict_proba(X)
     assert np.abs(found - first).max() > 1e-3
     assert_allclose(found, changed.set_params(n_jobs=None).predict_proba(X), atol=1e-6)
 
 
-def test_a_packed_model_is_the_same_and_its_numbers_are_apart(heads, tmp_path):
-    prior = copy.deepcopy(heads.prior_)
-    odd = {
-        "halves": torch.arange(3.0).bfloat16(),
-        "a_number": torch.tensor(7),
-        "nothing": torch.empty(0, 2),
-    }
-    for name, tensor in odd.items():
-        prior.register_buffer(name, tensor)
-    model = dataclasses.replace(heads.model_, priors=(prior,))
-    with parallel.packed_in_file(model) as (packed, path):
-        again = parallel.unpacked(packed, str(path))
-        weights = path.stat().st_size
-        elsewhere = np.empty(weights + 64, np.uint8)
-        elsewhere = elsewhere[(8 - elsewhere.ctypes.data) % 64 :][:weights]
-        elsewhere[:] = np.fromfile(path, np.uint8)
-    moved = parallel.aligned(elsewhere)
-    assert elsewhere.ctypes.data % 64 and not moved.ctypes.data % 64
-    assert_array_equal(moved, elsewhere)
-    assert parallel.unpacked(packed, "not asked for again") is again
-    found, state = again.prior.state_dict(), prior.state_dict()
-    assert list(found) == list(state)
-    assert all(torch.equal(found[k], state[k]) and found[k].dtype == state[k].dtype for k in state)
-    assert all(tensor.data_ptr() % 64 == 0 for tensor in found.values())
-    assert len(packed.rest) < 2e4 < 4 * sum(p.numel() for p in prior.parameters()) < weights
-    assert not path.exists()
+def test_weights_are_not_part_of_the_pickle(shared_trunk):
+    prior = copy.deepcopy(shared_trunk.prior_)
+    prior.register_buffer("halves", torch.arange(3.0).bfloat16())
+    prior.register_buffer("scalar", torch.tensor(7))
+    prior.register_buffer("empty", torch.empty(0, 2))
+    model = dataclasses.replace(shared_trunk.model_, priors=(prior,))
+    digest, pickled, buffers = parallel.pack_model(model, joblib.parallel.get_active_backend()[0])
+    n_bytes = sum(buffer.nbytes for buffer in buffers)
+    assert len(pickled) < 2e4 < 4 * sum(p.numel() for p in prior.parameters()) <= n_bytes
+    rebuilt = parallel.run_in_process(lambda model: model, 1, digest, pickled, buffers, ())
+    found, expected = rebuilt.prior.state_dict(), prior.state_dict()
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+    assert parallel.run_in_process(lambda model: model, 1, digest, b"unused", [], ()) is rebuilt
 
 
-def test_a_worker_that_does_not_see_the_weights_says_what_to_do(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"Set TMPDIR.* to a folder that all machines share"
-    ):
-        parallel.received(str(tmp_path / "numbers"))
+def test_processes_map_large_weights(tmp_path):
+    weights = torch.zeros(2**19)  # 2 MiB, above joblib's limit for mapping
+    (names,) = set(parallel.map_pieces(mapped_files, weights, [0, 1], lambda piece: (), 2))
+    assert names
+
+
+def mapped_files(weights):
+    """Return the mapped file that holds a tensor's data."""
+    address = weights.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, *_, name = line.split(maxsplit=5)
+        start, end = (int(part, 16) for part in addresses.split("-"))
+        if start <= address < end and name.startswith("/"):
+            return name
+    return ""
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_of_multiprocessing(fitted, X, monkeypatch, method):
-    # what joblib reads from JOBLIB_START_METHOD
+def test_multiprocessing_backend(fitted, X, monkeypatch, method):
+    # joblib reads the method from JOBLIB_START_METHOD when it is imported
     context = multiprocessing.get_context(method)
     monkeypatch.setattr(joblib.parallel, "DEFAULT_MP_CONTEXT", context)
-    with torch_threads(2):  # OpenMP's threads wait in a process that is forked from here
+    with torch_threads(2):  # a forked process must not wait for these OpenMP threads
         torch.ones(500, 500) @ torch.ones(500, 500)
     if method == "fork" and fitted.prior_.device.type == "cuda":
         with (
             joblib.parallel_config("multiprocessing", n_jobs=2),
             pytest.raises(RuntimeError, match=r"CUDA .* 'spawn' start method"),
         ):
-            clone_fitted(fitted).predict_proba(X)
+            copy_fitted(fitted).predict_proba(X)
         return
     with joblib.parallel_config("multiprocessing", n_jobs=2):
-        shared = clone_fitted(fitted).predict_proba(X)
+        shared = copy_fitted(fitted).predict_proba(X)
     assert_allclose(shared, fitted.predict_proba(X), atol=1e-6)
 
 
-def test_dask_needs_no_shared_disk(dask_client, fitted, X, monkeypatch):
-    sent = parallel.sent
-
-    def sent_and_forgotten(path, backend):
-        numbers = sent(path, backend)
-        os.unlink(path)
-        return numbers
-
-    monkeypatch.setattr(parallel, "sent", sent_and_forgotten)
-    with joblib.parallel_config("dask"):
-        shared = clone_fitted(fitted).predict_proba(X)
-    assert_allclose(shared, fitted.predict_proba(X), atol=1e-6)
-
-
-def test_dask_tasks_that_predict_share_their_work_too(dask_client, fitted, X):
+def test_dask_tasks_that_predict(dask_client, fitted, X):
     with joblib.parallel_config("dask"):
         found = joblib.Parallel()(joblib.delayed(fitted.predict_proba)(X[:50]) for _ in range(2))
-    for some in found:
-        assert_allclose(some, fitted.predict_proba(X[:50]), atol=1e-6)
+    for proba in found:
+        assert_allclose(proba, fitted.predict_proba(X[:50]), atol=1e-6)
 
 
-def test_a_dask_worker_is_killed(dask_client, fitted, X, tmp_path):
-    shared = watched(fitted, tmp_path, deaths=1)
+def test_killed_dask_worker(dask_client, fitted, X, tmp_path):
     with joblib.parallel_config("dask"):
-        found = shared.predict_proba(X)
-    assert count(tmp_path, "death") == 1
-    assert_allclose(found, fitted.predict_proba(X), atol=1e-6)
+        found = with_logging(fitted, tmp_path, n_kills=1, n_orders=20).predict_proba(X)
+    assert count(tmp_path, "kill") == 1
+    expected = copy_fitted(fitted, n_orders=20).predict_proba(X)
+    assert_allclose(found, expected, atol=1e-6)
 
 
-def test_a_loky_process_is_killed(fitted, X, tmp_path, monkeypatch):
-    sequences_at_once(monkeypatch, fitted.prior_, 256)
-    shared = watched(clone_fitted(fitted, n_jobs=2), tmp_path, deaths=1)
+def test_killed_loky_process(fitted, X, tmp_path, small_tiles):
+    shared = with_logging(fitted, tmp_path, n_kills=1, n_jobs=2)
     with pytest.warns(RuntimeWarning, match=r"A worker was lost .* of 5 pieces"):
         found = shared.predict_proba(X)
-    assert count(tmp_path, "death") == 1
+    assert count(tmp_path, "kill") == 1
     assert_allclose(found, fitted.predict_proba(X), atol=1e-6)
 
 
-def test_what_came_back_is_not_computed_again(fitted, X, tmp_path, monkeypatch):
-    outputs = parallel.outputs
+def failing_parallel(monkeypatch, n_results, error):
+    """Let every call of joblib return some results, then raise an error. Return the task counts."""
+    n_tasks = []
 
-    def cut_off(tasks, *how):
-        found = outputs(tasks, *how)
-        yield next(found)
-        list(found)
-        raise BrokenPipeError
+    class FailingParallel:
+        def __init__(self, *args, **options):
+            pass
 
-    sequences_at_once(monkeypatch, fitted.prior_, 256)
-    monkeypatch.setattr(parallel, "outputs", cut_off)
-    with joblib.parallel_config("threading", n_jobs=2), pytest.warns(RuntimeWarning) as told:
-        shared = watched(fitted, tmp_path).predict_proba(X)
-    with torch_threads(1):  # as workers do
-        assert_array_equal(shared, fitted.predict_proba(X))
-    left = [str(w.message).split(" of 5 pieces")[0][-1] for w in told]
-    assert left == ["4", "3", "2", "1", "0"]
+        def __call__(self, tasks):
+            tasks = list(tasks)
+            n_tasks.append(len(tasks))
+            for function, args, kwargs in tasks[:n_results]:
+                yield function.function(*args, **kwargs)
+            if len(tasks) > n_results:
+                raise error
+
+    monkeypatch.setattr(parallel, "Parallel", FailingParallel)
+    return n_tasks
 
 
-def test_workers_are_not_replaced_for_ever(fitted, X, monkeypatch):
-    tries = []
+def test_only_pieces_without_a_result_are_repeated(fitted, X, monkeypatch, small_tiles):
+    n_tasks = failing_parallel(monkeypatch, 1, BrokenProcessPool())
+    with joblib.parallel_config("threading", n_jobs=2), pytest.warns(RuntimeWarning) as caught:
+        found = copy_fitted(fitted).predict_proba(X)
+    with torch_threads(1):  # as in workers
+        assert_array_equal(found, fitted.predict_proba(X))
+    assert n_tasks == [5, 4, 3, 2, 1]
+    remaining = [re.search(r"(\d) of 5 pieces", str(w.message))[1] for w in caught]
+    assert remaining == ["4", "3", "2", "1"]
 
-    def nothing(tasks, *how):
-        tries.append(len(list(tasks)))
-        raise BrokenPipeError("all are gone")
-        yield
 
-    sequences_at_once(monkeypatch, fitted.prior_, 256)
-    monkeypatch.setattr(parallel, "outputs", nothing)
+def test_retries_end_if_no_result_arrives(fitted, X, monkeypatch, small_tiles):
+    n_tasks = failing_parallel(monkeypatch, 0, BrokenProcessPool("no workers left"))
     with (
         joblib.parallel_config("threading", n_jobs=2),
-        pytest.warns(RuntimeWarning, match="BrokenPipeError"),
-        pytest.raises(BrokenPipeError, match="all are gone"),
+        pytest.warns(RuntimeWarning, match="BrokenProcessPool"),
+        pytest.raises(BrokenProcessPool, match="no workers left"),
     ):
-        clone_fitted(fitted).predict(X)
-    assert tries == [5] * parallel.TRIES
+        copy_fitted(fitted).predict(X)
+    assert n_tasks == [5] * parallel.MAX_LOSSES
 
 
-class Failing(TransformerMixin, BaseEstimator):
-    """A tokenizer that fails."""
-
-    def transform(self, X):
-        raise KeyError("no such code")
-
-
-def test_errors_of_tasks_are_raised_and_nothing_is_left(fitted, X, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    clf = clone_fitted(fitted, n_jobs=2)
-    clf.predict(X)
-    assert not list(tmp_path.glob("skaocls-*"))
-    clf.model_ = dataclasses.replace(clf.model_, tokenizer=Failing())
+def test_other_errors_are_raised_at_once(fitted, X):
+    clf = with_tokenizer(fitted, FailingTokenizer(), n_jobs=2)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)  # no worker was lost
+        warnings.simplefilter("error", RuntimeWarning)
         with pytest.raises(KeyError, match="no such code"):
             clf.predict(X)
-    assert not list(tmp_path.glob("skaocls-*"))
 
 
-def test_bad_images_are_named_by_their_places(fitted, X):
+def test_unreadable_images_have_their_index_in_X(fitted, X):
     images = [*X[:60], b"broken", *X[:20], b"broken, too"]
-    clf = clone_fitted(fitted)
-    with pytest.raises(BadImage) as alone:
-        clf.predict(images)
+    with pytest.raises(BadImage) as serial:
+        copy_fitted(fitted).predict(images)
     with joblib.parallel_config("threading", n_jobs=2), pytest.raises(BadImage) as shared:
-        clf.predict(images)
-    told = [re.sub(r"0x\w+", "", str(error.value)) for error in (alone, shared)]
-    assert told[0] == told[1]
+        copy_fitted(fitted).predict(images)
+    messages = [re.sub(r"0x\w+", "", str(error.value)) for error in (serial, shared)]
+    assert messages[0] == messages[1]
 
 
-def test_workers_find_in_memory_what_one_process_has_kept(fitted, X, tmp_path):
-    alone = clone_fitted(fitted, memory=str(tmp_path)).predict_proba(X)
-    kept = sorted(tmp_path.glob("*/*"))
+def test_workers_use_the_cache_of_a_single_process(fitted, X, tmp_path):
+    serial = copy_fitted(fitted, memory=str(tmp_path)).predict_proba(X)
+    entries = sorted(tmp_path.glob("*/*"))
     with joblib.parallel_config("threading", n_jobs=2):
-        shared = clone_fitted(fitted, memory=str(tmp_path)).predict_proba(X)
-    assert sorted(tmp_path.glob("*/*")) == kept
-    assert_array_equal(shared, alone)
+        shared = copy_fitted(fitted, memory=str(tmp_path)).predict_proba(X)
+    assert sorted(tmp_path.glob("*/*")) == entries
+    assert_array_equal(shared, serial)
 
 
 def test_progress_counts_all_images(fitted, X, monkeypatch):
     bars = []
 
     class Bar(list):
-        def __init__(self, total, *about):
+        def __init__(self, total, *options):
             self.total = total
             bars.append(self)
 
@@ -383,9 +350,9 @@ def test_progress_counts_all_images(fitted, X, monkeypatch):
 
         update = list.append
 
-    monkeypatch.setattr(answers, "progress", Bar)
+    monkeypatch.setattr(prediction, "progress", Bar)
     with joblib.parallel_config("threading", n_jobs=2):
-        clone_fitted(fitted, verbose=1).predict(X)
+        copy_fitted(fitted, verbose=1).predict(X)
     (bar,) = bars
     assert bar.total == sum(bar) == len(X)
     assert len(bar) > 1

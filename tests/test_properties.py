@@ -24,7 +24,7 @@ LABELS = [[3, -7, 5], ["b", "a", "c"], [True, False], [2.0, 0.0, 1e6], ["only"]]
 OPTIONS = st.fixed_dictionaries(
     {
         "architecture": st.sampled_from(["randar", "shared_trunk"]),
-        "search": st.sampled_from(["exhaustive", "racing"]),
+        "search": st.sampled_from(["exhaustive", "auto"]),
         "aggregation": st.sampled_from(AGGREGATIONS),
         "order": st.sampled_from(["random", "antithetic", "raster"]),
         "temperature": st.sampled_from([1.0, 0.01, 1e-30, 50.0]),

@@ -1,4 +1,4 @@
-"""Sample weights: what scikit-learn means by them, and their way through its tools."""
+"""Sample weights and class weights, also in scikit-learn's pipelines and metadata routing."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def make(**params):
 
 
 @pytest.mark.parametrize("extra", [{}, {"early_stopping": True}, {"temperature": "auto"}])
-def test_a_weight_of_n_is_n_samples(digits, extra):
+def test_weight_n_equals_n_samples(digits, extra):
     X, y, X_test, _ = digits
     weight = np.random.RandomState(0).randint(0, 4, size=len(y))
     weighted = make(**extra).fit(X, y, sample_weight=weight)
@@ -32,7 +32,7 @@ def test_a_weight_of_n_is_n_samples(digits, extra):
     np.testing.assert_array_equal(weighted.class_count_, np.bincount(y, weight))
 
 
-def test_weights_pull_the_likelihood(digits):
+def test_weights_increase_the_likelihood(digits):
     X, y, _, _ = digits
     heavy = np.arange(len(y)) < 30
     clf = make(max_iter=8).fit(X, y, sample_weight=np.where(heavy, 30.0, 1.0))
@@ -41,7 +41,7 @@ def test_weights_pull_the_likelihood(digits):
     assert gain[heavy].mean() > gain[~heavy].mean() + 1
 
 
-def test_score_weighs_samples(fitted, digits):
+def test_score_uses_sample_weight(fitted, digits):
     X, y = digits[2][:20], digits[3][:20].copy()
     y[0] = (y[0] + 1) % 3
     weight = np.r_[5.0, np.ones(19)]
@@ -84,7 +84,7 @@ def test_metadata_routing():
 @pytest.mark.parametrize(
     "class_weight", ["balanced", {0: 2.0, 1: 0.5, 2: 1.0}, {0: 3.0, 1: 0.0, 2: 1.0}]
 )
-def test_class_weight_is_the_weight_of_its_samples(digits, class_weight):
+def test_class_weight_equals_sample_weight(digits, class_weight):
     X, y, X_test, _ = digits
     X, y = X[:120], y[:120]
     of_class = compute_sample_weight(class_weight, y)
@@ -131,7 +131,7 @@ def test_wrong_class_weights(digits, class_weight, message):
         make(class_weight=class_weight).fit(*digits[:2])
 
 
-def test_class_weight_in_parts(digits):
+def test_class_weight_in_partial_fit(digits):
     X, y, _, _ = digits
     with pytest.raises(ValueError, match='class_weight="balanced" is not supported'):
         make(class_weight="balanced").partial_fit(X, y)

@@ -185,7 +185,9 @@ def test_compiling_changes_nothing(monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: broken)
-    with pytest.warns(RuntimeWarning, match="torch.compile failed .RuntimeError.; scoring goes on"):
+    with pytest.warns(
+        RuntimeWarning, match="torch.compile failed .RuntimeError.; scoring continues"
+    ):
         ll = log_likelihoods(prior, codes, orders, np.arange(3))
     np.testing.assert_allclose(ll, expected, atol=1e-6, rtol=0)
 
@@ -298,7 +300,7 @@ def test_log_likelihoods_that_are_no_numbers(search):
 
 
 def test_unknown_aggregation():
-    with pytest.raises(ValueError, match="'median' is not known"):
+    with pytest.raises(ValueError, match="'median' is unknown"):
         joint_log_proba(np.zeros((1, 1, 1)), np.zeros(1), "median")
 
 

@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, QuantileTokenizer
-from skaocls.fitted.parallel import pickled
+from skaocls.fitted.parallel import pickle_out_of_band
 from skaocls.priors.loading import load_prior
 
 
@@ -57,9 +57,8 @@ def paths(data, tmp_path_factory):
 
 def state_of(clf):
     """Return everything that belongs to a classifier, as bytes."""
-    buffers = []
-    rest = pickled(clf, lambda buffer: buffers.append(bytes(buffer.raw())))
-    return rest + b"".join(buffers)
+    pickled, buffers = pickle_out_of_band(clf)
+    return pickled + b"".join(map(bytes, buffers))
 
 
 @contextlib.contextmanager
@@ -138,9 +137,9 @@ def test_failed_call_on_a_fitted_classifier(data, method):
     X, y, _, _ = data
     clf = make().fit(X, y)
     before = state_of(clf)
-    with pytest.raises(ValueError, match="Number of priors must match"):
-        getattr(clf.set_params(priors=[0.5, 0.5]), method)(X, y)
-    assert state_of(clf.set_params(priors=None)) == before
+    with pytest.raises(ValueError, match="class_prior must contain one probability"):
+        getattr(clf.set_params(class_prior=[0.5, 0.5]), method)(X, y)
+    assert state_of(clf.set_params(class_prior=None)) == before
 
 
 def test_failed_fit_of_a_tokenizer(data):
@@ -165,8 +164,8 @@ def test_failed_fit_to_a_table():
 
 def test_wrong_class_probabilities_are_found_before_training(data, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args: pytest.fail("trained first"))
-    with pytest.raises(ValueError, match="Number of priors must match"):
-        make(priors=[0.5, 0.5]).fit(*data[:2])
+    with pytest.raises(ValueError, match="class_prior must contain one probability"):
+        make(class_prior=[0.5, 0.5]).fit(*data[:2])
 
 
 def test_warnings_as_errors(data):

@@ -1,4 +1,4 @@
-"""Tokenizers against nearest neighbours and quantiles found by hand."""
+"""Patch and quantile tokenizers, compared with explicit nearest neighbors and quantiles."""
 
 import re
 import warnings
@@ -16,7 +16,7 @@ from skaocls.tokenizers.codebook import held_out_loss
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (9, 7, 1), (8, 8, 3), (5, 6, 4), (1, 7, 1)])
 @pytest.mark.parametrize("patch_size", [2, (3, 2), "auto"])
-def test_codes_are_nearest_centres(shape, patch_size):
+def test_codes_are_nearest_centers(shape, patch_size):
     X = np.random.RandomState(0).rand(30, *shape)
     tokenizer = PatchTokenizer(patch_size=patch_size, n_codes=12, random_state=0).fit(X)
     codes = tokenizer.transform(X)
@@ -36,7 +36,7 @@ def test_codes_are_nearest_centres(shape, patch_size):
         assert codes[i, r, c] == ((centres - patch) ** 2).sum(1).argmin()
 
 
-def test_images_made_of_codes_come_back():
+def test_reconstructions_have_the_same_codes():
     X = load_digits().images[:50, :7, :7]  # not divisible by the patch
     tokenizer = PatchTokenizer(patch_size=2, n_codes=10, random_state=0).fit(X)
     codes = np.random.RandomState(0).randint(10, size=(6, 4, 4))
@@ -49,7 +49,7 @@ def test_images_made_of_codes_come_back():
     assert (distances.argmin(-1) == codes[:, :3, :3]).all()
 
 
-def test_a_large_codebook_reconstructs_well():
+def test_large_codebooks_reconstruct_well():
     X = load_digits().images
     error = [
         ((t.inverse_transform(t.transform(X)) - X) ** 2).mean()
@@ -75,7 +75,7 @@ def test_default_sizes_follow_the_data():
     assert constant.n_codes_ == 1 and (constant.transform(np.zeros((2, 4, 4))) == 0).all()
 
 
-def test_quantile_bins_hold_equal_shares():
+def test_quantile_bins_are_equally_frequent():
     X = np.random.RandomState(0).lognormal(size=(1000, 3))
     codes = QuantileTokenizer(n_bins=8).fit(X).transform(X)
     assert codes.shape == (1000, 1, 3)
@@ -85,7 +85,7 @@ def test_quantile_bins_hold_equal_shares():
         assert (np.diff(codes[order, 0, j]) >= 0).all()
 
 
-def test_quantile_bins_of_odd_features():
+def test_quantile_bins_of_unusual_features():
     X = np.c_[np.zeros(100), np.arange(100) % 2, np.arange(100)]
     tokenizer = QuantileTokenizer(n_bins=5).fit(X)
     codes = tokenizer.transform(X)
@@ -131,7 +131,7 @@ def test_wrong_options():
         QuantileTokenizer(n_bins=1).fit(X[0])
 
 
-def test_large_patches_are_clustered_by_their_components():
+def test_large_patches_are_clustered_by_principal_components():
     rng = np.random.RandomState(0)
     kinds = rng.rand(6, 16, 16, 3)
     images = np.clip(kinds[rng.randint(6, size=40)] + 0.02 * rng.randn(40, 16, 16, 3), 0, 1)
@@ -142,17 +142,17 @@ def test_large_patches_are_clustered_by_their_components():
     assert error < 1.2 * kmeans.inertia_ / images.size
 
 
-def test_images_too_large_for_the_default():
+def test_large_images_get_a_warning_by_default():
     images = np.random.RandomState(0).rand(3, 72, 72, 3)
     with pytest.warns(UserWarning, match=r"72 x 72 pixels .* patches of 9 x 9.*\(64, 64\)"):
         PatchTokenizer(random_state=0).fit(images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         PatchTokenizer(random_state=0).fit(images[:, :64, :64])
-        PatchTokenizer(9, random_state=0).fit(images)  # as asked
+        PatchTokenizer(9, random_state=0).fit(images)  # explicit
 
 
-def test_held_out_loss_is_that_of_naive_bayes():
+def test_held_out_loss_equals_explicit_naive_bayes():
     rng = np.random.RandomState(0)
     codes, labels, folds = rng.randint(3, size=(30, 2)), rng.randint(2, size=30), np.arange(30) % 3
     joint = np.zeros((30, 2))
@@ -174,16 +174,16 @@ def test_held_out_loss_is_that_of_naive_bayes():
     assert held_out_loss(codes, labels, 3, folds) == pytest.approx(expected, abs=1e-5)
 
 
-def test_labels_choose_the_size_of_the_codebook():
+def test_codebook_size_is_chosen_by_labels():
     rng = np.random.RandomState(0)
     y = np.arange(400) % 2
     tokenizer = PatchTokenizer(random_state=0)
-    # classes differ by one patch of 300 kinds each: a small codebook merges what differs
+    # classes differ by rare patches, which a small codebook merges
     kinds = rng.rand(2, 300, 2, 2)
     which = rng.randint(300, size=(400, 4, 4))
     fine = kinds[y[:, None, None], which].transpose(0, 1, 3, 2, 4).reshape(400, 8, 8)
     assert tokenizer.fit(fine, y).n_codes_ > 64
-    # by what is bright, under noise that many codes only split up
+    # classes differ in brightness; many codes only split the noise
     bright = rng.rand(10, 4, 4).round()[np.arange(400) % 10].repeat(2, 1).repeat(2, 2)
     noisy = bright + rng.normal(scale=0.5, size=(400, 8, 8))
     chosen = tokenizer.fit(noisy, np.array(list("abcdefghij"))[np.arange(400) % 10])
@@ -191,14 +191,14 @@ def test_labels_choose_the_size_of_the_codebook():
     codebook = chosen.codebook_
     again = tokenizer.fit(noisy, np.arange(400) % 10).codebook_
     np.testing.assert_array_equal(codebook, again)
-    # 6400 patches, at least 64 to each code: where labels are none, or say nothing
+    # without labels, or with uninformative ones: 6400 patches, at least 64 per code
     for nothing in (None, rng.rand(400), np.arange(400), np.zeros(400), rng.permutation(y)):
         assert tokenizer.fit(fine, nothing).n_codes_ == 64
     with pytest.raises(ValueError, match="y has 3 labels, but X has 400 images"):
         tokenizer.fit(fine, y[:3])
 
 
-def test_the_tokenizer_of_the_guide():
+def test_tokenizer_of_the_user_guide():
     guide = (Path(__file__).parents[1] / "docs/user_guide.md").read_text(encoding="utf-8")
     section = guide.split("### A tokenizer of your own")[1]
     names: dict = {}
@@ -206,7 +206,7 @@ def test_the_tokenizer_of_the_guide():
     tokenizer = names["GrayBlocks"](side=1, n_levels=2)
     X, y = load_digits(n_class=2, return_X_y=True)
     check_tokenizer(names["GrayBlocks"](), X.reshape(-1, 8, 8, 1))
-    X = X.reshape(-1, 8, 8)[:, 1:7, 1:7]  # of 0 to 16
+    X = X.reshape(-1, 8, 8)[:, 1:7, 1:7]  # values from 0 to 16
     clf = AnyOrderARClassifier(tokenizer=tokenizer, max_iter=2, n_orders=2, random_state=0)
     clf.fit(X[:200], y[:200])
     np.testing.assert_array_equal(clf.tokenizer_.transform(X[..., None]), X >= 8)

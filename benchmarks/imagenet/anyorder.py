@@ -9,7 +9,7 @@ import torch
 from skaocls import AnyOrderARClassifier
 from skaocls.devices import resolve_device, resolve_precision
 from skaocls.files import write_all
-from skaocls.fitted.prediction import encode_all, log_likelihoods
+from skaocls.fitted.prediction import encode_part, log_likelihoods
 from skaocls.fitted.pretrained import load_published, published_tokenizer
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 
@@ -17,16 +17,14 @@ from ..claims.flops import ar_flops
 from .folders import CLASSES, WORDNET_IDS, open_image
 from .records import weights_hash
 
-PARAMS = ("filename", "revision", "n_orders", "order", "crop", "decoding")
+PARAMS = ("filename", "revision", "n_orders", "order", "crop", "latent_noise", "decoding")
 
 
 def make_tokenizer(args):
-    if args.tokenizer is None and not args.latent_noise:
+    if args.tokenizer is None:
         return "auto"
     prior = load_published(args.prior, args.filename, revision=args.revision)
-    return published_tokenizer(prior).set_params(
-        source=args.tokenizer or "auto", latent_noise=args.latent_noise
-    )
+    return published_tokenizer(prior).set_params(source=args.tokenizer)
 
 
 def make_classifier(args):
@@ -82,7 +80,7 @@ def encode(clf, files, folder):
     """Encode images as each order reads them, and store the tokens if a folder is given."""
     model, tokens = clf.model_, clf.model_.tokenizer
     batch = model.reader.open([open_image(f) for f in files])
-    codes = np.concatenate(list(encode_all(model, batch, len(clf.orders_), clf.crop)))
+    codes = encode_part(model, batch, slice(0, len(batch)), len(clf.orders_), clf.crop)
     if folder is not None:
         dtype = np.uint16 if tokens.n_codes_ <= 2**16 else np.int32
         for file, image_codes in zip(files, codes.astype(dtype)):
@@ -101,9 +99,8 @@ def save_array(path, array):
 def read_tokens(clf, files, folder):
     X = [np.load(token_file(folder, f)) for f in files]
     model = clf.model_
-    return np.concatenate(
-        list(encode_all(model, model.reader.open(np.stack(X)), len(clf.orders_), "center"))
-    )
+    batch = model.reader.open(np.stack(X))
+    return encode_part(model, batch, slice(0, len(batch)), len(clf.orders_), "center")
 
 
 def hits_of_groups(ll, log_prior, truth):

@@ -23,10 +23,9 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, SharedTrunkPrior
-from skaocls.fitted import parallel
-from skaocls.fitted.pieces import Piece
-from skaocls.fitted.prediction import score_piece
-from skaocls.images.reader import learn_reader
+from skaocls.fitted.parallel import map_pieces
+from skaocls.fitted.prediction import ScoringOptions, score_piece
+from skaocls.images import load_images
 from skaocls.tokenizers.vq_networks import LlamaGenVQ
 
 from .. import common
@@ -80,8 +79,8 @@ def decoding_seconds(repeats, n=50):
     smooth = Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     smooth.save(file, "JPEG", quality=90)
-    batch = learn_reader([file.getvalue()] * n, "decoding", (256, 256, 3))
-    return median_seconds(batch.images, repeats) / n
+    params = {"shape": (256, 256, 3), "resize": True, "decoding": "as_seen"}
+    return median_seconds(lambda: load_images([file.getvalue()] * n, **params), repeats) / n
 
 
 def count_randar_l():
@@ -163,19 +162,18 @@ def check_simulation(n_images, repeats):
     """Compare the simulation with two real processes that score the same chunks."""
     clf, X = make_job(n_images)
     model, orders = clf.model_, clf.orders_
-    reading = {"crop": "center"}
-    params = {"racing": None, "device": "cpu", "precision": "float32", "store": None}
-    everything = slice(0, len(orders)), slice(0, len(model.classes))
+    options = ScoringOptions("center", None, "cpu", "float32", None, None)
+    batch = model.reader.open(X)
 
-    def arguments(start, n):
-        return X[start : start + n], orders, Piece(slice(0, n), *everything), reading, params
+    def arguments(part):
+        return batch.take(part), orders, slice(0, len(orders)), options
 
     def score(size):
-        calls = [lambda i=i: arguments(i, size) for i in range(0, size * n_chunks, size)]
-        return list(parallel.in_parallel(score_piece, model, calls, 2))
+        parts = [slice(start, start + size) for start in range(0, size * n_chunks, size)]
+        return list(map_pieces(score_piece, model, parts, arguments, 2))
 
     def empty(n):
-        return list(parallel.in_parallel(empty_task, model, [tuple] * n, 2))
+        return list(map_pieces(empty_task, model, range(n), lambda piece: (), 2))
 
     rows = []
     empty(2)
@@ -183,7 +181,7 @@ def check_simulation(n_images, repeats):
         size = n_images // n_chunks
         real, simulated = [], []
         for repeat in range(repeats):
-            chunk = common.timed(score_piece, model, *arguments(0, size))[0]
+            chunk = common.timed(score_piece, model, *arguments(slice(0, size)))[0]
             two, many = common.timed(empty, 2)[0], common.timed(empty, 66)[0]
             overhead, rng = max(0.0, many - two) / 64, np.random.RandomState(repeat)
             simulated.append(two + simulate(n_chunks, chunk, 2, overhead, rng)[0])

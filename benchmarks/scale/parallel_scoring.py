@@ -8,7 +8,6 @@ machine is the speed-up of two independent processes, each with half of the imag
 """
 
 import os
-import pickle
 import statistics
 import subprocess
 import sys
@@ -16,12 +15,12 @@ import sys
 import joblib
 import numpy as np
 import torch
+from joblib.parallel import get_active_backend
 from sklearn.datasets import load_digits
 
 from skaocls import AnyOrderARClassifier
-from skaocls.fitted.parallel import in_parallel, packed_in_file
-from skaocls.fitted.pieces import pieces_of
-from skaocls.fitted.prediction import at_once
+from skaocls.fitted.parallel import map_pieces, pack_model, split_work
+from skaocls.fitted.prediction import images_per_batch
 
 from .. import common
 
@@ -55,10 +54,16 @@ def empty_task(model):
     """Do nothing, so that only the overhead is timed."""
 
 
+def no_arguments(piece):
+    return ()
+
+
 def overhead(clf, n_tasks):
     """Return the seconds of each empty task, and of a call with two of them."""
-    many, _ = common.timed(list, in_parallel(empty_task, clf.model_, [tuple] * n_tasks, 2))
-    two, _ = common.timed(list, in_parallel(empty_task, clf.model_, [tuple] * 2, 2))
+    many, _ = common.timed(
+        list, map_pieces(empty_task, clf.model_, range(n_tasks), no_arguments, 2)
+    )
+    two, _ = common.timed(list, map_pieces(empty_task, clf.model_, range(2), no_arguments, 2))
     return (many - two) / (n_tasks - 2), two
 
 
@@ -91,17 +96,17 @@ def compare(clf, X, variants, repeats):
 def transfer_sizes(clf, X):
     """Return the bytes that are sent to and from a worker."""
     model = clf.model_
-    pieces = pieces_of(model, len(X), len(clf.orders_), 2, at_once(model))
+    pieces = split_work(len(X), len(clf.orders_), 2, batch_size=images_per_batch(model))
     images = pieces[0].images
-    with packed_in_file(model) as (packed, path):
-        return {
-            "weights": path.stat().st_size,
-            "the rest of the model, with each task": len(pickle.dumps(packed)),
-            "images of a task": X[images].nbytes,
-            "orders of a task": clf.orders_.nbytes,
-            "result of a task": 8 * images.stop * len(clf.orders_) * len(clf.classes_),
-            "tasks": len(pieces),
-        }
+    _, pickled, buffers = pack_model(model, get_active_backend()[0])
+    return {
+        "weights": sum(buffer.nbytes for buffer in buffers),
+        "the rest of the model, with each task": len(pickled),
+        "images of a task": X[images].nbytes,
+        "orders of a task": clf.orders_.nbytes,
+        "result of a task": 8 * images.stop * len(clf.orders_) * len(clf.classes_),
+        "tasks": len(pieces),
+    }
 
 
 def measure(args):

@@ -1,7 +1,7 @@
-"""Pictures of a fitted classifier, in the manner of scikit-learn's displays.
+"""Plots of a fitted classifier, in the style of scikit-learn's displays.
 
-``from_estimator`` computes and draws, ``from_predictions`` draws what is computed already, and
-``plot`` draws again. matplotlib (the extra ``plot``) is imported when something is drawn.
+``from_estimator`` computes and plots, ``from_predictions`` plots given values, and ``plot`` plots
+again. matplotlib (the extra ``plot``) is only imported when something is plotted.
 """
 
 from skaocls.displays.evidence_maps import EvidenceDisplay

@@ -1,65 +1,64 @@
-"""What displays of images share."""
+"""Helpers for plots of images."""
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-PAPER = 1 / 3  # share of empty pixels from which gray images are ink on paper
+# Gray images with at least this share of empty pixels are plotted as dark ink on white paper.
+EMPTY_SHARE = 1 / 3
 
 
-def images_of(clf, X, caller):
-    """X as the classifier reads it, (n, height, width, channels)."""
+def decode_images(clf, X, caller):
+    """Return X as the classifier reads it, float32 (n, height, width, channels)."""
     check_images(clf, caller)
-    reader = clf.model_.reader
-    return reader.open(X).images()
+    return clf.model_.reader.open(X).images()
 
 
 def check_images(clf, caller):
-    """Refuse a classifier that is not fitted, or not on images."""
+    """Raise an error if the classifier is not fitted, or was not fitted on images."""
     check_is_fitted(clf)
     if clf.image_shape_ is None:
-        what = "tabular data" if clf.model_.reader.grid is None else "tokens"
-        raise ValueError(f"{caller} draws images, but the classifier was fitted on {what}.")
+        kind = "tabular data" if clf.model_.reader.grid is None else "tokens"
+        raise ValueError(f"{caller} plots images, but the classifier was fitted on {kind}.")
 
 
-class Look:
-    """How to draw images, so that what belongs together is drawn on one scale.
+class ImagePlotter:
+    """Plot images with one color scale.
 
-    Gray images fill the scale from black to white, colours only where they leave [0, 1]. Gray
-    images that are mostly empty are ink, and drawn dark on white paper. Of other numbers of
-    channels, the mean is drawn.
+    Gray images use the whole scale from black to white. RGB images are only rescaled if they exceed
+    [0, 1]. Images with another number of channels are plotted as their mean over channels.
     """
 
     def __init__(self, images, cmap=None):
-        images = self._channels(images)
+        images = average_channels(images)
         self.low, self.high = min(0.0, images.min()), images.max()
         if images.ndim == 4:
             self.high = max(1.0, self.high)
         if cmap is None:
             empty = images <= self.low + 0.1 * (self.high - self.low)
-            cmap = "gray_r" if empty.mean() > PAPER else "gray"
+            cmap = "gray_r" if empty.mean() > EMPTY_SHARE else "gray"
         self.cmap = cmap
 
     def __call__(self, ax, image):
-        image = self._channels(np.asarray(image)[None])[0]
-        span = (self.high - self.low) or 1.0
-        picture = np.clip((image - self.low) / span, 0, 1)
-        return ax.imshow(picture, cmap=self.cmap, vmin=0, vmax=1)
-
-    @staticmethod
-    def _channels(images):
-        images = np.asarray(images, dtype=np.float64)
-        return images.mean(-1) if images.ndim == 4 and images.shape[-1] != 3 else images
+        image = average_channels(np.asarray(image)[None])[0]
+        scale = (self.high - self.low) or 1.0
+        scaled = np.clip((image - self.low) / scale, 0, 1)
+        return ax.imshow(scaled, cmap=self.cmap, vmin=0, vmax=1)
 
 
-def axes_grid(ax, shape, size):
-    """Axes of that shape, without ticks: the given ones, or those of a new figure."""
+def average_channels(images):
+    images = np.asarray(images, dtype=np.float64)
+    return images.mean(-1) if images.ndim == 4 and images.shape[-1] != 3 else images
+
+
+def axes_grid(ax, shape, figsize):
+    """Return a grid of axes without ticks: the given axes, or those of a new figure."""
     import matplotlib.pyplot as plt
 
     if ax is None:
-        _, ax = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
+        _, ax = plt.subplots(*shape, figsize=figsize, squeeze=False, layout="constrained")
     axes = np.asarray(ax, dtype=object)
     if axes.size != shape[0] * shape[1]:
-        raise ValueError(f"ax holds {axes.size} axes, but {shape[0]} x {shape[1]} are needed.")
+        raise ValueError(f"ax has {axes.size} axes, but {shape[0]} x {shape[1]} are needed.")
     for one in axes.flat:
         one.set(xticks=[], yticks=[])
     return axes.reshape(shape)

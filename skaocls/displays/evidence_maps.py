@@ -1,45 +1,51 @@
-"""Evidence maps beside their images."""
+"""Plots of evidence maps."""
 
 import numpy as np
 from sklearn.utils import check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skaocls.displays._images import Look, axes_grid, images_of
+from skaocls.displays._images import ImagePlotter, axes_grid, decode_images
 
-PALE = 0.35  # opacity of what may be chance
+INSIGNIFICANT_ALPHA = 0.35  # opacity of evidence that may be due to chance
 
 
 class EvidenceDisplay:
-    """Images, and which of their parts speak for which class.
+    """Plot images, and how strongly their parts support each of several classes.
 
-    Use :meth:`from_estimator` or :meth:`from_predictions`; parameters are kept as attributes.
+    Use :meth:`from_estimator` or :meth:`from_predictions` to create a display. All parameters are
+    stored as attributes.
 
     Parameters
     ----------
     images : array-like of shape (n_images, height, width[, channels])
-        Gray or RGB.
+        Gray or RGB images.
     evidence_maps : array-like of shape (n_images, n_classes, height, width)
-        In nats, of a few classes for each image.
+        Evidence in nats for a few classes of each image.
     labels : array-like of shape (n_images, n_classes)
-        Those classes.
+        Labels of these classes.
     proba : array-like of shape (n_images, n_classes), default=None
-        Their probabilities.
+        Probabilities of these classes.
     standard_errors : array-like of shape (n_images, n_classes, height, width), default=None
-        Of the evidence.
+        Standard errors of the evidence.
     rivals : array-like of shape (n_images, n_classes), default=None
-        Classes that they are weighed against.
+        Labels of the classes that each class is compared with.
 
     Attributes
     ----------
     axes_ : ndarray of matplotlib Axes, of shape (n_images, 1 + n_classes)
+        Axes of the plots.
     figure_ : matplotlib Figure
+        Figure that contains the axes.
     images_ : ndarray of matplotlib AxesImage, of shape (n_images,)
+        Plotted images.
     maps_ : ndarray of matplotlib AxesImage, of shape (n_images, n_classes)
+        Plotted evidence maps.
     colorbar_ : matplotlib Colorbar
+        Color bar of the evidence maps.
 
     See Also
     --------
-    skaocls.AnyOrderARClassifier.explain : The numbers.
+    skaocls.AnyOrderARClassifier.explain : Compute evidence maps.
 
     Examples
     --------
@@ -63,32 +69,34 @@ class EvidenceDisplay:
 
     @classmethod
     def from_estimator(cls, clf, X, *, n_classes=3, rival=None, ax=None, **kwargs):
-        """Explain the most probable classes of a few images, and draw that.
+        """Plot the evidence for the most probable classes of a few images.
 
         Parameters
         ----------
         clf : AnyOrderARClassifier
-            Fitted, on images.
+            Classifier fitted on images.
         X : array-like
             A few images.
         n_classes : int, default=3
-            Classes for each image, the most probable ones.
+            Number of classes to plot for each image, the most probable ones.
         rival : "runner-up", array-like of shape (n_images,) or None, default=None
-            What to weigh them against, as in :meth:`skaocls.AnyOrderARClassifier.explain`: the most
-            probable of the other classes, given classes (which are not drawn themselves), or none.
+            Classes to compare with, as in :meth:`skaocls.AnyOrderARClassifier.explain`.
+            ``"runner-up"`` is the most probable of the other classes. Given labels are not plotted
+            themselves. None compares with no class.
         ax : array-like of matplotlib Axes, of n_images x (1 + n_classes), default=None
-            Where to draw; None makes a figure.
+            Axes to plot on. None creates a figure.
         **kwargs : dict
-            For :meth:`plot`.
+            Keyword arguments of :meth:`plot`.
 
         Returns
         -------
         display : EvidenceDisplay
+            Display with its plot.
 
         Raises
         ------
         ValueError
-            If the classifier was fitted on tabular data, or has not seen a rival.
+            If the classifier was not fitted on images, or if a rival is not one of its classes.
 
         Examples
         --------
@@ -102,30 +110,34 @@ class EvidenceDisplay:
         (2, 3, 8, 8)
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        images = images_of(clf, X, cls.__name__)
+        images = decode_images(clf, X, cls.__name__)
         proba = clf.predict_proba(X)
         names = getattr(clf, "class_names_", clf.classes_)
-        rank, against = (-proba).argsort(1, kind="stable"), None
+        ranked, rivals = (-proba).argsort(1, kind="stable"), None  # columns of classes
         if isinstance(rival, str) and rival == "runner-up":
-            best, second = rank[:, :1], rank[:, 1:2]
-            against = np.where(rank == best, second, best)
+            best, second = ranked[:, :1], ranked[:, 1:2]
+            rivals = np.where(ranked == best, second, best)
         elif rival is not None:
             check_consistent_length(images, rival)
             given = clf.model_.columns(rival, "rival")[:, None]
-            rank = rank[rank != given].reshape(len(rank), -1)
-            against = np.broadcast_to(given, rank.shape)
-        rank = rank[:, :n_classes]
-        found = []
-        for j in range(rank.shape[1]):
-            other = None if against is None else clf.classes_[against[:, j]]
-            found.append(clf.explain(X, clf.classes_[rank[:, j]], other))
+            ranked = ranked[ranked != given].reshape(len(ranked), -1)
+            rivals = np.broadcast_to(given, ranked.shape)
+        ranked = ranked[:, :n_classes]
+        if rivals is None:
+            evidence = [clf.explain(X, clf.classes_[column]) for column in ranked.T]
+        else:
+            rivals = rivals[:, :n_classes]
+            evidence = [
+                clf.explain(X, clf.classes_[column], clf.classes_[other])
+                for column, other in zip(ranked.T, rivals.T, strict=True)
+            ]
         return cls.from_predictions(
             images,
-            np.stack([evidence.maps for evidence in found], axis=1),
-            names[rank],
-            np.take_along_axis(proba, rank, 1),
-            standard_errors=np.stack([evidence.maps_standard_error for evidence in found], axis=1),
-            rivals=None if against is None else names[against[:, : rank.shape[1]]],
+            np.stack([e.maps for e in evidence], axis=1),
+            names[ranked],
+            np.take_along_axis(proba, ranked, 1),
+            standard_errors=np.stack([e.maps_standard_error for e in evidence], axis=1),
+            rivals=None if rivals is None else names[rivals],
             ax=ax,
             **kwargs,
         )
@@ -143,30 +155,31 @@ class EvidenceDisplay:
         ax=None,
         **kwargs,
     ):
-        """Draw evidence that is computed already.
+        """Plot given evidence maps.
 
         Parameters
         ----------
         images : array-like of shape (n_images, height, width[, channels])
-            Gray or RGB.
+            Gray or RGB images.
         evidence_maps : array-like of shape (n_images, n_classes, height, width)
-            ``clf.explain(X, y).maps`` of a few classes.
+            ``clf.explain(X, y).maps`` for a few classes of each image.
         labels : array-like of shape (n_images, n_classes)
-            Those classes.
+            Labels of these classes.
         proba : array-like of shape (n_images, n_classes), default=None
-            Their probabilities.
+            Probabilities of these classes.
         standard_errors : array-like of shape (n_images, n_classes, height, width), default=None
             ``clf.explain(X, y).maps_standard_error``.
         rivals : array-like of shape (n_images, n_classes), default=None
-            Classes that they are weighed against.
+            Labels of the classes that each class is compared with.
         ax : array-like of matplotlib Axes, of n_images x (1 + n_classes), default=None
-            Where to draw; None makes a figure.
+            Axes to plot on. None creates a figure.
         **kwargs : dict
-            For :meth:`plot`.
+            Keyword arguments of :meth:`plot`.
 
         Returns
         -------
         display : EvidenceDisplay
+            Display with its plot.
         """
         check_matplotlib_support(f"{cls.__name__}.from_predictions")
         check_consistent_length(images, evidence_maps, labels, proba, standard_errors, rivals)
@@ -176,49 +189,50 @@ class EvidenceDisplay:
         return display.plot(ax, **kwargs)
 
     def plot(self, ax=None, *, significance=2.0, limit=None, cmap="RdBu", image_cmap=None):
-        """Draw.
+        """Plot each image with its evidence maps in one row.
 
         Parameters
         ----------
         ax : array-like of matplotlib Axes, of n_images x (1 + n_classes), default=None
-            Where to draw; None makes a figure.
+            Axes to plot on. None creates a figure.
         significance : float, default=2.0
-            Evidence of fewer standard errors is paler: another draw of orders might not show it. 0
-            makes nothing paler.
+            Evidence below this number of standard errors is plotted pale, because other random
+            orders might not confirm it. 0 plots everything opaque.
         limit : float, default=None
-            Evidence in nats at both ends of the colours; None is the largest there is.
+            Evidence in nats at both ends of the color scale. None is the largest absolute value.
         cmap : str or matplotlib Colormap, default="RdBu"
-            Colours from evidence against the class to evidence for it.
+            Colors from evidence against the class to evidence for it.
         image_cmap : str or matplotlib Colormap, default=None
-            Colours of gray images; None is black on white for ink on empty paper, else white on
-            black.
+            Colors of gray images. None plots images that are mostly empty as black on white, and
+            other images as white on black.
 
         Returns
         -------
         self : EvidenceDisplay
-            With its `axes_`, `figure_` and artists.
+            Display with `axes_`, `figure_`, `images_`, `maps_` and `colorbar_`.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         images, maps, labels = (
             np.asarray(a) for a in (self.images, self.evidence_maps, self.labels)
         )
         n_images, n_classes = maps.shape[:2]
-        opacity = np.ones(maps.shape)
-        if self.standard_errors is not None:  # nan, with one order, is no reason to doubt
-            opacity[np.abs(maps) < significance * np.asarray(self.standard_errors)] = PALE
+        alpha = np.ones(maps.shape)
+        if self.standard_errors is not None:  # comparisons with NaN (one order) are False
+            insignificant = np.abs(maps) < significance * np.asarray(self.standard_errors)
+            alpha[insignificant] = INSIGNIFICANT_ALPHA
         limit = limit or np.abs(maps).max() or 1.0
-        size = (1.8 * (1 + n_classes) + 1, 2.2 * n_images + 0.1)
-        axes = axes_grid(ax, (n_images, 1 + n_classes), size)
-        look = Look(images, image_cmap)
+        figsize = (1.8 * (1 + n_classes) + 1, 2.2 * n_images + 0.1)
+        axes = axes_grid(ax, (n_images, 1 + n_classes), figsize)
+        plot_image = ImagePlotter(images, image_cmap)
         self.images_ = np.empty(n_images, dtype=object)
         self.maps_ = np.empty((n_images, n_classes), dtype=object)
         for i, image in enumerate(images):
-            self.images_[i] = look(axes[i, 0], image)
+            self.images_[i] = plot_image(axes[i, 0], image)
             for j in range(n_classes):
                 self.maps_[i, j] = axes[i, 1 + j].imshow(
-                    maps[i, j], cmap=cmap, vmin=-limit, vmax=limit, alpha=opacity[i, j]
+                    maps[i, j], cmap=cmap, vmin=-limit, vmax=limit, alpha=alpha[i, j]
                 )
-                outline(axes[i, 1 + j], image)
+                plot_outline(axes[i, 1 + j], image)
                 title = str(labels[i, j])
                 if self.rivals is not None:
                     title += f" rather than {np.asarray(self.rivals)[i, j]}"
@@ -230,19 +244,19 @@ class EvidenceDisplay:
             self.maps_[0, 0],
             ax=list(axes.flat),
             label="nats for the class",
-            shrink=min(1.0, 4 * self.figure_.dpi / self.figure_.bbox.height),  # 4 inches at most
+            shrink=min(1.0, 4 * self.figure_.dpi / self.figure_.bbox.height),  # at most 4 inches
             aspect=20,
         )
         return self
 
 
-def outline(ax, image):
-    """What lies beneath the map: the contour half-way between the image's extremes."""
+def plot_outline(ax, image):
+    """Plot the contour of an image at the middle of its range."""
     gray = image if image.ndim == 2 else image.mean(-1)
     if gray.min() == gray.max():
         return
     limits = ax.axis()
-    gray = np.pad(gray, 1, mode="edge")  # contours run from pixel centres, but pixels have margins
+    gray = np.pad(gray, 1, mode="edge")  # contours end at pixel centers, images at pixel edges
     rows, columns = (np.arange(-1, size - 1) for size in gray.shape)
     middle = (gray.min() + gray.max()) / 2
     ax.contour(columns, rows, gray, levels=[middle], colors="0.15", linewidths=1, alpha=0.8)

@@ -1,49 +1,54 @@
-"""Score against the number of orders."""
+"""Plot of the score against the number of orders."""
 
 import numpy as np
 from sklearn.utils import check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
 
-# Okabe and Ito's colours, which all eyes tell apart
-CURVE, *OTHERS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00"
-DASHES = ["--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (8, 3))]
+# Colors of Okabe and Ito, which color-blind people can tell apart
+CURVE_COLOR = "#0072B2"
+BASELINE_COLORS = ["#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00"]
+BASELINE_STYLES = ["--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (8, 3))]
 
 
 class OrderCurveDisplay:
-    """Score of a classifier against the number of orders that it averages over.
+    """Plot the score of a classifier against the number of orders that it averages over.
 
-    Use :meth:`from_estimator` or :meth:`from_predictions`; parameters are kept as attributes.
+    Use :meth:`from_estimator` or :meth:`from_predictions` to create a display. All parameters are
+    stored as attributes.
 
     Parameters
     ----------
     scores : array-like of shape (n_orders,)
-        Score after 1, 2, ... orders.
+        Scores with 1, 2, ... orders.
     std_scores : array-like of shape (n_orders,), default=None
-        Their standard errors, drawn as a band.
+        Standard errors of the scores, plotted as a band.
     baselines : dict of str to float, default=None
-        Scores of other models, drawn as horizontal lines.
+        Scores of other models, plotted as horizontal lines.
     evaluations_per_order : int, default=None
-        Tokens evaluated for one image and order: classes x tokens. Given, a second axis above says
-        what orders cost.
+        Tokens that the prior evaluates for one image in one order. If given, a second axis at the
+        top shows the cost.
     score_name : str, default="Accuracy"
-        What the scores are.
+        Label of the vertical axis.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
+        Axes of the plot.
     figure_ : matplotlib Figure
+        Figure that contains the axes.
     line_ : matplotlib Line2D
-        The curve.
+        Curve of the scores.
     fill_ : matplotlib PolyCollection or None
-        The band; None without `std_scores`.
+        Band of standard errors. None without `std_scores`.
     baseline_lines_ : dict of str to matplotlib Line2D
+        Lines of the baselines.
     cost_ax_ : matplotlib SecondaryAxis or None
-        The axis above; None without `evaluations_per_order`.
+        Axis at the top. None without `evaluations_per_order`.
 
     See Also
     --------
-    skaocls.selection.smallest_n_orders : How many orders are enough.
+    skaocls.selection.smallest_n_orders : Choose the number of orders.
 
     Examples
     --------
@@ -70,30 +75,32 @@ class OrderCurveDisplay:
 
     @classmethod
     def from_estimator(cls, clf, X, y, *, baselines=None, ax=None, name=None, **kwargs):
-        """Score a classifier after 1, 2, ... `n_orders` orders, in one pass, and draw that.
+        """Plot the accuracy of a classifier with 1, 2, ... `n_orders` orders.
+
+        Every order is evaluated once.
 
         Parameters
         ----------
         clf : AnyOrderARClassifier
-            Fitted.
+            Fitted classifier.
         X : array-like
-            Images, not those of `fit`.
+            Test data.
         y : array-like of shape (n_samples,)
-            Their labels.
+            True labels.
         baselines : dict of str to float or classifier, default=None
-            Accuracies of other models, or fitted ones to score on the same data. Those of
-            scikit-learn read each image as one row, arrays with their numbers as they are.
+            Accuracies of other models, or fitted classifiers to score on the same data. Classifiers
+            of scikit-learn get each image as a flat row, with the values that X contains.
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to plot on. None creates a figure.
         name : str, default=None
-            Of the curve in the legend; None is the estimator's class.
+            Name of the curve in the legend. None is the name of the estimator's class.
         **kwargs : dict
-            For matplotlib's ``plot`` of the curve.
+            Keyword arguments of matplotlib's ``plot`` for the curve.
 
         Returns
         -------
         display : OrderCurveDisplay
-            Costs are drawn unless ``search="racing"``, whose costs depend on the image.
+            Display with its plot.
 
         Examples
         --------
@@ -113,17 +120,16 @@ class OrderCurveDisplay:
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_is_fitted(clf)
         scores = {
-            label: model.score(X if hasattr(model, "staged_score") else rows_of(clf, X), y)
+            label: model.score(X if hasattr(model, "staged_score") else flat_rows(clf, X), y)
             if hasattr(model, "score")
             else model
             for label, model in (baselines or {}).items()
         }
-        evaluations = clf.orders_.shape[1] * clf.model_.readings
         return cls.from_predictions(
             y,
             list(clf.staged_predict(X)),
             baselines=scores,
-            evaluations_per_order=None if clf.search == "racing" else evaluations,
+            evaluations_per_order=clf.orders_.shape[1] * clf.model_.readings,
             ax=ax,
             name=type(clf).__name__ if name is None else name,
             **kwargs,
@@ -141,34 +147,36 @@ class OrderCurveDisplay:
         name=None,
         **kwargs,
     ):
-        """Draw the accuracy of predictions after 1, 2, ... orders.
+        """Plot the accuracy of predictions with 1, 2, ... orders.
 
         Parameters
         ----------
         y_true : array-like of shape (n_samples,)
             True labels.
         staged_y_pred : array-like of shape (n_orders, n_samples)
-            Predictions, as ``list(clf.staged_predict(X))``.
+            Predictions, such as ``list(clf.staged_predict(X))``.
         baselines : dict of str to float, default=None
             Accuracies of other models.
         evaluations_per_order : int, default=None
-            Tokens evaluated for one image and order; None draws no costs.
+            Tokens that the prior evaluates for one image in one order. None omits the axis of
+            costs.
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to plot on. None creates a figure.
         name : str, default=None
-            Of the curve in the legend.
+            Name of the curve in the legend.
         **kwargs : dict
-            For matplotlib's ``plot`` of the curve.
+            Keyword arguments of matplotlib's ``plot`` for the curve.
 
         Returns
         -------
         display : OrderCurveDisplay
-            Its `std_scores` are binomial: ``sqrt(accuracy * (1 - accuracy) / n_samples)``.
+            Display with its plot. `std_scores` are binomial standard errors,
+            ``sqrt(accuracy * (1 - accuracy) / n_samples)``.
 
         Raises
         ------
         ValueError
-            If predictions are not as many as labels.
+            If predictions and labels have different lengths.
 
         Examples
         --------
@@ -189,21 +197,21 @@ class OrderCurveDisplay:
         return display.plot(ax, name=name, **kwargs)
 
     def plot(self, ax=None, *, name=None, **kwargs):
-        """Draw.
+        """Plot the curve, its standard errors, the baselines and the cost.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to plot on. None creates a figure.
         name : str, default=None
-            Of the curve in the legend.
+            Name of the curve in the legend.
         **kwargs : dict
-            For matplotlib's ``plot`` of the curve.
+            Keyword arguments of matplotlib's ``plot`` for the curve.
 
         Returns
         -------
         self : OrderCurveDisplay
-            With its `ax_`, `figure_` and artists.
+            Display with `ax_`, `figure_`, `line_` and the other artists.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         import matplotlib.pyplot as plt
@@ -213,7 +221,13 @@ class OrderCurveDisplay:
             _, ax = plt.subplots(figsize=(7, 4.6), layout="constrained")
         scores = np.asarray(self.scores)
         orders = np.arange(1, len(scores) + 1)
-        style = {"color": CURVE, "marker": "o", "markersize": 5, "linewidth": 2, "label": name}
+        style = {
+            "color": CURVE_COLOR,
+            "marker": "o",
+            "markersize": 5,
+            "linewidth": 2,
+            "label": name,
+        }
         (self.line_,) = ax.plot(orders, scores, **(style | kwargs))
         self.fill_ = None
         if self.std_scores is not None:
@@ -228,16 +242,16 @@ class OrderCurveDisplay:
                 label="± 1 standard error",
             )
         self.baseline_lines_ = {}
-        # in the legend as in the picture: the best above
+        # the legend has the order of the lines in the plot, best first
         ranked = sorted((self.baselines or {}).items(), key=lambda item: -item[1])
         for i, (label, score) in enumerate(ranked):
             self.baseline_lines_[label] = ax.axhline(
                 score,
-                color=OTHERS[i % len(OTHERS)],
-                linestyle=DASHES[i % len(DASHES)],
+                color=BASELINE_COLORS[i % len(BASELINE_COLORS)],
+                linestyle=BASELINE_STYLES[i % len(BASELINE_STYLES)],
                 linewidth=1.5,
                 label=f"{label} ({score:.3f})",
-                zorder=1.5,  # below the curve
+                zorder=1.5,  # behind the curve
             )
         ticks = np.asarray(MaxNLocator(6, integer=True).tick_values(1, len(scores)))
         ticks = np.unique(ticks[ticks <= len(scores)].clip(1)).astype(int)
@@ -257,8 +271,8 @@ class OrderCurveDisplay:
         return self
 
 
-def rows_of(clf, X):
-    """X as scikit-learn's classifiers read it: tables as they are, of each image one row."""
+def flat_rows(clf, X):
+    """Return X for scikit-learn's classifiers: tables unchanged, each image as a flat row."""
     reader = clf.model_.reader
     batch = reader.open(X)
     if reader.image_shape is None:

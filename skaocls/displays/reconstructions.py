@@ -1,40 +1,44 @@
-"""Images, their tokens, and what tokens decode to."""
+"""Plots of images with their tokens and reconstructions, and of samples."""
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from sklearn.utils import check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skaocls.displays._images import Look, axes_grid, check_images, images_of
+from skaocls.displays._images import ImagePlotter, axes_grid, check_images, decode_images
 
-GOLDEN = (5**0.5 - 1) / 2
-PANEL = 1.15  # inches
-SMALLEST = 5  # points, of the numbers in tokens
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+PANEL_INCHES = 1.15  # width and height of an image
+MIN_FONT_SIZE = 5  # points; smaller numbers in tokens are omitted
 
 
 class ReconstructionDisplay:
-    """Images above their tokens above what these decode to; or images class by class.
+    """Plot images, their tokens and the images decoded from the tokens, or one row per class.
 
-    Use :meth:`from_estimator`, :meth:`from_predictions` or :meth:`from_samples`; parameters are
-    kept as attributes.
+    Use :meth:`from_estimator`, :meth:`from_predictions` or :meth:`from_samples` to create a
+    display. All parameters are stored as attributes.
 
     Parameters
     ----------
     images : array-like of shape (n_images, height, width[, channels])
-        Gray or RGB.
+        Gray or RGB images.
     codes : int array-like of shape (n_images, rows, cols), default=None
-        Their tokens.
+        Tokens of the images.
     decoded : array-like of shape (n_images, height, width[, channels]), default=None
-        What these decode to.
+        Images decoded from the tokens.
     labels : array-like of shape (n_images,), default=None
-        Given, images of one class make a row; of each class there are as many.
+        Labels of the images. If given, images of one class form a row. Every class must have the
+        same number of images.
 
     Attributes
     ----------
     axes_ : ndarray of matplotlib Axes, of shape (n_rows, n_columns)
+        Axes of the plots.
     figure_ : matplotlib Figure
+        Figure that contains the axes.
     artists_ : ndarray of matplotlib AxesImage, of shape (n_rows, n_columns)
+        Plotted images and tokens.
 
     Examples
     --------
@@ -57,27 +61,28 @@ class ReconstructionDisplay:
 
     @classmethod
     def from_estimator(cls, clf, X, *, ax=None, **kwargs):
-        """Draw a few images as a classifier's tokenizer sees them.
+        """Plot a few images with the tokens of a classifier's tokenizer.
 
         Parameters
         ----------
         clf : AnyOrderARClassifier
-            Fitted, on images.
+            Classifier fitted on images.
         X : array-like
             A few images.
         ax : array-like of matplotlib Axes, of 3 x n_images, default=None
-            Where to draw; None makes a figure.
+            Axes to plot on. None creates a figure.
         **kwargs : dict
-            For :meth:`plot`.
+            Keyword arguments of :meth:`plot`.
 
         Returns
         -------
         display : ReconstructionDisplay
+            Display with its plot.
 
         Raises
         ------
         ValueError
-            If the classifier was fitted on tabular data.
+            If the classifier was not fitted on images.
 
         Examples
         --------
@@ -91,31 +96,32 @@ class ReconstructionDisplay:
         (5, 4, 4)
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        images = images_of(clf, X, cls.__name__)
+        images = decode_images(clf, X, cls.__name__)
         codes = clf.tokenizer_.transform(images)
         decoded = clf.tokenizer_.inverse_transform(codes)
         return cls.from_predictions(images, codes, decoded, ax=ax, **kwargs)
 
     @classmethod
     def from_predictions(cls, images, codes, decoded, *, ax=None, **kwargs):
-        """Draw images, tokens and decoded images.
+        """Plot given images, tokens and decoded images.
 
         Parameters
         ----------
         images : array-like of shape (n_images, height, width[, channels])
-            Gray or RGB.
+            Gray or RGB images.
         codes : int array-like of shape (n_images, rows, cols)
             ``tokenizer.transform(images)``.
         decoded : array-like of shape (n_images, height, width[, channels])
             ``tokenizer.inverse_transform(codes)``.
         ax : array-like of matplotlib Axes, of 3 x n_images, default=None
-            Where to draw; None makes a figure.
+            Axes to plot on. None creates a figure.
         **kwargs : dict
-            For :meth:`plot`.
+            Keyword arguments of :meth:`plot`.
 
         Returns
         -------
         display : ReconstructionDisplay
+            Display with its plot.
         """
         check_matplotlib_support(f"{cls.__name__}.from_predictions")
         check_consistent_length(images, codes, decoded)
@@ -123,31 +129,33 @@ class ReconstructionDisplay:
 
     @classmethod
     def from_samples(cls, clf, *, n_per_class=8, random_state=None, ax=None, **kwargs):
-        """Draw images that a classifier's prior makes up, a row for each class.
+        """Plot images sampled by a classifier, one row per class.
 
-        For other options of ``clf.sample``, draw ``ReconstructionDisplay(images, labels=y)``.
+        To sample with other options, call ``clf.sample`` and
+        ``ReconstructionDisplay(images, labels=y).plot()``.
 
         Parameters
         ----------
         clf : AnyOrderARClassifier
-            Fitted, on images.
+            Classifier fitted on images.
         n_per_class : int, default=8
-            Images of each class.
+            Number of images of each class.
         random_state : int, RandomState instance or None, default=None
-            Of ``clf.sample``.
+            Passed to ``clf.sample``.
         ax : array-like of matplotlib Axes, of n_classes x n_per_class, default=None
-            Where to draw; None makes a figure.
+            Axes to plot on. None creates a figure.
         **kwargs : dict
-            For :meth:`plot`.
+            Keyword arguments of :meth:`plot`.
 
         Returns
         -------
         display : ReconstructionDisplay
+            Display with its plot.
 
         Raises
         ------
         ValueError
-            If the classifier was fitted on tabular data.
+            If the classifier was not fitted on images.
 
         Examples
         --------
@@ -169,69 +177,72 @@ class ReconstructionDisplay:
         return cls(images, labels=names[columns]).plot(ax, **kwargs)
 
     def plot(self, ax=None, *, cmap=None, codes_cmap="twilight"):
-        """Draw.
+        """Plot the images.
 
         Parameters
         ----------
         ax : array-like of matplotlib Axes, of n_rows x n_columns, default=None
-            Where to draw; None makes a figure.
+            Axes to plot on. None creates a figure.
         cmap : str or matplotlib Colormap, default=None
-            Colours of gray images; None is black on white for ink on empty paper, else white on
-            black.
+            Colors of gray images. None plots images that are mostly empty as black on white, and
+            other images as white on black.
         codes_cmap : str or matplotlib Colormap, default="twilight"
-            Colours from which codes take theirs. Neighbouring codes are far apart in them: they
-            have nothing to do with each other.
+            Colors of the tokens. Consecutive codes get different colors, because they need not be
+            similar.
 
         Returns
         -------
         self : ReconstructionDisplay
-            With its `axes_`, `figure_` and artists.
+            Display with `axes_`, `figure_` and `artists_`.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         images = np.asarray(self.images)
-        rows: list[tuple[str, Any, np.ndarray]]
-        look = Look(images, cmap)
+        plot_image = ImagePlotter(images, cmap)
+        rows: list[tuple[str, Callable[..., object], np.ndarray]]
         if self.labels is not None:
             labels = np.asarray(self.labels)
-            names = list(dict.fromkeys(labels.tolist()))  # in the order given
-            rows = [(str(name), look, images[labels == name]) for name in names]
+            names = list(dict.fromkeys(labels.tolist()))  # in order of appearance
+            rows = [(str(name), plot_image, images[labels == name]) for name in names]
         else:
-            rows = [("image", look, images)]
+            rows = [("image", plot_image, images)]
             if self.codes is not None:
                 codes = np.asarray(self.codes)
-                rows.append(("tokens", CodesLook(codes, codes_cmap), codes))
+                rows.append(("tokens", CodesPlotter(codes, codes_cmap), codes))
             if self.decoded is not None:
-                rows.append(("decoded", look, np.asarray(self.decoded)))
+                rows.append(("decoded", plot_image, np.asarray(self.decoded)))
         shape = len(rows), len(rows[0][2])
-        axes = axes_grid(ax, shape, (PANEL * shape[1] + 0.8, PANEL * shape[0] + 0.1))
+        axes = axes_grid(ax, shape, (PANEL_INCHES * shape[1] + 0.8, PANEL_INCHES * shape[0] + 0.1))
         self.artists_ = np.empty(shape, dtype=object)
-        for i, (name, draw, pictures) in enumerate(rows):
+        for i, (name, plot_one, panels) in enumerate(rows):
             axes[i, 0].set_ylabel(name, fontsize=11, rotation=0, ha="right", va="center")
-            for j, picture in enumerate(pictures):
-                self.artists_[i, j] = draw(axes[i, j], picture)
+            for j, panel in enumerate(panels):
+                self.artists_[i, j] = plot_one(axes[i, j], panel)
         self.axes_, self.figure_ = axes, axes[0, 0].figure
         return self
 
 
-class CodesLook:
-    """How to draw grids of codes: a colour for each, and numbers where there is room."""
+class CodesPlotter:
+    """Plot grids of codes: one color per code, and its number if the font is large enough."""
 
     def __init__(self, codes, cmap):
         from matplotlib import colormaps
         from matplotlib.colors import ListedColormap
 
         self.n_codes = int(codes.max()) + 1
-        # the most frequent one, often the background, comes first: twilight begins almost white
+        # The most frequent code, often the background, gets the first color. It is almost white in
+        # the default colormap.
         place = np.arange(self.n_codes) - np.bincount(codes.ravel()).argmax()
-        self.cmap = ListedColormap(colormaps.get_cmap(cmap)((place * GOLDEN) % 1))
-        self.fontsize = 72 * PANEL / codes.shape[2] / (0.7 * max(3, len(str(codes.max()))) + 0.6)
+        self.cmap = ListedColormap(colormaps.get_cmap(cmap)((place * GOLDEN_RATIO) % 1))
+        self.fontsize = (
+            72 * PANEL_INCHES / codes.shape[2] / (0.7 * max(3, len(str(codes.max()))) + 0.6)
+        )
 
     def __call__(self, ax, codes):
         artist = ax.imshow(codes, cmap=self.cmap, vmin=0, vmax=self.n_codes - 1)
-        if self.fontsize < SMALLEST:
+        if self.fontsize < MIN_FONT_SIZE:
             return artist
         for (row, column), code in np.ndenumerate(codes):
-            light = self.cmap(int(code))[:3] @ np.array([0.299, 0.587, 0.114]) > 0.5
+            is_light = self.cmap(int(code))[:3] @ np.array([0.299, 0.587, 0.114]) > 0.5
             ax.text(
                 column,
                 row,
@@ -239,6 +250,6 @@ class CodesLook:
                 ha="center",
                 va="center",
                 fontsize=self.fontsize,
-                color="black" if light else "white",
+                color="black" if is_light else "white",
             )
         return artist

@@ -1,9 +1,8 @@
-"""One page of HTML about a fitted classifier."""
+"""HTML report about a fitted classifier."""
 
 import base64
 import html
 import io
-from contextlib import closing
 from pathlib import Path
 from string import Template
 
@@ -13,16 +12,17 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.displays._images import Look, axes_grid
+from skaocls.displays._images import ImagePlotter, axes_grid
 from skaocls.displays.evidence_maps import EvidenceDisplay
 from skaocls.displays.order_curve import OrderCurveDisplay
 from skaocls.files import write_all
 from skaocls.scoring.calibration import expected_calibration_error
 from skaocls.version import __version__
 
-MISTAKES, SAMPLES, CLASSES = 4, 4, 12  # shown at most
-BINS = 10  # of confidence
-SHORT = 3  # letters of a label that is written across
+MAX_MISTAKES = 4  # mistakes with evidence maps
+SAMPLES_PER_CLASS, MAX_SAMPLED_CLASSES = 4, 12
+CONFIDENCE_BINS = 10
+MAX_HORIZONTAL_LABEL = 3  # characters; longer labels of the confusion matrix are vertical
 PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -63,33 +63,33 @@ $sections
 def write_report(
     clf, X, y, path, *, title="Classifier report", subtitle="", baselines=None, times=None
 ):
-    """Write a self-contained HTML page about a classifier's answers to test data.
+    """Write a self-contained HTML page about a classifier's predictions for test data.
 
-    It shows accuracy against the number of orders, the confusion matrix, calibration, the surest
-    mistakes with their evidence maps and samples of each class (both of images only), settings and
-    times. Pictures lie within the file; nothing is loaded from elsewhere.
+    The page shows the accuracy against the number of orders, the confusion matrix, the calibration,
+    and tables of settings and times. For images it also shows evidence maps of the most confident
+    mistakes, and samples of each class. All plots are embedded in the file.
 
     Parameters
     ----------
     clf : AnyOrderARClassifier
-        Fitted.
+        Fitted classifier.
     X : array-like
         Test data.
     y : array-like of shape (n_samples,)
-        Their labels.
-    path : path
-        Of the file, which is written whole or not at all.
+        True labels.
+    path : str or path
+        File to write. An existing file is only replaced by a complete new one.
     title, subtitle : str
         Headings, as plain text.
     baselines : dict of str to float, default=None
         Accuracies of other classifiers on the same data.
     times : dict of str to str, default=None
-        What took how long, for the table of settings.
+        Durations for the table of settings, e.g. ``{"Fit": "7 s"}``.
 
     Returns
     -------
     path : Path
-        Of the file.
+        Path of the file.
 
     Examples
     --------
@@ -105,54 +105,37 @@ def write_report(
     """
     check_matplotlib_support("write_report")
     check_is_fitted(clf)
-    path, y = Path(path), np.asarray(y)
+    path, y, baselines = Path(path), np.asarray(y), baselines or {}
     staged = list(clf.staged_predict(X))
     proba = clf.predict_proba(X)
-    predicted = clf.classes_[proba.argmax(1)]
-    images = clf.image_shape_ is not None
     sections = [
         section(
             "Accuracy against orders",
-            "Test accuracy after so many orders, beside classifiers that read no orders.",
-            orders_of(clf, y, staged, baselines),
+            "Test accuracy with different numbers of orders. Horizontal lines are other "
+            "classifiers.",
+            OrderCurveDisplay.from_predictions(
+                y, staged, baselines=baselines, name=type(clf).__name__
+            ).figure_,
         ),
         section(
             "Confusion",
             "Rows are true classes, columns are predictions.",
-            confusion(clf, y, predicted),
+            plot_confusion(y, clf.classes_[proba.argmax(1)]),
         ),
         section(
             "Calibration",
-            "How often answers of a confidence are right; on the diagonal they are as sure as they "
-            "should be. Bars: how many answers have that confidence.",
-            calibration(clf, y, proba),
+            "Accuracy of predictions against their confidence; the diagonal is perfect "
+            "calibration. Bars are the share of predictions with that confidence.",
+            plot_calibration(clf, y, proba),
         ),
     ]
-    wrong = np.flatnonzero(predicted != y)
-    if images and len(wrong):
-        surest = wrong[np.argsort(-proba[wrong].max(1), kind="stable")][:MISTAKES]
-        truth = ", ".join(str(label) for label in y[surest])
-        sections.append(
-            section(
-                "Surest mistakes",
-                "Evidence for the most probable classes, in nats: blue speaks for a class, red "
-                f"against it. True classes, from top to bottom: {truth}.",
-                EvidenceDisplay.from_estimator(clf, _safe_indexing(X, surest)).figure_,
-            )
-        )
-    if images:
-        sections.append(
-            section(
-                "Samples",
-                "Images drawn from the model, a row for each class.",
-                samples(clf),
-            )
-        )
-    sections.append(settings(clf, times or {}))
+    if clf.image_shape_ is not None:
+        sections += image_sections(clf, X, y, proba)
+    sections.append(settings_section(clf, times or {}))
     page = PAGE.substitute(
         title=html.escape(title),
         subtitle=html.escape(subtitle),
-        facts=facts(clf, y, staged, proba, baselines or {}),
+        facts=key_figures(clf, y, staged, proba, baselines),
         sections="\n".join(sections),
         version=__version__,
     )
@@ -161,122 +144,137 @@ def write_report(
     return path
 
 
+def image_sections(clf, X, y, proba):
+    """Return the sections that only exist for images."""
+    sections = []
+    wrong = np.flatnonzero(clf.classes_[proba.argmax(1)] != y)
+    if len(wrong):
+        confident = wrong[np.argsort(-proba[wrong].max(1), kind="stable")][:MAX_MISTAKES]
+        labels = ", ".join(str(label) for label in y[confident])
+        sections.append(
+            section(
+                "Most confident mistakes",
+                "Evidence for the most probable classes, in nats: blue supports a class, red "
+                f"contradicts it. True classes, from top to bottom: {labels}.",
+                EvidenceDisplay.from_estimator(clf, _safe_indexing(X, confident)).figure_,
+            )
+        )
+    samples = section(
+        "Samples", "Images sampled from the model, one row per class.", plot_samples(clf)
+    )
+    return [*sections, samples]
+
+
 def section(title, text, figure):
-    """A heading, a sentence and a picture."""
-    with closing(io.BytesIO()) as file:
+    """Return a heading, a paragraph and an embedded plot as HTML, and close the plot."""
+    import matplotlib.pyplot as plt
+
+    with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
         data = base64.b64encode(file.getvalue()).decode()
-    close(figure)
+    plt.close(figure)
     return (
         f"<section><h2>{title}</h2><p>{html.escape(text)}</p>"
         f'<img alt="{title}" src="data:image/png;base64,{data}"></section>'
     )
 
 
-def close(figure):
-    import matplotlib.pyplot as plt
-
-    plt.close(figure)
-
-
-def facts(clf, y, staged, proba, baselines):
-    """The figures at the top."""
-    right = accuracy_score(y, clf.classes_[proba.argmax(1)])
-    shown = {f"Accuracy, {len(staged)} orders": f"{right:.1%}"}
-    shown["Accuracy, one order"] = f"{accuracy_score(y, staged[0]):.1%}"
+def key_figures(clf, y, staged, proba, baselines):
+    """Return the figures at the top of the page as HTML."""
+    accuracy = accuracy_score(y, clf.classes_[proba.argmax(1)])
+    figures = {
+        f"Accuracy, {len(staged)} orders": f"{accuracy:.1%}",
+        "Accuracy, one order": f"{accuracy_score(y, staged[0]):.1%}",
+    }
     if baselines:
         best = max(baselines, key=baselines.get)
-        shown[f"Best other: {best}"] = f"{baselines[best]:.1%}"
+        figures[f"Best other: {best}"] = f"{baselines[best]:.1%}"
     known = np.isin(y, clf.classes_)
     columns = np.searchsorted(clf.classes_, y[known])
-    shown["Calibration error"] = f"{expected_calibration_error(proba[known], columns):.1%}"
-    shown["Test samples"] = str(len(y))
-    shown["Classes"] = str(len(clf.classes_))
+    figures["Calibration error"] = f"{expected_calibration_error(proba[known], columns):.1%}"
+    figures["Test samples"] = str(len(y))
+    figures["Classes"] = str(len(clf.classes_))
     return "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
-        for name, value in shown.items()
+        for name, value in figures.items()
     )
 
 
-def orders_of(clf, y, staged, baselines):
-    name = type(clf).__name__
-    display = OrderCurveDisplay.from_predictions(y, staged, baselines=baselines or {}, name=name)
-    return display.figure_
-
-
-def confusion(clf, y, predicted):
+def plot_confusion(y, predicted):
     import matplotlib.pyplot as plt
     from sklearn.metrics import ConfusionMatrixDisplay
 
-    several = np.unique(np.concatenate([y, predicted]))
-    side = float(np.clip(0.5 * len(several), 4, 10))
+    labels = np.unique(np.concatenate([y, predicted]))
+    side = float(np.clip(0.5 * len(labels), 4, 10))
     _, ax = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    longest = max(len(str(label)) for label in labels)
     display = ConfusionMatrixDisplay.from_predictions(
         y,
         predicted,
         ax=ax,
         cmap="Blues",
-        include_values=len(several) <= 20,
-        xticks_rotation="vertical" if max(len(str(x)) for x in several) > SHORT else "horizontal",
+        include_values=len(labels) <= 20,
+        xticks_rotation="vertical" if longest > MAX_HORIZONTAL_LABEL else "horizontal",
     )
     return display.figure_
 
 
-def calibration(clf, y, proba):
-    """Share of right answers in bins of confidence, and how many answers each bin has."""
+def plot_calibration(clf, y, proba):
+    """Plot accuracy against confidence, and the share of predictions in each bin."""
     import matplotlib.pyplot as plt
 
-    confidence = proba.max(1)
-    right = clf.classes_[proba.argmax(1)] == y
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    count = np.bincount(bins, minlength=BINS)
-    some = count > 0
+    n_bins, confidence = CONFIDENCE_BINS, proba.max(1)
+    correct = clf.classes_[proba.argmax(1)] == y
+    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    count = np.bincount(bins, minlength=n_bins)
+    used = count > 0
     figure, ax = plt.subplots(figsize=(5.5, 4), layout="constrained")
-    ax.bar((np.arange(BINS) + 0.5) / BINS, count / count.sum(), 0.9 / BINS, color="#d0d7de")
+    ax.bar((np.arange(n_bins) + 0.5) / n_bins, count / count.sum(), 0.9 / n_bins, color="#d0d7de")
     ax.plot([0, 1], [0, 1], ":", color="gray")
     ax.plot(
-        np.bincount(bins, confidence, BINS)[some] / count[some],
-        np.bincount(bins, right, BINS)[some] / count[some],
+        np.bincount(bins, confidence, n_bins)[used] / count[used],
+        np.bincount(bins, correct, n_bins)[used] / count[used],
         "o-",
     )
-    ax.set(xlabel="confidence", ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1.02))
+    ax.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1.02))
     return figure
 
 
-def samples(clf):
-    """A few images of each class, drawn from the model."""
-    classes = clf.classes_[:CLASSES]
-    drawn = clf.sample(y=np.repeat(classes, SAMPLES), random_state=0)
-    look = Look(drawn)
-    axes = axes_grid(None, (len(classes), SAMPLES), (1.2 * SAMPLES + 0.8, 1.2 * len(classes)))
-    for ax, image in zip(axes.flat, drawn, strict=True):
-        look(ax, image)
+def plot_samples(clf):
+    """Plot a few sampled images of each class."""
+    classes = clf.classes_[:MAX_SAMPLED_CLASSES]
+    images = clf.sample(y=np.repeat(classes, SAMPLES_PER_CLASS), random_state=0)
+    plot_image = ImagePlotter(images)
+    shape = len(classes), SAMPLES_PER_CLASS
+    axes = axes_grid(None, shape, (1.2 * shape[1] + 0.8, 1.2 * shape[0]))
+    for ax, image in zip(axes.flat, images, strict=True):
+        plot_image(ax, image)
     for ax, label in zip(axes[:, 0], classes, strict=True):
         ax.set_ylabel(str(label), rotation="horizontal", ha="right", va="center")
     return axes.flat[0].figure
 
 
-def settings(clf, times):
-    """A table of times, of what was learned and of the parameters that are not at their default."""
+def settings_section(clf, times):
+    """Return a table of times, fitted values and parameters without their default value."""
     rows, cols = clf.prior_.grid
-    body = clf.prior_.transformer
-    rest = {
+    trunk = clf.prior_.transformer
+    entries = times | {
         "Tokens": f"{rows} x {cols} of {clf.prior_.vocab_size} values",
-        "Prior": f"{len(body.layers)} layers of width {body.dim}",
+        "Prior": f"{len(trunk.layers)} layers of width {trunk.dim}",
         "Epochs": str(clf.n_iter_),
         "Temperature": f"{clf.temperature_:.3g}",
     }
-    changed = type(clf)().get_params(deep=False)
-    rest |= {
+    defaults = type(clf)().get_params(deep=False)
+    entries |= {
         f"Parameter {name}": repr(value)
         for name, value in clf.get_params(deep=False).items()
-        if repr(value) != repr(changed[name])
+        if repr(value) != repr(defaults[name])
     }
     lines = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in (times | rest).items()
+        for name, value in entries.items()
     )
     return (
-        "<section><h2>Settings and times</h2><p>Parameters that are not listed have their default."
-        f'</p><div class="wide"><table>{lines}</table></div></section>'
+        "<section><h2>Settings and times</h2><p>Parameters that are not listed have their default "
+        f'value.</p><div class="wide"><table>{lines}</table></div></section>'
     )

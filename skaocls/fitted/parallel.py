@@ -1,262 +1,204 @@
-"""Work with a fitted model that is shared out by joblib: to threads, processes, a cluster.
+"""Run pieces of a prediction in joblib's workers: threads, processes or a cluster.
 
-Threads read the model itself. For processes it is packed once: the numbers of all its arrays and
-tensors into one file, which workers map into memory, and a pickle of a few kilobytes of everything
-else, which travels with the tasks. A worker keeps the model that it unpacked last, under a hash of
-its content, so that it is unpacked once and never taken for another one. Where workers may be on
-other machines, the numbers go through what their engine has for it: Dask copies them to each
-worker, Ray to each machine.
+Threads share the fitted model. Processes receive a small pickle and the weights as arrays. joblib
+writes large arrays to files once, so that all processes of a machine map the same memory. Dask
+copies the arrays to every worker. Other cluster backends send them with every task. A process
+rebuilds the model once and caches it under a hash of its content.
 
-Whatever goes wrong in a task itself is raised. Anything else is taken for the loss of a worker, and
-the pieces that have not come back are computed again.
+If a worker is lost, the pieces without a result are sent again. Any other error is raised.
 """
 
-import os
 import pickle
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from hashlib import blake2b
+from contextlib import ExitStack
+from functools import partial
 from io import BytesIO
-from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
+import cloudpickle
 import joblib
 import numpy as np
 import torch
-from cloudpickle import Pickler  # joblib's, which knows the classes of a script or notebook
-from joblib.parallel import get_active_backend
+from joblib.parallel import ParallelBackendBase, get_active_backend
+from sklearn.utils import gen_batches
 from sklearn.utils.parallel import Parallel, delayed
 
 from skaocls.devices import all_threads, torch_threads, worker_cuda_device
 from skaocls.fitted.model import FittedModel
+from skaocls.hashing import hash_bytes
+from skaocls.warn import warn
 
-TRIES = 3  # in a row of which none brings anything back
-LOT = 4  # tasks of each worker at a time where an engine hands back whole lists only
-ALIGNED = 64  # bytes
-_unpacked: dict[str, FittedModel] = {}  # the last one
-_unpacking = threading.Lock()
+PIECES_PER_WORKER = 4  # so that no worker waits long for the last piece
+MAX_LOSSES = 3  # consecutive losses of workers without any result in between
+# Exceptions that loky, Dask and Ray raise when a worker dies. They are compared by name, because
+# Dask and Ray are optional.
+LOST_WORKER_ERRORS = {"BrokenExecutor", "KilledWorker", "CommClosedError", "FutureCancelledError"}
+LOST_WORKER_ERRORS |= {"RayActorError", "WorkerCrashedError"}
+
+P = TypeVar("P")
+R = TypeVar("R")
+_model_cache: dict[str, FittedModel] = {}  # at most one model, by its digest
+_cache_lock = threading.Lock()
 
 
-class Packed(NamedTuple):
-    """A model without its numbers.
+class Piece(NamedTuple):
+    """Part of a scoring task: some images in some orders."""
 
-    Attributes
-    ----------
-    digest : str
-        Hash of all that it is made of.
-    rest : bytes
-        Pickle that lacks the numbers.
-    places : list of (int, int)
-        Where each array's numbers begin and end.
+    images: slice
+    orders: slice
+
+
+def split_work(
+    n_images: int,
+    n_orders: int,
+    n_workers: int,
+    *,
+    batch_size: int,
+    tile_size: int = 1,
+    split_orders: bool = True,
+    keep_batches: bool = False,
+) -> list[Piece]:
+    """Split images, then orders, into a few pieces for each worker; ranges of images stay adjacent.
+
+    A piece has at most `batch_size` images, and at least `tile_size` pairs of image and order where
+    possible, because the engine fills up smaller tiles. With `keep_batches`, all pieces have
+    `batch_size` images, so that cache keys match those of a single process.
     """
+    n_pieces = PIECES_PER_WORKER * n_workers
+    images, orders = batch_size, n_orders
+    if not keep_batches:
+        smallest = ceil_div(tile_size, n_orders) if split_orders else 1
+        images = min(batch_size, max(smallest, ceil_div(n_images, n_pieces)))
+    if split_orders:
+        wanted = ceil_div(n_orders * ceil_div(n_images, images), n_pieces)
+        orders = min(n_orders, max(1, ceil_div(tile_size, min(images, n_images or 1)), wanted))
+    return [
+        Piece(image_part, order_part)
+        for image_part in gen_batches(n_images, images)
+        for order_part in gen_batches(n_orders, orders)
+    ]
 
-    digest: str
-    rest: bytes
-    places: list[tuple[int, int]]
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
 
 
-class TaskError(Exception):
-    """What a task itself has raised."""
-
-
-def in_parallel(
-    function: Callable[..., Any],
+def map_pieces(
+    function: Callable[..., R],
     model: FittedModel,
-    pieces: Sequence[Callable[[], tuple[Any, ...]]],
+    pieces: Sequence[P],
+    arguments: Callable[[P], tuple[object, ...]],
     n_jobs: int | None,
-) -> Iterator[Any]:
-    """Yield function(model, ...) of each piece, in their order, computed by joblib's workers.
+) -> Iterator[R]:
+    """Yield ``function(model, *arguments(piece))`` for each piece, in order.
 
-    Parameters
-    ----------
-    function : callable
-        Of a module, so that it can be sent.
-    model : FittedModel
-    pieces : sequence of callables
-        Each gives the other arguments of a piece, called when it is sent off.
-    n_jobs : int or None
-        As joblib takes it.
-
-    Yields
-    ------
-    result : object
-
-    Raises
-    ------
-    Exception
-        What `function` raises; or what the engine does when worker after worker is lost and none
-        brings anything back.
+    `function` must be picklable. `arguments` is called when a piece is sent to a worker.
     """
+    if joblib.effective_n_jobs(n_jobs) == 1:
+        yield from (function(model, *arguments(piece)) for piece in pieces)
+        return
     backend, _ = get_active_backend()
     threads = getattr(backend, "inner_max_num_threads", None) or 1
-    done: dict[int, Any] = {}
-    at = tries = 0
-    with ExitStack() as until_the_end:
-        if getattr(backend, "supports_sharedmem", False):  # threads
-            until_the_end.enter_context(torch_threads(threads))
-            packed, path = None, None
+    return_as = "generator" if backend.supports_return_generator else "list"
+    n_done = n_losses = 0
+    with ExitStack() as stack:
+        if getattr(backend, "supports_sharedmem", False):
+            stack.enter_context(torch_threads(threads))
+            call = partial(delayed(run_in_thread), function, model)
         else:
-            packed, path = until_the_end.enter_context(packed_in_file(model))
-        while at < len(pieces):
-            missing = [i for i in range(at, len(pieces)) if i not in done]
+            call = partial(delayed(run_in_process), function, threads, *pack_model(model, backend))
+        while n_done < len(pieces):
             try:
-                numbers = model if path is None else sent(path, backend)
-                tasks = (
-                    delayed(work)(function, packed, numbers, threads, i, (pieces[i](),))
-                    for i in missing
-                )
-                for i, result in outputs(tasks, backend, n_jobs):
-                    done[i], tries = result, 0
-                    while at in done:
-                        yield done.pop(at)
-                        at += 1
-            except TaskError as exc:
-                raise exc.args[0] from exc
-            except pickle.PicklingError:
-                raise
-            except Exception as exc:  # each engine has errors of its own for a lost worker
-                tries += 1
-                if tries == TRIES:
+                parallel = Parallel(n_jobs, batch_size=1, return_as=return_as)
+                for result in parallel(call(arguments(piece)) for piece in pieces[n_done:]):
+                    yield result
+                    n_done, n_losses = n_done + 1, 0
+            except Exception as exc:
+                n_losses += 1
+                if not is_lost_worker(exc) or n_losses == MAX_LOSSES:
                     raise
-                left = sum(i >= at and i not in done for i in missing)
-                warnings.warn(
-                    f"A worker was lost ({type(exc).__name__}). What came back is kept, and "
-                    f"{left} of {len(pieces)} pieces of work are sent again.",
+                warn(
+                    f"A worker was lost ({type(exc).__name__}). {len(pieces) - n_done} of "
+                    f"{len(pieces)} pieces of work are sent again.",
                     RuntimeWarning,
-                    stacklevel=2,
                 )
 
 
-def outputs(tasks: Iterator[Any], backend: Any, n_jobs: int | None) -> Iterator[tuple[int, Any]]:
-    """Yield what tasks return, as they come back."""
-    if backend.supports_return_generator:
-        yield from Parallel(n_jobs, batch_size=1, return_as="generator_unordered")(tasks)
-        return
-    with Parallel(n_jobs, batch_size=1) as parallel:
-        while lot := list(islice(tasks, LOT * joblib.effective_n_jobs(n_jobs))):
-            yield from parallel(lot)
+def is_lost_worker(exc: Exception) -> bool:
+    return any(cls.__name__ in LOST_WORKER_ERRORS for cls in type(exc).__mro__)
 
 
-def work(
-    function: Callable[..., Any],
-    packed: Packed | None,
-    numbers: Any,
+def run_in_thread(
+    function: Callable[..., R], model: FittedModel, arguments: tuple[object, ...]
+) -> R:
+    return function(model, *arguments)
+
+
+def run_in_process(
+    function: Callable[..., R],
     threads: int,
-    i: int,
-    piece: tuple[tuple[Any, ...]],
-) -> tuple[int, Any]:
-    """The i-th piece, in a worker.
+    digest: str,
+    pickled: bytes,
+    buffers: list[np.ndarray],
+    arguments: tuple[object, ...],
+) -> R:
+    """Call a function with a packed model, which is rebuilt if this process has another one.
 
-    `numbers` is the model itself where memory is shared. `piece` is within a tuple, because Dask
-    keeps arrays that are arguments at one of its workers, and loses them with it.
+    `arguments` is a tuple because Dask would move an array that is an argument to a single worker,
+    and lose it with that worker.
     """
-    try:
-        if packed is None:
-            return i, function(numbers, *piece[0])
-        with all_threads(threads), worker_cuda_device():
-            return i, function(unpacked(packed, numbers), *piece[0])
-    except Exception as exc:
-        raise TaskError(exc) from exc
+    with _cache_lock:
+        if digest not in _model_cache:
+            _model_cache.clear()
+            with warnings.catch_warnings():  # nothing writes to weights
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                _model_cache[digest] = pickle.loads(pickled, buffers=map(map_again, buffers))
+        model = _model_cache[digest]
+    with all_threads(threads), worker_cuda_device():
+        return function(model, *arguments)
 
 
-class ModelPickler(Pickler):
-    """Takes tensors for arrays, whose numbers are kept apart from a pickle."""
+def map_again(buffer: np.ndarray) -> np.ndarray:
+    """Map a file again if joblib has mapped it.
 
-    def reducer_override(self, obj: Any) -> Any:
+    joblib waits until its own mapped arrays are deleted, but the cached model outlives the task.
+    """
+    if not isinstance(buffer, np.memmap) or buffer.filename is None:
+        return buffer
+    return np.memmap(buffer.filename, buffer.dtype, "c", buffer.offset, buffer.shape)
+
+
+def pack_model(
+    model: FittedModel, backend: ParallelBackendBase
+) -> tuple[str, bytes, list[np.ndarray]]:
+    """Return a hash of a model, its pickle without the data of arrays, and these data."""
+    pickled, buffers = pickle_out_of_band(model)
+    digest = hash_bytes(pickled, *(buffer.data for buffer in buffers))
+    if hasattr(backend, "client"):  # Dask would keep an array on one worker, and lose it with that
+        (buffers,) = backend.client.scatter([buffers], broadcast=True, hash=False)
+    return digest, pickled, buffers
+
+
+def pickle_out_of_band(obj: object) -> tuple[bytes, list[np.ndarray]]:
+    """Return a pickle, and the data of all arrays and tensors as arrays of bytes."""
+    buffers: list[pickle.PickleBuffer] = []
+    stream = BytesIO()
+    TensorPickler(stream, protocol=5, buffer_callback=buffers.append).dump(obj)
+    return stream.getvalue(), [np.asarray(buffer.raw()) for buffer in buffers]
+
+
+class TensorPickler(cloudpickle.Pickler):
+    """Pickle tensors as NumPy arrays, so that their data can be kept out of the pickle."""
+
+    def reducer_override(self, obj: object) -> object:
         if type(obj) is torch.Tensor and obj.layout == torch.strided:
             tensor = obj.detach().cpu().contiguous()
-            return tensor_of, (tensor.flatten().view(torch.uint8).numpy(), obj.dtype, obj.shape)
+            data = tensor.flatten().view(torch.uint8).numpy()
+            return tensor_from_bytes, (data, obj.dtype, obj.shape)
         return super().reducer_override(obj)
 
 
-def tensor_of(numbers: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.from_numpy(numbers).view(dtype).view(shape)
-
-
-@contextmanager
-def packed_in_file(model: FittedModel) -> Iterator[tuple[Packed, Path]]:
-    """The model without its numbers, and a file of those that is there until the end."""
-    with tempfile.TemporaryDirectory(prefix="skaocls-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "numbers"
-        found, places = blake2b(digest_size=16), []
-        with open(path, "wb") as file:
-
-            def keep(buffer: pickle.PickleBuffer) -> None:
-                with buffer.raw() as raw:
-                    found.update(raw)
-                    start = file.tell()
-                    places.append((start, start + file.write(raw)))
-                    file.write(bytes(-file.tell() % ALIGNED))
-
-            rest = pickled(model, keep)
-            file.write(bytes(ALIGNED))  # nothing at all cannot be mapped
-        found.update(rest)
-        yield Packed(found.hexdigest(), rest, places), path
-
-
-def pickled(model: FittedModel, keep: Callable[[pickle.PickleBuffer], None]) -> bytes:
-    rest = BytesIO()
-    ModelPickler(rest, protocol=5, buffer_callback=keep).dump(model)
-    return rest.getvalue()
-
-
-def sent(path: Path, backend: Any) -> Any:
-    """The numbers in a file, as they get to a worker once: what to give to each task for them.
-
-    Dask replaces its future by the array, which lies at each worker; Ray's reference is asked for.
-    All others get the file's name.
-    """
-    if hasattr(backend, "client"):  # Dask's
-        numbers = np.asarray(np.memmap(path, np.uint8, "r"))
-        return backend.client.scatter(numbers, broadcast=True, hash=False)
-    if type(backend).__module__.startswith("ray."):
-        import ray
-
-        return ray.put(np.fromfile(path, np.uint8))
-    return os.fspath(path)
-
-
-def unpacked(packed: Packed, numbers: Any) -> FittedModel:
-    """The model again, once in a process."""
-    with _unpacking:
-        if packed.digest not in _unpacked:
-            array = aligned(received(numbers))
-            buffers = [array[start:end] for start, end in packed.places]
-            with warnings.catch_warnings():  # nobody writes to weights
-                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                model = pickle.loads(packed.rest, buffers=buffers)
-            _unpacked.clear()
-            _unpacked[packed.digest] = model
-        return _unpacked[packed.digest]
-
-
-def aligned(array: np.ndarray) -> np.ndarray:
-    """The bytes where torch would have placed them: elsewhere products are rounded otherwise."""
-    if array.ctypes.data % ALIGNED == 0:
-        return array
-    room = np.empty(array.nbytes + ALIGNED, np.uint8)
-    start = -room.ctypes.data % ALIGNED
-    room[start : start + array.nbytes] = array
-    return room[start : start + array.nbytes]
-
-
-def received(numbers: Any) -> np.ndarray:
-    """What :func:`sent` sent, as it has arrived."""
-    if isinstance(numbers, np.ndarray):
-        return numbers
-    if not isinstance(numbers, str):
-        import ray
-
-        array: np.ndarray = ray.get(numbers)
-        return array
-    if not os.path.exists(numbers):
-        raise FileNotFoundError(
-            f"This worker does not see {numbers}, the weights that it was sent: it is on another "
-            "machine, or has another folder for temporary files. Set TMPDIR, where predictions are "
-            "asked for, to a folder that all machines share, or use Dask or Ray, which need none."
-        )
-    return np.memmap(numbers, np.uint8, "c")
+def tensor_from_bytes(data: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+    return torch.from_numpy(data).view(dtype).view(shape)

@@ -1,195 +1,198 @@
-"""What a fitted model says of images: log-likelihoods and evidence."""
+"""Log-likelihoods and evidence of a fitted model for new images."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
-from typing import Any
+from itertools import chain, groupby
 
 import joblib
 import numpy as np
+import torch
 from sklearn.utils import gen_batches
 
 from skaocls.devices import prefetch, resolve_device, to_device
+from skaocls.distributed import collective_call, is_main, map_ranks, rank, world_size
 from skaocls.fitted.model import FittedModel
-from skaocls.fitted.parallel import in_parallel
-from skaocls.fitted.pieces import EACH, Piece, pieces_of, share
-from skaocls.fitted.result_cache import (
-    ResultCache,
-    cached_log_likelihoods,
-    prior_weights,
-)
+from skaocls.fitted.parallel import Piece, ceil_div, map_pieces, split_work
+from skaocls.fitted.result_cache import ResultCache, cached_log_likelihoods, prior_weights
 from skaocls.fitted.tokenization import encode_for_orders, tokens_of_pixels
 from skaocls.hashing import hash_object
+from skaocls.images.batch import Batch
 from skaocls.progress import progress
-from skaocls.scoring.evidence import Evidence, spread, token_log_likelihoods, weigh
-from skaocls.scoring.exhaustive import ScoringResult, scoring_dtype
-from skaocls.scoring.exhaustive import log_likelihoods as score
+from skaocls.scoring import evidence
+from skaocls.scoring.evidence import Evidence
+from skaocls.scoring.exhaustive import ScoringResult, lanes_at_once, scoring_dtype
+from skaocls.scoring.exhaustive import log_likelihoods as score_exhaustively
 
-SCORE_AT_ONCE = 256  # images scored before their orders are aggregated
-LARGE = 512, 32  # priors so wide score so many: they take long, and `verbose` shows each lot
+# Images that are scored together. Wide priors take long, so that smaller batches update the
+# progress bar more often.
+BATCH_SIZE = 256
+WIDE_PRIOR, WIDE_PRIOR_BATCH_SIZE = 512, 32
+
+Device = str | torch.device
+Stopping = Callable[..., ScoringResult]
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How images are read and scored; see :func:`score_batches`."""
+
+    crop: str
+    stopping: Stopping | None
+    device: Device
+    precision: str
+    cache: ResultCache | None
+    n_jobs: int | None
 
 
 def score_batches(
     model: FittedModel,
-    batch: Any,
+    batch: Batch,
     orders: np.ndarray,
     *,
     crop: str = "auto",
-    racing: Callable[..., ScoringResult] | None = None,
-    device: Any = "auto",
+    stopping: Stopping | None = None,
+    device: Device = "auto",
     precision: str = "auto",
-    store: ResultCache | None = None,
+    cache: ResultCache | None = None,
     n_jobs: int | None = None,
     verbose: int = 0,
 ) -> Iterator[ScoringResult]:
-    """Yield log p(tokens | class, order) and what it took, a few images at a time.
+    """Yield log p(tokens | class, order) of a few images at a time.
+
+    If ``torchrun`` has started several processes, each scores a part of the images, and all yield
+    all results.
 
     Parameters
     ----------
     model : FittedModel
-    batch : object
-        What ``model.reader.open`` returns.
+    batch : Batch
+        Images, rows of a table or tokens, from ``model.reader.open``.
     orders : int array of shape (n_orders, n_tokens)
-    crop : str
-        See :func:`skaocls.fitted.tokenization.encode_for_orders`; ``"auto"`` is
-        ``"views"`` for a model that learned from views, else ``"center"``.
-    racing : callable, default=None
-        :func:`skaocls.scoring.early_stopping.score_until_decided` with class priors and options.
-        None scores all classes exhaustively, as does a model of several priors.
-    device, precision : str
-        Where and in which type of products to compute.
-    store : Store, default=None
-        Keeps the log-likelihoods of exhaustive scoring.
+    crop : {"auto", "center", "random", "views"}, default="auto"
+        Which crop or view of the image each order reads, see
+        :func:`skaocls.fitted.tokenization.encode_for_orders`. ``"auto"`` is ``"views"`` if the
+        model was trained on views, else ``"center"``.
+    stopping : callable, default=None
+        Early stopping: ``stopping(prior, codes, orders, labels, dtype=dtype)`` returns a
+        `ScoringResult`. None scores every class in every order, as do models with several priors.
+    device : str or torch.device, default="auto"
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Type of the matrix products.
+    cache : ResultCache, default=None
+        Cache for the log-likelihoods of exhaustive scoring.
     n_jobs : int, default=None
-        How many of joblib's workers share the work, see :mod:`skaocls.fitted.parallel`.
+        Number of joblib workers, see :mod:`skaocls.fitted.parallel`.
     verbose : int, default=0
-        Whether to show how far it is.
+        Whether to show a progress bar.
 
     Yields
     ------
-    race : Race
+    result : ScoringResult
+        Results of consecutive images.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skaocls import AnyOrderARClassifier
+    >>> from skaocls.fitted.prediction import score_batches
+    >>> X, y = load_digits(n_class=2, return_X_y=True)
+    >>> clf = AnyOrderARClassifier(image_shape=(8, 8), max_iter=5, random_state=0).fit(X, y)
+    >>> batch = clf.model_.reader.open(X[:5])
+    >>> [result.log_likelihood.shape for result in score_batches(clf.model_, batch, clf.orders_)]
+    [(5, 20, 2)]
     """
-    reading = {"crop": crop}
-    how = {"racing": racing, "device": device, "precision": precision, "store": store}
-    if (n_workers := joblib.effective_n_jobs(n_jobs)) > 1:
-        pieces = pieces_of(
-            model,
-            len(batch),
-            len(orders),
-            n_workers,
-            at_once(model),
-            racing=is_race(model, racing),
-            whole=store is not None,
-        )
-        found = score_in_parallel(model, batch, orders, pieces, reading, how, n_jobs)
-    else:
-        encoded = encode_all(model, batch, len(orders), crop)
-        prepared = prefetch(encoded) if resolve_device(device).type == "cuda" else encoded
-        found = (score_codes(model, codes, orders, **how) for codes in prepared)
-    with progress(len(batch), "scoring", "image", verbose) as bar:
-        for some in found:
-            yield some
-            bar.update(len(some.evaluations))
+    if len(model.priors) > 1:
+        stopping = None
+    options = ScoringOptions(crop, stopping, device, precision, cache, n_jobs)
+    score = score_on_ranks if world_size() > 1 else score_in_process
+    with progress(len(batch), "scoring", "image", verbose if is_main() else 0) as bar:
+        for result in score(model, batch, orders, options):
+            yield result
+            bar.update(len(result.evaluations))
 
 
-def is_race(model: FittedModel, racing: Callable[..., ScoringResult] | None) -> bool:
-    return racing is not None and len(model.priors) == 1
-
-
-def score_codes(
-    model: FittedModel,
-    codes: np.ndarray,
-    orders: np.ndarray,
-    *,
-    racing: Callable[..., ScoringResult] | None,
-    device: Any,
-    precision: str,
-    store: ResultCache | None,
-) -> ScoringResult:
-    """What :func:`races` yields, of codes."""
-    on = resolve_device(device)
-    if racing is not None and is_race(model, racing):
-        prior = to_device(model.prior, on)
-        dtype = scoring_dtype(prior, precision)
-        return racing(prior, codes, orders, model.rows, dtype=dtype)
-    ll = log_likelihoods(model, codes, orders, device=on, precision=precision, store=store)
-    return ScoringResult(ll, np.full(len(codes), orders.size * model.readings))
-
-
-def score_in_parallel(
-    model: FittedModel,
-    batch: Any,
-    orders: np.ndarray,
-    pieces: list[Piece],
-    reading: dict[str, Any],
-    how: dict[str, Any],
-    n_jobs: int | None,
+def score_on_ranks(
+    model: FittedModel, batch: Batch, orders: np.ndarray, options: ScoringOptions
 ) -> Iterator[ScoringResult]:
-    """Yield a race for each slice of images, put together from its pieces."""
-    calls = [partial(arguments, batch, orders, piece, reading, how) for piece in pieces]
-    shape, evaluations = (len(orders), len(model.classes)), orders.size * model.readings
-    found = in_parallel(score_piece, model, calls, n_jobs)
-    # asked first, what was found comes to its end
-    for images, group in groupby(zip(found, pieces), key=lambda pair: pair[1].images):
-        ll = np.empty((images.stop - images.start, *shape))
-        took = np.full(len(ll), evaluations)
-        for some, piece in group:
-            ll[:, piece.orders, piece.classes] = some.log_likelihood
-            if is_race(model, how["racing"]):
-                took = some.evaluations
-        yield ScoringResult(ll, took)
+    """Score a part of the images on each rank, and yield all results on all ranks.
+
+    Ranks score batches of the same size as a single process does, or smaller ones if there are too
+    few images.
+    """
+    size = min(images_per_batch(model), ceil_div(len(batch), world_size()))
+    for part in gen_batches(len(batch), size * world_size()):
+        with collective_call("A prediction"):
+            start = min(part.start + rank() * size, part.stop)
+            own = batch.take(slice(start, min(start + size, part.stop)))
+            results: list[list[ScoringResult]] = map_ranks(
+                partial(list, score_in_process(model, own, orders, options))
+            )
+        yield from chain.from_iterable(results)
 
 
-def arguments(
-    batch: Any, orders: np.ndarray, piece: Piece, reading: dict[str, Any], how: dict[str, Any]
-) -> tuple[Any, ...]:
-    """What :func:`race_of_piece` is sent."""
-    return batch.take(piece.images), orders, piece, reading, how
+def score_in_process(
+    model: FittedModel, batch: Batch, orders: np.ndarray, options: ScoringOptions
+) -> Iterator[ScoringResult]:
+    """Score images in this process, or in its joblib workers."""
+    size, n_workers = images_per_batch(model), joblib.effective_n_jobs(options.n_jobs)
+    if n_workers == 1:
+        parts = gen_batches(len(batch), size)
+        encoded = (encode_part(model, batch, part, len(orders), options.crop) for part in parts)
+        on_cuda = resolve_device(options.device).type == "cuda"
+        for codes in prefetch(encoded) if on_cuda else encoded:
+            yield score_codes(model, codes, orders, options)
+        return
+    pieces = split_work(
+        len(batch),
+        len(orders),
+        n_workers,
+        batch_size=size,
+        tile_size=max(1, lanes_at_once(model.prior) // model.prior.readings(len(model.classes))),
+        split_orders=options.stopping is None,
+        keep_batches=options.cache is not None,
+    )
+
+    def arguments(piece: Piece) -> tuple[object, ...]:
+        return batch.take(piece.images), orders, piece.orders, options
+
+    results = map_pieces(score_piece, model, pieces, arguments, options.n_jobs)
+    # `results` comes first in zip, so that zip exhausts it
+    for _, group in groupby(zip(results, pieces), key=lambda pair: pair[1].images):
+        parts_of_orders = [result for result, _ in group]
+        yield ScoringResult(
+            np.concatenate([part.log_likelihood for part in parts_of_orders], axis=1),
+            np.sum([part.evaluations for part in parts_of_orders], axis=0),
+        )
 
 
 def score_piece(
-    model: FittedModel,
-    images: Any,
-    orders: np.ndarray,
-    piece: Piece,
-    reading: dict[str, Any],
-    how: dict[str, Any],
+    model: FittedModel, batch: Batch, orders: np.ndarray, part: slice, options: ScoringOptions
 ) -> ScoringResult:
-    """The race of some images in some of the orders and under some classes."""
-    (codes,) = encode_all(model, images, len(orders), **reading, together=len(images))
+    """Score a few images in ``orders[part]``."""
+    codes = encode_part(model, batch, slice(0, len(batch)), len(orders), options.crop)
     if codes.ndim == 3:
-        codes = codes[:, piece.orders]
-    columns = range(len(model.classes))[piece.classes]
-    if len(columns) < len(model.classes):
-        model = model.restricted(columns)
-    return score_codes(model, codes, orders[piece.orders], **how)
+        codes = codes[:, part]
+    return score_codes(model, codes, orders[part], options)
 
 
-def encode_all(
-    model: FittedModel,
-    batch: Any,
-    n_orders: int,
-    crop: str,
-    together: int | None = None,
-) -> Iterator[np.ndarray]:
-    """Yield the codes of a few images at a time, as each order sees them."""
-    if crop == "auto":
-        crop = "views" if model.views else "center"
-    for part in gen_batches(len(batch), together or at_once(model)):
-        yield encode_for_orders(
-            model.tokenizer,
-            batch,
-            part,
-            n_orders,
-            crop=crop,
-            seed=model.order_seed,
-        )
-
-
-def at_once(model: FittedModel) -> int:
-    """Images scored together."""
-    wide, few = LARGE
-    return min(SCORE_AT_ONCE, few) if model.prior.dim >= wide else SCORE_AT_ONCE
+def score_codes(
+    model: FittedModel, codes: np.ndarray, orders: np.ndarray, options: ScoringOptions
+) -> ScoringResult:
+    """Score tokens, with early stopping if there is a rule for it."""
+    if options.stopping is not None:
+        prior = to_device(model.prior, resolve_device(options.device))
+        dtype = scoring_dtype(prior, options.precision)
+        return options.stopping(prior, codes, orders, model.rows, dtype=dtype)
+    ll = log_likelihoods(
+        model,
+        codes,
+        orders,
+        device=options.device,
+        precision=options.precision,
+        cache=options.cache,
+    )
+    return ScoringResult(ll, np.full(len(codes), orders.size * model.readings))
 
 
 def log_likelihoods(
@@ -197,119 +200,122 @@ def log_likelihoods(
     codes: np.ndarray,
     orders: np.ndarray,
     *,
-    device: Any = "auto",
+    device: Device = "auto",
     precision: str = "auto",
-    store: ResultCache | None = None,
+    cache: ResultCache | None = None,
 ) -> np.ndarray:
-    """log p(codes | class, order), (n, n_orders, n_classes), each class by its prior.
+    """Compute log p(tokens | class, order) by exhaustive scoring.
 
-    `codes` are (n, n_tokens) or (n, n_orders, n_tokens).
+    Parameters
+    ----------
+    model : FittedModel
+        Each class is scored by the prior that it belongs to.
+    codes : int array of shape (n_images, n_tokens) or (n_images, n_orders, n_tokens)
+    orders : int array of shape (n_orders, n_tokens)
+    device : str or torch.device, default="auto"
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+    cache : ResultCache, default=None
+
+    Returns
+    -------
+    log_likelihood : float64 array of shape (n_images, n_orders, n_classes)
+        In nats.
     """
     columns = np.arange(len(model.classes))
     ll = np.empty((len(codes), len(orders), len(columns)))
     for prior, where in model.by_prior(columns, resolve_device(device)):
-        read = partial(score, prior)
-        if store is not None:
-            read = partial(cached_log_likelihoods, store, prior, hash_object(prior_weights(prior)))
+        score = partial(score_exhaustively, prior)
+        if cache is not None:
+            prior_hash = hash_object(prior_weights(prior))
+            score = partial(cached_log_likelihoods, cache, prior, prior_hash)
         dtype = scoring_dtype(prior, precision)
-        ll[:, :, where] = read(codes, orders, labels=model.rows[where], dtype=dtype)
+        ll[:, :, where] = score(codes, orders, labels=model.rows[where], dtype=dtype)
     return ll
+
+
+def encode_part(
+    model: FittedModel, batch: Batch, part: slice, n_orders: int, crop: str
+) -> np.ndarray:
+    """Return the tokens of a part of the images, for each order if orders read different views."""
+    if crop == "auto":
+        crop = "views" if model.views else "center"
+    seed = model.order_seed
+    return encode_for_orders(model.tokenizer, batch, part, n_orders, crop=crop, seed=seed)
+
+
+def images_per_batch(model: FittedModel) -> int:
+    return WIDE_PRIOR_BATCH_SIZE if model.prior.dim >= WIDE_PRIOR else BATCH_SIZE
 
 
 def explain(
     model: FittedModel,
-    batch: Any,
-    own: np.ndarray,
-    rivals: np.ndarray | None,
+    batch: Batch,
+    columns: np.ndarray,
+    rival_columns: np.ndarray | None,
     orders: np.ndarray,
     *,
     crop: str = "auto",
-    device: Any = "auto",
+    device: Device = "auto",
     precision: str = "auto",
     n_jobs: int | None = None,
 ) -> Evidence:
-    """Evidence for a class of each image against a rival.
+    """Compute each token's evidence for a class over a rival.
 
     Parameters
     ----------
     model, batch, orders, crop, device, precision, n_jobs
-        As in :func:`races`.
-    own : int array of shape (n_images,)
-        Columns of the classes to explain.
-    rivals : int array of shape (n_images,) or None
-        Columns of their rivals; None is no class at all.
+        As in :func:`score_batches`.
+    columns : int array of shape (n_images,)
+        Column of the class to explain, for each image.
+    rival_columns : int array of shape (n_images,) or None
+        Column of the rival class. None compares with the null class, log p(tokens).
 
     Returns
     -------
     evidence : Evidence
-        With maps if `batch` is images.
+        With maps if `batch` has images.
     """
-    how = {"crop": crop, "device": device, "precision": precision}
-    n_workers = joblib.effective_n_jobs(n_jobs)
-    images = at_once(model)
-    if n_workers > 1:
-        images = min(images, share(len(batch), EACH * n_workers))
+    options = ScoringOptions(crop, None, device, precision, None, n_jobs)
+    n_workers, size = joblib.effective_n_jobs(n_jobs), images_per_batch(model)
+    pieces = split_work(len(batch), 1, n_workers, batch_size=size, keep_batches=n_workers == 1)
 
-    def arguments(part: slice) -> tuple[Any, ...]:
-        against = None if rivals is None else rivals[part]
-        return batch.take(part), own[part], against, orders, how
+    def arguments(piece: Piece) -> tuple[object, ...]:
+        rows = piece.images
+        rivals = None if rival_columns is None else rival_columns[rows]
+        return batch.take(rows), columns[rows], rivals, orders, options
 
-    calls = [partial(arguments, part) for part in gen_batches(len(batch), images)]
-    if n_workers > 1:
-        parts = list(in_parallel(explain_some, model, calls, n_jobs))
-    else:
-        parts = [explain_some(model, *call()) for call in calls]
-    together: list[Any] = [None if a[0] is None else np.concatenate(a) for a in zip(*parts)]
-    return Evidence(*together)
-
-
-def explain_some(
-    model: FittedModel,
-    images: Any,
-    own: np.ndarray,
-    rivals: np.ndarray | None,
-    orders: np.ndarray,
-    how: dict[str, Any],
-) -> Evidence:
-    """:func:`explain` for a few images."""
-    grid = model.prior.grid
-    computing = {name: how[name] for name in ("device", "precision")}
-    (codes,) = encode_all(model, images, len(orders), how["crop"], together=len(images))
-    log_prob = [
-        token_by_token(model, codes, own, orders, **computing),
-        token_by_token(
-            model,
-            codes,
-            own if rivals is None else rivals,
-            orders,
-            no_class=rivals is None,
-            **computing,
-        ),
-    ]
-    tokens, error = weigh(np.stack(log_prob, axis=2), grid)[:2]
+    parts = list(map_pieces(explain_piece, model, pieces, arguments, n_jobs))
+    tokens = np.concatenate([part.tokens for part in parts])
+    error = np.concatenate([part.standard_error for part in parts])
     if model.reader.image_shape is None:
         return Evidence(tokens, error)
-    pixels = tokens_of_pixels(model.tokenizer, model.reader.image_shape[:2], grid)
-    return Evidence(tokens, error, spread(tokens, *pixels), spread(error, *pixels))
+    pixels = tokens_of_pixels(model.tokenizer, model.reader.image_shape[:2], model.prior.grid)
+    maps = (evidence.spread_to_pixels(values, *pixels) for values in (tokens, error))
+    return Evidence(tokens, error, *maps)
 
 
-def token_by_token(
+def explain_piece(
     model: FittedModel,
-    codes: np.ndarray,
+    batch: Batch,
     columns: np.ndarray,
+    rival_columns: np.ndarray | None,
     orders: np.ndarray,
-    *,
-    no_class: bool = False,
-    device: Any,
-    precision: str,
-) -> np.ndarray:
-    """log p(token | class or no class), (n, n_orders, n_tokens), by the prior of that class."""
-    out = np.empty((len(codes), *orders.shape))
-    for prior, where in model.by_prior(columns, resolve_device(device)):
-        rows = np.full(len(where), prior.num_classes)
-        if not no_class:
-            rows = model.rows[columns[where]]
-        dtype = scoring_dtype(prior, precision)
-        some = codes[where], orders, rows[:, None]
-        out[where] = token_log_likelihoods(prior, *some, dtype=dtype)[:, :, 0]
-    return out
+    options: ScoringOptions,
+) -> Evidence:
+    """Compute the evidence in the tokens of a few images."""
+    codes = encode_part(model, batch, slice(0, len(batch)), len(orders), options.crop)
+
+    def log_prob(columns: np.ndarray, null_class: bool = False) -> np.ndarray:
+        out = np.empty((len(codes), *orders.shape))
+        for prior, where in model.by_prior(columns, resolve_device(options.device)):
+            labels = model.rows[columns[where]]
+            if null_class:
+                labels = np.full(len(where), prior.num_classes)
+            dtype = scoring_dtype(prior, options.precision)
+            out[where] = evidence.token_log_likelihoods(
+                prior, codes[where], orders, labels[:, None], dtype=dtype
+            )[:, :, 0]
+        return out
+
+    rival = log_prob(columns, True) if rival_columns is None else log_prob(rival_columns)
+    return evidence.evidence_over_rival(log_prob(columns), rival, model.prior.grid)

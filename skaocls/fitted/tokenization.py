@@ -1,7 +1,6 @@
 """From data to tokens: the tokenizer, training views, and crops and noise for orders."""
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -12,10 +11,9 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import gen_batches
 
-from skaocls.devices import prefetch
-from skaocls.distributed import map_ranks, rank_slice, run_on_main, world_size
-from skaocls.images.batch import Batch, block_size
-from skaocls.images.lazy import Mapped, Picked
+from skaocls.distributed import map_ranks, run_on_main, world_size
+from skaocls.images.batch import Batch
+from skaocls.images.lazy import Picked, concatenate
 from skaocls.images.reader import Reader
 from skaocls.images.views import random_crop, random_views
 from skaocls.progress import progress, say
@@ -58,19 +56,14 @@ def fit_tokenizer(
     -------
     tokenizer : transformer
     """
-    image_shape, frozen = batch.reader.image_shape, isinstance(tokenizer, FrozenEstimator)
-    if frozen:
-        tokenizer = tokenizer.estimator
-        check_fitted_tokenizer(tokenizer, tokenizer)
-    else:
-        seed, rows = rng.randint(2**31 - 1), np.arange(len(batch))
-        if image_shape is not None:
-            n_images = max(1, MAX_FIT_NUMBERS // math.prod(image_shape))
-            rows = np.sort(rng.permutation(rows)[:n_images])
-        tokenizer = run_on_main(partial(fit_new, tokenizer, batch, y, rows, seed, verbose))
-    if image_shape is not None and isinstance(tokenizer, ImageTokenizer):
-        tokenizer.reader_.check_agreement(batch.reader)
-    return tokenizer
+    if isinstance(tokenizer, FrozenEstimator):
+        check_usable(tokenizer.estimator, batch, tokenizer.estimator)
+        return tokenizer.estimator
+    seed, rows = rng.randint(2**31 - 1), np.arange(len(batch))
+    if batch.reader.image_shape is not None:
+        n_images = max(1, MAX_FIT_NUMBERS // math.prod(batch.reader.image_shape))
+        rows = np.sort(rng.permutation(rows)[:n_images])
+    return run_on_main(partial(fit_new, tokenizer, batch, y, rows, seed, verbose))
 
 
 def fit_new(
@@ -95,11 +88,18 @@ def fit_new(
         if params.get("image_shape", ()) is None:
             tokenizer.set_params(image_shape=batch.reader.image_shape)
         fitted = tokenizer.fit(batch.images(), y)
-    check_fitted_tokenizer(tokenizer, fitted)
+    check_usable(tokenizer, batch, fitted)
     (n_rows, n_cols), kind = tokenizer.grid_, "images" if is_image else "tables"
     reason = f", the default for {kind}" if is_default else ""
     say(verbose, f"{name}{reason}: {n_rows} x {n_cols} tokens of {tokenizer.n_codes_} values", 2)
     return tokenizer
+
+
+def check_usable(tokenizer: Any, batch: Batch, returned: object) -> None:
+    """Raise a ValueError if the tokenizer, whose `fit` returned `returned`, is not usable."""
+    check_fitted_tokenizer(tokenizer, returned)
+    if batch.reader.image_shape is not None and isinstance(tokenizer, ImageTokenizer):
+        tokenizer.reader_.check_agreement(batch.reader)
 
 
 def default_tokenizer(batch: Batch) -> Any:
@@ -166,36 +166,30 @@ def training_tokens(
     """
     reader = batch.reader
     if reader.image_shape is None:
-        if not batch.lazy:
-            codes = encode(tokenizer, batch, slice(0, len(batch)))
-            return codes if codes.ndim == 3 else codes[:, None]
-        for tokens in batch.parts():
-            encode_data(tokenizer, tokens, is_image=False)  # validates the tokens
-        n_crops = batch.data.shape[1] if batch.data.ndim == 4 else 1
-        return Picked(batch.data, function=crops_as_views, row_shape=(n_crops, reader.n_features))
+        for part in batch.parts():  # one part, if they are in memory
+            codes = encode_data(tokenizer, part, is_image=False)
+        codes = codes if codes.ndim == 3 else codes[:, None]
+        if batch.lazy:  # the tokens were only validated
+            return Picked(batch.data, function=crops_as_views, row_shape=codes.shape[1:])
+        return codes
     n_views = resolve_n_views(tokenizer, augmentation)
     if isinstance(augmentation, str):
         speed = "slow" if is_slow(tokenizer) else "fast"
         say(verbose, f"{n_views} views of each image: its tokenizer is {speed}", 2)
     seed = rng.randint(2**31 - 1) if random_view_indices(n_views) else 0
-    size = block_size(reader.image_shape)
-    part = rank_slice(len(batch), size)
 
     def encode_blocks() -> Iterator[np.ndarray]:
-        starts = range(part.start, part.stop, size)
-        blocks = prefetch(batch.images(slice(at, min(at + size, part.stop))) for at in starts)
-        for start, images in zip(starts, blocks, strict=True):
-            block_rng = np.random.RandomState([seed, start // size])
+        for block, images in batch.rank_blocks():
+            block_rng = np.random.RandomState([seed, block])
             yield views_of(tokenizer, images, n_views, block_rng, bar)
 
-    n_rows, n_cols = tokenizer.grid_
-    n_encoded = (part.stop - part.start) * (1 + len(random_view_indices(n_views)))
-    with progress(n_encoded, "tokenizing", "view", verbose) as bar:
+    n_encoded = len(batch) * (1 + len(random_view_indices(n_views)))
+    with progress(n_encoded // world_size(), "tokenizing", "view", verbose) as bar:
         blocks = encode_blocks()
         if world_size() > 1:
             blocks = chain.from_iterable(map_ranks(lambda: list(encode_blocks())))
-        shape = len(batch), n_views, int(n_rows) * int(n_cols)
-        return store_tokens(blocks, shape, tokenizer.n_codes_)
+        shape = len(batch), n_views, math.prod(tokenizer.grid_)
+        return concatenate(blocks, shape, code_dtype(tokenizer.n_codes_), MAX_TOKEN_BYTES)
 
 
 def views_of(
@@ -244,29 +238,6 @@ def is_slow(tokenizer: Any) -> bool:
     return isinstance(tokenizer, (FeatureTokenizer, VQTokenizer))
 
 
-def store_tokens(parts: Iterator[np.ndarray], shape: tuple[int, ...], n_codes: int) -> Any:
-    """Concatenate codes: in memory, or in a temporary file without a name if they are large."""
-    if 4 * math.prod(shape) <= MAX_TOKEN_BYTES:
-        codes, start = np.empty(shape, dtype=np.int32), 0
-        for part in parts:
-            codes[start : start + len(part)] = part
-            start += len(part)
-        return codes
-    dtype = code_dtype(n_codes)
-    with tempfile.TemporaryFile(prefix="skaocls-tokens-") as file:
-        try:
-            for part in parts:
-                part.astype(dtype).tofile(file)
-            file.flush()
-        except OSError as exc:
-            raise OSError(
-                f"The tokens of X, {dtype.itemsize * math.prod(shape)} bytes, cannot be written to "
-                f"{tempfile.gettempdir()}: {exc}. Set the environment variable TMPDIR to a folder "
-                "with enough space."
-            ) from exc
-        return Mapped(np.memmap(file, dtype, "r", shape=shape))
-
-
 def crops_as_views(codes: np.ndarray) -> np.ndarray:
     """Reshape tokens (n, rows, cols) or (n, n_crops, rows, cols) to (n, n_views, n_tokens)."""
     n_crops = codes.shape[1] if codes.ndim == 4 else 1
@@ -278,10 +249,8 @@ def encode(tokenizer: Any, batch: Batch, part: slice) -> np.ndarray:
     image_shape = batch.reader.image_shape
     if image_shape is None:
         return encode_data(tokenizer, batch.values(part), is_image=False)
-    step = block_size(image_shape)
-    starts = range(part.start, part.stop, step)
-    blocks = (batch.images(slice(at, min(at + step, part.stop))) for at in starts)
-    return np.concatenate([encode_data(tokenizer, images) for images in blocks])
+    blocks = batch.image_blocks(part)
+    return np.concatenate([encode_data(tokenizer, images) for _, images in blocks])
 
 
 def encode_data(

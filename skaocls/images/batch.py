@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 from sklearn.utils import gen_batches
 
+from skaocls.devices import prefetch
+from skaocls.distributed import rank_slice
 from skaocls.hashing import hash_bytes, hash_chunks
 from skaocls.images.decoding import (
     BadImage,
@@ -98,11 +100,23 @@ class Batch:
         """
         return self._decode(decode_images, rows)
 
-    def image_blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield rows and decoded images, block by block."""
+    def image_blocks(self, rows: slice = ALL) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield rows and decoded images, block by block; the next block is decoded meanwhile."""
         assert self.reader.image_shape is not None
-        for part in gen_batches(len(self), block_size(self.reader.image_shape)):
-            yield part, self.images(part)
+        start, stop, _ = rows.indices(len(self))
+        size = block_size(self.reader.image_shape)
+        blocks = [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
+        if len(blocks) > 1:
+            yield from zip(blocks, prefetch(map(self.images, blocks)), strict=True)
+        else:
+            yield from ((rows, self.images(rows)) for rows in blocks)
+
+    def rank_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield number and decoded images of the blocks that belong to this rank."""
+        assert self.reader.image_shape is not None
+        size = block_size(self.reader.image_shape)
+        for rows, images in self.image_blocks(rank_slice(len(self), size)):
+            yield rows.start // size, images
 
     def originals(self, rows: Rows = ALL) -> list[np.ndarray]:
         """Return images decoded at the size that random crops are cut from."""

@@ -5,8 +5,10 @@ count as memory of the process otherwise. Items of a data set, such as a
 ``torch.utils.data.Dataset``, are requested one after the other.
 """
 
+import math
 import mmap
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -183,6 +185,33 @@ def of_views(codes: Any, rows: np.ndarray, views: Any) -> np.ndarray:
         codes, rows = codes[rows], np.arange(len(rows))
     taken: np.ndarray = np.asarray(codes)[rows, views]
     return taken.astype(np.int64, copy=False)
+
+
+def concatenate(
+    parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, max_bytes: int
+) -> "np.ndarray | Mapped":
+    """Concatenate arrays of integers: as int32 in memory, or in a temporary file if they are large.
+
+    The file has no name, so that the system removes it with the result.
+    """
+    if 4 * math.prod(shape) <= max_bytes:
+        result, start = np.empty(shape, dtype=np.int32), 0
+        for part in parts:
+            result[start : start + len(part)] = part
+            start += len(part)
+        return result
+    with tempfile.TemporaryFile(prefix="skaocls-tokens-") as file:
+        try:
+            for part in parts:
+                part.astype(dtype).tofile(file)
+            file.flush()
+        except OSError as exc:
+            raise OSError(
+                f"The tokens of X, {dtype.itemsize * math.prod(shape)} bytes, cannot be written to "
+                f"{tempfile.gettempdir()}: {exc}. Set the environment variable TMPDIR to a folder "
+                "with enough space."
+            ) from exc
+        return Mapped(np.memmap(file, dtype, "r", shape=shape))
 
 
 def in_memory(data: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Evidence: what each token says for a class."""
+"""Evidence: how strongly each token supports one class over another."""
 
 from typing import NamedTuple
 
@@ -12,17 +12,18 @@ from skaocls.scoring.heads import make_engine
 
 
 class Evidence(NamedTuple):
-    """For each token of each image, how much it speaks for a class.
+    """Evidence for a class over a rival, for each token of each image.
 
     Attributes
     ----------
     tokens : float64 array of shape (n_images, rows, cols)
-        log p(token | tokens read before, class) less the same under the rival, in nats, averaged
-        over the orders. Over the grid they sum to the difference of the mean log-likelihoods.
+        Log-likelihood ratio of each token, log p(token | previous tokens, class) minus
+        log p(token | previous tokens, rival), in nats, averaged over the orders. The sum over the
+        grid is the difference of the two mean log-likelihoods.
     standard_error : float64 array of shape (n_images, rows, cols)
-        Of that average; nan with one order.
+        Standard error of the average over orders. NaN with a single order.
     maps, maps_standard_error : float64 arrays of shape (n_images, height, width) or None
-        The same for each pixel: its token's value. None for tabular data.
+        The same values for each pixel, taken from its token. None for tabular data.
     """
 
     tokens: np.ndarray
@@ -40,7 +41,7 @@ def token_log_likelihoods(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> np.ndarray:
-    """Log-likelihood of every token under a few classes of each image's own.
+    """Compute the log-likelihood of every token under a few classes, chosen for each image.
 
     Parameters
     ----------
@@ -49,14 +50,14 @@ def token_log_likelihoods(
         Tokens in raster order.
     orders : int array of shape (n_orders, n_tokens)
     labels : int array of shape (n_images, n_labels)
-        Rows of the class table; the null class is among them.
+        Rows of the class table. ``prior.num_classes`` is the null class.
     dtype : torch.dtype, default=torch.float32
         Type of the matrix products.
 
     Returns
     -------
     log_prob : float64 array of shape (n_images, n_orders, n_labels, n_tokens)
-        log p(token | tokens read before, class), by place, in raster order.
+        log p(token | previous tokens, class) in nats. Tokens are in raster order.
 
     Examples
     --------
@@ -75,32 +76,35 @@ def token_log_likelihoods(
     all_codes, all_orders, all_labels = (
         torch.as_tensor(a, dtype=torch.long, device=device) for a in (codes, orders, labels)
     )
-    n_pairs = max(1, lanes_at_once(prior) // n_labels)
-    at = torch.arange(n_pairs, device=device).repeat_interleave(n_labels)
-    total = len(codes) * n_orders
-    out = torch.empty(total, n_labels, n_tokens, dtype=torch.float64, device=device)
-    for start in range(0, total, n_pairs):
-        pair = torch.arange(start, start + n_pairs, device=device).clamp_(max=total - 1)
+    tile = max(1, lanes_at_once(prior) // n_labels)  # pairs of image and order
+    pair_of_lane = torch.arange(tile, device=device).repeat_interleave(n_labels)
+    n_pairs = len(codes) * n_orders
+    out = torch.empty(n_pairs, n_labels, n_tokens, dtype=torch.float64, device=device)
+    for start in range(0, n_pairs, tile):
+        # the last tile is filled up with its last pair
+        pair = torch.arange(start, start + tile, device=device).clamp_(max=n_pairs - 1)
         image, order = pair // n_orders, all_orders[pair % n_orders]
         tokens = all_codes[image] if all_codes.ndim == 2 else all_codes[image, pair % n_orders]
         log_prob, _ = engine.read(
-            engine.pairs(tokens, order), at, all_labels[image].flatten(), 0, n_tokens
+            engine.pairs(tokens, order), pair_of_lane, all_labels[image].flatten(), 0, n_tokens
         )
-        by_step = log_prob.double().view(n_pairs, n_labels, n_tokens)
-        by_place = torch.empty_like(by_step).scatter_(
+        by_step = log_prob.double().view(tile, n_labels, n_tokens)
+        in_raster_order = torch.empty_like(by_step).scatter_(
             2, order.unsqueeze(1).expand_as(by_step), by_step
         )
-        out[start : start + n_pairs] = by_place[: total - start]
+        out[start : start + tile] = in_raster_order[: n_pairs - start]
     return out.view(len(codes), n_orders, n_labels, n_tokens).cpu().numpy()
 
 
-def weigh(log_prob: np.ndarray, grid: tuple[int, int]) -> Evidence:
-    """Evidence for the first of two classes over the second.
+def evidence_over_rival(
+    log_prob: np.ndarray, rival_log_prob: np.ndarray, grid: tuple[int, int]
+) -> Evidence:
+    """Compute the evidence for a class over a rival from the log-likelihoods of tokens.
 
     Parameters
     ----------
-    log_prob : array of shape (n_images, n_orders, 2, n_tokens)
-        From :func:`token_log_likelihoods`.
+    log_prob, rival_log_prob : arrays of shape (n_images, n_orders, n_tokens)
+        Log-likelihoods under the class and under its rival, in raster order.
     grid : tuple of int (rows, cols)
 
     Returns
@@ -108,15 +112,19 @@ def weigh(log_prob: np.ndarray, grid: tuple[int, int]) -> Evidence:
     evidence : Evidence
         Without maps.
     """
-    difference = (log_prob[:, :, 0] - log_prob[:, :, 1]).reshape(*log_prob.shape[:2], *grid)
-    n_orders = difference.shape[1]
-    error = np.full_like(difference[:, 0], np.nan)
+    ratio = (log_prob - rival_log_prob).reshape(*log_prob.shape[:2], *grid)
+    n_orders = ratio.shape[1]
+    error = np.full_like(ratio[:, 0], np.nan)
     if n_orders > 1:
-        error = difference.std(1, ddof=1) / n_orders**0.5
-    return Evidence(difference.mean(1), error)
+        error = ratio.std(1, ddof=1) / n_orders**0.5
+    return Evidence(ratio.mean(1), error)
 
 
-def spread(tokens: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Values of tokens (n, rows, cols) for each pixel, by the row and column of its token."""
-    pixels: np.ndarray = tokens[:, rows][:, :, cols]
+def spread_to_pixels(values: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    """Give each pixel the value of its token.
+
+    `values` is (n, token rows, token cols). `rows` (height,) and `cols` (width,) are the token row
+    of each pixel row and the token column of each pixel column.
+    """
+    pixels: np.ndarray = values[:, rows][:, :, cols]
     return pixels

@@ -1,12 +1,13 @@
-"""Generation: tokens drawn from a prior, any of them given.
+"""Sampling tokens from a prior, with any subset of the tokens given.
 
-Tokens are drawn along an order, one at a time or several per step. Keys and values of what was
-read are kept, so a step costs what its new positions cost.
+Tokens are sampled along an order, one or several per step. Keys and values of earlier positions
+are cached, so that each step only computes its new positions.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral, Real
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -21,11 +22,11 @@ from skaocls.scoring.engine import tile_shape
 from skaocls.scoring.exhaustive import lanes_at_once
 from skaocls.scoring.heads import make_engine
 
-# For each layer: keys and values (lanes, n_head, 1 + 2 n_tokens, head_dim) of the class token and
-# of p1 t1 p2 t2 ...
+# For each layer: keys and values (sequences, n_head, 1 + 2 n_tokens, head_dim) of the class token
+# and of the positions p1 t1 p2 t2 ... (position instruction, token)
 Cache = list[tuple[Tensor, Tensor]]
 
-HOW = {
+SAMPLING_CONSTRAINTS = {
     "n_steps": [Interval(Integral, 1, None, closed="left"), None],
     "temperature": [Interval(Real, 0, None, closed="neither")],
     "top_k": [Interval(Integral, 1, None, closed="left"), None],
@@ -34,8 +35,18 @@ HOW = {
 }
 
 
+class SamplingOptions(TypedDict, total=False):
+    """Keyword arguments of :func:`generate` that a user can choose."""
+
+    n_steps: int | None
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    guidance: float
+
+
 @own_torch_state()
-@validate_params(HOW, prefer_skip_nested_validation=True)
+@validate_params(SAMPLING_CONSTRAINTS, prefer_skip_nested_validation=True)
 def generate(
     prior: Prior,
     labels: np.ndarray,
@@ -50,38 +61,38 @@ def generate(
     guidance: float = 1.0,
     seed: int,
 ) -> np.ndarray:
-    """Draw tokens, each image along its own order.
+    """Sample the tokens of images, each along its own order.
 
     Parameters
     ----------
     prior : Prior
-        Where its weights are, there it runs, in their type.
+        Sampling runs on its device and in its type.
     labels : int array of shape (n_images,)
-        Rows of the class table; the null class is among them.
+        Rows of the class table. ``prior.num_classes`` is the null class.
     orders : int array of shape (n_images, n_tokens)
-        For each step, the place (raster index) of the token drawn.
+        Raster index of the token sampled at each step.
     codes : int array of shape (n_images, n_tokens), default=None
-        Known tokens, in raster order; what stands in the other places is not looked at. None if
-        nothing is known.
+        Known tokens in raster order. Values at unknown positions are ignored. None if no token is
+        known.
     n_known : int or int array of shape (n_images,), default=0
-        How many places at the start of an image's order are known. They stay as they are.
+        Number of known tokens. They come first in the image's order and are not changed.
     n_steps : int, default=None
-        Steps in which the unknown tokens are drawn. None draws one at a time, which is exact.
-        With fewer steps the tokens of one step do not see each other; the first steps draw few and
-        the last ones many, see :func:`step_ends`.
+        Number of steps in which the unknown tokens are sampled. None samples one token per step,
+        which is exact. With fewer steps, the tokens of one step are sampled independently of each
+        other; see :func:`step_ends` for their number.
     temperature : float, default=1.0
-        Logits are divided by it: below 1, draws are likelier ones. Above 0; for the most likely
-        token itself take ``top_k=1``.
+        Logits are divided by it. Values below 1 favour likely tokens. It must be positive; use
+        ``top_k=1`` for the most likely token.
     top_k : int, default=None
-        Draw among this many most likely tokens.
+        Sample from the `top_k` most likely tokens.
     top_p : float, default=None
-        Draw among the fewest most likely tokens whose probabilities reach this sum, after
-        `temperature` and `top_k`.
+        Sample from the smallest set of most likely tokens whose total probability reaches `top_p`,
+        after `temperature` and `top_k`.
     guidance : float, default=1.0
-        g in ``null + g (class - null)``, the logits under the class and under no class. Above 1,
-        draws are more typical of the class; other values than 1 take twice the work.
+        Scale g of classifier-free guidance: logits are ``null + g * (class - null)``. Values above
+        1 make samples more typical of the class. Any value other than 1 doubles the work.
     seed : int
-        Image i sees the same random numbers whatever comes after it.
+        The random numbers of an image do not depend on the images after it.
 
     Returns
     -------
@@ -106,56 +117,57 @@ def generate(
     >>> from skaocls.scoring.sampling import generate
     >>> prior = AnyOrderPrior(vocab_size=8, grid=(2, 2), num_classes=3, dim=32, n_layer=1)
     >>> orders, codes = np.array([[0, 1, 2, 3], [3, 1, 0, 2]]), np.array([[1, 5, 0, 0]] * 2)
-    >>> drawn = generate(prior, np.array([0, 2]), orders, codes, n_known=[2, 0], seed=0)
-    >>> drawn.shape, drawn[0, :2]
+    >>> sampled = generate(prior, np.array([0, 2]), orders, codes, n_known=[2, 0], seed=0)
+    >>> sampled.shape, sampled[0, :2]
     ((2, 4), array([1, 5]))
     """
     prior.eval()
     device = prior.device
     n_known = np.broadcast_to(n_known, len(orders))
-    draws = np.random.RandomState(seed).uniform(size=np.shape(orders))
-    out = np.zeros(draws.shape, np.int64) if codes is None else np.array(codes, np.int64)
-    lanes = lanes_at_once(prior)
+    uniforms = np.random.RandomState(seed).uniform(size=np.shape(orders))
+    out = np.zeros(uniforms.shape, np.int64) if codes is None else np.array(codes, np.int64)
+    batch_size = lanes_at_once(prior)
     if guidance != 1:
-        lanes = max(1, lanes // 2)
+        batch_size = max(1, batch_size // 2)
     for known in np.unique(n_known):
         ends = [int(known), *(known + step_ends(prior.n_tokens - known, n_steps)).tolist()]
         rows = np.flatnonzero(n_known == known)
         while len(rows):
-            few = rows[:lanes]
+            batch = rows[:batch_size]
             inputs = [
-                torch.as_tensor(np.asarray(a)[few], device=device)
-                for a in (labels, orders, out, draws)
+                torch.as_tensor(np.asarray(a)[batch], device=device)
+                for a in (labels, orders, out, uniforms)
             ]
             try:
-                drawn = _draw(prior, inputs, ends, guidance, (temperature, top_k, top_p))
+                tokens = generate_batch(prior, inputs, ends, guidance, temperature, top_k, top_p)
             except torch.OutOfMemoryError:
-                if lanes == 1:
+                if batch_size == 1:
                     raise
-                lanes //= 2
+                batch_size //= 2
                 continue
-            out[few] = drawn.cpu().numpy()
-            rows = rows[lanes:]
+            out[batch] = tokens.cpu().numpy()
+            rows = rows[batch_size:]
     return out
 
 
 def step_ends(n: int, n_steps: int | None = None) -> np.ndarray:
-    """How many of n tokens are drawn after each step, at least one more each time.
+    """Return the number of tokens that are sampled by the end of each step.
 
-    Of all tokens the share ``cos(pi / 2 * step / n_steps)`` is left: when little is known, tokens
-    depend on each other most, so fewer are drawn at once.
+    After a step, a share of ``cos(pi / 2 * step / n_steps)`` of the tokens is left. Early steps
+    sample fewer tokens, because tokens depend on each other most when few are known. Every step
+    samples at least one token.
 
     Parameters
     ----------
     n : int
-        Tokens to draw.
+        Number of tokens to sample.
     n_steps : int, default=None
-        Steps; None and more than n are n.
+        Number of steps, at most `n`. None is `n`.
 
     Returns
     -------
     ends : int array of shape (min(n, n_steps),)
-        The last is n.
+        The last value is `n`.
 
     References
     ----------
@@ -175,45 +187,61 @@ def step_ends(n: int, n_steps: int | None = None) -> np.ndarray:
     return ends
 
 
-def _draw(
+def generate_batch(
     prior: Prior,
     inputs: Sequence[Tensor],
     ends: Sequence[int],
     guidance: float,
-    how: tuple[float, int | None, float | None],
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
 ) -> Tensor:
-    """Tokens of a few images; `ends` begins with the number of known tokens."""
-    labels, orders, codes, draws = inputs
+    """Sample the tokens of one batch.
+
+    `inputs` are labels, orders, codes and uniform random numbers. ``ends[0]`` is the number of
+    known tokens, ``ends[i]`` the number of tokens after step i.
+    """
+    labels, orders, codes, uniforms = inputs
     guided = guidance != 1
     if guided:
         labels = torch.cat([labels, torch.full_like(labels, prior.num_classes)])
     cache = start_cache(prior, labels)
     tokens = codes.gather(1, orders)
-    read = 0  # positions of p1 t1 p2 t2 ... in the cache
+    n_cached = 0  # positions of p1 t1 p2 t2 ... in the cache
     for start, stop in pairwise(ends):
-        # what was drawn last, read as in training; then the places to draw, blind to each other
-        first, places = read // 2, 2 * start
-        at = torch.tensor([*range(read, places), *range(places, 2 * stop, 2)], device=tokens.device)
+        # The new positions are those sampled last, read as in training, and then the position
+        # instructions of this step, which do not see each other.
+        first, instructions = n_cached // 2, 2 * start
+        new = torch.tensor(
+            [*range(n_cached, instructions), *range(instructions, 2 * stop, 2)],
+            device=tokens.device,
+        )
         x, rope = prior.transformer.interleave(tokens[:, first:stop], orders[:, first:stop])
-        x, rope = x[:, at - 2 * first], rope[:, :, at - 2 * first]
+        x, rope = x[:, new - 2 * first], rope[:, :, new - 2 * first]
         if guided:
             x, rope = torch.cat([x, x]), torch.cat([rope, rope])
-        seen = torch.cat([torch.arange(-1, read, device=at.device), at])
-        itself = seen == at[:, None]
-        mask = itself | (seen <= at[:, None]) & (seen < places)
-        x = advance(prior, cache, x, rope, mask)[:, start - stop :]
+        keys = torch.cat([torch.arange(-1, n_cached, device=new.device), new])
+        itself = keys == new[:, None]
+        mask = itself | (keys <= new[:, None]) & (keys < instructions)
+        x = read_positions(prior, cache, x, rope, mask)[:, start - stop :]
         logits = prior.predict(x, labels)
         if guided:
             given, null = logits.chunk(2)
             logits = null + guidance * (given - null)
-        tokens[:, start:stop] = choose(logits, draws[:, start:stop], *how)
-        # the first place saw what it sees in training, the others are read again
-        read = places + 1
+        tokens[:, start:stop] = sample_tokens(
+            logits, uniforms[:, start:stop], temperature, top_k, top_p
+        )
+        # Only the first instruction was read with the same mask as in training. The others are
+        # read again in the next step.
+        n_cached = instructions + 1
     return codes.scatter(1, orders, tokens)
 
 
 def start_cache(prior: Prior, labels: Tensor) -> Cache:
-    """Room for keys and values of everything, and the class token's: its key is zero."""
+    """Allocate keys and values of all positions, and fill in those of the class token.
+
+    The class token has a key of zero.
+    """
     cache = []
     for value in prior.class_values(labels):
         value = value.unflatten(-1, (prior.transformer.n_head, -1))
@@ -224,11 +252,11 @@ def start_cache(prior: Prior, labels: Tensor) -> Cache:
     return cache
 
 
-def advance(prior: Prior, cache: Cache, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
-    """Read positions x (lanes, new, dim) after what is cached, and cache them too.
+def read_positions(prior: Prior, cache: Cache, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
+    """Run the transformer on new positions x (sequences, n_new, dim), and cache them.
 
-    `mask` is (new, cached + new): cached are the first of the cache's positions, the rest of it
-    may hold anything and is written over.
+    `mask` is (n_new, n_cached + n_new). New keys and values are written after the first `n_cached`
+    positions of the cache, and replace what is there.
     """
     end = mask.shape[1]
     new = slice(end - x.shape[1], end)
@@ -244,16 +272,17 @@ def advance(prior: Prior, cache: Cache, x: Tensor, rope: Tensor, mask: Tensor) -
     return x
 
 
-def choose(
+def sample_tokens(
     logits: Tensor,
-    draws: Tensor,
+    uniforms: Tensor,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Tensor:
-    """Tokens (...,) by inverse distribution function: logits (..., vocab_size), draws in [0, 1)."""
+    """Sample tokens (...,) from logits (..., vocab_size) by inverse transform sampling."""
     logits = logits.double()
-    p = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)  # however cold
+    # subtract the maximum first, so that very low temperatures do not overflow
+    p = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
     if top_k is not None or top_p is not None:
         ranked, code = p.sort(-1, descending=True)
         if top_k is not None:
@@ -261,10 +290,11 @@ def choose(
         if top_p is not None:
             before = ranked.cumsum(-1) - ranked
             ranked[before >= top_p * ranked.sum(-1, keepdim=True)] = 0
-        # in the order of codes, where rounding moves nothing but the bounds
+        # Back to the order of codes, so that rounding errors of the logits move the bounds of the
+        # intervals a little and never exchange them.
         p = torch.zeros_like(p).scatter_(-1, code, ranked)
-    total = p.cumsum(-1)
-    return (total <= draws.unsqueeze(-1) * total[..., -1:]).sum(-1)
+    cumulative = p.cumsum(-1)
+    return (cumulative <= uniforms.unsqueeze(-1) * cumulative[..., -1:]).sum(-1)
 
 
 @own_torch_state()
@@ -277,7 +307,7 @@ def known_log_likelihoods(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> np.ndarray:
-    """Log-likelihood of the tokens at the start of each image's orders.
+    """Compute the log-likelihood of the first tokens in each order.
 
     Parameters
     ----------
@@ -285,18 +315,18 @@ def known_log_likelihoods(
     codes : int array of shape (n_images, n_tokens)
         Tokens in raster order.
     orders : int array of shape (n_images, n_orders, n_tokens)
-        Of each image, known places first.
+        Orders of each image, which begin with its known positions.
     labels : int array of shape (n_classes,)
         Rows of the class table.
     n_known : int array of shape (n_images,)
-        How many tokens are known.
+        Number of known tokens.
     dtype : torch.dtype, default=torch.float32
         Type of the matrix products.
 
     Returns
     -------
     log_likelihood : float64 array of shape (n_images, n_orders, n_classes)
-        log p(known tokens | class, order), in nats; 0 where nothing is known.
+        log p(known tokens | class, order), in nats; 0 where no token is known.
 
     Examples
     --------
@@ -312,32 +342,33 @@ def known_log_likelihoods(
     device = prior.device
     n_orders, n_classes = orders.shape[1], len(labels)
     engine = make_engine(prior, torch.as_tensor(labels, device=device), dtype)
-    n_pairs, few = tile_shape(lanes_at_once(prior), n_classes)
+    tile_pairs, tile_classes = tile_shape(lanes_at_once(prior), n_classes)
     out = np.zeros((len(codes) * n_orders, n_classes))
     for known in np.unique(n_known[n_known > 0]):
-        rows = np.flatnonzero(np.repeat(n_known == known, n_orders))
-        for at in range(0, len(rows), n_pairs):
-            these = rows[at : at + n_pairs]
-            read = orders.reshape(len(out), -1)[these, :known]
+        all_pairs = np.flatnonzero(np.repeat(n_known == known, n_orders))
+        for start in range(0, len(all_pairs), tile_pairs):
+            rows = all_pairs[start : start + tile_pairs]
+            order = orders.reshape(len(out), -1)[rows, :known]
             pairs = engine.pairs(
                 *(
                     torch.as_tensor(a, dtype=torch.long, device=device)
-                    for a in (codes[these // n_orders], read)
+                    for a in (codes[rows // n_orders], order)
                 )
             )
-            for c in range(0, n_classes, few):
-                label = torch.arange(c, min(c + few, n_classes), device=device)
-                pair = torch.arange(len(these), device=device).repeat_interleave(len(label))
-                log_prob, _ = engine.read(pairs, pair, label.repeat(len(these)), 0, int(known))
-                ll = log_prob.double().sum(1).view(len(these), -1)
-                out[these, c : c + few] = ll.cpu().numpy()
+            for c in range(0, n_classes, tile_classes):
+                label = torch.arange(c, min(c + tile_classes, n_classes), device=device)
+                pair = torch.arange(len(rows), device=device).repeat_interleave(len(label))
+                log_prob, _ = engine.read(pairs, pair, label.repeat(len(rows)), 0, int(known))
+                ll = log_prob.double().sum(1).view(len(rows), -1)
+                out[rows, c : c + tile_classes] = ll.cpu().numpy()
     return out.reshape(len(codes), n_orders, n_classes)
 
 
 def known_first(orders: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-    """Orders (..., n_tokens) in which places that are not `unknown` (bool, by place) come first.
+    """Move known positions to the start of orders (..., n_tokens).
 
-    Among themselves, known and unknown places keep their order.
+    `unknown` is a bool array of the same shape, in raster order. Known and unknown positions each
+    keep their relative order.
 
     Examples
     --------
@@ -346,18 +377,19 @@ def known_first(orders: np.ndarray, unknown: np.ndarray) -> np.ndarray:
     >>> known_first(np.array([[3, 1, 0, 2]]), np.array([[False, True, False, True]]))
     array([[0, 2, 3, 1]])
     """
-    late = np.take_along_axis(unknown, orders, -1)
-    return np.take_along_axis(orders, late.argsort(-1, kind="stable"), -1)
+    last = np.take_along_axis(unknown, orders, -1)
+    return np.take_along_axis(orders, last.argsort(-1, kind="stable"), -1)
 
 
-def touched(
+def tokens_in_mask(
     mask: np.ndarray, rows: np.ndarray, cols: np.ndarray, grid: tuple[int, int]
 ) -> np.ndarray:
-    """Which tokens (n, rows * cols) have a pixel in the bool mask (n, height, width).
+    """Find the tokens (n, n_tokens) that have at least one pixel in a mask (n, height, width).
 
-    `rows` (height,) and `cols` (width,) are of the token that a pixel belongs to.
+    `rows` (height,) and `cols` (width,) are the token row of each pixel row and the token column of
+    each pixel column.
     """
-    for axis, (of_pixels, n) in enumerate(zip((rows, cols), grid, strict=True), start=1):
-        starts = of_pixels.searchsorted(np.arange(n)).clip(max=len(of_pixels) - 1)
+    for axis, (token_of_pixel, n) in enumerate(zip((rows, cols), grid, strict=True), start=1):
+        starts = token_of_pixel.searchsorted(np.arange(n)).clip(max=len(token_of_pixel) - 1)
         mask = np.logical_or.reduceat(mask, starts, axis)
     return mask.reshape(len(mask), -1)
