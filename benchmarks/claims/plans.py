@@ -157,7 +157,7 @@ SHORT_PARAMS = {
     "MLPClassifier": {"augmentation": 2, "max_iter": 5},
 }
 SHORT_NAMES = ("any-order AR", "raster AR", "diffusion", "ResNet")  # on glyphs and textures
-SHORT_OF = dict.fromkeys(GRID, {name: SHORT_PARAMS[name] for name in SHORT_NAMES})
+SHORT_OF = {task: {name: SHORT_PARAMS[name] for name in SHORT_NAMES} for task in GRID}
 SHORT_OF["digits"] = SHORT_PARAMS
 SHORT = [
     *jobs("standard", SHORT_OF, SEEDS[:1], n_train=60, n_test=12, n_shifted=2),
