@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -214,7 +214,7 @@ def result_of(outcome: tuple[T | None, Exception | None]) -> T:
 
 @contextmanager
 def peer_errors() -> Iterator[None]:
-    """Turn errors of collective operations into a :class:`PeerError`, if there are several ranks."""
+    """Turn errors of collective operations into a :class:`PeerError`; no-op in a single process."""
     try:
         yield
     except RuntimeError as exc:

@@ -130,12 +130,9 @@ class ResultCache:
         """Hold the lock of an entry, so that only one process computes it."""
         folder = self.folder / "locks"
         lock = FileLock(folder / name[:2])  # 256 lock files serve all entries
-        try:
+        with suppress(OSError):  # `write` warns that the folder is not writable
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-        except OSError:  # `write` warns that the folder is not writable
-            yield
-            return
         try:
             yield
         finally:
