@@ -95,23 +95,11 @@ def join_group() -> None:
     """Set up the default process group and select this rank's CUDA device."""
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_device())
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # NCCL needs a device for each rank
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend)
     _groups.owns_default = True
     atexit.register(leave_group)
-
-
-def local_device() -> int:
-    """Return the index of this rank's CUDA device. NCCL does not let two ranks share a device."""
-    local_rank, n_devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if local_rank >= n_devices:
-        raise RuntimeError(
-            f"Local rank {local_rank} needs a CUDA device of its own, but torch finds {n_devices} "
-            f"on this machine. Start at most {n_devices} processes per machine (--nproc-per-node "
-            f"{n_devices}), or set CUDA_VISIBLE_DEVICES to an empty string to compute on the CPU."
-        )
-    return local_rank
 
 
 def leave_group() -> None:

@@ -261,25 +261,16 @@ def assign(
     source: str = "The state dict",
 ) -> None:
     """Replace all weights of a module, in float32, without copying float32 tensors."""
-    expected = {k: tuple(v.shape) for k, v in module.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in state.items() if k not in ignore}
-    common = [k for k in expected if k in found and found[k] != expected[k]]
-    problems = {
-        "missing": [k for k in expected if k not in found],
-        "unexpected": [k for k in found if k not in expected],
-        "different shape": [f"{k} {found[k]}, not {expected[k]}" for k in common],
+    weights = {
+        name: tensor if tensor.dtype == torch.int64 else tensor.float()
+        for name, tensor in state.items()
+        if name not in ignore
     }
-    if any(problems.values()):
-        lines = [f"{source} does not fit {type(module).__name__}:"]
-        for kind, keys in problems.items():
-            if keys:
-                more = f", ... ({len(keys)} in total)" if len(keys) > MAX_LISTED else ""
-                lines.append(f"  {kind}: {', '.join(keys[:MAX_LISTED])}{more}")
-        raise ValueError("\n".join(lines))
-    weights = {k: state[k] if state[k].dtype == torch.int64 else state[k].float() for k in expected}
-    module.load_state_dict(weights, assign=True)
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
+    try:
+        module.load_state_dict(weights, assign=True)
+    except RuntimeError as exc:  # names missing and unexpected keys and different shapes
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {exc}") from exc
+    module.requires_grad_(True)
 
 
 def tensor_writer(tensors: Mapping[str, ArrayLike | Tensor]) -> Callable[[str], None]:

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import chain, count, islice
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from sklearn.frozen import FrozenEstimator
@@ -122,12 +122,13 @@ def tokenize_dataset(
     if not isinstance(random_state, Integral):
         raise ValueError(f"random_state={random_state!r} must be an int, the same for all parts.")
     tokenizer, reader = tokenizer_and_reader(tokenizer)
-    source = open_source(X, y, reader, type(tokenizer).__name__, shard_size)
+    owner = type(tokenizer).__name__
+    reader, n, y_hash, chunks_of = open_source(X, y, reader, owner, shard_size)
     manifest: Manifest = {
         "library": "skaocls",
         "format": FORMAT,
         "version": __version__,
-        "n": source.n,
+        "n": n,
         "n_views": int(n_views),
         "shard_size": int(shard_size),
         "parts": int(n_parts),
@@ -135,30 +136,31 @@ def tokenize_dataset(
         "n_codes": int(tokenizer.n_codes_),
         "dtype": code_dtype(tokenizer.n_codes_).name,
         "random_state": int(random_state),
-        "tokenizer": hash_tokenizer(tokenizer, source.reader),
-        "y": source.y_hash,
+        "tokenizer": hash_tokenizer(tokenizer, reader),
+        "y": y_hash,
         "codebook": None,
         "shards": {},
         "n_shards": {},
     }
+    codebook = getattr(tokenizer, "codebook_", None)
+    codebook = np.asarray(codebook) if np.ndim(codebook) == 2 else None
     views_per_image = 1 + len(random_view_indices(n_views))
-    total = None if source.n is None else source.n * views_per_image // n_parts
+    total = None if n is None else n * views_per_image // n_parts
     with progress(total, "tokenizing", "view", verbose) as bar:
-        writer = ShardWriter(
-            Path(folder),
-            manifest,
-            codebook_of(tokenizer),
-            lambda images, rng: views_of(tokenizer, images, n_views, rng, bar),
-        )
+
+        def encode(images: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+            return views_of(tokenizer, images, n_views, rng, bar).astype(manifest["dtype"])
+
+        writer = ShardWriter(Path(folder), manifest, codebook, encode)
         others = [k for k in map(int, writer.manifest["shards"]) if k % n_parts != i]
-        if source.n is not None and others:
-            writer.check(others[0], source.chunks(others[0]))
+        if n is not None and others:
+            writer.check(others[0], chunks_of(others[0]))
         for k in count(i, n_parts):
-            chunks = source.chunks(k)
+            chunks = chunks_of(k)
             if not (first := list(islice(chunks, 1))):
                 break
             writer.write(k, chain(first, chunks))
-        if source.n is None:
+        if n is None:
             writer.end_stream(i, k // n_parts)
     complete = not shard_numbers(read_manifest(Path(folder)))[1]
     return TokenDataset(folder, check=False) if complete else None
@@ -167,17 +169,14 @@ def tokenize_dataset(
 # Images and labels ------------------------------------------------------------------------------
 
 
-class Source(NamedTuple):
-    """Images to tokenize."""
+def open_source(
+    X: Any, y: Any, reader: Reader | None, owner: str, shard_size: int
+) -> tuple[Reader, int | None, str | None, Callable[[int], Chunks]]:
+    """Validate X and y; without a reader, learn one from X.
 
-    reader: Reader
-    n: int | None  # images; None for a stream
-    y_hash: str | None  # hash of the labels passed as y
-    chunks: Callable[[int], Chunks]  # of a shard; called in ascending order, empty after the last
-
-
-def open_source(X: Any, y: Any, reader: Reader | None, owner: str, shard_size: int) -> Source:
-    """Validate X and y; without a reader, learn one from X."""
+    Returns the reader, the number of images (None for a stream), the hash of y, and a function that
+    returns the decoded images and labels of a shard. It is called with ascending numbers.
+    """
     if is_stream(X):
         if y is not None:
             raise ValueError("y is not supported where X is a stream: X must yield (image, label).")
@@ -186,13 +185,13 @@ def open_source(X: Any, y: Any, reader: Reader | None, owner: str, shard_size: i
             first = list(islice(items, 1))
             reader = learn_reader(split_pairs(first)[0], owner).reader
             items = chain(first, items)
-        return Source(reader, None, None, partial(stream_chunks, reader, items, shard_size))
+        return reader, None, None, partial(stream_chunks, reader, items, shard_size)
     batch = learn_reader(X, owner) if reader is None else reader.open(X)
     if y is not None:
         y = label_array(y)
         check_consistent_length(batch, y)
     y_hash = None if y is None else hash_object(y)
-    return Source(batch.reader, len(batch), y_hash, partial(batch_chunks, batch, y, shard_size))
+    return batch.reader, len(batch), y_hash, partial(batch_chunks, batch, y, shard_size)
 
 
 def tokenizer_and_reader(tokenizer: Any) -> tuple[Any, Reader | None]:
@@ -274,12 +273,6 @@ def label_array(y: Any) -> np.ndarray:
     if labels.ndim != 1 or labels.dtype == object:
         raise ValueError("Labels must be numbers or strings, one for each image.")
     return labels
-
-
-def codebook_of(tokenizer: Any) -> np.ndarray | None:
-    """Return the vector of each code, if the tokenizer has a codebook of vectors."""
-    codebook: Any = getattr(tokenizer, "codebook_", None)
-    return np.asarray(codebook) if np.ndim(codebook) == 2 else None
 
 
 def hash_tokenizer(tokenizer: Any, reader: Reader) -> str:

@@ -270,7 +270,7 @@ class ShardWriter:
         rng = np.random.RandomState([self.manifest["random_state"], k])
         codes, labels, images_hash = read_chunks(chunks, lambda images: self.encode(images, rng))
         shape = (-1, self.manifest["n_views"], *self.manifest["grid"])
-        tokens = np.concatenate(codes).astype(self.manifest["dtype"]).reshape(shape)
+        tokens = np.concatenate(codes).reshape(shape)
         writers = {shard_file("tokens", k): array_writer(tokens)}
         if labels is not None:
             writers[shard_file("labels", k)] = array_writer(labels)
