@@ -94,7 +94,7 @@ def picture(s):
 def test_golden_tokenizers(name, size, golden, request):
     cls, every = {"llamagen": (LlamaGenTokenizer, 1), "maskgit": (MaskGITTokenizer, 16)}[name]
     source = request.getfixturevalue(name)
-    tokenizer = cls(source, image_shape=(size, size), precision="float32").fit()
+    tokenizer = cls(source, image_shape=(size, size)).fit()
     expected = np.load(golden / "tokenizers_expected.npz")
     model, latents = tokenizer.model_, []
     encode = model.encode

@@ -1,7 +1,10 @@
-"""Tokens of image patches: the nearest codebook entry of each patch."""
+"""Tokens of image patches: the nearest codebook entry of each patch.
+
+`PatchSample` holds the patches of training images, from which `fit` chooses a normalization and
+learns the codebook. `transform` normalizes images, divides them into patches and looks up codes.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -87,8 +90,6 @@ default="auto"
         Mean and standard deviation of normalized training images, patch by patch.
     grid_ : tuple of int
         Rows and columns of tokens.
-    reader_ : Reader
-        Description of the images of `fit`, by which later images are validated and decoded.
     image_shape_ : tuple of int
         Height, width and channels of the images.
     n_features_in_ : int
@@ -159,7 +160,7 @@ default="auto"
             candidates = (None,) if labels is None else (None, *NORMALIZATIONS)
             if image_shape[2] == 1:
                 candidates = candidates[:3]  # normalizing the only channel is no different
-        sample = PatchSample.read(batch, rows, patch_size, grid, candidates)
+        sample = PatchSample(batch, rows, patch_size, grid, candidates)
         normalize = candidates[0]
         if labels is not None and len(candidates) > 1:
             normalize = best_normalization(sample.patches, candidates, labels, rng)
@@ -170,7 +171,15 @@ default="auto"
             typical = np.stack([by_image.mean(0), by_image.std(0)])
         codebook = learn_patch_codebook(patches, self.n_codes, labels, rng)
         if isinstance(self.patch_size, str) and max(patch_size) > MAX_SIDE:
-            warn_of_large_patches(image_shape, patch_size, len(codebook))
+            side = MAX_SIDE * round(MAX_TOKENS**0.5)
+            warn(
+                f"Images of {image_shape[0]} x {image_shape[1]} pixels are divided into patches of "
+                f"{patch_size[0]} x {patch_size[1]}, which {len(codebook)} codes describe poorly. "
+                f"The default is for images up to {side} x {side}. Resize the images (files by "
+                f"image_shape=({side}, {side}) or less), use published weights such as "
+                'prior="randar-l", or pass another tokenizer, for example FeatureTokenizer with a '
+                "pretrained network."
+            )
         self.__dict__.update(
             reader_=self._own_reader(batch),
             patch_size_=patch_size,
@@ -178,7 +187,7 @@ default="auto"
             n_codes_=len(codebook),
             codebook_=codebook.astype(np.float32),
             normalize_=normalize,
-            reference_statistics_=sample.reference.get(normalize),
+            reference_statistics_=None if normalize is None else sample.reference[normalize],
             typical_patches_=typical,
         )
         return self
@@ -292,35 +301,20 @@ default="auto"
         return images[..., 0] if self.image_shape_[2] == 1 else images
 
 
-@dataclass
 class PatchSample:
-    """Patches of training images, and the statistics by which they may be normalized.
+    """Patches of training images, and the statistics of each normalization.
 
-    Attributes
-    ----------
-    pixels : float32 array of shape (n_images, n_pixels, channels)
-        Pixels of each image, patch by patch.
-    patch_numbers : int
-        Numbers in a patch.
-    statistics, reference : dict
-        Statistics of each image, and typical ones, by normalization.
+    `pixels` are patch by patch, (n_images, n_pixels, channels).
     """
 
-    pixels: np.ndarray
-    patch_numbers: int
-    statistics: dict[str, np.ndarray]
-    reference: dict[str | None, np.ndarray]
-
-    @classmethod
-    def read(
-        cls,
+    def __init__(
+        self,
         batch: Batch,
         rows: np.ndarray,
         patch_size: Sequence[int],
         grid: Sequence[int],
         normalizations: Sequence[str | None],
-    ) -> "PatchSample":
-        """Decode images, and divide them into patches."""
+    ):
         shape = batch.reader.image_shape
         assert shape is not None
         collected: dict[str, list[np.ndarray]] = {n: [] for n in normalizations if n is not None}
@@ -330,13 +324,10 @@ class PatchSample:
             patches.append(split_patches(images, patch_size, grid))
             for normalize, parts in collected.items():
                 parts.append(image_statistics(images, normalize))
-        statistics = {normalize: np.concatenate(parts) for normalize, parts in collected.items()}
-        return cls(
-            np.concatenate(patches).reshape(len(rows), -1, shape[2]),
-            patches[0].shape[1],
-            statistics,
-            {normalize: typical_statistics(s) for normalize, s in statistics.items()},
-        )
+        self.patch_numbers = patches[0].shape[1]
+        self.pixels = np.concatenate(patches).reshape(len(rows), -1, shape[2])
+        self.statistics = {name: np.concatenate(parts) for name, parts in collected.items()}
+        self.reference = {name: typical_statistics(s) for name, s in self.statistics.items()}
 
     def patches(
         self, normalize: str | None, images: np.ndarray | slice = slice(None)
@@ -348,20 +339,6 @@ class PatchSample:
             own = limit_contrast(self.statistics[normalize][images], reference)
             pixels = match_statistics(pixels, own, reference)
         return pixels.reshape(-1, self.patch_numbers)
-
-
-def warn_of_large_patches(
-    image_shape: Sequence[int], patch_size: Sequence[int], n_codes: int
-) -> None:
-    side = MAX_SIDE * round(MAX_TOKENS**0.5)
-    warn(
-        f"Images of {image_shape[0]} x {image_shape[1]} pixels are divided into patches of "
-        f"{patch_size[0]} x {patch_size[1]}, which {n_codes} codes describe poorly. The default "
-        f"is for images up to {side} x {side}. Resize the images (files by "
-        f"image_shape=({side}, {side}) or less), use published weights such as "
-        'prior="randar-l", or pass another tokenizer, for example FeatureTokenizer with a '
-        "pretrained network."
-    )
 
 
 def resolve_patch_size(
