@@ -4,19 +4,21 @@ A classifier has validated and decoded its images already. It calls `_fit` and `
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attributes import read_from
 from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader, learn_reader
 
+POSITIVE_INTEGER = Interval(Integral, 1, None, closed="left")
 ROUNDING = 0.01  # by which images may exceed [0, 1]
 
 
@@ -44,11 +46,6 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
         -------
         self : object
             The fitted tokenizer.
-
-        Raises
-        ------
-        ValueError
-            If X is not images, or the images cannot be tokenized.
         """
         self._validate_params()
         name = type(self).__name__
@@ -73,7 +70,8 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
         codes : int64 array of shape (n, rows, cols)
             Tokens, from 0 to ``n_codes_ - 1``.
         """
-        blocks = self._open(X)
+        check_is_fitted(self)
+        blocks = self.reader_.open(X).image_blocks()
         return np.concatenate([self._encode(images) for _, images in blocks])
 
     def _fit(self, batch: Batch, y: object = None) -> "ImageTokenizer":
@@ -83,12 +81,6 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
     def _encode(self, images: np.ndarray) -> np.ndarray:
         """Tokenize decoded images, float32 (n, height, width, channels)."""
         raise NotImplementedError
-
-    def _open(self, X: object) -> Iterator[tuple[slice, np.ndarray]]:
-        """Validate images, and yield them decoded, block by block."""
-        check_is_fitted(self)
-        batch: Batch = self.reader_.open(X)
-        return batch.image_blocks()
 
     def _own_reader(self, batch: Batch) -> Reader:
         """Return the reader of the images of fit, in this tokenizer's name."""

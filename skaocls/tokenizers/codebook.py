@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances_argmin
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.multiclass import type_of_target
 
 # Codebook size (chosen with benchmarks/quality/codebooks.py)
@@ -85,25 +86,10 @@ def choose_codebook(
     return [codebook for loss, codebook in tried if loss <= SIZE_TOLERANCE * smallest][-1]
 
 
-def learn_patch_codebook(
-    patches: np.ndarray,
-    n_codes: int | str,
-    labels: np.ndarray | None,
-    rng: np.random.RandomState,
-) -> np.ndarray:
-    """Like :func:`choose_codebook`, with large patches clustered by principal components."""
-    pca = fit_components(patches, rng)
-    if pca is None:
-        return choose_codebook(patches, n_codes, labels, rng)
-    codebook = choose_codebook(pca.transform(patches), n_codes, labels, rng)
-    restored: np.ndarray = pca.inverse_transform(codebook)
-    return restored
-
-
-def fit_components(patches: np.ndarray, rng: np.random.RandomState) -> PCA | None:
-    """Fit principal components of large patches; None for small ones."""
+def fit_components(patches: np.ndarray, rng: np.random.RandomState) -> PCA | FunctionTransformer:
+    """Fit principal components of large patches; small patches are transformed to themselves."""
     if patches.shape[1] <= MAX_NUMBERS:
-        return None
+        return FunctionTransformer().fit(patches)
     sample = patches[rng.permutation(len(patches))[:COMPONENT_PATCHES]]
     n_components, seed = min(N_COMPONENTS, len(sample)), rng.randint(2**31 - 1)
     with np.errstate(invalid="ignore"):  # equal patches have no variance
@@ -127,8 +113,7 @@ def best_normalization(
     for candidate in candidates:
         candidate_rng = np.random.RandomState(seed)
         sample = patches(candidate, images)
-        pca = fit_components(sample, candidate_rng)
-        sample = sample if pca is None else pca.transform(sample)
+        sample = fit_components(sample, candidate_rng).transform(sample)
         codebook = learn_codebook(sample, NORMALIZATION_CODES, candidate_rng)
         sample = sample.reshape(len(images), -1, sample.shape[1])
         losses.append(classification_loss(sample, codebook, labels[images]))

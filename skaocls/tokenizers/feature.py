@@ -4,7 +4,7 @@ import copy
 import threading
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from skaocls.devices import own_torch_state, resolve_device, to_device
 from skaocls.images.batch import Batch
-from skaocls.tokenizers.base import ImageTokenizer, pixels_in_batch
+from skaocls.tokenizers.base import POSITIVE_INTEGER, ImageTokenizer, pixels_in_batch
 from skaocls.tokenizers.codebook import choose_codebook, class_labels
 from skaocls.warn import warn
 
@@ -87,15 +87,11 @@ class FeatureTokenizer(ImageTokenizer):
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen during fit, when X has feature names that are all strings.
 
-    See Also
-    --------
-    PatchTokenizer : Tokens without a network.
-
     Notes
     -----
-    Feature maps cannot be decoded, so `inverse_transform`, and ``sample`` and ``inpaint`` of a
-    classifier, raise NotImplementedError. ``save_pretrained`` does not write networks, because they
-    are code: use joblib.dump, or train on ``tokenizer="precomputed"``.
+    Feature maps cannot be decoded, so there is no `inverse_transform`, and ``sample`` and
+    ``inpaint`` of a classifier raise NotImplementedError. ``save_pretrained`` does not write
+    networks, because they are code: use joblib.dump, or train on ``tokenizer="precomputed"``.
 
     Examples
     --------
@@ -114,13 +110,13 @@ class FeatureTokenizer(ImageTokenizer):
         "layer": [str, None],
         "n_prefix": [Interval(Integral, 0, None, closed="left")],
         "grid": [tuple, list, None],
-        "input_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "input_size": [POSITIVE_INTEGER, tuple, list, None],
         "mean": ["array-like", None],
         "std": ["array-like", None],
-        "n_components": [Interval(Integral, 1, None, closed="left"), None],
-        "n_codes": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "n_components": [POSITIVE_INTEGER, None],
+        "n_codes": [POSITIVE_INTEGER, StrOptions({"auto"})],
         "image_shape": [tuple, list, None],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [POSITIVE_INTEGER],
         "device": [str, torch.device],
         "random_state": ["random_state"],
     }
@@ -202,20 +198,6 @@ class FeatureTokenizer(ImageTokenizer):
                 vectors = self.components_.transform(vectors)
             codes.append(pairwise_distances_argmin(vectors, self.codebook_))
         return np.concatenate(codes).astype(np.int64).reshape(-1, *self.grid_)
-
-    def inverse_transform(self, codes: ArrayLike) -> NoReturn:
-        """Raise NotImplementedError: feature maps cannot be decoded to images.
-
-        Parameters
-        ----------
-        codes : int array-like of shape (n, rows, cols)
-            Tokens.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} cannot convert tokens to images, because its network computes "
-            "only features. To generate images (sample, inpaint, ReconstructionDisplay), use a "
-            "tokenizer with a decoder, such as PatchTokenizer."
-        )
 
     def _copy_backbone(self) -> Backbone:
         """Copy a module in evaluation mode; return other callables."""

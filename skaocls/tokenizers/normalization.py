@@ -1,8 +1,9 @@
 """Normalization of images: brightness, contrast and polarity, on which tokens need not depend.
 
-Statistics are the mean and the contrast (standard deviation) of each channel: arrays of shape (n, 2,
-channels) for images, and (2, channels) for the reference that normalized images have. Contrast is
-negative if polarity is normalized and the few pixels that stand out are dark (negative skewness).
+Statistics are the mean and the contrast (standard deviation) of each channel. They have shape
+(n, 2, channels) for n images. All normalized images have the same statistics, called the reference,
+of shape (2, channels). With polarity, contrast is negative if the few pixels that stand out are
+dark (negative skewness).
 """
 
 import numpy as np

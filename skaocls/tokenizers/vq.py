@@ -5,7 +5,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from skaocls.devices import own_torch_state, resolve_device, to_device
 from skaocls.files import assign, find_file, read_state_dict
 from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader
-from skaocls.tokenizers.base import ImageTokenizer, pixels_in_batch
+from skaocls.tokenizers.base import POSITIVE_INTEGER, ImageTokenizer, pixels_in_batch
 from skaocls.tokenizers.checks import check_codes
 from skaocls.tokenizers.vq_networks import LlamaGenVQ, MaskGITVQ
 
@@ -44,8 +44,8 @@ PARAMETERS = """
         ``"auto"`` is CUDA if available, else the CPU.
     latent_noise : float, default=0.0
         Weight t of Gaussian noise, between 0 and 1: codes are those of
-        ``(1 - t) latent + t noise``. A classifier draws new noise for each order when it predicts,
-        and uses no noise when it trains.
+        ``(1 - t) latent + t noise``. A classifier adds noise when it predicts, new noise for each
+        order. Training and `transform` use no noise.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class VQTokenizer(ImageTokenizer):
         "filename": [str, None],
         "revision": [str, None],
         "image_shape": [tuple, list],
-        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), POSITIVE_INTEGER],
         "device": [str, torch.device],
         "latent_noise": [Interval(Real, 0, 1, closed="both")],
     }
@@ -151,25 +151,6 @@ class VQTokenizer(ImageTokenizer):
             n_codes_=model.n_codes,
         )
         return self
-
-    def transform(self, X: object, *, seed: int = 0) -> np.ndarray:
-        """Tokenize images.
-
-        Parameters
-        ----------
-        X : array-like of images
-            Files are resized to `image_shape` and cropped; arrays must have that shape, with three
-            channels. Floats must be in [0, 1].
-        seed : int, default=0
-            Seed of the noise, which is the same for every image. Without effect if `latent_noise`
-            is 0.
-
-        Returns
-        -------
-        codes : int64 array of shape (n, rows, cols)
-            Tokens, from 0 to ``n_codes_ - 1``.
-        """
-        return np.concatenate([self._encode(images, seed=seed) for _, images in self._open(X)])
 
     @own_torch_state()
     def _encode(self, images: np.ndarray, *, seed: int | None = None) -> np.ndarray:

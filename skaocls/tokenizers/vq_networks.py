@@ -5,6 +5,7 @@ Submodules have the names of the published weights, so that these load without r
 """
 
 from collections import OrderedDict
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class ResBlock(nn.Module):
         h = self.conv2(F.silu(self.norm2(h)))
         if hasattr(self, "nin_shortcut"):
             x = self.nin_shortcut(h if self.project_output else x)
-        return x + h
+        return torch.add(x, h)
 
 
 class AttnBlock(nn.Module):
@@ -65,7 +66,7 @@ class AttnBlock(nn.Module):
         h = self.norm(x)
         q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-        return x + self.proj_out(h)
+        return torch.add(x, self.proj_out(h))
 
 
 class LlamaGenLevel(nn.Module):
@@ -94,7 +95,7 @@ def llamagen_middle() -> nn.Sequential:
 
 def llamagen_encoder() -> nn.Sequential:
     levels = nn.Sequential()
-    for n_in, n_out in zip([128, *WIDTHS[:-2]], WIDTHS[:-1], strict=True):
+    for n_in, n_out in pairwise([WIDTHS[0], *WIDTHS[:-1]]):
         down = named(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(n_out, n_out, 3, stride=2))
         levels.append(LlamaGenLevel(n_in, n_out, 2, attention=False, downsample=down))
     levels.append(LlamaGenLevel(WIDTHS[-2], TOP, 2, attention=True))
@@ -175,7 +176,7 @@ def maskgit_blocks(n_in: int, n_out: int) -> nn.Sequential:
 
 def maskgit_encoder() -> nn.Sequential:
     levels = nn.Sequential(named(block=maskgit_blocks(WIDTHS[0], WIDTHS[0])))
-    for n_in, n_out in zip(WIDTHS[:-1], WIDTHS[1:], strict=True):
+    for n_in, n_out in pairwise(WIDTHS):
         levels.append(named(halve=nn.AvgPool2d(2), block=maskgit_blocks(n_in, n_out)))
     return named(
         conv_in=conv3(3, WIDTHS[0], bias=False),
