@@ -94,10 +94,6 @@ default="auto"
         Rows and columns of tokens.
     image_shape_ : tuple of int
         Height, width and channels of the images.
-    n_features_in_ : int
-        Number of columns of a 2-D X seen during fit, else of numbers in one image.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of features seen during fit, when X has feature names that are all strings.
 
     Examples
     --------

@@ -12,18 +12,19 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.utils import gen_batches
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls.devices import own_torch_state, resolve_device, to_device
 from skaocls.files import assign, find_file, read_state_dict
 from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader
-from skaocls.tokenizers.base import POSITIVE_INTEGER, ImageTokenizer, pixels_in_batch
+from skaocls.tokenizers.base import ImageTokenizer, pixels_in_batch
 from skaocls.tokenizers.checks import check_codes
 from skaocls.tokenizers.vq_networks import LlamaGenVQ, MaskGITVQ
 
 DOWNSAMPLING = 16  # pixels of a token, in both directions
+CUDA_BATCH_PIXELS = 2**20  # in all images of a batch; on the CPU a batch is one image
 UNUSED_WEIGHTS = ("quantize.codebook_used",)  # a training statistic
 
 PARAMETERS = """
@@ -37,9 +38,6 @@ PARAMETERS = """
         Branch, tag or commit of the repository.
     image_shape : tuple of int (height, width), default=(256, 256)
         Size of the images, multiples of 16. Files are resized to it and cropped.
-    batch_size : int or "auto", default="auto"
-        Images that are encoded together. Incomplete batches are padded, so that tokens do not
-        depend on the batch. ``"auto"`` is 1 on the CPU and 16 on CUDA.
     device : str or torch.device, default="auto"
         ``"auto"`` is CUDA if available, else the CPU.
     latent_noise : float, default=0.0
@@ -70,7 +68,6 @@ class VQTokenizer(ImageTokenizer):
         "filename": [str, None],
         "revision": [str, None],
         "image_shape": [tuple, list],
-        "batch_size": [StrOptions({"auto"}), POSITIVE_INTEGER],
         "device": [str, torch.device],
         "latent_noise": [Interval(Real, 0, 1, closed="both")],
     }
@@ -82,7 +79,6 @@ class VQTokenizer(ImageTokenizer):
         filename: str | None = None,
         revision: str | None = None,
         image_shape: Sequence[int] = (256, 256),
-        batch_size: int | str = "auto",
         device: str | torch.device = "auto",
         latent_noise: float = 0.0,
     ):
@@ -90,7 +86,6 @@ class VQTokenizer(ImageTokenizer):
         self.filename = filename
         self.revision = revision
         self.image_shape = image_shape
-        self.batch_size = batch_size
         self.device = device
         self.latent_noise = latent_noise
 
@@ -157,11 +152,13 @@ class VQTokenizer(ImageTokenizer):
         """Tokenize decoded images; without a seed, no noise is added."""
         device, batch_size = self._resolve()
         model = to_device(self.model_, device)
-        codes = []
+        codes, t = [], self.latent_noise
         for part in gen_batches(len(images), batch_size):
             latents = model.encode(pixels_in_batch(images[part], batch_size).to(device))
-            if self.latent_noise and seed is not None:
-                latents = add_noise(latents, self.latent_noise, seed)
+            if t and seed is not None:  # the same noise for every image
+                generator = torch.Generator().manual_seed(seed)
+                noise = torch.randn(latents.shape[1:], generator=generator, dtype=torch.float32)
+                latents = (1 - t) * latents + t * noise.to(device)
             codes.append(model.nearest(latents).cpu().numpy())
         return np.concatenate(codes)[: len(images)]
 
@@ -190,18 +187,10 @@ class VQTokenizer(ImageTokenizer):
         return np.concatenate(images)
 
     def _resolve(self) -> tuple[torch.device, int]:
-        """Return the device and the batch size."""
-        device, batch_size = resolve_device(self.device), self.batch_size
-        if isinstance(batch_size, str):
-            batch_size = 16 if device.type == "cuda" else 1
-        return device, batch_size
-
-
-def add_noise(latents: torch.Tensor, t: float, seed: int) -> torch.Tensor:
-    """Return ``(1 - t) latents + t noise``, with the same noise for every image."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(latents.shape[1:], generator=generator, dtype=torch.float32)
-    return (1 - t) * latents + t * noise.to(latents.device)
+        """Return the device and the number of images in a batch."""
+        device, (height, width, _) = resolve_device(self.device), self.image_shape_
+        is_cuda = device.type == "cuda"
+        return device, max(1, CUDA_BATCH_PIXELS // (height * width)) if is_cuda else 1
 
 
 class LlamaGenTokenizer(VQTokenizer):

@@ -132,40 +132,60 @@ class Codebook(nn.Module):
         self.embedding = nn.Embedding(n_codes, dim)
 
 
-class LlamaGenVQ(nn.Module):
-    """LlamaGen's VQ-16 (Sun et al., arXiv 2406.06525) with 16384 codes of 8 dimensions."""
+class VQNetwork(nn.Module):
+    """Encoder, decoder and codebook. Pixels are in [0, 1] except in the output of `decode`."""
 
-    n_codes, code_dim = 16384, 8
+    n_codes: int
+    code_dim: int
+    unit_codes: bool  # whether latents and codes are scaled to unit length
+    signed_pixels: bool  # whether encoder and decoder expect pixels in [-1, 1] instead of [0, 1]
 
-    def __init__(self) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module):
         super().__init__()
-        self.encoder = llamagen_encoder()
-        self.decoder = llamagen_decoder()
+        self.encoder, self.decoder = encoder, decoder
         self.quantize = Codebook(self.n_codes, self.code_dim)
-        self.quant_conv = nn.Conv2d(LATENT, self.code_dim, 1)
-        self.post_quant_conv = nn.Conv2d(self.code_dim, LATENT, 1)
+        self.quant_conv: nn.Module = nn.Identity()
+        self.post_quant_conv: nn.Module = nn.Identity()
 
     @property
     def codebook(self) -> Tensor:
-        return F.normalize(self.quantize.embedding.weight, dim=-1)
+        weight = self.quantize.embedding.weight
+        return F.normalize(weight, dim=-1) if self.unit_codes else weight
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return latents (n, 8, rows, cols) of pixels (n, 3, height, width) in [0, 1]."""
-        latents: Tensor = self.quant_conv(self.encoder(2 * pixels - 1))
+        """Return latents (n, code_dim, rows, cols) of pixels (n, 3, height, width)."""
+        pixels = 2 * pixels - 1 if self.signed_pixels else pixels
+        latents: Tensor = self.quant_conv(self.encoder(pixels))
         return latents
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """Return codes (n, rows, cols), nearest after normalization to unit length."""
-        return nearest_code(F.normalize(latents, dim=1), self.codebook)
+        """Return the nearest codes (n, rows, cols), compared in float32."""
+        latents = F.normalize(latents, dim=1) if self.unit_codes else latents
+        flat, book = latents.permute(0, 2, 3, 1).float(), self.codebook.float()
+        # ||z - e||^2, without the term ||z||^2, which all codes share
+        distance = torch.addmm(book.square().sum(1), flat.flatten(0, 2), book.T, alpha=-2.0)
+        return distance.argmin(1).view(flat.shape[:3])
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return pixels (n, 3, height, width), about [-1, 1], of codes (n, rows, cols)."""
+        """Return the decoder's pixels (n, 3, height, width) of codes (n, rows, cols)."""
         latents = self.post_quant_conv(self.codebook[codes].permute(0, 3, 1, 2))
         pixels: Tensor = self.decoder(latents)
         return pixels
 
     def to_unit(self, decoded: Tensor) -> Tensor:
-        return (decoded / 2 + 0.5).clamp(0, 1)
+        """Convert pixels from `decode` to the range [0, 1]."""
+        return (decoded / 2 + 0.5 if self.signed_pixels else decoded).clamp(0, 1)
+
+
+class LlamaGenVQ(VQNetwork):
+    """LlamaGen's VQ-16 (Sun et al., arXiv 2406.06525)."""
+
+    n_codes, code_dim, unit_codes, signed_pixels = 16384, 8, True, True
+
+    def __init__(self) -> None:
+        super().__init__(llamagen_encoder(), llamagen_decoder())
+        self.quant_conv = nn.Conv2d(LATENT, self.code_dim, 1)
+        self.post_quant_conv = nn.Conv2d(self.code_dim, LATENT, 1)
 
 
 def maskgit_blocks(n_in: int, n_out: int) -> nn.Sequential:
@@ -206,42 +226,10 @@ def maskgit_decoder() -> nn.Sequential:
     )
 
 
-class MaskGITVQ(nn.Module):
-    """MaskGIT's VQGAN (Chang et al., arXiv 2202.04200) with 1024 codes of 256 dimensions."""
+class MaskGITVQ(VQNetwork):
+    """MaskGIT's VQGAN (Chang et al., arXiv 2202.04200)."""
 
-    n_codes, code_dim = 1024, LATENT
+    n_codes, code_dim, unit_codes, signed_pixels = 1024, LATENT, False, False
 
     def __init__(self) -> None:
-        super().__init__()
-        self.encoder = maskgit_encoder()
-        self.decoder = maskgit_decoder()
-        self.quantize = Codebook(self.n_codes, self.code_dim)
-
-    @property
-    def codebook(self) -> Tensor:
-        return self.quantize.embedding.weight
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Return latents (n, 256, rows, cols) of pixels (n, 3, height, width) in [0, 1]."""
-        latents: Tensor = self.encoder(pixels)
-        return latents
-
-    def nearest(self, latents: Tensor) -> Tensor:
-        """Return codes (n, rows, cols)."""
-        return nearest_code(latents, self.codebook)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return pixels (n, 3, height, width), about [0, 1], of codes (n, rows, cols)."""
-        pixels: Tensor = self.decoder(self.codebook[codes].permute(0, 3, 1, 2))
-        return pixels
-
-    def to_unit(self, decoded: Tensor) -> Tensor:
-        return decoded.clamp(0, 1)
-
-
-def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Return the index of the nearest code for latents (n, dim, rows, cols), in float32."""
-    flat, book = latents.permute(0, 2, 3, 1).float(), codebook.float()
-    # ||z - e||^2, without the term ||z||^2, which all codes share
-    distance = torch.addmm(book.square().sum(1), flat.flatten(0, 2), book.T, alpha=-2.0)
-    return distance.argmin(1).view(flat.shape[:3])
+        super().__init__(maskgit_encoder(), maskgit_decoder())
