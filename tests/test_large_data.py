@@ -139,7 +139,7 @@ def test_decoding_in_threads(images, monkeypatch):
     monkeypatch.setattr("skaocls.devices.cpu_count", lambda: 4)
     np.testing.assert_array_equal(batch.images(), expected)
     with pytest.raises(ValueError, match=r"X\[17\] cannot be read.*missing"):
-        batch.reader.images(np.array([*paths[:17], "missing.png", *paths[18:]], dtype=object))
+        batch.reader.open([*paths[:17], "missing.png", *paths[18:]]).images()
 
 
 def test_content_hash_of_mapped_arrays(images):
