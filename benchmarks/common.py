@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 
-from skaocls.fitted import fit
+from skaocls.training import config
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -27,12 +27,7 @@ LIKELIHOOD_ONLY = {"crop": "center", "posterior_weight": 0.0}
 SMALL_PRIOR = {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
 PUBLISHED, SHARED = "published architecture", "shared trunk"
 ARCHITECTURES = {PUBLISHED: "randar", SHARED: "shared_trunk"}
-ALLOWED_ERROR = 1e-3  # of early stopping, as in search="auto"
-
-
-def early_stopping(error=ALLOWED_ERROR):
-    """Return the classifier's parameters for early stopping with an allowed error."""
-    return {"search": "racing", "racing_error": error}
+ALLOWED_ERROR = 1e-3  # of early-stopped scoring, as in search="auto"
 
 
 def uniform(n_classes):
@@ -46,7 +41,7 @@ def optimizer(muon):
     if muon is None:
         yield
         return
-    with patch.object(fit, "trained_by_muon", lambda *args, **kwargs: muon):
+    with patch.object(config, "uses_muon", lambda *args: muon):
         yield
 
 

@@ -2,9 +2,9 @@
 How many orders are enough
 ==========================
 
-Twenty orders classify better than one. The curve shows the test accuracy on
-scikit-learn's digits against the number of orders, and above it what they cost. The vertical line
-is the number that a validation set finds enough: accuracy within one standard error of the best.
+Twenty orders are more accurate than one. The curve shows the test accuracy on scikit-learn's digits
+against the number of orders, with the cost on the upper axis. The vertical line marks the smallest
+number of orders whose validation accuracy is within one standard error of the best.
 """
 
 import matplotlib.pyplot as plt
@@ -21,18 +21,18 @@ from skaocls.displays import OrderCurveDisplay
 from skaocls.selection import smallest_n_orders
 
 # %%
-# Training, validation and test images.
+# Split into training, validation and test images.
 X, y = load_digits().images, load_digits().target
 X, X_test, y, y_test = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
 X, X_val, y, y_val = train_test_split(X, y, test_size=0.2, stratify=y, random_state=0)
 
 # %%
-# The number of orders that the validation images find enough.
+# Choose the number of orders on the validation images.
 clf = AnyOrderARClassifier(max_iter=30, random_state=0).fit(X, y)
 enough = smallest_n_orders(clf, X_val, y_val)
 
 # %%
-# Classifiers to compare with.
+# Train other classifiers for comparison.
 baselines = {
     "LogisticRegression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)),
     "MLPClassifier": make_pipeline(StandardScaler(), MLPClassifier(max_iter=1000, random_state=0)),
@@ -42,7 +42,7 @@ for model in baselines.values():
     model.fit(X.reshape(len(X), -1), y)
 
 # %%
-# Accuracy on test images against the number of orders.
+# Plot the test accuracy against the number of orders.
 display = OrderCurveDisplay.from_estimator(clf, X_test, y_test, baselines=baselines)
 display.ax_.axvline(enough, color="0.5", linewidth=1, zorder=1)
 display.ax_.annotate(

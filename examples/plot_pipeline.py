@@ -1,10 +1,11 @@
 """
-Images beside numbers in one pipeline
-=====================================
+Images and numbers in one pipeline
+==================================
 
-A table holds the path of an image and two measurements. `AnyOrderARClassifier` turns the path into
-the log-likelihoods of the classes, and a logistic regression weighs them with the measurements:
-here the digits come badly smudged, and a clerk has noted whether each is even, with mistakes.
+Each row of a table contains the path of an image and two numbers. `AnyOrderARClassifier` transforms
+the image into log-likelihoods of the classes, and a logistic regression combines them with the
+numbers. The images are digits with strong noise. The numbers are the amount of ink, and a note with
+some mistakes whether the digit is even.
 """
 
 import tempfile
@@ -26,7 +27,7 @@ from skaocls import AnyOrderARClassifier
 
 
 def make_table(folder):
-    """Paths of noisy digits, beside a noisy note of whether they are even and their ink."""
+    """Write noisy digits as files, and return a table of their paths and two numbers."""
     rng = np.random.RandomState(0)
     X, y = load_digits(return_X_y=True)
     images = np.clip(X.reshape(-1, 8, 8) + rng.normal(0, 6, size=(len(X), 8, 8)), 0, 16)
@@ -38,7 +39,7 @@ def make_table(folder):
 
 
 # %%
-# The table holds paths, so the image files have to stay until all is done.
+# The table contains paths, so the image files must exist until the end.
 with tempfile.TemporaryDirectory() as folder:
     table, y = make_table(Path(folder))
     X, X_test, y, y_test = train_test_split(table, y, test_size=0.25, stratify=y)
@@ -46,20 +47,20 @@ with tempfile.TemporaryDirectory() as folder:
     image = ColumnTransformer([("image", reader, ["path"])])
     numbers = ColumnTransformer([("numbers", StandardScaler(), ["even", "ink"])])
 
-    def weigh():
+    def combine():
         return LogisticRegression(max_iter=2000)
 
     models = {
-        "numbers alone": make_pipeline(numbers, weigh()),
-        "image alone": make_pipeline(image, StandardScaler(), weigh()),
-        # the likelihoods that are weighed are of images that were not trained on
+        "numbers alone": make_pipeline(numbers, combine()),
+        "image alone": make_pipeline(image, StandardScaler(), combine()),
+        # cross-validation, so that the log-likelihoods are of images not used for training
         "image and numbers": StackingClassifier(
             [
                 ("image", make_pipeline(ColumnTransformer([("path", "passthrough", ["path"])]),
                                         reader)),
-                ("numbers", make_pipeline(numbers, weigh())),
+                ("numbers", make_pipeline(numbers, combine())),
             ],
-            final_estimator=weigh(),
+            final_estimator=combine(),
             cv=3,
         ),
     }  # fmt: skip
@@ -73,7 +74,7 @@ with tempfile.TemporaryDirectory() as folder:
     sheet = [np.asarray(Image.open(path)) for path in X_test["path"][:16]]
     rows = [np.hstack([np.pad(i, 1) for i in sheet[k : k + 4]]) for k in range(0, 16, 4)]
     left.imshow(np.vstack(rows), cmap="gray_r")
-    left.set_title("smudged digits", fontsize=10)
+    left.set_title("noisy digits", fontsize=10)
     left.set_axis_off()
     bars = right.barh(list(scores), list(scores.values()), color="#0072B2")
     right.bar_label(bars, fmt="%.3f", padding=3)

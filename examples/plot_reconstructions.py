@@ -1,10 +1,10 @@
 """
-What tokens keep of an image
-============================
+Tokens and reconstructions of images
+====================================
 
-`PatchTokenizer` cuts an image into patches and names each by its nearest codebook entry. The
-picture shows digits, the codes of their patches, and the images that these decode to. All that
-the classifier sees is the row in the middle.
+`PatchTokenizer` cuts an image into patches and replaces each by the index of its nearest codebook
+entry. The figure shows digits, the codes of their patches, and the images decoded from the codes.
+The classifier only uses the codes.
 """
 
 import matplotlib.pyplot as plt
@@ -25,6 +25,6 @@ codes = tokenizer.transform(images)
 decoded = tokenizer.inverse_transform(codes)
 
 # %%
-# Digits, their codes, and what the codes decode to.
+# Show digits, their codes and the decoded images.
 display = ReconstructionDisplay.from_predictions(images, codes, decoded)
 plt.show()

@@ -49,7 +49,7 @@ from skaocls.training.config import TrainingConfig
 from skaocls.warn import warn
 
 SMALLEST_TEMPERATURE = 1e-30  # dividing log-likelihoods by less could overflow
-STOPPING_ERROR = 1e-3  # allowed error of search="auto" (benchmarks/waiting.py)
+STOPPING_ERROR = 1e-3  # allowed error of search="auto" (benchmarks/speed/early_stopping.py)
 N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left"), None]}
 NESTED_EXAMPLES = {  # values for parameters whose own parameters can be set
     "tokenizer": "tokenizer=PatchTokenizer() for images or QuantileTokenizer() for tables",
@@ -809,16 +809,8 @@ default="mean_log_likelihood"
         y : label or array-like of shape (n_samples,), default=None
             Class of all images, or of each. None uses the most probable class given the known
             tokens.
-        n_steps : int, default=None
-            As in :meth:`sample`, for the masked tokens.
-        temperature : float, default=1.0
-            As in :meth:`sample`.
-        top_k : int, default=None
-            As in :meth:`sample`.
-        top_p : float, default=None
-            As in :meth:`sample`.
-        guidance : float, default=1.0
-            As in :meth:`sample`.
+        n_steps, temperature, top_k, top_p, guidance : int or float
+            As in :meth:`sample`. Only the masked tokens are drawn.
         random_state : int, RandomState instance or None, default=None
             Seed of orders and tokens.
 

@@ -89,7 +89,7 @@ def small_classifier(cls, **params):
     """Return a classifier with the published architecture that trains in about a second."""
     sizes = {"architecture": "randar", "dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
     defaults = {"prior": sizes, "max_iter": 20, "batch_size": 16, "learning_rate_init": 5e-3}
-    # Reference computations use the same tokens for all orders, in float32.
+    # Reference computations use the same tokens for all orders, in float32, and read all orders.
     defaults |= {"n_orders": 4, "random_state": 0, "tol": 10.0, "crop": "center"}
     defaults |= {"precision": "float32", "search": "exhaustive"}
     return cls(**(defaults | params))

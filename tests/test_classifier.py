@@ -32,9 +32,9 @@ from skaocls import (
     PretrainedWeights,
     QuantileTokenizer,
 )
-from skaocls.fitted.fit import split_validation
 from skaocls.scoring.aggregation import AGGREGATIONS
 from skaocls.scoring.orders import draw_orders
+from skaocls.training.validation import split_validation
 
 
 def make(**params):

@@ -98,3 +98,67 @@ def test_api_reference_lists_the_public_names():
     public |= {"scoring.calibration.expected_calibration_error"}
     public |= {f"distributed.{n}" for n in ("is_main", "rank", "single_process", "world_size")}
     assert set(re.findall(r"^   ([\w.]+)$", text, re.MULTILINE)) == public
+
+
+# Sizes ------------------------------------------------------------------------------------------
+
+MAX_FUNCTION_LINES = 60  # of code, without docstring, comments and blank lines
+LONG_FUNCTIONS = {
+    "classifier.py: __init__": "scikit-learn requires one argument and assignment per parameter",
+}
+MAX_NESTING = 4  # of compound statements in a function
+MAX_MODULE_LINES = 430
+LONG_MODULES = {
+    "classifier.py": "the reference manual of the estimator; most of it is docstrings",
+    "scoring/early_stopping.py": "one algorithm for both architectures, with its derivation",
+}
+COMPOUND = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.FunctionDef)
+
+
+def functions():
+    for path in modules():
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef):
+                yield path, node
+
+
+def code_lines(path, function):
+    """Count the lines of a function that contain code."""
+    documented = ast.get_docstring(function, clean=False) is not None
+    body = function.body[1:] if documented else function.body
+    if not body:
+        return 0
+    header = range(function.lineno, function.body[0].lineno)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    numbers = [*header, *range(body[0].lineno, function.end_lineno + 1)]
+    code = [lines[i - 1].strip() for i in numbers]
+    return sum(bool(line) and not line.startswith("#") for line in code)
+
+
+def nesting(node, depth=0):
+    """Return the depth of the deepest compound statement; elif does not count as nesting."""
+    depths = [depth]
+    for name, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                is_elif = name == "orelse" and isinstance(node, ast.If) and len(value) == 1
+                deeper = isinstance(child, COMPOUND) and not (is_elif and isinstance(child, ast.If))
+                depths.append(nesting(child, depth + deeper))
+    return max(depths)
+
+
+def test_functions_are_short():
+    counts = {f"{name_of(p)}: {f.name}": code_lines(p, f) for p, f in functions()}
+    long = {name: n for name, n in counts.items() if n > MAX_FUNCTION_LINES}
+    assert set(long) <= set(LONG_FUNCTIONS), long
+
+
+def test_functions_are_flat():
+    depths = {f"{name_of(p)}: {f.name}": nesting(f) for p, f in functions()}
+    assert not {name: depth for name, depth in depths.items() if depth > MAX_NESTING}
+
+
+def test_modules_are_short():
+    counts = {name_of(p): len(p.read_text(encoding="utf-8").splitlines()) for p in modules()}
+    long = {name: n for name, n in counts.items() if n > MAX_MODULE_LINES}
+    assert set(long) <= set(LONG_MODULES), long

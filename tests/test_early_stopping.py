@@ -14,7 +14,7 @@ from test_scoring import make_prior
 from test_shared_trunk import make_prior as make_shared_prior
 
 from skaocls import AnyOrderARClassifier
-from skaocls.scoring import early_stopping, engine
+from skaocls.scoring import early_stopping, engine, tiles
 from skaocls.scoring.early_stopping import Comparison, score_until_decided
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.sampling import generate
@@ -92,7 +92,7 @@ def naive(tokens, log_prior, error, stops, views=False, together=False):
     return n_read, ll
 
 
-@pytest.mark.parametrize("error", [0.1, 1e-3, 1e-6])
+@pytest.mark.parametrize("error", [0.1, 1e-4])
 @pytest.mark.parametrize("views", [False, True])
 @pytest.mark.parametrize("n_classes", [2, 5, 40])
 @both
@@ -141,7 +141,7 @@ def test_without_drops_it_is_exhaustive(
         return torch.full((len(image), n_classes), torch.inf, dtype=torch.float64)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(early_stopping, "CACHE_BYTES", cache)
+        patch.setattr(tiles, "CACHE_BYTES", cache)
         patch.setattr(early_stopping, "KEPT_NUMBERS", kept)
         patch.setattr(Comparison, "_bound", endless)
         result = score_until_decided(prior, codes, orders, labels, np.zeros(n_classes))
@@ -371,7 +371,7 @@ def test_posteriors_of_dropped_classes(clf, digits):
     exact = copy.copy(clf).set_params(search="exhaustive").predict_proba(X)
     assert_allclose(proba.sum(1), 1)
     assert (proba > 0).all()
-    assert np.abs(proba - exact).mean() < 0.01
+    assert np.abs(proba - exact).mean() < 0.02
 
 
 @pytest.mark.cuda

@@ -208,22 +208,21 @@ def test_local_models_need_no_network(digits, folder, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_killed_calls_can_be_repeated(tmp_path):
     """A short run of the benchmark; benchmarks/results/faults.md contains a long one."""
-    out = tmp_path / "faults.md"
-    sizes = ["--kills", "3", "--digits", "90", "--images", "150", "--models", "30", "--out", out]
-    command = [sys.executable, "-m", "benchmarks.reliability.faults", *sizes]
+    sizes = ["--kills", "3", "--digits", "90", "--images", "150", "--models", "30"]
+    command = [sys.executable, "-m", "benchmarks.reliability.faults", *sizes, "--output", tmp_path]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, cwd=ROOT, capture_output=True)
     counts = {}
-    for line in out.read_text().splitlines()[6:]:
+    for line in (tmp_path / "faults.md").read_text().splitlines()[6:]:
         _, what, numbers, _ = line.split("|")
         pairs = re.findall(r"([\w ]+): (\d+)", numbers)
-        counts[what.split()[1]] = {name.strip(): int(n) for name, n in pairs}
+        counts[what.split()[2]] = {name.strip(): int(n) for name, n in pairs}
     for kind in ("fits", "predictions"):
         assert counts[kind]["killed"] == counts[kind]["equal"] == 3
         assert counts[kind]["damaged files"] == 0
-    assert counts["predictions"]["most parts read twice"] <= 1
+    assert counts["predictions"]["most parts computed twice"] <= 1
     for kind, n in (("image", 150), ("model", 30)):
-        assert counts[kind].get("answers", 0) + counts[kind].get("errors in words", 0) == n
+        assert counts[kind].get("results", 0) + counts[kind].get("clear errors", 0) == n
         failures = ("crashes", "hangs", "other errors", "above 5 CPU s", "above 2 GiB")
         assert not any(counts[kind].get(name) for name in failures)
 

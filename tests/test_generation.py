@@ -254,10 +254,7 @@ def test_classes_of_samples(ten_digits):
     np.testing.assert_array_equal(images, clf.sample(30, np.full(30, 7), random_state=0))
     assert (images != clf.sample(30, 7, random_state=1)).any()
     # without y, classes have the frequencies of the class prior
-    class_prior = np.array([0, 0.5, 0, 0, 0, 0, 0.5, 0, 0, 0])
-    two = copy.copy(clf)
-    with np.errstate(divide="ignore"):
-        two.class_log_prior_ = np.log(class_prior)
+    two = copy.copy(clf).set_params(class_prior=[0, 0.5, 0, 0, 0, 0, 0.5, 0, 0, 0])
     found = predict_svc(two.sample(100, random_state=0))
     assert 30 < (found == 1).sum() < 70 and np.isin(found, [1, 6]).mean() > 0.8
 
@@ -286,14 +283,15 @@ def test_inpainting(ten_digits):
     X, y = X[1500:1700], y[1500:1700]
     mask = np.zeros((8, 8), bool)
     mask[3:7, 1:6] = True
-    light = clf.tokenizer_.light(X, np.broadcast_to(~mask, X.shape))  # of the known pixels
-    before = clf.tokenizer_.transform(X, light=light)
+    known_pixels = np.broadcast_to(~mask, X.shape)
+    statistics = clf.tokenizer_.image_statistics(X, known_pixels)
+    before = clf.tokenizer_.transform(X, statistics=statistics)
     filled = clf.inpaint(X, mask, random_state=0)
     assert filled.shape == X.shape
     np.testing.assert_array_equal(filled[:, ~mask], X[:, ~mask])
     known = ~tokens_in_mask(mask[None], TOKEN_OF_PIXEL, TOKEN_OF_PIXEL, (4, 4)).reshape(4, 4)
     assert known.sum() == 7
-    after = clf.tokenizer_.transform(filled, light=light)
+    after = clf.tokenizer_.transform(filled, statistics=statistics)
     np.testing.assert_array_equal(after[:, known], before[:, known])
     blank = X * ~mask
     assert (predict_svc(filled) == y).mean() > 0.7 > (predict_svc(blank) == y).mean() + 0.1

@@ -89,8 +89,7 @@ def test_results_do_not_depend_on_where_images_are(images, monkeypatch):
         clf = make().fit(form, y)
         assert same_weights(clf, expected)
         np.testing.assert_array_equal(clf.predict_proba(form), proba)
-    # Tokens in a temporary file, and a codebook that is fitted to images read one by one.
-    monkeypatch.setattr(tokenization, "MAX_TOKEN_BYTES", 0)
+    monkeypatch.setattr(tokenization, "MAX_TOKEN_BYTES", 0)  # tokens are in a temporary file
     params = {"early_stopping": True, "validation_fraction": 0.2}
     clf = make(**params).fit(mapped, y)
     codes = tokenization.training_tokens(

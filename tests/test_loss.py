@@ -84,7 +84,7 @@ def test_log_probabilities_under_other_labels(cls):
     prior, codes, orders, labels = random_example(cls)
     items = torch.tensor([3, 0, 17])
     others = torch.randint(5, (3, 2), generator=torch.Generator().manual_seed(1))
-    own, rival = prior.log_prob_beside(codes, orders, labels, items, others, slice(1, None, 2))
+    own, rival = prior.log_prob_with_rivals(codes, orders, labels, items, others, slice(1, None, 2))
     close = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(own, prior.log_prob(codes, orders, labels), **close)
     for k in range(2):

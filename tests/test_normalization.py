@@ -83,9 +83,7 @@ def test_inverse_transform_restores_given_or_typical_statistics(normalize):
     tokenizer = PatchTokenizer(2, n_codes=4, normalize=normalize, random_state=0).fit(X)
     codes = tokenizer.transform(X)
     statistics = tokenizer.image_statistics(X)
-    np.testing.assert_allclose(
-        statistics, image_statistics(X, normalize), rtol=1e-4
-    )
+    np.testing.assert_allclose(statistics, image_statistics(X, normalize), rtol=1e-4)
     np.testing.assert_allclose(
         tokenizer.inverse_transform(codes, statistics=statistics), X, atol=1e-3
     )

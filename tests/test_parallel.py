@@ -23,8 +23,7 @@ from skaocls import AnyOrderARClassifier
 from skaocls.devices import torch_threads
 from skaocls.fitted import parallel, prediction
 from skaocls.fitted.parallel import split_work
-from skaocls.images.inputs import BadImage
-from skaocls.scoring import exhaustive
+from skaocls.images.decoding import BadImage
 
 pytestmark = pytest.mark.slow
 
@@ -100,12 +99,9 @@ def X(digits):
 
 
 @pytest.fixture
-def small_tiles(fitted, monkeypatch):
-    """Let 256 sequences fill a tile on any device, so that 100 images make 5 pieces."""
-    rows = 2 * fitted.prior_.n_tokens * 256
-    monkeypatch.setattr(exhaustive, "STREAM_CPU", 1)
-    monkeypatch.setattr(exhaustive, "ROWS_CPU", rows)
-    monkeypatch.setattr(exhaustive, "STREAM_CUDA", rows * fitted.prior_.dim)
+def small_tiles(monkeypatch):
+    """Split the work as if 256 sequences filled a tile, so that 100 images make 5 pieces."""
+    monkeypatch.setattr(prediction, "lanes_at_once", lambda prior: 256)
 
 
 @pytest.fixture(scope="module")

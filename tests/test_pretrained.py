@@ -749,30 +749,21 @@ def folder(fitted, tmp_path):
     return tmp_path
 
 
-def test_parameters_at_load(fitted, digits, folder):
-    clf = AnyOrderARClassifier.from_pretrained(folder, n_orders=2)
+def test_parameters_at_load_and_refit(fitted, digits, folder):
+    X, y, *_ = digits
+    clf = AnyOrderARClassifier.from_pretrained(folder, n_orders=2, max_iter=1, augmentation=None)
     np.testing.assert_array_equal(clf.orders_, fitted.orders_[:2])
-    assert clf.predict(digits[2][:3]).shape == (3,)
+    assert clf.fit(X[:40], y[:40]).n_iter_ == 1
     with pytest.raises(TypeError, match="n_order"):
         AnyOrderARClassifier.from_pretrained(folder, n_order=2)
 
 
-def test_restored_can_be_fitted(digits, folder):
-    X, y, *_ = digits
-    clf = AnyOrderARClassifier.from_pretrained(folder, max_iter=1, augmentation=None)
-    assert clf.fit(X[:40], y[:40]).n_iter_ == 1
-
-
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_truncated_save(folder, name):
+def test_truncated_or_missing_file_of_a_save(folder, name):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=rf"{name} is no"):
         AnyOrderARClassifier.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_missing_file_of_a_save(folder, name):
     (folder / name).unlink()
     with pytest.raises(OSError, match=name if name != "config.json" else "several"):
         AnyOrderARClassifier.from_pretrained(folder)
@@ -803,30 +794,15 @@ def test_failing_save_leaves_the_old_one(folder, fails, monkeypatch):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
-def test_saving_an_unfitted_classifier(tmp_path):
+def test_classifiers_that_cannot_be_saved(digits, tmp_path):
     for method in ("save_pretrained", "push_to_hub"):
         with pytest.raises(NotFittedError):
             getattr(AnyOrderARClassifier(), method)(str(tmp_path / "folder"))
-    assert not (tmp_path / "folder").exists()
-
-
-class OddTokenizer(PatchTokenizer):
-    pass
-
-
-def test_unknown_tokenizer(digits, tmp_path):
     X, y, *_ = digits
-    clf = make(tokenizer=OddTokenizer()).fit(X[:40], y[:40])
+    clf = make(tokenizer=type("OddTokenizer", (PatchTokenizer,), {})()).fit(X[:40], y[:40])
     with pytest.raises(TypeError, match=r"OddTokenizer cannot be saved.*joblib"):
         clf.save_pretrained(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
-
-
-def test_skops(fitted):
-    """skops does not support torch tensors; `save_pretrained` is the format without code."""
-    skops = pytest.importorskip("skops.io")
-    with pytest.raises(RuntimeError, match="Tensor"):
-        skops.dumps(fitted)
 
 
 # Zero-shot classification with published weights ------------------------------------------------
@@ -1055,44 +1031,31 @@ def downloads(monkeypatch, small_file):
 RANDAR_L = "randar_0.3b_llamagen_360k_bs_1024_lr_0.0004.safetensors"
 
 
-@pytest.mark.parametrize(
-    "source, filename, expected",
-    [
+def test_published_names(downloads, stand_in):
+    at = {"revision": "v1", "token": "hf_secret"}
+    xl, maskgit = RANDAR_L.replace("0.3b", "0.7b"), RANDAR_L.replace("llamagen", "maskgit")
+    for source, filename, expected in [
         ("randar-l", None, RANDAR_L),
-        ("randar-xl", None, RANDAR_L.replace("0.3b", "0.7b")),
-        ("randar-l-maskgit", None, RANDAR_L.replace("llamagen", "maskgit")),
+        ("randar-xl", None, xl),
+        ("randar-l-maskgit", None, maskgit),
         ("ziqipang/RandAR", None, RANDAR_L),
         ("ziqipang/RandAR", "other.pt", "other.pt"),
-    ],
-)
-def test_published_names(downloads, stand_in, source, filename, expected):
-    load_published(source, filename, revision="v1", token="hf_secret")
-    assert downloads == [("ziqipang/RandAR", expected, "v1", "hf_secret")]
-
-
-def test_published_names_in_from_pretrained(downloads, stand_in):
-    clf = from_pretrained("randar-l", stand_in, revision="v1", token="hf_secret")
+    ]:
+        load_published(source, filename, **at)
+        assert downloads.pop() == ("ziqipang/RandAR", expected, "v1", "hf_secret")
+    clf = from_pretrained("randar-l", stand_in, **at)
+    assert downloads.pop() == ("ziqipang/RandAR", RANDAR_L, "v1", "hf_secret")
     assert clf.prior.get_params() == PretrainedWeights("randar-l", revision="v1").get_params()
     from_pretrained("iasudakov/ar_classifier", stand_in, filename="a.pt")
+    assert downloads.pop() == ("iasudakov/ar_classifier", "a.pt", None, None)
     assert from_pretrained("randar-l", stand_in).prior == "randar-l"
-    assert downloads == [
-        ("ziqipang/RandAR", RANDAR_L, "v1", "hf_secret"),
-        ("iasudakov/ar_classifier", "a.pt", None, None),
-        ("ziqipang/RandAR", RANDAR_L, None, None),
-    ]
-
-
-@pytest.mark.parametrize(
-    "cls, repo, filename",
-    [
+    for cls, repo, filename in [
         (LlamaGenTokenizer, "FoundationVision/LlamaGen", "vq_ds16_c2i.pt"),
         (MaskGITTokenizer, "fun-research/TiTok", "maskgit-vqgan-imagenet-f16-256.bin"),
-    ],
-)
-def test_published_tokenizers(downloads, cls, repo, filename):
-    with pytest.raises(ValueError, match="does not fit"):  # a prior's weights
-        cls(revision="v1").fit()
-    assert downloads == [(repo, filename, "v1", None)]
+    ]:
+        with pytest.raises(ValueError, match="does not fit"):  # the file contains a prior
+            cls(revision="v1").fit()
+        assert downloads.pop() == (repo, filename, "v1", None)
 
 
 # The real size --------------------------------------------------------------------------------

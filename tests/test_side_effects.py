@@ -1,11 +1,10 @@
-"""Calls that fail leave the classifier as it was; nothing around a call changes what it gives."""
+"""Failed calls leave the classifier unchanged; results do not depend on global state."""
 
 import contextlib
 import copy
 import os
 import pickle
 import signal
-import threading
 import warnings
 
 import joblib
@@ -35,24 +34,24 @@ def make(**params):
 
 
 @pytest.fixture(scope="module")
-def four():
-    """160 digits of four classes, and 40 of a fifth."""
-    data = load_digits(n_class=5)
-    X, y = data.images, data.target
+def data():
+    """Images and labels: 160 digits of four classes, and 40 of a fifth class."""
+    digits = load_digits(n_class=5)
+    X, y = digits.images, digits.target
     first = np.concatenate([np.flatnonzero(y == c)[:40] for c in range(4)])
     fifth = np.flatnonzero(y == 4)[:40]
     return X[first], y[first], X[fifth], y[fifth]
 
 
 @pytest.fixture(scope="module")
-def paths(four, tmp_path_factory):
-    """The same as files, the last of which is no image."""
+def paths(data, tmp_path_factory):
+    """Files of the same images. The last file is not an image."""
     folder = tmp_path_factory.mktemp("digits")
     files = []
-    for i, image in enumerate(np.concatenate([four[0], four[2]])):
+    for i, image in enumerate(np.concatenate([data[0], data[2]])):
         files.append(folder / f"{i}.png")
         Image.fromarray((image * 15).astype(np.uint8)).save(files[-1])
-    files[-1].write_bytes(b"no image")
+    files[-1].write_bytes(b"not an image")
     return files[:160], files[160:]
 
 
@@ -63,8 +62,8 @@ def state_of(clf):
 
 
 @contextlib.contextmanager
-def ctrl_c_heard():
-    """Where tests run in the background, the signal is ignored."""
+def sigint_enabled():
+    """Enable Ctrl-C, which is ignored in background processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -72,167 +71,86 @@ def ctrl_c_heard():
         signal.signal(signal.SIGINT, before)
 
 
-@contextlib.contextmanager
-def interrupted(seconds):
-    """Ctrl-C after some seconds, which is not caught."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    with ctrl_c_heard():
-        timer.start()
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                yield
-        finally:
-            timer.cancel()
+class InterruptingPrior(AnyOrderPrior):
+    """A prior that presses Ctrl-C in a given training step."""
 
-
-class CtrlC(AnyOrderPrior):
-    """A prior that presses Ctrl-C while it is trained, at a given step."""
-
-    steps, at = 0, 0
+    steps, interrupt_at = 0, 0
 
     def log_prob(self, *args):
         if self.training:
-            CtrlC.steps += 1
-            if CtrlC.steps == CtrlC.at:
+            InterruptingPrior.steps += 1
+            if InterruptingPrior.steps == InterruptingPrior.interrupt_at:
                 signal.raise_signal(signal.SIGINT)
         return super().log_prob(*args)
 
 
-@pytest.fixture
-def ctrl_c():
-    """A classifier of two steps an epoch, stopped at a step."""
+def interrupt_at(step):
+    """Interrupt training at a step from now on; 0 disables this."""
+    InterruptingPrior.steps, InterruptingPrior.interrupt_at = 0, step
 
-    def at(step, **params):
-        CtrlC.steps, CtrlC.at = 0, step
-        tokenizer = PatchTokenizer(n_codes=16)
-        random = torch.Generator().manual_seed(0)
-        prior = CtrlC(16, (4, 4), 4, dim=32, n_layer=1, n_head=2, generator=random)
+
+@pytest.fixture
+def make_interrupted():
+    """Return a function that makes a classifier, with two steps per epoch, that is interrupted."""
+
+    def make_interrupted(step, **params):
+        interrupt_at(step)
+        generator = torch.Generator().manual_seed(0)
+        prior = InterruptingPrior(16, (4, 4), 4, dim=32, n_layer=1, n_head=2, generator=generator)
         defaults = {"batch_size": 80, "max_iter": 9, "learning_rate_init": 1e-2}
+        tokenizer = PatchTokenizer(n_codes=16)
         return make(prior=prior, tokenizer=tokenizer, **(defaults | params))
 
-    with ctrl_c_heard():
-        yield at
+    with sigint_enabled():
+        yield make_interrupted
 
 
-# Calls that fail ------------------------------------------------------------------------------
+# Failed calls -----------------------------------------------------------------------------------
 
 
-def test_partial_fit_that_fails(four, paths):
-    (_, y, _, fifth), (good, more) = four, paths
-    clf = make().partial_fit(good, y)
-    before, proba = state_of(clf), clf.predict_proba(good[:9])
+def test_failed_partial_fit(data, paths):
+    (_, y, _, y_fifth), (files, more_files) = data, paths
+    clf = make().partial_fit(files, y)
+    before, proba = state_of(clf), clf.predict_proba(files[:9])
     with pytest.raises(ValueError, match=r"X\[39\] cannot be read"):
-        clf.partial_fit(more, fifth)
-    with interrupted(1.0):
-        clf.set_params(max_iter=10**6).partial_fit(more[:39], fifth[:39])
-    assert state_of(clf.set_params(max_iter=6)) == before
-    np.testing.assert_array_equal(clf.predict_proba(good[:9]), proba)
-    clf.partial_fit(more[:39], fifth[:39])  # again, and the failed calls do not count
+        clf.partial_fit(more_files, y_fifth)
+    assert state_of(clf) == before
+    np.testing.assert_array_equal(clf.predict_proba(files[:9]), proba)
+    clf.partial_fit(more_files[:39], y_fifth[:39])  # the failed call left no trace
     np.testing.assert_array_equal(clf.class_count_, [40, 40, 40, 40, 39])
 
 
-@pytest.mark.parametrize("grow", [False, True])
-def test_training_on_that_fails(four, grow):
-    X, y, _, _ = four
-    clf = make(warm_start=True).fit(X, y)
+def test_interrupted_partial_fit(data, make_interrupted):
+    X, y, X_fifth, y_fifth = data
+    clf = make_interrupted(0, max_iter=1).fit(X, y)
     before = state_of(clf)
-    go_on = clf.partial_fit if grow else clf.fit
-    if grow:
-        with interrupted(1.0):
-            clf.set_params(max_iter=10**6)
-            go_on(X[:80], y[:80])
-        assert state_of(clf.set_params(max_iter=6)) == before
-    clf.set_params(priors=[0.5, 0.5])
-    with pytest.raises(ValueError, match="Number of priors must match"):
-        go_on(X, y)
-    assert state_of(clf.set_params(priors=None)) == before
+    for images, labels in ((X_fifth, y_fifth), (X, y)):
+        interrupt_at(1)
+        with pytest.raises(KeyboardInterrupt):
+            clf.partial_fit(images, labels)
+        interrupt_at(0)
+        assert state_of(clf) == before
 
 
-def test_fit_again_that_fails(four):
-    X, y, _, _ = four
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_failed_call_on_a_fitted_classifier(data, method):
+    X, y, _, _ = data
     clf = make().fit(X, y)
     before = state_of(clf)
-    names = np.array(["a", "b", "c", "d"])[y]
-    with pytest.raises(ValueError, match="sum of the priors"):
-        clf.set_params(priors=[1.0, 1.0, 0.0, 0.0]).fit(X, names)
-    assert state_of(clf.set_params(priors=None)) == before
+    with pytest.raises(ValueError, match="class_prior must contain one probability"):
+        getattr(clf.set_params(class_prior=[0.5, 0.5]), method)(X, y)
+    assert state_of(clf.set_params(class_prior=None)) == before
 
 
-# Ctrl-C ---------------------------------------------------------------------------------------
-
-
-def test_ctrl_c_keeps_the_weights_so_far(four, ctrl_c):
-    X, y, _, _ = four
-
-    def fit_until(step, **params):
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            clf = ctrl_c(step, **params).fit(X, y)
-        assert [str(w.message) for w in seen] == ["Training interrupted by user."]
-        return clf
-
-    clf, earlier, watched = fit_until(14), fit_until(5), fit_until(14, verbose=1)
-    assert clf.n_iter_ == len(clf.loss_curve_) == 6 and earlier.n_iter_ == 2
-    assert clf.score_samples(X).mean() > earlier.score_samples(X).mean() + 1
-    np.testing.assert_array_equal(clf.predict_proba(X), watched.predict_proba(X))
-    stopped = fit_until(6, early_stopping=True)  # steps of an epoch are one here
-    assert stopped.n_iter_ == len(stopped.validation_scores_) == 5
-    assert stopped.best_iter_ == 1 + np.argmax(stopped.validation_scores_)
-    best = ctrl_c(0, early_stopping=True).fit(X, y)
-    np.testing.assert_allclose(stopped.validation_scores_, best.validation_scores_[:5])
-
-
-def test_ctrl_c_before_the_first_epoch_is_over(four, ctrl_c):
-    X, y, _, _ = four
-    clf = ctrl_c(2)
-    with pytest.raises(KeyboardInterrupt):
-        clf.fit(X, y)
-    with pytest.raises(NotFittedError, match=r"is not fitted yet. Call 'fit' with appropriate"):
-        clf.predict(X)
-    CtrlC.at = 0
-    before = state_of(clf.fit(X, y))
-    CtrlC.steps, CtrlC.at = 0, 1
-    with pytest.raises(KeyboardInterrupt):
-        clf.fit(X, y + 1)
-    assert state_of(clf) == before
-
-
-def test_what_was_interrupted_is_not_remembered(four, ctrl_c, tmp_path):
-    X, y, _, _ = four
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="Training interrupted by user"):
-            ctrl_c(5, memory=tmp_path).fit(X, y)
-    assert ctrl_c(0, memory=tmp_path).fit(X, y).n_iter_ == 9
-
-
-def test_ctrl_c_while_training_goes_on(four, ctrl_c):
-    X, y, _, _ = four
-    clf = ctrl_c(0, warm_start=True).fit(X, y)
-    before = clf.score_samples(X)
-    CtrlC.steps, CtrlC.at = 0, 5
-    with pytest.warns(UserWarning, match="Training interrupted by user"):
-        clf.fit(X, y)
-    assert clf.n_iter_ == 2 and (clf.score_samples(X) != before).all()
-
-
-# Order of checks ------------------------------------------------------------------------------
-
-
-def test_wrong_priors_are_found_before_training(four, monkeypatch):
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args: pytest.fail("trained first"))
-    with pytest.raises(ValueError, match="Number of priors must match"):
-        make(priors=[0.5, 0.5]).fit(*four[:2])
-
-
-def test_tokenizer_that_fails(four):
-    tokenizer = PatchTokenizer(n_codes=8, random_state=0).fit(four[0])
+def test_failed_fit_of_a_tokenizer(data):
+    tokenizer = PatchTokenizer(n_codes=8, random_state=0).fit(data[0])
     before = pickle.dumps(vars(tokenizer))
     with pytest.raises(ValueError, match="patch_size"):
-        tokenizer.set_params(patch_size=(0, 1)).fit(four[0][:, :5])
+        tokenizer.set_params(patch_size=(0, 1)).fit(data[0][:, :5])
     assert pickle.dumps(vars(tokenizer.set_params(patch_size="auto"))) == before
 
 
-def test_a_table_that_fails():
+def test_failed_fit_to_a_table():
     X = load_iris(as_frame=True).data
     tokenizer = QuantileTokenizer().fit(X)
     before = pickle.dumps(vars(tokenizer))
@@ -244,26 +162,32 @@ def test_a_table_that_fails():
     assert not hasattr(tokenizer.fit(X.to_numpy()), "feature_names_in_")
 
 
-def test_warnings_that_are_errors(four):
-    clf = make(tol=0.0).fit(*four[:2])
+def test_wrong_class_probabilities_are_found_before_training(data, monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args: pytest.fail("trained first"))
+    with pytest.raises(ValueError, match="class_prior must contain one probability"):
+        make(class_prior=[0.5, 0.5]).fit(*data[:2])
+
+
+def test_warnings_as_errors(data):
+    clf = make(tol=0.0).fit(*data[:2])
     before = state_of(clf)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         with pytest.raises(ConvergenceWarning):
-            clf.fit(four[0], four[1] + 1)
+            clf.fit(data[0], data[1] + 1)
     assert state_of(clf) == before
 
 
-def test_fitted_attributes_are_read_only(four):
+def test_fitted_attributes_are_read_only(data):
     clf = make()
-    with pytest.raises(AttributeError, match="no attribute 'classes_': it is not fitted yet"):
+    with pytest.raises(AttributeError, match="no attribute 'classes_'"):
         _ = clf.classes_
-    clf.fit(*four[:2])
-    with pytest.raises(AttributeError, match="'prior_' is what fit has learned"):
+    clf.fit(*data[:2])
+    with pytest.raises(AttributeError, match="'prior_'"):
         clf.prior_ = None
 
 
-def test_names_are_those_of_the_last_fit():
+def test_feature_names_are_those_of_the_last_fit():
     X, y = load_iris(return_X_y=True, as_frame=True)
     clf = make(max_iter=1).fit(X, y)
     assert list(clf.feature_names_in_) == list(X.columns)
@@ -272,62 +196,101 @@ def test_names_are_those_of_the_last_fit():
     assert not hasattr(tokenizer.fit(X.to_numpy()), "feature_names_in_")
 
 
-# What is around a call --------------------------------------------------------------------------
+# Ctrl-C -----------------------------------------------------------------------------------------
 
 
-def test_threads_give_what_one_thread_gives(four):
-    X, y, _, _ = four
+def test_interrupted_fit_keeps_the_weights_of_the_last_epoch(data, make_interrupted):
+    X, y, _, _ = data
+
+    def fit_until(step, **params):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            clf = make_interrupted(step, **params).fit(X, y)
+        assert [str(w.message) for w in caught] == ["Training interrupted by user."]
+        return clf
+
+    clf, earlier, verbose = fit_until(14), fit_until(5), fit_until(14, verbose=1)
+    assert clf.n_iter_ == len(clf.loss_curve_) == 6 and earlier.n_iter_ == 2
+    assert clf.score_samples(X).mean() > earlier.score_samples(X).mean() + 1
+    np.testing.assert_array_equal(clf.predict_proba(X), verbose.predict_proba(X))
+    stopped = fit_until(6, early_stopping=True)  # one step per epoch, because samples are held out
+    assert stopped.n_iter_ == len(stopped.validation_scores_) == 5
+    assert stopped.best_iter_ == 1 + np.argmax(stopped.validation_scores_)
+    whole = make_interrupted(0, early_stopping=True).fit(X, y)
+    np.testing.assert_allclose(stopped.validation_scores_, whole.validation_scores_[:5])
+
+
+def test_interrupted_fit_in_the_first_epoch(data, make_interrupted):
+    X, y, _, _ = data
+    clf = make_interrupted(2)
+    with pytest.raises(KeyboardInterrupt):
+        clf.fit(X, y)
+    with pytest.raises(NotFittedError, match=r"is not fitted yet. Call 'fit' with appropriate"):
+        clf.predict(X)
+    interrupt_at(0)
+    before = state_of(clf.fit(X, y))
+    interrupt_at(1)
+    with pytest.raises(KeyboardInterrupt):
+        clf.fit(X, y + 1)
+    assert state_of(clf) == before
+
+
+def test_interrupted_fit_is_not_cached(data, make_interrupted, tmp_path):
+    X, y, _, _ = data
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="Training interrupted by user"):
+            make_interrupted(5, memory=tmp_path).fit(X, y)
+    assert make_interrupted(0, memory=tmp_path).fit(X, y).n_iter_ == 9
+
+
+# Global state -----------------------------------------------------------------------------------
+
+
+def test_threads_do_not_change_results(data):
+    X, y, _, _ = data
     sizes = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32, "dropout": 0.1}
-    tasks = [make(prior=sizes, random_state=seed, checkpointing=True) for seed in (0, 0, 1)]
-    alone = [copy.deepcopy(clf).fit(X, y).predict_proba(X) for clf in tasks]
+    classifiers = [make(prior=sizes, random_state=seed) for seed in (0, 0, 1)]
+    expected = [copy.deepcopy(clf).fit(X, y).predict_proba(X) for clf in classifiers]
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
     with joblib.parallel_config("threading", n_jobs=2):
-        fits = joblib.Parallel()(joblib.delayed(clf.fit)(X, y) for clf in tasks)
+        fits = joblib.Parallel()(joblib.delayed(clf.fit)(X, y) for clf in classifiers)
         cross_val_score(make(), X, y, cv=2, n_jobs=2)
-    for clf, proba in zip(fits, alone, strict=True):
+    for clf, proba in zip(fits, expected, strict=True):
         np.testing.assert_array_equal(clf.predict_proba(X), proba)
     assert (torch.get_rng_state() == states[0]).all()
     assert (np.random.get_state()[1] == states[1]).all()
 
 
 @pytest.mark.parametrize("finetune", ["full", "lora"])
-def test_the_global_generator_is_not_touched(four, finetune):
-    X, y, fifth, label = four
+def test_the_global_generator_is_not_used(data, finetune):
+    X, y, X_fifth, y_fifth = data
     torch.manual_seed(5)
     state = torch.get_rng_state()
     clf = make(finetune=finetune).fit(X, y)
-    clf.partial_fit(fifth, label).sample(2, random_state=0)
+    clf.partial_fit(X_fifth, y_fifth).sample(2, random_state=0)
     assert (torch.get_rng_state() == state).all()
 
 
-def test_dropout_is_drawn_again_where_activations_are_computed_again(four):
-    X, y, _, _ = four
-    sizes = {"dim": 32, "n_layer": 3, "n_head": 2, "multiple_of": 32, "dropout": 0.2}
-    plain, twice = (make(prior=sizes, checkpointing=on).fit(X, y) for on in (False, True))
-    np.testing.assert_allclose(twice.loss_curve_, plain.loss_curve_, rtol=1e-5)
-    np.testing.assert_allclose(twice.predict_proba(X), plain.predict_proba(X), atol=1e-3)
+def test_cached_fits_advance_a_random_state_instance(data, tmp_path):
+    X, y, _, _ = data
 
-
-def test_a_random_state_instance_advances_alike_cold_and_warm(four, tmp_path):
-    X, y, _, _ = four
-
-    def both(memory):
+    def fit_twice(memory):
         rng = np.random.RandomState(3)
         return [make(random_state=rng, memory=memory).fit(X, y).predict_proba(X) for _ in "ab"]
 
-    without, cold, warm = both(None), both(tmp_path), both(tmp_path)
-    assert np.abs(without[0] - without[1]).max() > 1e-4
-    for other in (cold, warm):
-        np.testing.assert_allclose(other, without, atol=1e-9, rtol=0)
+    uncached, first, cached = fit_twice(None), fit_twice(tmp_path), fit_twice(tmp_path)
+    assert np.abs(uncached[0] - uncached[1]).max() > 1e-4
+    for proba in (first, cached):
+        np.testing.assert_allclose(proba, uncached, atol=1e-9, rtol=0)
 
 
 @contextlib.contextmanager
-def rounded_products():
+def matmul_precision(precision):
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
-        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -338,6 +301,7 @@ def default_dtype(dtype):
     torch.set_default_dtype(dtype)
     try:
         yield
+        assert torch.get_default_dtype() == dtype
     finally:
         torch.set_default_dtype(before)
 
@@ -349,19 +313,14 @@ AMBIENT = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "rounded products": rounded_products,
+    "matmul precision": lambda: matmul_precision("medium"),
 }
 
 
-@pytest.fixture(scope="module")
-def in_peace(four, tmp_path_factory):
-    return every_answer(four, tmp_path_factory.mktemp("saved"))
-
-
-def every_answer(four, folder):
-    X, y, fifth, label = four
+def all_results(data, folder):
+    X, y, X_fifth, y_fifth = data
     clf = make(precision="float32", crop="random", augmentation=2).fit(X, y)
-    clf.partial_fit(fifth, label).save_pretrained(folder)
+    clf.partial_fit(X_fifth, y_fifth).save_pretrained(folder)
     clf = AnyOrderARClassifier.from_pretrained(folder)
     tuned = make(prior=str(folder), finetune="lora", precision="float32").fit(X, y)
     mask = np.zeros((8, 8), dtype=bool)
@@ -369,24 +328,27 @@ def every_answer(four, folder):
     return {
         "proba": clf.predict_proba(X[:9]),
         "tuned": tuned.predict_proba(X[:9]),
-        "racing": tuned.set_params(search="racing", racing_screen=3).predict_proba(X[:9]),
+        "early stopping": tuned.set_params(search="auto").predict(X[:9]),
         "evidence": clf.explain(X[:3]).maps,
         "samples": clf.sample(3, random_state=0),
-        "filled": clf.inpaint(X[:3], mask, random_state=0),
+        "inpainted": clf.inpaint(X[:3], mask, random_state=0),
     }
 
 
-@pytest.mark.parametrize("name", AMBIENT)
-def test_ambient_torch_settings_change_nothing(four, in_peace, tmp_path, name):
-    with AMBIENT[name]():
-        answers = every_answer(four, tmp_path)
-        if name in ("float64", "bfloat16"):  # which belongs to the caller
-            assert torch.get_default_dtype() == getattr(torch, name)
-    for key, expected in in_peace.items():
-        np.testing.assert_array_equal(answers[key], expected, err_msg=key)
+@pytest.fixture(scope="module")
+def expected_results(data, tmp_path_factory):
+    return all_results(data, tmp_path_factory.mktemp("saved"))
 
 
-# What is loaded ---------------------------------------------------------------------------------
+@pytest.mark.parametrize("setting", AMBIENT)
+def test_torch_settings_do_not_change_results(data, expected_results, tmp_path, setting):
+    with AMBIENT[setting]():
+        results = all_results(data, tmp_path)
+    for name, expected in expected_results.items():
+        np.testing.assert_array_equal(results[name], expected, err_msg=name)
+
+
+# Files ------------------------------------------------------------------------------------------
 
 
 def write(prior, file):
@@ -397,7 +359,7 @@ def write(prior, file):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_what_was_loaded_does_not_depend_on_its_file(tmp_path, suffix):
+def test_loaded_weights_do_not_depend_on_their_file(tmp_path, suffix):
     random = torch.Generator().manual_seed(0)
     first, second = (AnyOrderPrior(8, (2, 2), 3, dim=64, n_layer=2, generator=random) for _ in "ab")
     file, other = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
@@ -405,7 +367,7 @@ def test_what_was_loaded_does_not_depend_on_its_file(tmp_path, suffix):
     write(second, other)
     loaded = load_prior(file, grid=(2, 2), n_head=4, num_classes=3)
     content = other.read_bytes()
-    with open(file, "rb+") as target:  # the same file, as copying over it does
+    with open(file, "rb+") as target:  # overwrites the file in place
         target.write(content)
     for name, weight in first.state_dict().items():
         assert (loaded.state_dict()[name] == weight).all()
@@ -413,11 +375,11 @@ def test_what_was_loaded_does_not_depend_on_its_file(tmp_path, suffix):
     assert np.isfinite(sum(p.double().sum().item() for p in loaded.parameters()))
 
 
-# Frames -----------------------------------------------------------------------------------------
+# Data frames ------------------------------------------------------------------------------------
 
 
-def test_frames_come_from_transform_and_fit_transform(four):
-    X, y, _, _ = four
+def test_transform_and_fit_transform_return_data_frames(data):
+    X, y, _, _ = data
     clf = make().set_output(transform="pandas")
     for out in (clf.fit_transform(X, y), clf.transform(X)):
         assert isinstance(out, pd.DataFrame)
@@ -442,8 +404,8 @@ LABELS = {
 
 
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
-def test_labels_and_numpy_numbers_are_saved(four, tmp_path, labels):
-    X, y, _, _ = four
+def test_save_labels_and_numpy_scalars(data, tmp_path, labels):
+    X, y, _, _ = data
     clf = make(
         max_iter=np.int64(1),
         tol=np.float32(10.0),
@@ -462,11 +424,11 @@ def test_labels_and_numpy_numbers_are_saved(four, tmp_path, labels):
 
 
 @pytest.mark.parametrize("other", [np.int64, np.float32, np.float64, np.uint16, list])
-def test_numbers_on_another_scale_than_in_fit(four, other):
-    bytes_ = (four[0] * 15.9375).round().astype(np.uint8)
-    clf = make().fit(bytes_, four[1])
+def test_predict_with_another_scale_than_fit(data, other):
+    bytes_ = (data[0] * 15.9375).round().astype(np.uint8)
+    clf = make().fit(bytes_, data[1])
     X = bytes_.tolist() if other is list else bytes_.astype(other)
-    if other is np.uint16:  # a type that says its scale, on which these are dark
+    if other is np.uint16:  # its full scale is 65535, so these images are dark
         with pytest.warns(UserWarning, match="from 0 to 0.00389, but .* from 0 to 1 "):
             clf.predict(X)
         return
@@ -477,16 +439,16 @@ def test_numbers_on_another_scale_than_in_fit(four, other):
     np.testing.assert_array_equal(clf.predict(bytes_ / 255), clf.predict(bytes_))
 
 
-def test_bytes_after_numbers_without_a_scale(four, tmp_path):
-    clf = make().fit(four[0], four[1])  # 0 ... 16
+def test_predict_with_bytes_after_fit_without_a_scale(data, tmp_path):
+    clf = make().fit(data[0], data[1])  # 0 ... 16
     with pytest.raises(ValueError, match="fitted on numbers from 0 to 16"):
-        clf.predict(four[0].astype(np.uint8))
+        clf.predict(data[0].astype(np.uint8))
     with pytest.warns(UserWarning, match="X has numbers from 0 to 1, but"):
-        clf.predict(four[0] / 16)
-    Image.fromarray(four[0][0].astype(np.uint8)).save(tmp_path / "digit.png")
+        clf.predict(data[0] / 16)
+    Image.fromarray(data[0][0].astype(np.uint8)).save(tmp_path / "digit.png")
     with pytest.raises(ValueError, match="fitted on numbers from 0 to 16"):
         clf.predict([tmp_path / "digit.png"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        clf.predict(four[0] * 1.5 - 3)
-        clf.predict(np.zeros((2, 8, 8)))  # blank
+        clf.predict(data[0] * 1.5 - 3)
+        clf.predict(np.zeros((2, 8, 8)))  # blank images

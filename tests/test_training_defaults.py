@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, SharedTrunkPrior
 from skaocls.fitted.initialization import DEFAULT_SIZES
 from skaocls.training import defaults, loop
@@ -165,13 +164,3 @@ def test_choices_can_be_passed_as_parameters(digits, tmp_path):
     np.testing.assert_array_equal(tokenizer.fit(X).transform(X), codes)
     del restored.choices_["tokenizer"], choices["tokenizer"]
     assert restored.choices_ == choices
-
-
-def test_held_out_samples_need_two_samples_per_class(digits):
-    X, y, _, _ = digits
-    clf = small_classifier(AnyOrderARClassifier, early_stopping=True)
-    _, first = np.unique(y, return_index=True)
-    with pytest.raises(ValueError, match=r"needs at least 2 samples; 3 classes have one\."):
-        clf.fit(X[first], y[first])
-    with pytest.raises(ValueError, match="so 3 to 7 samples can be held out"):
-        clf.fit(X[:10], y[:10])

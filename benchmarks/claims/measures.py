@@ -83,7 +83,7 @@ def measure_settings(model, X, labels):
 
 
 def ar_points(clf, X, labels, ll, seconds):
-    """Measure our classifier: numbers of orders, aggregations, and early stopping."""
+    """Measure our classifier: numbers of orders, aggregations, and early-stopped scoring."""
     points = []
     for k in (k for k in N_ORDERS if k <= ll.shape[1]):
         cost = flops_per_image(clf, X.shape[1:]) * k / ll.shape[1], seconds * k / ll.shape[1]
@@ -92,7 +92,7 @@ def ar_points(clf, X, labels, ll, seconds):
             points.append(point(joint, labels, *cost, orders=k, aggregation=how))
     unchanged = {"search": clf.search, "n_orders": clf.n_orders}
     for k in (k for k in STOPPED_ORDERS if k <= ll.shape[1] and ll.shape[1] > 1):
-        clf.set_params(n_orders=k, **common.early_stopping())
+        clf.set_params(n_orders=k, search="auto")
         seconds, (joint, stats) = common.timed(clf.predict_joint_log_proba, X, return_stats=True)
         share = stats["evaluations"].mean() / stats["exhaustive_evaluations"]
         exhaustive = joint_log_proba(ll[:, :k], clf.class_log_prior_, AGGREGATIONS[0])
@@ -105,7 +105,7 @@ def ar_points(clf, X, labels, ll, seconds):
 
 
 def stopped_flops(clf, n_orders, share):
-    """Return an upper bound of the operations with early stopping.
+    """Return an upper bound of the operations of early-stopped scoring.
 
     `share` is the share of token evaluations that were made. The work of an order that does not
     depend on the class is counted for every token that any class has read.
@@ -148,8 +148,8 @@ def use_fast_search(model):
     name = type(model).__name__
     if name == "AnyOrderARClassifier":
         several = len(model.orders_) > 1
-        search = common.early_stopping() if several else {"search": "exhaustive"}
-        return model.set_params(n_orders=min(TABLE_ORDERS, model.n_orders), **search)
+        search = "auto" if several else "exhaustive"
+        return model.set_params(n_orders=min(TABLE_ORDERS, model.n_orders), search=search)
     if name == "DiffusionClassifier":
         steps = min(FAST_TIMESTEPS, model.n_timesteps)
         return model.set_params(n_timesteps=steps, adaptive=True)

@@ -170,7 +170,7 @@ def calibration(results, task, name, setting):
 
 
 def fast_search_row(results, task, name, setting):
-    """Return the row of the same contestant with early stopping or elimination."""
+    """Return the row of the same model with early-stopped scoring or elimination."""
     search, key = (ELIMINATION, "steps") if name == DIFFUSION else (EARLY_STOPPED, "orders")
     points = results.standard(task, name)[0]["points"]
     counts = [p[key] for p in points if p.get("search") == search]

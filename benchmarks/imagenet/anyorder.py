@@ -43,7 +43,9 @@ def make_classifier(args):
 
 def settings_of(clf, args):
     """Return everything that predictions depend on; `clf` may have another order than `args`."""
-    settings = {name: getattr(args, name) for name in ("prior", "tokenizer", *PARAMS)}
+    settings = {
+        name: getattr(args, name) for name in ("prior", "tokenizer", "latent_noise", *PARAMS)
+    }
     settings["tokens"] = None if args.tokens is None else str(args.tokens)
     settings["order"] = clf.order
     precision = resolve_precision(args.precision, resolve_device(args.device))
@@ -63,9 +65,9 @@ def restricted(clf, classes):
     if unknown:
         raise SystemExit(f"The classifier does not know the class {unknown[0]}.")
     keep = [column[c] for c in classes]
-    smaller = copy.copy(clf)
+    class_prior = clf.class_prior_[keep] / clf.class_prior_[keep].sum()
+    smaller = copy.copy(clf).set_params(class_prior=class_prior)
     smaller.model_ = clf.model_.restricted(keep)
-    smaller.class_log_prior_ = clf.class_log_prior_[keep]
     return smaller
 
 

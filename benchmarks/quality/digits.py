@@ -44,7 +44,7 @@ def measure(seed, params):
     exhaustive = clf.set_params(search="exhaustive").predict(X_test)
     result["codes"], result["early_stopping"] = clf.tokenizer_.n_codes_, {}
     for error in ERRORS:
-        clf.set_params(**common.early_stopping(error))
+        clf.set_params(search=error)
         seconds, (joint, stats) = common.timed(
             clf.predict_joint_log_proba, X_test, return_stats=True
         )
@@ -110,8 +110,8 @@ def page(record):
         f"`python -m benchmarks.quality.digits`; {record['machine']}, {versions}. Trained by "
         "likelihood alone; every order reads the image itself.",
         accuracy_table(record["rows"]),
-        "With early-stopped scoring, an image reads no further orders once its class is decided up to the "
-        "allowed error. Means over the seeds, 450 images." + record.get("note", ""),
+        "With early-stopped scoring, an image reads no further orders once its class is decided up "
+        "to the allowed error. Means over the seeds, 450 images." + record.get("note", ""),
         early_stopping_table(record["rows"]),
     )
 

@@ -15,7 +15,7 @@ import tempfile
 import numpy as np
 
 import skaocls
-from skaocls import AnyOrderARClassifier
+from skaocls import AnyOrderARClassifier, FineTuning
 
 from .. import common
 from ..characters import TEST_SEED, TOKENIZER, TRAIN_SEED, characters
@@ -23,49 +23,42 @@ from ..characters import TEST_SEED, TOKENIZER, TRAIN_SEED, characters
 SHOTS = (5, 10, 50)
 N_ORDERS = 8
 METHODS = {
-    "from scratch": {},
-    "from scratch, larger, five times the steps": {},
-    "full": {"finetune": "full"},
-    "full, no dropout": {"finetune": "full", "finetune_dropout": 0.0},
-    "full, no dropout, from the null class": {
-        "finetune": "full",
-        "finetune_dropout": 0.0,
-        "new_classes": "null",
-    },
-    "lora": {"finetune": "lora"},
-    "lora, no dropout": {"finetune": "lora", "finetune_dropout": 0.0},
-    "class_embedding": {"finetune": "class_embedding"},
-    "class_embedding, from the null class": {
-        "finetune": "class_embedding",
-        "new_classes": "null",
-    },
-    "head": {"finetune": "head"},
+    "from scratch": None,
+    "from scratch, larger, five times the steps": None,
+    "full": FineTuning("full"),
+    "full, no dropout": FineTuning("full", dropout=0.0),
+    "full, no dropout, from the null class": FineTuning("full", dropout=0.0, new_classes="null"),
+    "lora": FineTuning("lora"),
+    "lora, no dropout": FineTuning("lora", dropout=0.0),
+    "class_embedding": FineTuning("class_embedding"),
+    "class_embedding, from the null class": FineTuning("class_embedding", new_classes="null"),
+    "head": FineTuning("head"),
 }
 
 
-def n_trainable(clf, params):
+def n_trainable(clf, finetuning):
     """Count the parameters that training changes."""
     sizes = {name: p.numel() for name, p in clf.prior_.named_parameters()}
     table = len(clf.classes_) * clf.prior_.class_table.shape[1]
-    mode = params.get("finetune", "full")
+    mode = "full" if finetuning is None else finetuning.mode
     if mode == "class_embedding":
         return table
     if mode == "head":
         return sum(size for name, size in sizes.items() if name.startswith("head."))
     if mode == "lora":
         matrices = [p for _, p in clf.prior_.layers.named_parameters() if p.ndim == 2]
-        return table + clf.lora_rank * sum(sum(p.shape) for p in matrices)
+        return table + finetuning.lora_rank * sum(sum(p.shape) for p in matrices)
     return sum(sizes.values())
 
 
 def finetune(name, train, test, *, seed, batch, steps, folder, **settings):
     """Train one method for a number of steps, and return its accuracy and cost."""
-    (X, y), params = train, METHODS[name]
+    (X, y), finetuning = train, METHODS[name]
     clf = AnyOrderARClassifier(
         n_orders=N_ORDERS, random_state=seed, **common.LIKELIHOOD_ONLY, **settings
     )
-    if params:
-        clf.set_params(prior=folder, **params)
+    if finetuning is not None:
+        clf.set_params(prior=folder, finetune=finetuning)
     elif "larger" in name:
         clf.set_params(prior=common.SMALL_PRIOR)
         steps *= 5
@@ -74,7 +67,7 @@ def finetune(name, train, test, *, seed, batch, steps, folder, **settings):
     return {
         "method": name,
         "accuracy": clf.score(*test),
-        "trainable": n_trainable(clf, params),
+        "trainable": n_trainable(clf, finetuning),
         "seconds": seconds,
         "passes": clf.model_.readings,
     }
@@ -122,12 +115,13 @@ def measure_characters(args, folder):
         chosen = np.flatnonzero(new).reshape(args.new, -1)[:, :n].ravel()
         train, test = (X[chosen], y[chosen]), (X_test[tested], y_test[tested])
         job = {"seed": 0, "batch": min(64, len(chosen)), "steps": args.character_steps}
-        for name, params in METHODS.items():
+        for name, finetuning in METHODS.items():
             if any(word in name for word in ("larger", "null", "no dropout")):
                 continue
-            own = {"augmentation": None} if params else scratch | {"prior": common.SMALL_PRIOR}
-            # early stopping, because each of a hundred classes reads the image anew
-            row = finetune(name, train, test, folder=folder, **job, **own, search="auto")
+            own = {"augmentation": None}
+            if finetuning is None:
+                own = scratch | {"prior": common.SMALL_PRIOR}
+            row = finetune(name, train, test, folder=folder, **job, **own)
             rows.append({"seed": 0, "shots": n, "task": "characters"} | row)
             print(json.dumps(rows[-1]), flush=True)
     return rows

@@ -13,7 +13,7 @@ import warnings
 
 from sklearn.exceptions import ConvergenceWarning
 
-from skaocls import AnyOrderARClassifier
+from skaocls import AnyOrderARClassifier, FineTuning
 
 from .. import common
 from ..characters import TEST_SEED, TOKENIZER, TRAIN_SEED, characters
@@ -44,8 +44,7 @@ def run(task, train, test, step, settings, method):
     prior = {"architecture": architecture} | settings.get("prior", {})
     clf = AnyOrderARClassifier(
         **settings | {"prior": prior if len(prior) > 1 else architecture},
-        finetune=mode,
-        finetune_dropout=0.0,
+        finetune=FineTuning(mode, dropout=0.0),
         **common.LIKELIHOOD_ONLY,
         n_orders=8,
         random_state=0,

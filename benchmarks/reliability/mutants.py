@@ -37,21 +37,15 @@ from mutmut.mutation.pragma_handling import IgnoredCode
 from ..common import RESULTS, ROOT, page, parser, read_json, table, write_page
 
 TESTS = {  # test files, and words in the names of tests to run (all if empty)
-    "aggregation": ("test_scoring.py", "posterior sums impossible aggregation"),
-    "calibration": ("test_calibration.py", "mean_posterior no_ not_count weight bins"),
-    "engine": ("test_scoring.py test_racing.py", ""),
-    "engines": ("test_scoring.py test_shared_trunk.py", "brute_force formula bfloat16"),
+    "aggregation": ("test_scoring.py", "posterior sums impossible aggregation joint"),
+    "calibration": ("test_calibration.py", "mean_posterior without ignored weight hand"),
+    "early_stopping": ("test_early_stopping.py", ""),
+    "engine": ("test_scoring.py test_early_stopping.py", ""),
     "evidence": ("test_evidence.py", ""),
     "exhaustive": ("test_scoring.py test_shared_trunk.py", ""),
     "heads": ("test_shared_trunk.py", ""),
     "orders": ("test_orders.py", ""),
-    "racing": (
-        "test_racing.py test_screening.py test_shared_trunk.py test_scoring.py",
-        "race exits follows company bound fill memory search rounds no_numbers",
-    ),
     "sampling": ("test_generation.py", ""),
-    "screening": ("test_screening.py", ""),
-    "stopping": ("test_stopping.py", ""),
 }
 SLOW_FIXTURES = {"fitted", "clf", "ten_digits", "digits"}  # they train a classifier
 CPU_SECONDS, CPU_FACTOR = 6, 3  # limit: seconds plus a multiple of the unchanged tests' time

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from skaocls import SharedTrunkPrior, distributed
+from skaocls.training.config import ResolvedConfig
 from skaocls.training.loop import train_prior
 
 from .. import common
@@ -43,9 +44,9 @@ def train(sizes, steps):
     rng = np.random.RandomState(0)
     codes = rng.randint(N_CODES, size=(BATCH * steps, 1, GRID[0] * GRID[1]))
     labels = rng.randint(N_CLASSES, size=len(codes))
-    params = {"max_iter": 1, "batch_size": BATCH, "learning_rate": 1e-4}
+    config = ResolvedConfig(max_iter=1, batch_size=BATCH, learning_rate_init=1e-4)
     before = bytes_sent()
-    seconds, _ = common.timed(train_prior, prior, codes, labels, **params)
+    seconds, _ = common.timed(train_prior, prior, codes, labels, config)
     return seconds, bytes_sent() - before
 
 

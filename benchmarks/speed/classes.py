@@ -4,8 +4,8 @@
 
 The priors have random weights: small ones with two codebooks and, with ``--large``, one of
 RandAR-L's shape in bfloat16. The images are sampled from the priors, so that early-stopped scoring
-meets classes that differ. Each time is the best of several runs. Writes ``classes.json``, ``classes.md``
-and ``docs/classes.png``.
+meets classes that differ. Each time is the best of several runs. Writes ``classes.json``,
+``classes.md`` and ``docs/classes.png``.
 """
 
 from pathlib import Path
@@ -120,8 +120,8 @@ def page(record, command):
     stopped = [r["stopped_orders"] for r in record["small"] if r["prior"] == common.SHARED]
     blocks = [
         ratio_table(record["small"]),
-        f"With early-stopped scoring, the shared trunk reads {min(stopped):.2f} to {max(stopped):.2f} of "
-        "the orders." + record.get("note", ""),
+        f"With early-stopped scoring, the shared trunk reads {min(stopped):.2f} to "
+        f"{max(stopped):.2f} of the orders." + record.get("note", ""),
     ]
     if "large" in record:
         one = record["large"][0]

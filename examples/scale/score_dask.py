@@ -1,4 +1,4 @@
-"""Predictions by the workers of a Dask cluster, here two of this machine."""
+"""Predict with the workers of a Dask cluster, here two local ones."""
 
 import joblib
 import numpy as np
@@ -15,11 +15,11 @@ def main():
     clf = AnyOrderARClassifier(max_iter=5, random_state=0).fit(X_train, y_train)
     alone = clf.predict_proba(X_test)
 
-    # on a real cluster: Client("tcp://scheduler:8786"); one thread for each worker
+    # on a real cluster: Client("tcp://scheduler:8786"), with one thread per worker
     cluster = LocalCluster(n_workers=2, threads_per_worker=1)
     with cluster, Client(cluster), joblib.parallel_config("dask"):
         shared = clf.predict_proba(X_test)
-    print("Dask's workers differ from one process by", np.abs(shared - alone).max())
+    print("largest difference from one process:", np.abs(shared - alone).max())
 
 
 if __name__ == "__main__":

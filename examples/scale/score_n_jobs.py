@@ -1,4 +1,4 @@
-"""Predictions by two processes of this machine."""
+"""Predict with two local processes."""
 
 import joblib
 import numpy as np
@@ -14,19 +14,19 @@ def main():
     clf = AnyOrderARClassifier(max_iter=5, random_state=0).fit(X_train, y_train)
     alone = clf.predict_proba(X_test)
 
-    # two processes, or as many as there are processors with -1
+    # two processes; -1 uses all processors
     clf.set_params(n_jobs=2)
     shared = clf.predict_proba(X_test)
-    print("processes differ from one by", np.abs(shared - alone).max())
+    print("largest difference from one process:", np.abs(shared - alone).max())
 
-    # the same, and other engines, from outside; two threads for the products of each process
+    # joblib can also set the backend and the number of threads for the matrix products of a process
     clf.set_params(n_jobs=None)
     with joblib.parallel_config("loky", n_jobs=2, inner_max_num_threads=2):
         shared = clf.predict_proba(X_test)
     with joblib.parallel_config("threading", n_jobs=2):
         threads = clf.predict_proba(X_test)
-    print("with more threads by", np.abs(shared - alone).max(), np.abs(threads - alone).max())
+    print("with more threads:", np.abs(shared - alone).max(), np.abs(threads - alone).max())
 
 
-if __name__ == "__main__":  # processes that are started read this file again
+if __name__ == "__main__":  # new processes import this file
     main()

@@ -1,4 +1,4 @@
-"""Predictions by the workers of a Ray cluster, here two of this machine."""
+"""Predict with the workers of a Ray cluster, here two local ones."""
 
 import joblib
 import numpy as np
@@ -20,7 +20,7 @@ def main():
     register_ray()
     with joblib.parallel_config("ray", n_jobs=2):
         shared = clf.predict_proba(X_test)
-    print("Ray's workers differ from one process by", np.abs(shared - alone).max())
+    print("largest difference from one process:", np.abs(shared - alone).max())
     ray.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""Predictions for a Spark data frame, here by two workers of this machine."""
+"""Predict for a Spark data frame, here with two local workers."""
 
 import tempfile
 from pathlib import Path
@@ -13,8 +13,8 @@ from sklearn.model_selection import train_test_split
 from skaocls import AnyOrderARClassifier
 
 
-def predicted(frames):
-    """Called once for each partition, in a worker: what it gets are lots of rows."""
+def predict(frames):
+    """Predict the batches of rows of one partition, in a worker."""
     import torch
 
     torch.set_num_threads(1)
@@ -40,15 +40,15 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "classifier"
         clf.save_pretrained(saved)
-        spark.sparkContext.addFile(str(saved), recursive=True)  # to each machine, once
+        spark.sparkContext.addFile(str(saved), recursive=True)  # once to each machine
 
         rows = pd.DataFrame({"id": range(len(X_test)), "pixels": list(X_test.reshape(-1, 64))})
         table = spark.createDataFrame(rows).repartition(2)
         schema = "id long, label long, proba array<double>"
-        found = table.mapInPandas(predicted, schema).toPandas().sort_values("id")
+        found = table.mapInPandas(predict, schema).toPandas().sort_values("id")
     spark.stop()
     shared = np.stack(found["proba"])
-    print("Spark's workers differ from one process by", np.abs(shared - alone).max())
+    print("largest difference from one process:", np.abs(shared - alone).max())
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 #!/bin/bash
 #SBATCH --job-name=skaocls
 #SBATCH --nodes=2
-#SBATCH --ntasks-per-node=1     # one torchrun on each node, which starts a process for each GPU
+#SBATCH --ntasks-per-node=1     # one torchrun per node, which starts one process per GPU
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=32
 #SBATCH --time=12:00:00
-#SBATCH --requeue               # started again, it goes on from the last checkpoint
+#SBATCH --requeue               # a restarted job continues from the last checkpoint
 
 # sbatch slurm_train.sh --data /shared/images --output /shared/classifier
-# Data and output lie where all nodes see them; checkpoints are read and written by the first alone.
+# All nodes must have access to data and output. Only the first process reads and writes checkpoints.
 set -euo pipefail
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

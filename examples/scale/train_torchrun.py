@@ -1,7 +1,6 @@
-"""Train with one process or with many: ``torchrun --nproc-per-node 2 train_torchrun.py``.
+"""Train with one or several processes: ``torchrun --nproc-per-node 2 train_torchrun.py``.
 
-Every process runs all of this, with the same data. Only what is not the classifier's own, such as
-printing and saving, asks which process it is in.
+Every process runs the whole script with the same data. Only the main process prints and saves.
 """
 
 import argparse
@@ -12,7 +11,7 @@ from sklearn.model_selection import train_test_split
 from skaocls import AnyOrderARClassifier, distributed, load_image_folder
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--data", help="folder with a subfolder of images for each class")
+parser.add_argument("--data", help="folder with one subfolder of images per class")
 parser.add_argument("--output", default="classifier")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--batch-size", type=int, default=64)
@@ -29,13 +28,15 @@ X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.2, random_
 clf = AnyOrderARClassifier(
     image_shape=shape,
     max_iter=args.epochs,
-    batch_size=args.batch_size,  # of all processes together
-    checkpoint_dir=f"{args.output}-checkpoints",  # started again, it goes on from there
+    batch_size=args.batch_size,  # total of all processes
+    checkpoint_dir=f"{args.output}-checkpoints",  # a restarted script continues
     random_state=0,
     verbose=1,
 )
 clf.fit(X_train, y_train)
-accuracy = clf.score(X_test, y_test)  # called by all: each reads its share of the images
+accuracy = clf.score(
+    X_test, y_test
+)  # called by all processes, each of which scores a part of the images
 
 if distributed.is_main():
     clf.save_pretrained(args.output)

@@ -1,13 +1,12 @@
 """Fit a model to data, and extend a fitted model by further data."""
 
 import copy
-import math
 import os
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.model_selection import train_test_split
+from sklearn.base import BaseEstimator
 
 from skaocls.devices import own_torch_state, resolve_device
 from skaocls.distributed import check_same_on_ranks, is_main, world_size
@@ -24,8 +23,9 @@ from skaocls.progress import say
 from skaocls.training.checkpoints import Checkpoints, checkpoints_in
 from skaocls.training.config import TrainingConfig
 from skaocls.training.finetuning import merge_finetuning, prepare_finetuning, set_classes
-from skaocls.training.loop import Validation, train_prior
+from skaocls.training.loop import train_prior
 from skaocls.training.state import History
+from skaocls.training.validation import Validation, split_validation
 from skaocls.version import __version__
 
 
@@ -57,9 +57,12 @@ class FitResult(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Training samples: codes (n, n_views, n_tokens), labels (n,) and weights (n,)."""
+    """Training samples: codes (n, n_views, n_tokens), labels (n,) and weights (n,).
 
-    codes: Any
+    The codes may be :class:`skaocls.images.lazy.Lazy`.
+    """
+
+    codes: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
 
@@ -89,7 +92,7 @@ def fit_model(
     config: TrainingConfig,
     seed: int,
     *,
-    tokenizer: Any = "auto",
+    tokenizer: str | BaseEstimator = "auto",
     pretrained: Prior | None = None,
     cache: ResultCache | None = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -141,7 +144,8 @@ def fit_model(
         fingerprint = {name: hash_object(value) for name, value in inputs.items()}
     call = FitCall(
         batch,
-        Samples(None, columns, weights),
+        columns,
+        weights,
         classes,
         config,
         tokenizer,
@@ -165,10 +169,11 @@ class FitCall:
     """The training of a call of :func:`fit_model`, which documents the attributes."""
 
     batch: Batch
-    samples: Samples
+    columns: np.ndarray
+    weights: np.ndarray
     classes: np.ndarray
     config: TrainingConfig
-    tokenizer: Any
+    tokenizer: str | BaseEstimator
     pretrained: Prior | None
     seed: int
     checkpoint_dir: str | os.PathLike[str] | None
@@ -186,7 +191,7 @@ class FitCall:
     def train(self, rng: np.random.RandomState, checkpoints: Checkpoints | None) -> Training:
         """Fit the tokenizer, tokenize, and train the prior."""
         batch, config = self.batch, self.config
-        _, columns, weights = self.samples
+        columns, weights = self.columns, self.weights
         device = resolve_device(config.device)
         say(config.verbose, f"computing on {device} (device={config.device!r})", 2)
         y = self.classes[columns]
@@ -354,7 +359,10 @@ def train_classes(
     settings: dict[str, int | float] = {
         name: getattr(resolved, name) for name in ("max_iter", "batch_size", "learning_rate_init")
     }
-    parameters = ", ".join(f"{name}={value:.3g}" for name, value in settings.items())
+    parameters = ", ".join(
+        f"{name}={value:.6g}" + (" (auto)" if getattr(config, name) == "auto" else "")
+        for name, value in settings.items()
+    )
     say(config.verbose, f"training on {len(train)} samples: {parameters}", 2)
     history = train_prior(
         prior,
@@ -385,37 +393,3 @@ def config_for(
         check_same_on_ranks({name: hash_object(value) for name, value in values.items()})
     verbose = config.verbose if is_main() else 0
     return replace(config, tabular=batch.reader.tabular, verbose=verbose)
-
-
-def split_validation(
-    labels: np.ndarray, config: TrainingConfig, rng: np.random.RandomState
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the rows to train on, and held-out rows, stratified by class, or None.
-
-    The only sample of a class is always used for training.
-    """
-    rows = np.arange(len(labels))
-    if not (config.early_stopping or config.hold_out):
-        return rows, None
-    option = "early_stopping=True" if config.early_stopping else 'temperature="auto"'
-    is_single = np.bincount(labels)[labels] == 1
-    candidates = rows[~is_single]
-    n_classes, n_candidates = len(np.unique(labels[candidates])), len(candidates)
-    if not n_candidates:
-        raise ValueError(
-            f"{option} holds out samples for validation. Every class needs at least 2 samples; "
-            f"{len(labels)} classes have one."
-        )
-    n_held_out = math.ceil(config.validation_fraction * len(labels))
-    if not n_classes <= n_held_out <= n_candidates - n_classes:
-        raise ValueError(
-            f"{option} with validation_fraction={config.validation_fraction} holds out "
-            f"{n_held_out} of {len(labels)} samples. Both parts need a sample of each of the "
-            f"{n_classes} classes with several samples, so {n_classes} to "
-            f"{n_candidates - n_classes} samples can be held out. Pass another "
-            "validation_fraction or more samples."
-        )
-    train, held_out = train_test_split(
-        candidates, test_size=n_held_out, stratify=labels[candidates], random_state=rng
-    )
-    return np.concatenate([train, rows[is_single]]), held_out

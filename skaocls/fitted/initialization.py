@@ -108,7 +108,7 @@ def resolve_prior(
 
 def initial_prior(
     pretrained: Prior | None,
-    tokenizer: Any,
+    tokenizer: BaseEstimator,
     codes: np.ndarray,
     labels: np.ndarray,
     n_classes: int,
@@ -154,7 +154,7 @@ def initial_prior(
 
 
 def new_prior(
-    tokenizer: Any, n_samples: int, n_classes: int, config: TrainingConfig, seed: int
+    tokenizer: BaseEstimator, n_samples: int, n_classes: int, config: TrainingConfig, seed: int
 ) -> Prior:
     """Return a prior with random weights, on the CPU."""
     rows, cols = tokenizer.grid_
@@ -204,7 +204,7 @@ def new_prior_sizes(prior: object) -> dict[str, Any]:
             f"prior has the architecture {architecture!r}, but must be one of "
             f"{', '.join(ARCHITECTURES)}."
         )
-    constraints: dict[str, Any] = dict(SIZE_CONSTRAINTS)
+    constraints = dict(SIZE_CONSTRAINTS)
     if architecture == "shared_trunk":
         constraints |= HEAD_SIZE_CONSTRAINTS
     if unknown := [name for name in sizes if name not in constraints]:
@@ -216,7 +216,7 @@ def new_prior_sizes(prior: object) -> dict[str, Any]:
     return {"architecture": architecture, "sizes": sizes or None}
 
 
-def code_slots(tokenizer: Any) -> np.ndarray | None:
+def code_slots(tokenizer: BaseEstimator) -> np.ndarray | None:
     """Return the positions of codes in an ordering by similarity; None without a codebook."""
     codebook = getattr(tokenizer, "codebook_", None)
     codebook = np.asarray([] if codebook is None else codebook)

@@ -158,7 +158,7 @@ class FittedModel:
             wordnet_ids=extended_names(self.wordnet_ids),
         )
 
-    def chosen_sizes(self) -> dict[str, dict[str, object]]:
+    def chosen_sizes(self) -> dict[str, object]:
         """Return the sizes of the prior, and the values that the tokenizer chose in `fit`."""
         tokenizer = self.tokenizer
         names = tokenizer.get_params(deep=False) if hasattr(tokenizer, "get_params") else ()

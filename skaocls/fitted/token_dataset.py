@@ -141,9 +141,8 @@ def tokenize_dataset(
         "shards": {},
         "n_shards": {},
     }
-    total = (
-        None if source.n is None else source.n * (1 + len(random_view_indices(n_views))) // n_parts
-    )
+    views_per_image = 1 + len(random_view_indices(n_views))
+    total = None if source.n is None else source.n * views_per_image // n_parts
     with progress(total, "tokenizing", "view", verbose) as bar:
         writer = ShardWriter(
             Path(folder),

@@ -1,6 +1,6 @@
-"""What training, scoring and drawing ask of a prior."""
+"""The interface of priors for training, scoring and sampling."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor, nn
@@ -10,12 +10,16 @@ if TYPE_CHECKING:
 
 
 class Prior(nn.Module):
-    """What a prior offers to training, scoring and drawing, and nothing else.
+    """Base class of priors: models of log p(tokens | class, order).
 
     Attributes
     ----------
-    vocab_size, grid, num_classes : int, tuple of int, int
-        Of the tokens, and how many classes. Label `num_classes` is the null class.
+    vocab_size : int
+        Number of token values.
+    grid : tuple of int (rows, cols)
+        Arrangement of the tokens of one image.
+    num_classes : int
+        Number of classes. Label `num_classes` is the null class (unconditional).
     """
 
     vocab_size: int
@@ -24,91 +28,99 @@ class Prior(nn.Module):
 
     @property
     def transformer(self) -> "AnyOrderPrior":
-        """What reads the tokens."""
+        """The transformer that reads the tokens."""
         raise NotImplementedError
 
     @property
     def class_table(self) -> Tensor:
-        """What is known of each class, (num_classes + 1, any); the null class comes last."""
+        """The parameters of each class, (num_classes + 1, n_parameters), null class last."""
         raise NotImplementedError
 
     def replace_class_table(self, table: Tensor) -> None:
-        """Take over other classes, as a table like :attr:`class_table`."""
+        """Replace all classes by those of a table like :attr:`class_table`."""
         raise NotImplementedError
 
     def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
-        """What each layer's attention sees of classes (...), (..., dim) each."""
+        """Return the class token's value in each layer, (..., dim), for labels (...)."""
         raise NotImplementedError
 
     def predict(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Float32 logits (items, steps, vocab_size) of states of the transformer, for classes."""
+        """Return float32 logits (items, steps, vocab_size) for hidden states and classes."""
         raise NotImplementedError
 
     def forward(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        """Float32 logits (items, n_tokens, vocab_size), in the order of reading."""
+        """Return float32 logits (items, n_tokens, vocab_size), in the sequence of reading."""
         raise NotImplementedError
 
     def log_prob(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        """Float32 log-probabilities (items, n_tokens) of the tokens, in the order of reading."""
+        """Return float32 log-probabilities (items, n_tokens), in the sequence of reading."""
         raise NotImplementedError
 
-    def log_prob_beside(
+    def log_prob_with_rivals(
         self,
         codes: Tensor,
         orders: Tensor,
         labels: Tensor,
-        some: Tensor,
-        others: Tensor,
+        selected: Tensor,
+        rivals: Tensor,
         steps: slice,
         generator: Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of all items; and of some, at some steps, under other labels, too.
+        """Compute log-probabilities of all items, and of selected items under rival classes.
 
-        Here by reading an item once for each label; priors that can do with less do.
+        This implementation reads an item once per class.
 
         Parameters
         ----------
         codes, orders, labels, generator
             As in :meth:`log_prob`.
-        some : int tensor of shape (n_some,)
-            Which items.
-        others : int tensor of shape (n_some, n_others)
+        selected : int tensor of shape (n_selected,)
+            Indices of the items to score under rival classes.
+        rivals : int tensor of shape (n_selected, n_rivals)
+            Their rival classes.
         steps : slice
-            Of the tokens in the order of reading.
+            Steps of the order at which to score rivals.
 
         Returns
         -------
-        own : float32 tensor of shape (items, n_tokens)
-        of_others : float32 tensor of shape (n_some, n_steps, n_others)
+        log_prob : float32 tensor of shape (items, n_tokens)
+            Log-probabilities under `labels`.
+        rival_log_prob : float32 tensor of shape (n_selected, n_steps, n_rivals)
         """
-        n_others = others.shape[1]
+        n_items, n_rivals = len(codes), rivals.shape[1]
         orders = orders.expand_as(codes)
-        repeated = torch.cat([torch.arange(len(codes), device=codes.device), some.repeat(n_others)])
-        labels = torch.cat([labels, others.T.flatten()])
-        log_prob = self.log_prob(codes[repeated], orders[repeated], labels, generator)
-        own, of_others = log_prob.tensor_split([len(codes)])
-        return own, of_others.view(n_others, len(some), -1)[..., steps].permute(1, 2, 0)
+        items = torch.cat([torch.arange(n_items, device=codes.device), selected.repeat(n_rivals)])
+        labels = torch.cat([labels, rivals.T.flatten()])
+        log_prob = self.log_prob(codes[items], orders[items], labels, generator)
+        log_prob, rival_log_prob = log_prob.tensor_split([n_items])
+        rival_log_prob = rival_log_prob.view(n_rivals, len(selected), -1)
+        return log_prob, rival_log_prob[..., steps].permute(1, 2, 0)
 
-    def matrices(self) -> dict[Tensor, int]:
-        """Those that lead from hidden states to hidden states, and of how many each is a stack."""
+    def hidden_weights(self) -> dict[Tensor, int]:
+        """Return hidden weight matrices, mapped to the number of matrices stacked in each."""
         layers = self.transformer.layers
         found: dict[Tensor, int] = {p: 1 for p in layers.parameters() if p.ndim == 2}
         return found | {block.attention.wqkv.weight: 3 for block in self.transformer.blocks}
 
     @property
-    def sizes(self) -> dict[str, Any]:
-        """What the classifier's parameter `prior` takes to make a new one like this."""
+    def sizes(self) -> dict[str, object]:
+        """The value of the classifier's parameter `prior` that creates a prior of this size."""
         body = self.transformer
         hidden = body.blocks[0].feed_forward.w1.weight.shape[0]
-        shape = {"dim": self.dim, "n_layer": len(body.blocks), "n_head": body.n_head}
-        return shape | {"multiple_of": hidden, "dropout": body.tok_dropout.p}
+        return {
+            "dim": self.dim,
+            "n_layer": len(body.blocks),
+            "n_head": body.n_head,
+            "multiple_of": hidden,
+            "dropout": body.tok_dropout.p,
+        }
 
     def readings(self, n_classes: int) -> int:
-        """How often the transformer reads an image, in each order, for so many classes."""
+        """Return how many passes of the transformer score one order under `n_classes` classes."""
         raise NotImplementedError
 
     @property
@@ -118,6 +130,7 @@ class Prior(nn.Module):
 
     @property
     def n_tokens(self) -> int:
+        """Number of tokens of an image."""
         return self.grid[0] * self.grid[1]
 
     @property

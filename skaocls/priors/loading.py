@@ -1,9 +1,8 @@
-"""Weights of priors, under the names of the published checkpoints."""
+"""Load priors from weights with the parameter names of the published checkpoints."""
 
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,35 +27,36 @@ def prior_from_state_dict(
     num_classes: int | None = None,
     source: str = "The state dict",
 ) -> AnyOrderPrior:
-    """A prior of the architecture that the shapes tell.
+    """Create a prior from weights; their shapes determine its sizes.
 
     Parameters
     ----------
     state : dict of str to Tensor
-        Under the published names. Tensors of float32 become the prior's parameters, without a copy;
-        only a class table to which a row is added is copied.
+        Weights under the published names. Float32 tensors become the prior's parameters without a
+        copy. Only the class table is copied if a row must be added.
     grid : tuple of int (rows, cols), default=None
-        Not stored in weights; None is the published 16 x 16.
+        Arrangement of the tokens, which weights do not store; None is the published 16 x 16.
     n_head : int, default=None
-        Not stored in weights; None is the published ``dim / 64``.
+        Number of attention heads, which weights do not store; None is the published ``dim / 64``.
     num_classes : int, default=None
-        The class table has as many rows, or one more for the null class; weights do not say which.
-        None takes 1001 rows for ImageNet's classes and the null class, and otherwise warns: 1000
-        rows are taken for the classes alone, of any other number the last is taken for the null
-        class. Where there is none, because training dropped no class, the mean of the class vectors
-        stands in for it. It counts in evidence without a rival, guidance, ``finetune="head"`` and
-        class dropout, not in classification.
+        Number of classes. The class table has a row for each class, and may have one for the null
+        class. None assumes that 1001 rows are ImageNet's classes and the null class. Any other
+        number causes a warning: 1000 rows are assumed to be classes only, otherwise the last row is
+        assumed to be the null class. A missing null class is replaced by the mean of the class
+        vectors. It does not affect classification, but evidence without a rival, guidance,
+        ``finetune="head"`` and class dropout.
     source : str
-        How errors call the weights.
+        Name of the weights in error messages.
 
     Returns
     -------
     prior : AnyOrderPrior
+        Prior in evaluation mode.
 
     Raises
     ------
     ValueError
-        If these are no weights of such a prior, or of another number of classes.
+        If the weights are not those of a RandAR prior, or have another number of classes.
     """
     try:
         vocab_size, dim = state["tok_embeddings.weight"].shape
@@ -67,7 +67,7 @@ def prior_from_state_dict(
             raise ValueError(f"most of {n_layer} layers")
     except (KeyError, ValueError, IndexError) as exc:
         raise ValueError(
-            f"{source} holds no RandAR prior: {exc} is missing among keys such as "
+            f"{source} is not a RandAR prior: {exc} is missing from keys such as "
             f"{', '.join(list(state)[:MAX_LISTED])}."
         ) from exc
     num_classes = number_of_classes(len(table), num_classes, source)
@@ -76,35 +76,35 @@ def prior_from_state_dict(
     rows, cols = grid or PUBLISHED_GRID
     n_head = n_head or max(1, dim // PUBLISHED_HEAD_DIM)
     try:
-        with torch.device("meta"):  # nothing is allocated before all shapes agree
+        with torch.device("meta"):  # allocate no memory before all shapes are checked
             prior = AnyOrderPrior(
                 vocab_size, (rows, cols), num_classes, dim, n_layer, n_head, multiple_of=hidden
             )
-    except RuntimeError as exc:  # numbers beyond 64 bits
-        raise ValueError(f"{source} has absurd sizes: {exc}") from exc
+    except RuntimeError as exc:  # sizes exceed 64 bits
+        raise ValueError(f"{source} has invalid sizes: {exc}") from exc
     assign(prior, state, source=source)
     prior.rope = rope_table(prior.grid, dim // n_head)
     return prior.eval()
 
 
 def number_of_classes(n_rows: int, num_classes: int | None, source: str) -> int:
-    """Of a class table of so many rows, see :func:`prior_from_state_dict`."""
+    """Return the number of classes of a class table, see :func:`prior_from_state_dict`."""
     if num_classes is None:
         num_classes = n_rows if n_rows == PUBLISHED_CLASSES else n_rows - 1
         if n_rows != PUBLISHED_CLASSES + 1:
             last = "no row" if num_classes == n_rows else "the last row"
             other = n_rows - 1 if num_classes == n_rows else n_rows
             warnings.warn(
-                f"{source} has a class table of {n_rows} rows: taken for {num_classes} classes, "
-                f"with {last} for the null class. Pass num_classes={num_classes} to load_prior or "
-                f"from_pretrained if so, num_classes={other} if not.",
+                f"{source} has a class table of {n_rows} rows, which is read as {num_classes} "
+                f"classes with {last} for the null class. Pass num_classes={num_classes} to "
+                f"load_prior or from_pretrained if this is right, num_classes={other} if not.",
                 UserWarning,
                 stacklevel=2,
             )
     elif num_classes not in (n_rows, n_rows - 1):
         raise ValueError(
             f"{source} has a class table of {n_rows} rows, so num_classes must be {n_rows - 1} "
-            f"with a null class, or {n_rows} without one; got {num_classes}."
+            f"with a null class or {n_rows} without one; got {num_classes}."
         )
     return num_classes
 
@@ -117,28 +117,30 @@ def shared_trunk_from_state_dict(
     n_head: int,
     source: str = "The state dict",
 ) -> SharedTrunkPrior:
-    """As :func:`prior_from_state_dict`, of what :class:`SharedTrunkPrior` gives as state dict."""
-    of_body = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
-    body = own_prior_from_state_dict(of_body, grid=grid, n_head=n_head, source=source)
-    of_head = {k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")}
+    """Create a prior from the state dict of a :class:`SharedTrunkPrior`."""
+    body_state = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+    body = own_prior_from_state_dict(body_state, grid=grid, n_head=n_head, source=source)
+    head_state = {k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")}
     try:
-        n_rows, width = of_head["classes.weight"].shape
-        rank = of_head["tokens"].shape[2]
+        n_rows, width = head_state["classes.weight"].shape
+        rank = head_state["tokens"].shape[2]
     except KeyError as exc:
-        raise ValueError(f"{source} holds no head: {exc} is missing.") from exc
+        raise ValueError(f"{source} has no class head: {exc} is missing.") from exc
     with torch.device("meta"):
         head = ClassHead(body.dim, body.vocab_size, n_rows - 1, width // 2, rank)
-    assign(head, of_head, source=source)
+    assign(head, head_state, source=source)
     prior = SharedTrunkPrior(body.vocab_size, body.grid, n_rows - 1, body=body, head=head)
     return prior.eval()
 
 
 def own_prior_from_state_dict(
-    state: Mapping[str, Tensor], *, source: str, **sizes: Any
+    state: Mapping[str, Tensor], *, grid: Sequence[int], n_head: int, source: str
 ) -> AnyOrderPrior:
-    """As :func:`prior_from_state_dict`, of what :class:`AnyOrderPrior` gives as state dict."""
+    """Create a prior from the state dict of an :class:`AnyOrderPrior`."""
     num_classes = len(state.get(CLASS_TABLE, [0])) - 1
-    return prior_from_state_dict(state, num_classes=num_classes, source=source, **sizes)
+    return prior_from_state_dict(
+        state, grid=grid, n_head=n_head, num_classes=num_classes, source=source
+    )
 
 
 def load_prior(
@@ -151,7 +153,7 @@ def load_prior(
     n_head: int | None = None,
     num_classes: int | None = None,
 ) -> AnyOrderPrior:
-    """Load a RandAR prior; its size is read off the shapes of the weights.
+    """Load a RandAR prior; the shapes of the weights determine its sizes.
 
     Parameters
     ----------
@@ -163,14 +165,14 @@ def load_prior(
     Returns
     -------
     prior : AnyOrderPrior
-        On the CPU, in float32 and evaluation mode; it does not depend on the file any more.
+        Prior on the CPU, in float32 and evaluation mode. The file is no longer needed.
 
     Raises
     ------
     OSError
-        If the file cannot be found or fetched.
+        If the file cannot be found or downloaded.
     ValueError
-        If it holds no such prior.
+        If the file does not contain a RandAR prior.
 
     Examples
     --------
@@ -185,5 +187,6 @@ def load_prior(
     3
     """
     path = find_file(source, filename, revision=revision, token=token)
-    sizes: dict[str, Any] = {"grid": grid, "n_head": n_head, "num_classes": num_classes}
-    return prior_from_state_dict(read_state_dict(path), **sizes, source=str(path))
+    return prior_from_state_dict(
+        read_state_dict(path), grid=grid, n_head=n_head, num_classes=num_classes, source=str(path)
+    )

@@ -1,12 +1,11 @@
 """The autoregressive prior: a decoder-only transformer that reads tokens in any order.
 
-The architecture is RandAR's (Pang et al., arXiv 2412.01827), the parameter names are those of
-its published checkpoints. Before each image token stands a *position-instruction* token that
-names the place to be predicted next, so one model knows log p(tokens | class, order) for
-every order.
+The architecture and the parameter names are those of the published RandAR checkpoints (Pang et al.,
+arXiv 2412.01827). A *position-instruction* token precedes each image token and encodes its
+position. One model therefore computes log p(tokens | class, order) for every order.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,7 +18,7 @@ ROPE_BASE = 10000.0
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalization, computed in float32 whatever the input's type."""
+    """Root-mean-square normalization, always computed in float32."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -30,7 +29,7 @@ class RMSNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout from a generator of one's own; without one, from torch's."""
+    """Dropout that can draw its mask from a given generator."""
 
     def __init__(self, p: float):
         super().__init__()
@@ -44,11 +43,11 @@ class Dropout(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention of the tokens, with the class token as one more value to attend to.
+    """Causal self-attention of the tokens, which also attend to the class token.
 
-    The class token's rotation is all zeros, so its query and key vanish: it attends to itself
-    alone, and every token attends to it with score 0. All that the tokens ever see of it is its
-    value, which therefore depends on the class only and arrives ready-made.
+    The rotation of the class token is all zeros, so its query and key are zero. The class token
+    attends only to itself, and every other token attends to it with score 0. Its value depends only
+    on the class and is passed in as `class_value`.
     """
 
     def __init__(self, dim: int, n_head: int, dropout: float):
@@ -127,7 +126,7 @@ class Block(nn.Module):
         return out
 
     def read_class(self, x: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """What attention sees of the class token x (..., dim), and the token after this block."""
+        """Return the attention value of the class token x (..., dim), and the block's output."""
         v = self.attention.class_value(self.attention_norm(x))
         x = x + self.attention.dropout(self.attention.wo(v), generator)
         return v, x + self.feed_forward(self.ffn_norm(x), generator)
@@ -136,8 +135,8 @@ class Block(nn.Module):
 class AnyOrderPrior(Prior):
     """Class-conditional any-order autoregressive transformer over a grid of tokens.
 
-    It models log p(tokens | class, order) as a sum over steps, one step for each place of the
-    grid. State-dict keys and shapes are those of the published RandAR checkpoints.
+    It models log p(tokens | class, order) as a sum over steps, one per position of the grid.
+    State-dict keys and shapes are those of the published RandAR checkpoints.
 
     Parameters
     ----------
@@ -156,10 +155,10 @@ class AnyOrderPrior(Prior):
     multiple_of : int, default=256
         The feed-forward width is ``8 / 3 * dim`` rounded up to a multiple of this.
     dropout : float, default=0.0
-        Dropout while training, on embeddings of image tokens, attention outputs and feed-forward
-        outputs; what names classes and places is never dropped, as in the published recipe.
+        Dropout during training, on image-token embeddings, attention outputs and feed-forward
+        outputs. Class and position embeddings are never dropped, as in the published recipe.
     generator : torch.Generator, default=None
-        Draws the initial weights, which are float32; None is torch's global one.
+        Draws the initial float32 weights; None uses torch's global generator.
 
     References
     ----------
@@ -196,15 +195,15 @@ class AnyOrderPrior(Prior):
         if dim % (4 * n_head):
             raise ValueError(
                 f"dim={dim} must be a multiple of 4 * n_head = {4 * n_head}: the rotary embedding "
-                "turns pairs of each head's channels, half of them by row and half by column."
+                "rotates pairs of channels in each head, half of them by row and half by column."
             )
         self.vocab_size = vocab_size
         self.grid = (int(grid[0]), int(grid[1]))
         self.num_classes = num_classes
         self.n_head = n_head
         hidden = -(-int(8 * dim / 3) // multiple_of) * multiple_of
-        home = torch.get_default_device()
-        with torch.device("meta"):  # else torch draws weights of its own first
+        device = torch.get_default_device()
+        with torch.device("meta"):  # avoids torch's own initialization
             table = nn.Embedding(num_classes + 1, dim)
             self.cls_embedding = nn.ModuleDict({"embedding_table": table})
             self.tok_embeddings = nn.Embedding(vocab_size, dim)
@@ -213,16 +212,16 @@ class AnyOrderPrior(Prior):
             self.layers = nn.ModuleList(Block(dim, n_head, hidden, dropout) for _ in range(n_layer))
             self.norm = RMSNorm(dim)
             self.output = nn.Linear(dim, vocab_size, bias=False)
-        self.float().to_empty(device=home)
+        self.float().to_empty(device=device)
         self.register_buffer("rope", rope_table(self.grid, dim // n_head), persistent=False)
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
         """Draw all weights.
 
-        The spread falls with the width, for what adds to the residual stream also with the depth,
-        and the first predictions are uniform: small priors learn markedly faster so than with one
-        spread for all.
+        Standard deviations decrease with the width, and in layers that write to the residual stream
+        also with the depth. The initial predictions are uniform. Small priors learn much faster
+        with this initialization than with the same standard deviation for all weights.
         """
         for name, p in self.named_parameters():
             if p.ndim == 1:
@@ -242,11 +241,11 @@ class AnyOrderPrior(Prior):
 
     @property
     def class_table(self) -> Tensor:
-        """One vector for each class, and the null class's."""
+        """One vector per class, null class last."""
         return cast(Tensor, self.cls_embedding["embedding_table"].weight)
 
     @property
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, object]:
         return {"architecture": "randar"} | super().sizes
 
     def readings(self, n_classes: int) -> int:
@@ -257,7 +256,7 @@ class AnyOrderPrior(Prior):
         self.cls_embedding["embedding_table"] = nn.Embedding.from_pretrained(table, freeze=False)
 
     def set_dropout(self, p: float) -> None:
-        """Change what is dropped while training."""
+        """Set the dropout probability."""
         for module in self.modules():
             if isinstance(module, Dropout):
                 module.p = p
@@ -267,13 +266,13 @@ class AnyOrderPrior(Prior):
         return cast(list[Block], list(self.layers))
 
     def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
-        """What each layer's attention sees of the class token.
+        """Return the attention value of the class token in each layer.
 
         Parameters
         ----------
         labels : int tensor of shape (...)
         generator : torch.Generator, default=None
-            Of dropout.
+            Draws dropout masks.
 
         Returns
         -------
@@ -289,22 +288,22 @@ class AnyOrderPrior(Prior):
     def interleave(
         self, tokens: Tensor, orders: Tensor, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings of p1 t1 p2 t2 ... pn: before each token the instruction that names its place.
+        """Return the embeddings of p1 t1 p2 t2 ... pn, position instructions and tokens in turn.
 
-        The last token predicts nothing, so it is not among them.
+        The last token is left out because nothing is predicted from it.
 
         Parameters
         ----------
         tokens, orders : int tensors of shape (items, n_tokens)
-            Tokens and places (raster indices) in the order of reading.
+            Tokens and positions (raster indices) in the sequence of reading.
         generator : torch.Generator, default=None
-            Of dropout.
+            Draws dropout masks.
 
         Returns
         -------
         x : tensor of shape (items, 2 n_tokens - 1, dim)
         rope : tensor of shape (items, 1, 2 n_tokens - 1, head_dim / 2, 2)
-            Rotation of each of them, see :func:`rope_table`.
+            Rotation of each embedding, see :func:`rope_table`.
         """
         rope = self.rope[orders]
         head = self.pos_instruct_embeddings.view(self.n_head, 1, -1)
@@ -316,23 +315,23 @@ class AnyOrderPrior(Prior):
     def forward(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        """Logits of every step.
+        """Compute the logits of every step.
 
         Parameters
         ----------
         codes : int tensor of shape (items, n_tokens)
             Tokens in raster order.
         orders : int tensor of shape (items, n_tokens) or (1, n_tokens)
-            Place (raster index) visited at each step.
+            Position (raster index) read at each step.
         labels : int tensor of shape (items,)
             Class of each item; `num_classes` is the null class.
         generator : torch.Generator, default=None
-            Of dropout while training; None is torch's global one.
+            Draws dropout masks during training; None uses torch's global generator.
 
         Returns
         -------
         logits : float32 tensor of shape (items, n_tokens, vocab_size)
-            Entry ``[i, s]`` predicts the token at place ``orders[i, s]``.
+            Entry ``[i, s]`` predicts the token at position ``orders[i, s]``.
         """
         values = self.class_values(labels, generator)
         return self.predict(self.hidden(codes, orders.expand_as(codes), values, generator), labels)
@@ -340,23 +339,17 @@ class AnyOrderPrior(Prior):
     def log_prob(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        """Log-probability of each token.
+        """Compute the log-probability of each token.
 
         Parameters
         ----------
-        codes : int tensor of shape (items, n_tokens)
-            Tokens in raster order.
-        orders : int tensor of shape (items, n_tokens) or (1, n_tokens)
-            Place (raster index) visited at each step.
-        labels : int tensor of shape (items,)
-            Class of each item; `num_classes` is the null class.
-        generator : torch.Generator, default=None
-            Of dropout while training; None is torch's global one.
+        codes, orders, labels, generator
+            As in :meth:`forward`.
 
         Returns
         -------
         log_prob : float32 tensor of shape (items, n_tokens)
-            In the order of reading.
+            In the sequence of reading.
         """
         logits = self(codes, orders, labels, generator).flatten(0, 1)
         targets = codes.gather(1, orders.expand_as(codes)).flatten()
@@ -373,21 +366,21 @@ class AnyOrderPrior(Prior):
         class_values: list[Tensor],
         generator: Generator | None = None,
     ) -> Tensor:
-        """States (items, n_tokens, dim) before each token, from what :meth:`class_values` gives."""
+        """Return hidden states (items, n_tokens, dim) before each token."""
         x, rope = self.interleave(codes.gather(1, orders), orders, generator)
         steps = x.shape[1]
         mask = torch.ones(steps, steps + 1, dtype=torch.bool, device=x.device).tril(1)
         for block, value in zip(self.blocks[:-1], class_values):
             x = block(x, value, rope, mask, 1, generator)
-        # beyond the last layer's keys and values only the predicting positions matter
+        # the last layer needs queries at the predicting positions only
         states: Tensor = self.blocks[-1](x, class_values[-1], rope, mask[::2], 2, generator)
         return states
 
 
 def rope_table(grid: tuple[int, int], head_dim: int) -> Tensor:
-    """Cosines and sines of the 2D rotary embedding, (n_tokens, head_dim / 2, 2).
+    """Return cosines and sines of the 2D rotary embedding, (n_tokens, head_dim / 2, 2).
 
-    The first half of the channel pairs turns with the row, the second half with the column.
+    The first half of the channel pairs rotates with the row, the second half with the column.
     """
     rows, cols = grid
     freqs = ROPE_BASE ** (-torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))
@@ -398,6 +391,6 @@ def rope_table(grid: tuple[int, int], head_dim: int) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn interleaved channel pairs of x (..., head_dim) by rope (..., head_dim / 2, 2)."""
+    """Rotate interleaved channel pairs of x (..., head_dim) by rope (..., head_dim / 2, 2)."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.view_as_complex(rope)).flatten(-2).type_as(x)

@@ -1,6 +1,6 @@
-"""From tokens to posteriors: what a prior says of tokens, and what follows for their class.
+"""From tokens to class posteriors.
 
-``orders`` draws orders, ``engine`` reads tokens along them, ``exhaustive`` and ``racing`` (with
-``screening``) score classes, ``aggregation`` and ``calibration`` make posteriors of that,
-``evidence`` takes scores apart token by token, ``sampling`` draws tokens.
+``orders`` draws token orders. ``engine`` and ``heads`` run the prior's forward pass. ``exhaustive``
+and ``early_stopping`` score classes, the latter with ``tiles``. ``aggregation`` and ``calibration``
+turn scores into posteriors. ``evidence`` attributes scores to tokens. ``sampling`` draws tokens.
 """

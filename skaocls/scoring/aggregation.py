@@ -14,15 +14,15 @@ def joint_log_proba(
     Parameters
     ----------
     log_likelihood : array of shape (n_images, n_orders, n_classes)
-        log p(tokens | class, order), in nats; -inf where the tokens are impossible. An order in
-        which they are so under every class has the class prior for its posterior.
+        log p(tokens | class, order), in nats; -inf where the tokens are impossible. The posterior
+        of an order is the class prior if the tokens are impossible under every class.
     class_log_prior : array of shape (n_classes,)
         log p(class).
     aggregation : {"mean_log_likelihood", "mean_posterior", "logsumexp"}
         ``"mean_log_likelihood"`` averages the log-likelihoods over the orders (a geometric mean
         of the likelihoods). ``"logsumexp"`` averages the likelihoods: the order is a latent
         variable with a uniform prior. ``"mean_posterior"`` averages the posteriors of the single
-        orders; its joint is that average times the evidence p(image) of ``"logsumexp"``.
+        orders; the joint is this average times p(image) as ``"logsumexp"`` estimates it.
 
     Returns
     -------
@@ -35,14 +35,14 @@ def joint_log_proba(
 
     Examples
     --------
-    Two orders, two classes: the first order is sure, the second undecided.
+    Two orders and two classes: the first order favors one class, the second is undecided.
 
     >>> import numpy as np
     >>> from skaocls.scoring.aggregation import joint_log_proba
     >>> ll = np.log([[[0.8, 0.2], [0.5, 0.5]]])
     >>> uniform = np.log([0.5, 0.5])
-    >>> for how in ("mean_log_likelihood", "mean_posterior", "logsumexp"):
-    ...     joint = np.exp(joint_log_proba(ll, uniform, how))
+    >>> for aggregation in ("mean_log_likelihood", "mean_posterior", "logsumexp"):
+    ...     joint = np.exp(joint_log_proba(ll, uniform, aggregation))
     ...     print((joint / joint.sum()).round(3))
     [[0.667 0.333]]
     [[0.65 0.35]]
@@ -60,22 +60,23 @@ def joint_log_proba(
         per_order = torch.where(impossible, torch.from_numpy(class_log_prior), per_order)
         posterior: torch.Tensor = per_order.log_softmax(2).logsumexp(1) - log_n_orders
         return (posterior + marginal.logsumexp(1, keepdim=True)).numpy()
-    raise ValueError(f"aggregation={aggregation!r} is not known: pass one of {AGGREGATIONS}.")
+    raise ValueError(f"aggregation={aggregation!r} is unknown; pass one of {AGGREGATIONS}.")
 
 
 def where_possible(joint: np.ndarray, class_log_prior: np.ndarray) -> np.ndarray:
-    """What to make posteriors of: an image that no class makes possible says nothing of its class.
+    """Use the class prior where every class has zero likelihood.
 
     Parameters
     ----------
     joint : array of shape (n_images, n_classes)
-        From :func:`joint_log_proba`.
+        Result of :func:`joint_log_proba`.
     class_log_prior : array of shape (n_classes,)
+        log p(class).
 
     Returns
     -------
     joint : array of shape (n_images, n_classes)
-        With the class prior in rows of -inf alone.
+        Copy in which rows of -inf are replaced by the class prior.
 
     Examples
     --------

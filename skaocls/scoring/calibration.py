@@ -1,51 +1,50 @@
-"""How sure to be: the temperature of the likelihoods."""
-
-from typing import Any
+"""Calibration: the temperature of the likelihoods, and the calibration error."""
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
 from skaocls.scoring.aggregation import joint_log_proba
 
-COLDEST, HOTTEST = 1e-2, 1e3
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-2, 1e3  # range of the search
 
 
 def fit_temperature(
     log_likelihood: np.ndarray,
-    labels: Any,
+    labels: ArrayLike,
     class_log_prior: np.ndarray,
     aggregation: str,
-    sample_weight: Any = None,
+    sample_weight: ArrayLike | None = None,
 ) -> float:
-    """Temperature under which held-out labels are most probable.
+    """Find the temperature that maximizes the probability of held-out labels.
 
-    Sums of log-likelihoods over many tokens claim more certainty than the tokens, which say the
-    same thing several times, can give. Divided by a temperature they claim less.
+    Posteriors from sums of log-likelihoods over many tokens are overconfident, because the tokens
+    carry redundant information. Dividing the sums by a temperature corrects this.
 
     Parameters
     ----------
     log_likelihood : array of shape (n_images, n_orders, n_classes)
-        Of images that were not trained on.
+        Log-likelihoods of images that were not used for training.
     labels : int array of shape (n_images,)
-        Their classes.
+        True classes of the images.
     class_log_prior : array of shape (n_classes,)
-        log p(class), which is not divided. Classes of probability 0 are left out, with their
-        images, and so are images that are impossible under their class.
+        log p(class), which is not divided by the temperature. Classes with zero probability are
+        ignored, as are their images and images that are impossible under their true class.
     aggregation : str
         See :func:`skaocls.scoring.aggregation.joint_log_proba`.
     sample_weight : array of shape (n_images,), default=None
-        How many images each one counts for.
+        Weight of each image; None weights all images equally.
 
     Returns
     -------
     temperature : float
-        Between 0.01 and 1000.
+        Between 0.01 and 1000; 1.0 if there are no images or only one class.
 
     Notes
     -----
-    Where all of n labels are the most probable ones, no temperature would be too cold. As in
-    Platt's scaling, one image in n + 2 is counted as if it were of the next best class.
+    If all n labels were predicted correctly, the best temperature would be zero. As in Platt
+    scaling, one of n + 2 images is therefore counted as belonging to the runner-up class.
 
     References
     ----------
@@ -54,47 +53,52 @@ def fit_temperature(
 
     Examples
     --------
-    Two thirds of the claims of 100 to 1 are right, which is 2 to 1:
+    The odds of the likelihoods are 100 to 1, but the true odds are 2 to 1:
 
     >>> import numpy as np
     >>> from skaocls.scoring.calibration import fit_temperature
-    >>> claims = np.log([[[100.0, 1.0]]] * 3000)
+    >>> log_likelihood = np.log([[[100.0, 1.0]]] * 3000)
     >>> labels = [0, 0, 1] * 1000
-    >>> t = fit_temperature(claims, labels, np.log([0.5, 0.5]), "mean_log_likelihood")
+    >>> uniform = np.log([0.5, 0.5])
+    >>> t = fit_temperature(log_likelihood, labels, uniform, "mean_log_likelihood")
     >>> round(100 ** (1 / t), 2)
     2.0
     """
-    weights = np.ones(len(labels)) if sample_weight is None else np.asarray(sample_weight)
-    possible = np.isfinite(class_log_prior)  # of others no temperature makes anything
-    kept = possible[labels]
+    columns = np.asarray(labels)
+    weights = np.ones(len(columns)) if sample_weight is None else np.asarray(sample_weight)
+    possible = np.isfinite(class_log_prior)
+    kept = possible[columns]
     log_likelihood, weights = log_likelihood[kept][:, :, possible], weights[kept]
-    labels = (np.cumsum(possible) - 1)[labels][kept]
+    columns = (np.cumsum(possible) - 1)[columns][kept]
     class_log_prior = class_log_prior[possible]
     own = joint_log_proba(log_likelihood, class_log_prior, aggregation)[
-        np.arange(len(labels)), labels
+        np.arange(len(columns)), columns
     ]
     kept = np.isfinite(own)
-    log_likelihood, weights, labels = log_likelihood[kept], weights[kept], labels[kept]
-    if not len(labels) or len(class_log_prior) == 1:
+    log_likelihood, weights, columns = log_likelihood[kept], weights[kept], columns[kept]
+    if not len(columns) or len(class_log_prior) == 1:
         return 1.0
-    n, rows = weights.sum(), np.arange(len(labels))
+    n, rows = weights.sum(), np.arange(len(columns))
 
-    def loss(log_temperature: float) -> Any:
+    def loss(log_temperature: float) -> float:
         tempered = log_likelihood / np.exp(log_temperature)
         joint = torch.from_numpy(joint_log_proba(tempered, class_log_prior, aggregation))
         log_proba = joint.log_softmax(1).numpy()
-        own = log_proba[rows, labels].copy()
-        log_proba[rows, labels] = -np.inf
-        next_best = log_proba.max(1)
-        next_best[next_best == -np.inf] = 0  # at any temperature
-        return -weights @ ((n + 1) * own + next_best)
+        own = log_proba[rows, columns].copy()
+        log_proba[rows, columns] = -np.inf
+        runner_up = log_proba.max(1)
+        runner_up[runner_up == -np.inf] = 0  # impossible at any temperature
+        return float(-weights @ ((n + 1) * own + runner_up))
 
-    bounds = np.log([COLDEST, HOTTEST])
+    bounds = np.log([MIN_TEMPERATURE, MAX_TEMPERATURE])
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
 
 
-def expected_calibration_error(proba: Any, labels: Any, n_bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy over bins of equal width, weighted by their size.
+def expected_calibration_error(proba: ArrayLike, labels: ArrayLike, n_bins: int = 15) -> float:
+    """Compute the mean difference between confidence and accuracy.
+
+    Images are binned by confidence. The absolute differences of the bins are averaged, weighted by
+    the number of images.
 
     Parameters
     ----------
@@ -103,11 +107,12 @@ def expected_calibration_error(proba: Any, labels: Any, n_bins: int = 15) -> flo
     labels : int array of shape (n_samples,)
         Column of the true class.
     n_bins : int, default=15
+        Number of bins of equal width.
 
     Returns
     -------
     ece : float
-        From 0, calibrated, to 1.
+        Between 0 (calibrated) and 1.
 
     References
     ----------
@@ -121,7 +126,7 @@ def expected_calibration_error(proba: Any, labels: Any, n_bins: int = 15) -> flo
     0.15
     """
     proba, labels = np.asarray(proba), np.asarray(labels)
-    confidence, right = proba.max(1), proba.argmax(1) == labels
+    confidence, correct = proba.max(1), proba.argmax(1) == labels
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    gaps = np.bincount(bins, confidence - right, minlength=n_bins)
+    gaps = np.bincount(bins, confidence - correct, minlength=n_bins)
     return float(np.abs(gaps).sum() / len(labels))

@@ -23,14 +23,14 @@ freedom. It shrinks to zero as m approaches M.
 of all tokens: a background may be a rare code in one view only. No class is dropped before three
 orders are complete, and the standard error is at least that of the mean over whole orders.
 
-Both architectures use these rules. A shared trunk reads an order once for all classes, in tiles of
-the same fixed shape as exhaustive scoring, so what is read is equal bit for bit. The published
-architecture reads each class separately, so it also checks at several points of the first order.
+Both architectures use these rules. Classes are compared at several points of the first order, and
+then at the end of each order. A shared trunk reads an order once for all classes, in tiles of the
+same fixed shape as exhaustive scoring, so the log-probabilities are equal bit for bit. If it scores
+only a few classes, dropping them one by one saves no time: it compares classes at the ends of
+orders only, and drops them all when the image is decided.
 """
 
-from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -39,28 +39,24 @@ from torch import Tensor
 
 from skaocls.devices import own_torch_state
 from skaocls.priors.interface import Prior
-from skaocls.scoring.engine import Cache, Engine, Pairs
+from skaocls.scoring.engine import Cache, Engine
 from skaocls.scoring.exhaustive import ScoringResult, check_not_nan, lanes_at_once
-from skaocls.scoring.heads import HeadEngine, HeadPairs, make_engine
+from skaocls.scoring.heads import HeadEngine, make_engine
+from skaocls.scoring.tiles import cache_limit, open_tile, read_lanes, read_pairs
 
-T = TypeVar("T")
-
-# Fractions of the first order after which classes may be dropped (benchmarks/speed/racing.py)
+# Rules, chosen by benchmarks/speed/early_stopping_errors.py:
+# fractions of the first order after which classes may be dropped
 CHECKPOINTS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 1)
 CHECKPOINTS_SHARED = (1 / 8, 1 / 4, 1 / 2, 1)
-# Smallest number of classes that a shared trunk drops one by one. With fewer classes the trunk
-# dominates the time, and all classes are read until the image is decided
-# (benchmarks/early_stopping.py)
+MIN_TOKENS = 2  # tokens read before the first class may be dropped
+MIN_VIEWS = 3  # orders read before the first class may be dropped if each reads its own view
+MIN_STANDARD_ERRORS = 2.0  # smallest lag under Wald's bound, in standard errors
+MIN_LOG_PRIOR = -1e30  # finite stand-in for the log prior of classes with zero probability
+# Speed and memory, chosen by benchmarks/speed/early_stopping.py:
+# smallest number of classes that a shared trunk drops one by one; with fewer classes the trunk
+# takes most of the time, and all classes are read until the image is decided
 DROP_FROM = 32
-MIN_TOKENS = 2  # tokens read before the first class may be dropped (benchmarks/racing.py)
-MIN_VIEWS = 3  # orders read before the first class may be dropped where orders read different views
-MIN_STANDARD_ERRORS = 2.0  # smallest lag in standard errors under Wald's bound
-MIN_LOG_PRIOR = -1e30  # finite stand-in for the log prior of classes with probability zero
-# Memory limits: log-probabilities kept for the images scored together, and bytes of keys and values
-# kept between checkpoints
-KEPT_NUMBERS = 2**26
-CACHE_BYTES, CACHE_BYTES_CUDA = 2**28, 2**33
-CACHE_FRACTION_CUDA = 1 / 8  # largest share of a CUDA device's memory for keys and values
+KEPT_NUMBERS = 2**26  # log-probabilities kept for the images that are scored together
 
 
 @own_torch_state()
@@ -111,9 +107,9 @@ def score_until_decided(
 
     Notes
     -----
-    Wald's bound assumes a perfect prior. Student's bound assumes a single comparison of exchangeable
-    differences. `error` therefore sets the scale of the risk and is not a guarantee;
-    ``benchmarks/speed/early_stopping.py`` measures the actual risk.
+    Wald's bound assumes a perfect prior. Student's bound assumes exchangeable differences and a
+    single comparison. `error` therefore sets the scale of the risk and is not a guarantee;
+    ``benchmarks/speed/early_stopping_errors.py`` measures the actual risk.
 
     References
     ----------
@@ -202,7 +198,9 @@ class Comparison:
         self.all_or_none = shared and n_classes < DROP_FROM
         self.min_read = MIN_VIEWS * self.n_tokens if views else MIN_TOKENS
         # log p(token | class) in the sequence of reading; only what was read is initialized
-        self.log_prob = torch.empty(n_images, self.population, n_classes, device=device)
+        self.log_prob = torch.empty(
+            n_images, self.population, n_classes, dtype=torch.float32, device=device
+        )
         new = torch.zeros(n_images, n_classes, dtype=torch.float64, device=device)
         self.total = new.clone()
         # sums over the tokens of leader minus class, and of its square
@@ -234,7 +232,7 @@ class Comparison:
 
     def checkpoints(self, order: int) -> list[int]:
         """Return 0 and the numbers of tokens of an order after which to compare classes."""
-        fractions = CHECKPOINTS_SHARED if self.shared else CHECKPOINTS
+        fractions: tuple[float, ...] = CHECKPOINTS_SHARED if self.shared else CHECKPOINTS
         if order or self.views or self.all_or_none:
             fractions = (1,)
         return sorted({0, *(max(1, round(f * self.n_tokens)) for f in fractions)})
@@ -337,40 +335,6 @@ def difference_sums(log_prob: Tensor, leader: Tensor) -> tuple[Tensor, Tensor]:
     return total, difference.square_().sum(1, dtype=torch.float64)
 
 
-def open_tile(
-    engine: Engine | HeadEngine, codes: Tensor, orders: Tensor, active: Tensor
-) -> Callable[[Tensor, Tensor, int, int], Tensor]:
-    """Read a tile of pairs; return a function that looks up the log-probabilities of some pairs.
-
-    `codes` and `orders` are (n_pairs, n_tokens), `active` is (n_pairs, n_classes). The function
-    takes rows of the tile, their active classes, a subset of `active`, and the first and last step.
-    It returns log p(token | class) (n_rows, n_steps, n_classes), arbitrary for classes that are not
-    active.
-    """
-    n, n_tokens = orders.shape
-    if isinstance(engine, HeadEngine):
-
-        def read(rows: Tensor) -> HeadPairs:
-            return engine.pairs(codes[rows], orders[rows])
-
-        tiles = in_tiles(read, n, lanes_at_once(engine.prior), codes.device, fixed=True)
-        parts = [[a[: n - at] for a in tile] for at, tile in tiles]
-        head_pairs = HeadPairs(*(torch.cat(a) for a in zip(*parts, strict=True)))
-
-        def look_up(rows: Tensor, active: Tensor, start: int, stop: int) -> Tensor:
-            row, label = torch.where(active)
-            out = torch.empty(*active.shape, stop - start, device=codes.device)
-            out[row, label], _ = engine.read(head_pairs, rows[row], label, start, stop)
-            return out.transpose(1, 2)
-
-        return look_up
-    row, label = torch.where(active)
-    out = torch.empty(*active.shape, n_tokens, device=codes.device)
-    pairs = read_pairs(engine, codes, orders)
-    out[row, label], _ = read_lanes(engine, pairs, row, label, 0, n_tokens)
-    return lambda rows, active, start, stop: out[rows, :, start:stop].transpose(1, 2)
-
-
 def read_first_order(engine: Engine, codes: Tensor, order: Tensor, comparison: Comparison) -> None:
     """Read all images along one order, and compare classes at its checkpoints."""
     images = torch.arange(len(codes), device=codes.device)
@@ -388,70 +352,6 @@ def read_first_order(engine: Engine, codes: Tensor, order: Tensor, comparison: C
             cache = [(keys[stays], values[stays]) for keys, values in cache]
 
 
-def read_pairs(engine: Engine, codes: Tensor, orders: Tensor) -> Pairs:
-    """Call :meth:`Engine.pairs` in tiles."""
-    tile = lanes_at_once(engine.prior)
-    tiles = map(engine.pairs, codes.split(tile), orders.split(tile))
-    return Pairs(*(torch.cat(a) for a in zip(*tiles, strict=True)))
-
-
-def read_lanes(
-    engine: Engine,
-    pairs: Pairs,
-    pair: Tensor,
-    label: Tensor,
-    start: int,
-    stop: int,
-    cache: Cache | None = None,
-) -> tuple[Tensor, Cache | None]:
-    """Call :meth:`Engine.read` in tiles; return a cache if it is needed and small enough.
-
-    Without a cache, tokens before `start` are read again.
-    """
-    n, begin = len(pair), 0 if cache is None else start
-    keep = stop < engine.n_tokens and n * engine.cache_bytes(stop) <= cache_limit(engine)
-
-    def read(rows: Tensor) -> tuple[Tensor, Cache]:
-        before = [(keys[rows], values[rows]) for keys, values in cache or []]
-        return engine.read(pairs, pair[rows], label[rows], begin, stop, before or None, keep)
-
-    tile = lanes_at_once(engine.prior) * (engine.n_tokens // (stop - begin))
-    parts = [
-        (log_prob[: n - at], [(keys[: n - at], values[: n - at]) for keys, values in kept])
-        for at, (log_prob, kept) in in_tiles(read, n, tile, pair.device)
-    ]
-    log_prob = torch.cat([a for a, _ in parts])[:, start - begin :]
-    if not keep:
-        return log_prob, None
-    layers = zip(*(kept for _, kept in parts), strict=True)
-    return log_prob, [
-        (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers
-    ]
-
-
-def in_tiles(
-    read: Callable[[Tensor], T], n: int, tile: int, device: torch.device, fixed: bool = False
-) -> Iterator[tuple[int, T]]:
-    """Yield the first row and the result of `read` for tiles of rows.
-
-    Tiles are filled up with the last row, to the full size if `fixed` and to a power of two
-    otherwise, so that there are few different shapes. They are halved when memory runs out.
-    """
-    at = 0
-    while at < n:
-        size = tile if fixed else min(tile, 1 << (n - at - 1).bit_length())
-        rows = torch.arange(at, at + size, device=device).clamp_(max=n - 1)
-        try:
-            part = read(rows)
-        except torch.OutOfMemoryError:
-            if tile == 1:
-                raise
-            tile //= 2
-            continue
-        yield at, part
-        at += size
-
-
 def images_at_once(engine: Engine | HeadEngine, shape: torch.Size, n_classes: int) -> int:
     """Return how many images to score together within the memory limits."""
     images = KEPT_NUMBERS // (shape.numel() * n_classes)
@@ -459,11 +359,3 @@ def images_at_once(engine: Engine | HeadEngine, shape: torch.Size, n_classes: in
         lane_bytes = max(1, engine.cache_bytes(max(1, round(CHECKPOINTS[0] * engine.n_tokens))))
         images = min(images, cache_limit(engine) // (lane_bytes * n_classes))
     return max(1, images)
-
-
-def cache_limit(engine: Engine) -> int:
-    """Return how many bytes of keys and values may be kept."""
-    if not engine.output.is_cuda:
-        return CACHE_BYTES
-    total = torch.cuda.get_device_properties(engine.output.device).total_memory
-    return int(min(CACHE_BYTES_CUDA, total * CACHE_FRACTION_CUDA))

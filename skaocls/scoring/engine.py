@@ -1,12 +1,13 @@
 """Inference for many classes at once: the prior's forward pass, arranged for scoring.
 
-The unit of work is a *lane*: one class read along one (image, order) pair. Class and tokens meet
-late. The class token's query and key are zero, so tokens see nothing of it but its value in each
-layer, which is computed once per class; and in the first layer, how much of it they see depends on
-the tokens alone, so that layer's attention is computed once per pair. Lanes begin after it.
+The unit of work is a *lane*: one (image, order) pair under one class. Most work does not depend on
+the class. The query and key of the class token are zero, so image tokens only see its value in each
+layer, and this value is computed once per class. In the first layer, the attention weight of the
+class token does not depend on the class either, so that layer's attention is computed once per
+pair. Only the rest is computed per lane.
 
-A lane can be read in pieces: keys and values of what was read are handed back, and taken again to
-go on. Sums and the residual stream are in float32, matrix products in the type asked for.
+A lane can be read in parts: `read` returns a cache of keys and values, and takes it to continue.
+Sums and the residual stream are in float32, matrix products in the requested type.
 """
 
 import warnings
@@ -20,17 +21,19 @@ from torch.nn import functional as F
 from skaocls.priors.transformer import NORM_EPS, AnyOrderPrior, rotate
 
 T = TypeVar("T")
-LOGITS_AT_ONCE = 2**22
-QUERIES_AT_ONCE = 128
+LOGITS_AT_ONCE = 2**22  # bounds the memory of logits (benchmarks/speed/scoring.py)
+QUERIES_AT_ONCE = 128  # queries per attention call on the CPU (benchmarks/speed/scoring.py)
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 PACKING = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 # For each layer but the first: keys and values (lanes, n_head, 1 + steps, head_dim) of the class
-# token and of what was read
+# token and of the steps read so far
 Cache = list[tuple[Tensor, Tensor]]
 
 
 class Layer(NamedTuple):
+    """Weights of a transformer block, as :func:`linear` takes them."""
+
     wq: Tensor
     wkv: Tensor
     wo: Tensor
@@ -47,13 +50,13 @@ class Pairs(NamedTuple):
     Attributes
     ----------
     stream : float32 tensor of shape (n_pairs, 2 n_tokens - 1, dim)
-        Residual stream, the class's part of the attention missing.
+        Residual stream, without the attention to the class token.
     seen : tensor of shape (n_pairs, 2 n_tokens - 1, n_head)
         Attention weight of the class token.
     rope : tensor of shape (n_pairs, 1, 2 n_tokens - 1, head_dim / 2, 2)
         Rotation of each step.
     targets : int tensor of shape (n_pairs, n_tokens)
-        Tokens in the order of reading.
+        Tokens in the sequence of reading.
     """
 
     stream: Tensor
@@ -68,14 +71,14 @@ class Engine:
     Parameters
     ----------
     prior : AnyOrderPrior
-        Its weights are used as they are, or copied into `dtype`.
+        Its weights are copied only if their type differs from `dtype`.
     labels : int tensor of shape (n_classes,)
         Rows of the class table to score.
     dtype : torch.dtype, default=torch.float32
         Type of the matrix products.
     pack : bool, default=True
-        Whether bfloat16 weights are copied into the layout that products on CPUs are made in.
-        What is to be compiled needs them as they are.
+        Whether to copy bfloat16 weights into the memory layout of CPU matrix products. Compiled
+        functions need the plain layout.
     """
 
     def __init__(
@@ -101,12 +104,12 @@ class Engine:
         first, *rest = prior.class_values(labels)
         self.class_values = [v.to(dtype) for v in rest]
         wo = prior.blocks[0].attention.wo.weight
-        # what each head adds to the stream where it sees nothing but the class
+        # contribution of each head to the stream if it attends to the class token alone
         heads = (a.unflatten(-1, (self.n_head, -1)) for a in (first, wo))
         self.class_heads = torch.einsum("chk,dhk->chd", *heads)
 
     def pairs(self, codes: Tensor, orders: Tensor) -> Pairs:
-        """Read tokens (n_pairs, n_tokens) along orders (n_pairs, n_tokens), without a class."""
+        """Compute what no class affects, for tokens and orders (n_pairs, n_tokens)."""
         prior, layer = self.prior, self.layers[0]
         targets = codes.gather(1, orders)
         x, rope = prior.interleave(targets, orders)
@@ -135,18 +138,18 @@ class Engine:
         ----------
         pairs : Pairs
         pair, label : int tensors of shape (n_lanes,)
-            The lanes: which pair, and which of the engine's classes.
+            Row in `pairs` and index of the class for each lane.
         start, stop : int
-            Tokens to read; `start` is 0, or where the cache ends.
+            Range of tokens to read. `start` is 0 without a cache.
         cache : list, default=None
-            What reading up to `start` gave.
+            Cache returned by reading up to `start`.
         keep : bool, default=False
-            Whether a cache for going on is wanted.
+            Whether to return a cache.
 
         Returns
         -------
         log_prob : float32 tensor of shape (n_lanes, stop - start)
-            log p(token | tokens before it, class).
+            log p(token | previous tokens, class).
         cache : list
             Empty unless `keep`.
         """
@@ -166,8 +169,12 @@ class Engine:
         cache: Cache | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Cache]:
-        """As :meth:`read`, but the stream (n_lanes, stop - start, dim) before each token."""
-        # p1 t1 p2 t2 ...: the last token read waits until there is more to predict from it
+        """Return the stream (n_lanes, stop - start, dim) before each token, and a cache.
+
+        The parameters are those of :meth:`read`.
+        """
+        # The sequence is p1 t1 p2 t2 ...; the last token read is processed only in the next part,
+        # because nothing is predicted from it before.
         begin, end = max(0, 2 * start - 1), 2 * stop - 1
         predicting = slice(2 * start - begin, None, 2)
         stream, seen = pairs.stream[pair, begin:end], pairs.seen[pair, begin:end]
@@ -179,10 +186,11 @@ class Engine:
             if n:
                 values = self.class_values[n - 1][label]
                 before = cache[n - 1] if cache else None
-                asking = predicting if last else slice(None)
-                q, k, v = self._attend(x, layer, values, rope, before, asking)
-                x = x[:, asking]
-                y = attention(q, k, v, range(begin, end)[asking])
+                # the last layer needs queries at the predicting positions only
+                queries = predicting if last else slice(None)
+                q, k, v = self._attention_inputs(x, layer, values, rope, before, queries)
+                x = x[:, queries]
+                y = attention(q, k, v, range(begin, end)[queries])
                 x += linear(y, layer.wo)
                 if keep:
                     kept.append((k, v))
@@ -194,65 +202,66 @@ class Engine:
         return x, kept
 
     def score(self, pairs: Pairs, lanes: int) -> Tensor:
-        """log p(tokens | class) of all classes, (n_pairs, n_classes), float64.
+        """Return log p(tokens | class) of all classes, (n_pairs, n_classes), float64.
 
-        They are read in tiles of a shape that follows from `lanes`, the sequences read together.
+        The shape of the tiles depends only on `lanes`, the number of sequences to read together.
         """
-        n_pairs, few = len(pairs.targets), tile_shape(lanes, self.n_classes)[1]
+        n_pairs, width = len(pairs.targets), tile_shape(lanes, self.n_classes)[1]
         device = pairs.targets.device
-        at = torch.arange(n_pairs, device=device).repeat_interleave(few)
+        pair = torch.arange(n_pairs, device=device).repeat_interleave(width)
+        read = self.compiled or self.read
         parts = []
-        for c in range(0, self.n_classes, few):
-            label = torch.arange(c, c + few, device=device).clamp_(max=self.n_classes - 1)
-            read = self.compiled or self.read
-            log_prob, _ = read(pairs, at, label.repeat(n_pairs), 0, self.n_tokens)
-            parts.append(log_prob.double().sum(1).view(n_pairs, few))
+        for start in range(0, self.n_classes, width):
+            label = torch.arange(start, start + width, device=device)
+            label = label.clamp_(max=self.n_classes - 1).repeat(n_pairs)
+            log_prob, _ = read(pairs, pair, label, 0, self.n_tokens)
+            parts.append(log_prob.double().sum(1).view(n_pairs, width))
         return torch.cat(parts, 1)[:, : self.n_classes]
 
     def cache_bytes(self, n_tokens: int) -> int:
-        """What the keys and values of one lane take after so many tokens."""
-        each = self.output.shape[1] * self.output.element_size()
-        return (len(self.layers) - 1) * 2 * (2 * n_tokens) * each
+        """Return the size of one lane's cache after `n_tokens` tokens."""
+        vector_bytes = self.output.shape[1] * self.output.element_size()
+        return (len(self.layers) - 1) * 2 * (2 * n_tokens) * vector_bytes
 
     def pairs_at_once(self, lanes: int) -> int:
-        """How many pairs make one tile, if `lanes` sequences do."""
+        """Return how many pairs make one tile of `lanes` sequences."""
         return tile_shape(lanes, self.n_classes)[0]
 
     def compile(self) -> None:
-        """Let torch compile what takes the time."""
+        """Compile :meth:`read` with torch."""
         self.compiled = compiled(self.read)
 
     def normed(self, x: Tensor) -> Tensor:
-        """The stream as the output layer takes it."""
+        """Normalize the stream for the output layer."""
         return self._norm(x, self.norm)
 
-    def _attend(
+    def _attention_inputs(
         self,
         x: Tensor,
         layer: Layer,
         values: Tensor,
         rope: Tensor,
         before: tuple[Tensor, Tensor] | None,
-        asking: slice,
+        queries: slice,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # beyond the last layer's keys and values only the predicting positions matter
-        q, k, v = self._project(x, layer, asking)
-        q = rotated(q, rope[:, :, asking])
+        """Return queries, and keys and values that include the class token and the cache."""
+        q, k, v = self._project(x, layer, queries)
+        q = rotated(q, rope[:, :, queries])
         k = rotated(k, rope)
         if before is None:
             return q, F.pad(k, (0, 0, 1, 0)), torch.cat([self._heads(values[:, None]), v], 2)
         return q, torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
 
-    def _project(self, x: Tensor, layer: Layer, asking: slice = slice(None)) -> tuple[Tensor, ...]:
-        """Queries of the positions that ask, all keys and values, (lanes, n_head, n, head_dim)."""
+    def _project(self, x: Tensor, layer: Layer, queries: slice = slice(None)) -> tuple[Tensor, ...]:
+        """Return queries at some steps and all keys and values, (lanes, n_head, n, head_dim)."""
         y = self._norm(x, layer.attention_norm)
-        q, kv = linear(y[:, asking], layer.wq), linear(y, layer.wkv)
+        q, kv = linear(y[:, queries], layer.wq), linear(y, layer.wkv)
         return tuple(self._heads(a) for a in (q, *kv.chunk(2, -1)))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         if x.is_cuda:
             return F.rms_norm(x, x.shape[-1:], None, NORM_EPS).to(self.dtype) * weight
-        # on the CPU torch takes three times as long for its own
+        # torch's function takes three times as long on the CPU
         length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = length.square_().div_(x.shape[-1]).add_(NORM_EPS).rsqrt_()
         return (x * scale).to(self.dtype).mul_(weight)
@@ -263,7 +272,7 @@ class Engine:
 
 
 def prepared(weight: Tensor, dtype: torch.dtype, pack: bool) -> Tensor:
-    """A weight for :func:`linear`, of type `dtype`."""
+    """Convert a weight to `dtype` and, if `pack`, to the layout of CPU matrix products."""
     weight = weight.detach().to(dtype)
     if pack and PACKING and dtype == torch.bfloat16 and not weight.is_cuda:
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -272,31 +281,31 @@ def prepared(weight: Tensor, dtype: torch.dtype, pack: bool) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x times weight transposed; the weight may be packed."""
+    """Multiply x by the transposed weight, which may be packed."""
     plain = x.is_cuda or x.dtype != torch.float32 or torch.compiler.is_compiling() or not ONEDNN
     if plain and not weight.is_mkldnn:
         return F.linear(x, weight)
-    # in float32 torch calls another library, which is slower on some CPUs and no faster on others
+    # for float32, torch calls another library that is slower on some CPUs and faster on none
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return product
 
 
 def rotated(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn interleaved channel pairs of x (..., head_dim) by rope (..., head_dim / 2, 2)."""
+    """Rotate interleaved channel pairs of x (..., head_dim) by rope (..., head_dim / 2, 2)."""
     if not torch.compiler.is_compiling():
         return rotate(x, rope)
-    # complex numbers are not compiled
+    # torch cannot compile complex numbers
     (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), rope.unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).type_as(x)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, steps: range) -> Tensor:
-    """Attention of the queries of `steps` to the class token and to all steps up to their own.
+    """Let the queries of `steps` attend to the class token and to all steps up to their own.
 
-    On the CPU a few queries at a time, so that less is computed only to be masked.
+    The CPU processes a few queries at a time, so that it computes fewer masked scores.
     """
     if q.is_cuda and steps.step == 1:
-        # here, because it takes torch's compiler along, half as long to import as torch itself
+        # imported here because it loads torch's compiler, which takes half as long as torch itself
         from torch.nn.attention.bias import causal_lower_right
 
         causal = causal_lower_right(q.shape[2], k.shape[2])
@@ -305,20 +314,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, steps: range) -> Tensor:
     attend: Callable[..., Tensor] = F.scaled_dot_product_attention
     if not q.is_cuda and q.dtype == torch.bfloat16:
         q, attend = q.contiguous(), bfloat16_attention
-    few = len(steps) if q.is_cuda else QUERIES_AT_ONCE
+    n_queries = len(steps) if q.is_cuda else QUERIES_AT_ONCE
     out = q.new_empty(q.shape[0], len(steps), q.shape[1], q.shape[3])
-    for at in range(0, len(steps), few):
-        rows = steps[at : at + few]
+    for start in range(0, len(steps), n_queries):
+        part = slice(start, start + n_queries)
+        rows = steps[part]
         seen = rows[-1] + 2
         last = torch.arange(rows[0], rows[-1] + 1, rows.step, device=q.device)
         mask = torch.arange(-1, seen - 1, device=q.device) <= last[:, None]
-        y = attend(q[:, :, at : at + few], k[:, :, :seen], v[:, :, :seen], mask)
-        out[:, at : at + few] = y.transpose(1, 2)
+        y = attend(q[:, :, part], k[:, :, :seen], v[:, :, :seen], mask)
+        out[:, part] = y.transpose(1, 2)
     return out.flatten(2)
 
 
 def bfloat16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention by plain products, which on CPUs take half of the time of torch's own."""
+    """Compute attention by matrix products: twice as fast as torch's function on CPUs."""
     unseen = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
     q, k, v, batch = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), q.shape[:2]
     score = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
@@ -327,49 +337,50 @@ def bfloat16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_log_prob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each target token (n,), from hidden states (n, dim).
+    """Return the log-probability of each target token (n,), from hidden states (n, dim).
 
-    The logits exist for a few rows at a time, never as a whole. The target's own is summed in
-    float32: a logit rounded to bfloat16 is off by as much as classes differ. The fused
-    functions of torch and of Liger-Kernel round it.
+    Logits are computed for a few rows at a time, which bounds the memory. The target's own logit is
+    computed in float32, because rounding it to bfloat16 changes it by as much as classes differ.
+    The fused functions of torch and Liger-Kernel do round it.
     """
     rows = max(1, LOGITS_AT_ONCE // len(weight))
     out = hidden.new_empty(len(hidden), dtype=torch.float32)
-    for at in range(0, len(hidden), rows):
-        h, t = hidden[at : at + rows], targets[at : at + rows]
+    for start in range(0, len(hidden), rows):
+        part = slice(start, start + rows)
+        h, t = hidden[part], targets[part]
         logits = linear(h, weight)
         rounded = logits.gather(1, t[:, None])[:, 0]
-        out[at : at + rows] = logits.log_softmax(1, dtype=torch.float32).gather(1, t[:, None])[:, 0]
+        out[part] = logits.log_softmax(1, dtype=torch.float32).gather(1, t[:, None])[:, 0]
         if weight.dtype != torch.float32:
-            out[at : at + rows] += (h.float() * weight[t].float()).sum(1) - rounded
+            out[part] += (h.float() * weight[t].float()).sum(1) - rounded
     return out
 
 
 def tile_shape(lanes: int, n_classes: int) -> tuple[int, int]:
-    """How many (image, order) pairs and how many classes make one tile.
+    """Return how many (image, order) pairs and how many classes make one tile.
 
-    It does not follow how much there is to score: shapes stay the same.
+    The shape does not depend on the number of images or orders.
     """
-    n_tiles = -(-n_classes // lanes)  # of one pair
+    n_tiles = -(-n_classes // lanes)  # number of tiles that the classes of one pair fill
     return max(1, lanes // n_classes), -(-n_classes // n_tiles)
 
 
 def compiled(function: Callable[..., T]) -> Callable[..., T]:
-    """The function compiled by torch, or as it is, with a warning, where that fails."""
-    try_first = torch.compile(function, dynamic=False)
+    """Compile a function with torch; warn and call it uncompiled if that fails."""
+    compiled_function = torch.compile(function, dynamic=False)
     failed = False
 
     def call(*args: Any) -> T:
         nonlocal failed
         if not failed:
             try:
-                return try_first(*args)
+                return compiled_function(*args)
             except torch.OutOfMemoryError:
                 raise
-            except Exception as exc:  # whatever compilers do
+            except Exception as exc:  # compilers raise many kinds of errors
                 failed = True
                 warnings.warn(
-                    f"torch.compile failed ({type(exc).__name__}); scoring goes on without it.",
+                    f"torch.compile failed ({type(exc).__name__}); scoring continues without it.",
                     RuntimeWarning,
                     stacklevel=3,
                 )

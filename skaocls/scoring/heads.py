@@ -6,7 +6,7 @@ scale and shift, a small projection, and products with the groups and with the c
 The full codebook is not needed per class.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ NUMBERS_PER_BLOCK, NUMBERS_PER_BLOCK_CUDA = 2**20, 2**28
 
 def make_engine(
     prior: Prior, labels: Tensor, dtype: torch.dtype = torch.float32, pack: bool = True
-) -> "Engine | HeadEngine":
+) -> Any:
     """Return the inference engine for a prior and the classes to score.
 
     Both engines have the same methods: `pairs` computes what does not depend on the class, `read`
@@ -84,8 +84,8 @@ class HeadEngine:
         self.output = self.trunk.output
         self.head = head
         self.scale, self.shift = (a.detach() for a in head.vectors(labels))
-        code_at, self.gap = head.layout()
-        self.grouped_output = self.output[code_at]
+        code, self.empty = head.layout()
+        self.grouped_output = self.output[code]
         self.states = self.trunk.states
 
     def compile(self) -> None:
@@ -111,7 +111,7 @@ class HeadEngine:
         for start in range(0, len(flat), n_rows):
             part = slice(start, start + n_rows)
             logits = linear(self.trunk.normed(flat[part]), self.grouped_output).float()
-            grouped = logits.masked_fill_(self.gap, -torch.inf)
+            grouped = logits.masked_fill_(self.empty, -torch.inf)
             grouped = grouped.view(-1, head.n_groups, head.group_size)
             group_logits[part] = grouped.logsumexp(2)
             own = group.flatten()[part, None, None].expand(-1, 1, head.group_size)

@@ -1,31 +1,31 @@
-"""Token orders: permutations of the places of a grid, in the sequence in which they are read."""
-
-from typing import Any
+"""Token orders: permutations of the positions of a grid."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-DRAWN = ("random", "antithetic")  # names of orders that are drawn, of which there are any number
+DRAWN = ("random", "antithetic")  # kinds of orders that are drawn at random
 
 
 def draw_orders(n_orders: int, n_tokens: int, seed: int, antithetic: bool = False) -> np.ndarray:
-    """Draw uniform random orders, nested in `n_orders`.
+    """Draw uniform random orders.
 
     Parameters
     ----------
     n_orders : int
         Number of orders.
     n_tokens : int
-        Number of places (raster indices 0 ... n_tokens - 1).
+        Number of tokens of an image.
     seed : int
-        The same seed gives the same orders, and more of them when more are asked for: the first
-        k of 20 are the orders of ``n_orders=k``.
+        Random seed. Orders are nested: with the same seed, the first k of 20 orders are the orders
+        of ``n_orders=k``.
     antithetic : bool, default=False
-        Draw every other order only, and follow each by the same one backwards: what one reads
-        early, knowing little, the other reads late.
+        Follow each random order by its reverse. Tokens that one of them reads early, with little
+        context, are read late by the other.
 
     Returns
     -------
     orders : int64 array of shape (n_orders, n_tokens)
+        Each row is a permutation of the raster indices 0 ... n_tokens - 1.
 
     Examples
     --------
@@ -40,19 +40,19 @@ def draw_orders(n_orders: int, n_tokens: int, seed: int, antithetic: bool = Fals
     return np.stack([rng.permutation(n_tokens) for _ in range(n_orders)])
 
 
-def resolve_orders(order: Any, n_orders: int, n_tokens: int, seed: int) -> np.ndarray:
-    """The orders that an estimator's `order` and `n_orders` stand for.
+def resolve_orders(order: str | ArrayLike, n_orders: int, n_tokens: int, seed: int) -> np.ndarray:
+    """Resolve the parameters `order` and `n_orders` of an estimator to an array of orders.
 
     Parameters
     ----------
     order : {"random", "antithetic", "raster"} or array-like of shape (n, n_tokens)
-        ``"random"`` draws `n_orders` permutations from `seed`, ``"antithetic"`` half of them, each
-        followed by the same one backwards; ``"raster"`` is the one order row
-        by row; of explicit permutations the first `n_orders` are used.
+        ``"random"`` draws `n_orders` permutations. ``"antithetic"`` draws half of them and follows
+        each by its reverse. ``"raster"`` is a single order, row by row. An array contains explicit
+        permutations, of which the first `n_orders` are used.
     n_orders : int
-        Number of orders, an upper bound unless they are drawn.
+        Number of random orders, or the largest number of explicit ones.
     n_tokens : int
-        Number of places.
+        Number of tokens of an image.
     seed : int
         Seed of the random orders.
 
@@ -63,7 +63,7 @@ def resolve_orders(order: Any, n_orders: int, n_tokens: int, seed: int) -> np.nd
     Raises
     ------
     ValueError
-        If `order` is an unknown name or not made of permutations.
+        If `order` is an unknown name or contains rows that are not permutations.
 
     Examples
     --------
@@ -79,19 +79,19 @@ def resolve_orders(order: Any, n_orders: int, n_tokens: int, seed: int) -> np.nd
         if order == "raster":
             return np.arange(n_tokens)[None]
         raise ValueError(
-            f"order={order!r} is not known: pass 'random', 'antithetic', 'raster' or an array of "
+            f"order={order!r} is unknown; pass 'random', 'antithetic', 'raster' or an array of "
             "permutations."
         )
     orders = np.asarray(order)
     if orders.ndim != 2 or not len(orders) or orders.shape[1] != n_tokens:
         raise ValueError(
-            f"order has shape {orders.shape}, but (n, {n_tokens}) is expected: each row a "
+            f"order has shape {orders.shape}, but (n, {n_tokens}) is expected. Each row must be a "
             f"permutation of the {n_tokens} tokens of an image."
         )
     wrong = (np.sort(orders, 1) != np.arange(n_tokens)).any(1)
     if wrong.any():
         raise ValueError(
-            f"order[{wrong.argmax()}] is not a permutation of 0 ... {n_tokens - 1}: "
-            "every token must be visited exactly once."
+            f"order[{wrong.argmax()}] is not a permutation of 0 ... {n_tokens - 1}. "
+            "Each token must appear exactly once."
         )
     return orders[:n_orders].astype(np.int64)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -23,7 +22,7 @@ from torch import Tensor
 from skaocls.distributed import broadcast_flag, is_main, run_on_main
 from skaocls.files import read_state_dict, tensor_writer, write_all
 from skaocls.hashing import hash_file
-from skaocls.training.state import TrainingState
+from skaocls.training.state import Metadata, TrainingState
 from skaocls.warn import warn
 
 FORMAT = 1
@@ -60,7 +59,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], fingerprint: dict[str, str], seed: int):
         self.folder, self.fingerprint, self.seed = Path(folder), fingerprint, seed
         self.next_time, self.last_number = 0.0, 0
-        self.found: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self.found: tuple[dict[str, Tensor], Metadata] | None = None
         self.seed = run_on_main(self.find)
 
     def find(self) -> int:
@@ -86,7 +85,7 @@ class Checkpoints:
         stem = self.folder / f"checkpoint-{n}"
         return stem.with_suffix(".safetensors"), stem.with_suffix(".json")
 
-    def read(self, n: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def read(self, n: int) -> tuple[dict[str, Tensor], Metadata] | None:
         """Read a checkpoint. A damaged one is removed with a warning."""
         tensor_path, json_path = self.files(n)
         try:
@@ -101,7 +100,7 @@ class Checkpoints:
             self.remove(n)
             return None
 
-    def check(self, metadata: dict[str, Any]) -> None:
+    def check(self, metadata: Metadata) -> None:
         """Raise an error if a checkpoint belongs to another training or version."""
         advice = (
             "To start a new fit, pass another checkpoint_dir or remove the checkpoint-* files in "
@@ -146,7 +145,7 @@ class Checkpoints:
         end = time.monotonic()
         self.next_time = end + INTERVAL_FACTOR * (end - start)
 
-    def write(self, tensors: dict[str, Tensor], state_metadata: dict[str, Any]) -> None:
+    def write(self, tensors: dict[str, Tensor], state_metadata: Metadata) -> None:
         """Write the next checkpoint and remove the oldest."""
         tensor_path, json_path = self.files(self.last_number + 1)
         metadata = {"format": FORMAT, "fingerprint": self.fingerprint, "seed": self.seed}
@@ -171,13 +170,13 @@ class Checkpoints:
             self.remove(n)
 
 
-def write_tensors(tensors: dict[str, Tensor], metadata: dict[str, Any], path: str) -> None:
+def write_tensors(tensors: dict[str, Tensor], metadata: Metadata, path: str) -> None:
     """Write tensors and add the hash of the file to the metadata."""
     tensor_writer(tensors)(path)
     metadata["hash"] = hash_file(path)
 
 
-def write_json(metadata: dict[str, Any], path: str) -> None:
+def write_json(metadata: Metadata, path: str) -> None:
     """Write metadata as JSON."""
     Path(path).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 

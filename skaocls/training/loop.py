@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from skaocls.training.loss import (
 )
 from skaocls.training.optimizer import WEIGHT_DECAY, make_optimizer
 from skaocls.training.state import RESTART_RATE_FACTOR, History, TrainingState, copies
+from skaocls.training.validation import Validation, validation_score
 from skaocls.warn import warn
 
 # Published recipe
@@ -46,19 +47,10 @@ WARMUP_SHARE = 0.05  # of all steps
 FINAL_RATE = 0.05  # relative to the peak learning rate
 # Decay of the running average of the weights, which the prior keeps (benchmarks/quality/digits.py)
 AVERAGE_DECAY = 0.99
-# Fixed orders and images per pass of the validation, chosen to cost a small part of an epoch
-VALIDATION_ORDERS, VALIDATION_BATCH = 4, 256
+VALIDATION_ORDERS = 4  # fixed orders, few enough to cost a small part of an epoch
 ACCURACY_PAIRS = 1024  # (image, class) pairs that are scored for the accuracy in the progress bar
 # A training of more than ten minutes starts with a warning. Its length is estimated from ten steps.
 LONG_TRAINING_SECONDS, TIMED_STEPS = 600, 10
-
-
-class Validation(NamedTuple):
-    """Held-out data: codes (n, n_tokens), labels (n,) and sample weights (n,) or None."""
-
-    codes: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray | None = None
 
 
 @own_torch_state(grad=True)
@@ -396,31 +388,3 @@ def is_flat(curve: list[float], window: int, tol: float) -> bool:
     if len(curve) <= window:
         return False
     return max(curve[-window:]) <= max(curve[:-window]) + tol
-
-
-@torch.no_grad()
-def validation_score(
-    loss: TrainingLoss, data: Validation, orders: np.ndarray, autocast: torch.dtype | None
-) -> float:
-    """Return the mean log-likelihood per token of held-out data over some orders."""
-    codes, labels = data.codes, data.labels
-    weights = np.ones(len(codes)) if data.weights is None else data.weights
-    total_weight = weights.sum() * len(orders)
-    if world_size() > 1:
-        rows, valid = shard_rows(len(codes))
-        codes, labels, weights = codes[rows], labels[rows], weights[rows]
-        weights = weights if valid is None else weights * valid.numpy()
-    loss.eval()
-    device = loss.prior.device
-    total = 0.0
-    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-        for part in gen_batches(len(codes), VALIDATION_BATCH):
-            batch_codes = torch.as_tensor(codes[part]).long().to(device)
-            batch_labels = torch.as_tensor(labels[part]).to(device)
-            batch_weights = torch.as_tensor(weights[part]).float().to(device)
-            for order in torch.as_tensor(orders).to(device):
-                expanded = order.expand_as(batch_codes)
-                batch = TrainingBatch(batch_codes, expanded, batch_labels, batch_weights)
-                total -= loss(batch).item() * len(batch_codes)
-    total_all = all_reduce_sum(torch.tensor(total, dtype=torch.float64))
-    return total_all.item() / float(total_weight)

@@ -93,7 +93,7 @@ class TrainingLoss(nn.Module):
             return nll.mean() if weights is None else (weights * nll.mean(1)).mean()
         labelled = (labels < self.prior.num_classes).nonzero()[:, 0]
         steps = slice(first_token, None, POSTERIOR_STRIDE)
-        own, others = self.prior.log_prob_beside(
+        own, others = self.prior.log_prob_with_rivals(
             codes, orders, labels, labelled, rivals[labelled], steps, generator
         )
         joint = torch.cat([own[labelled, steps].sum(1, keepdim=True), others.sum(1)], 1)

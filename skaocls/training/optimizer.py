@@ -133,7 +133,7 @@ def make_optimizer(
     ]
     if not muon:
         return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
-    n_stacked = prior.matrices()
+    n_stacked = prior.hidden_weights()
     groups[0]["params"] = [p for p in matrices if p not in n_stacked]
     for n in sorted(set(n_stacked.values())):
         params = [p for p in matrices if n_stacked.get(p) == n]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from skaocls.distributed import (
 )
 from skaocls.priors.interface import Prior
 from skaocls.warn import warn
+
+Metadata: TypeAlias = dict[str, Any]  # of JSON types
 
 # What happens when a training diverges. These are safeguards; no benchmark reaches them.
 MAX_RESTARTS = 3
@@ -181,11 +183,11 @@ class TrainingState:
             named |= {f"optimizer.{i}.{name}": t for name, t in moments.items()}
         return {name: t.detach().cpu() for name, t in named.items()}
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Metadata:
         """Return the rest of the state, as JSON types."""
         return {"step": self.step, "n_restarts": self.n_restarts, "history": vars(self.history)}
 
-    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], metadata: Metadata) -> None:
         """Restore the state that :meth:`tensors` and :meth:`metadata` of the main rank returned.
 
         All ranks must call this; the arguments of other ranks than the main one are not used. The

@@ -1,0 +1,124 @@
+"""Reading pairs and lanes in tiles of bounded memory, for early stopping."""
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from skaocls.scoring.engine import Cache, Engine, Pairs
+from skaocls.scoring.exhaustive import lanes_at_once
+from skaocls.scoring.heads import HeadEngine, HeadPairs
+
+T = TypeVar("T")
+
+# Largest size of the keys and values that are kept between two reads, in bytes and as a fraction of
+# a CUDA device's memory
+CACHE_BYTES, CACHE_BYTES_CUDA = 2**28, 2**33
+CACHE_FRACTION_CUDA = 1 / 8
+
+
+def open_tile(
+    engine: Engine | HeadEngine, codes: Tensor, orders: Tensor, active: Tensor
+) -> Callable[[Tensor, Tensor, int, int], Tensor]:
+    """Read a tile of pairs; return a function that looks up the log-probabilities of some pairs.
+
+    `codes` and `orders` are (n_pairs, n_tokens), `active` is (n_pairs, n_classes). The function
+    takes rows of the tile, their active classes, a subset of `active`, and the first and last step.
+    It returns log p(token | class) (n_rows, n_steps, n_classes), arbitrary for classes that are not
+    active.
+    """
+    n, n_tokens = orders.shape
+    if isinstance(engine, HeadEngine):
+
+        def read(rows: Tensor) -> HeadPairs:
+            return engine.pairs(codes[rows], orders[rows])
+
+        tiles = in_tiles(read, n, lanes_at_once(engine.prior), codes.device, fixed=True)
+        parts = [[a[: n - at] for a in tile] for at, tile in tiles]
+        head_pairs = HeadPairs(*(torch.cat(a) for a in zip(*parts, strict=True)))
+
+        def look_up(rows: Tensor, active: Tensor, start: int, stop: int) -> Tensor:
+            row, label = torch.where(active)
+            out = torch.empty(*active.shape, stop - start, dtype=torch.float32, device=codes.device)
+            out[row, label], _ = engine.read(head_pairs, rows[row], label, start, stop)
+            return out.transpose(1, 2)
+
+        return look_up
+    row, label = torch.where(active)
+    out = torch.empty(*active.shape, n_tokens, dtype=torch.float32, device=codes.device)
+    pairs = read_pairs(engine, codes, orders)
+    out[row, label], _ = read_lanes(engine, pairs, row, label, 0, n_tokens)
+    return lambda rows, active, start, stop: out[rows, :, start:stop].transpose(1, 2)
+
+
+def read_pairs(engine: Engine, codes: Tensor, orders: Tensor) -> Pairs:
+    """Call :meth:`Engine.pairs` in tiles."""
+    tile = lanes_at_once(engine.prior)
+    tiles = map(engine.pairs, codes.split(tile), orders.split(tile))
+    return Pairs(*(torch.cat(a) for a in zip(*tiles, strict=True)))
+
+
+def read_lanes(
+    engine: Engine,
+    pairs: Pairs,
+    pair: Tensor,
+    label: Tensor,
+    start: int,
+    stop: int,
+    cache: Cache | None = None,
+) -> tuple[Tensor, Cache | None]:
+    """Call :meth:`Engine.read` in tiles; return a cache if it is needed and small enough.
+
+    Without a cache, tokens before `start` are read again.
+    """
+    n, begin = len(pair), 0 if cache is None else start
+    keep = stop < engine.n_tokens and n * engine.cache_bytes(stop) <= cache_limit(engine)
+
+    def read(rows: Tensor) -> tuple[Tensor, Cache]:
+        before = [(keys[rows], values[rows]) for keys, values in cache or []]
+        return engine.read(pairs, pair[rows], label[rows], begin, stop, before or None, keep)
+
+    tile = lanes_at_once(engine.prior) * (engine.n_tokens // (stop - begin))
+    parts = [
+        (log_prob[: n - at], [(keys[: n - at], values[: n - at]) for keys, values in kept])
+        for at, (log_prob, kept) in in_tiles(read, n, tile, pair.device)
+    ]
+    log_prob = torch.cat([a for a, _ in parts])[:, start - begin :]
+    if not keep:
+        return log_prob, None
+    layers = zip(*(kept for _, kept in parts), strict=True)
+    return log_prob, [
+        (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers
+    ]
+
+
+def in_tiles(
+    read: Callable[[Tensor], T], n: int, tile: int, device: torch.device, fixed: bool = False
+) -> Iterator[tuple[int, T]]:
+    """Yield the first row and the result of `read` for tiles of rows.
+
+    Tiles are filled up with the last row, to the full size if `fixed` and to a power of two
+    otherwise, so that there are few different shapes. They are halved when memory runs out.
+    """
+    at = 0
+    while at < n:
+        size = tile if fixed else min(tile, 1 << (n - at - 1).bit_length())
+        rows = torch.arange(at, at + size, device=device).clamp_(max=n - 1)
+        try:
+            part = read(rows)
+        except torch.OutOfMemoryError:
+            if tile == 1:
+                raise
+            tile //= 2
+            continue
+        yield at, part
+        at += size
+
+
+def cache_limit(engine: Engine) -> int:
+    """Return how many bytes of keys and values may be kept."""
+    if not engine.output.is_cuda:
+        return CACHE_BYTES
+    total = torch.cuda.get_device_properties(engine.output.device).total_memory
+    return int(min(CACHE_BYTES_CUDA, total * CACHE_FRACTION_CUDA))

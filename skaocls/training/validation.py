@@ -1,0 +1,85 @@
+"""Held-out data: which samples are held out, and how they are scored during training."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from sklearn.utils import gen_batches
+
+from skaocls.distributed import all_reduce_sum, shard_rows, world_size
+from skaocls.training.config import TrainingConfig
+from skaocls.training.loss import TrainingBatch, TrainingLoss
+
+BATCH_SIZE = 256  # images per forward pass
+
+
+class Validation(NamedTuple):
+    """Held-out data: codes (n, n_tokens), labels (n,) and sample weights (n,) or None."""
+
+    codes: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray | None = None
+
+
+def split_validation(
+    labels: np.ndarray, config: TrainingConfig, rng: np.random.RandomState
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the rows to train on, and held-out rows, stratified by class, or None.
+
+    The only sample of a class is always used for training.
+    """
+    rows = np.arange(len(labels))
+    if not (config.early_stopping or config.hold_out):
+        return rows, None
+    option = "early_stopping=True" if config.early_stopping else 'temperature="auto"'
+    is_single = np.bincount(labels)[labels] == 1
+    candidates = rows[~is_single]
+    n_classes, n_candidates = len(np.unique(labels[candidates])), len(candidates)
+    if not n_candidates:
+        raise ValueError(
+            f"{option} holds out samples for validation. Every class needs at least 2 samples; "
+            f"{len(labels)} classes have one."
+        )
+    n_held_out = math.ceil(config.validation_fraction * len(labels))
+    if not n_classes <= n_held_out <= n_candidates - n_classes:
+        raise ValueError(
+            f"{option} with validation_fraction={config.validation_fraction} holds out "
+            f"{n_held_out} of {len(labels)} samples. Both parts need a sample of each of the "
+            f"{n_classes} classes with several samples, so {n_classes} to "
+            f"{n_candidates - n_classes} samples can be held out. Pass another "
+            "validation_fraction or more samples."
+        )
+    train, held_out = train_test_split(
+        candidates, test_size=n_held_out, stratify=labels[candidates], random_state=rng
+    )
+    return np.concatenate([train, rows[is_single]]), held_out
+
+
+@torch.no_grad()
+def validation_score(
+    loss: TrainingLoss, data: Validation, orders: np.ndarray, autocast: torch.dtype | None
+) -> float:
+    """Return the mean log-likelihood per token of held-out data over some orders."""
+    codes, labels = data.codes, data.labels
+    weights = np.ones(len(codes)) if data.weights is None else data.weights
+    total_weight = weights.sum() * len(orders)
+    if world_size() > 1:
+        rows, valid = shard_rows(len(codes))
+        codes, labels, weights = codes[rows], labels[rows], weights[rows]
+        weights = weights if valid is None else weights * valid.numpy()
+    loss.eval()
+    device = loss.prior.device
+    total = 0.0
+    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        for part in gen_batches(len(codes), BATCH_SIZE):
+            batch_codes = torch.as_tensor(codes[part]).long().to(device)
+            batch_labels = torch.as_tensor(labels[part]).to(device)
+            batch_weights = torch.as_tensor(weights[part]).float().to(device)
+            for order in torch.as_tensor(orders).to(device):
+                expanded = order.expand_as(batch_codes)
+                batch = TrainingBatch(batch_codes, expanded, batch_labels, batch_weights)
+                total -= loss(batch).item() * len(batch_codes)
+    total_all = all_reduce_sum(torch.tensor(total, dtype=torch.float64))
+    return total_all.item() / float(total_weight)
