@@ -107,10 +107,7 @@ class Batch:
         start, stop, _ = rows.indices(len(self))
         size = block_size(self.reader.image_shape)
         blocks = [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
-        if len(blocks) > 1:
-            yield from zip(blocks, prefetch(map(self.images, blocks)), strict=True)
-        else:
-            yield from ((rows, self.images(rows)) for rows in blocks)
+        yield from zip(blocks, prefetch(map(self.images, blocks)), strict=True)
 
     def rank_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield number and decoded images of the blocks that belong to this rank."""

@@ -154,14 +154,10 @@ def decode_images(
 def decode_originals(
     data: ArrayOrLazy, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
 ) -> list[np.ndarray]:
-    """Decode images at the size that random crops are cut from.
+    """Decode images at the size that random crops are cut from, (height, width, channels).
 
     Parameters are those of :func:`decode_images`. Files and PIL images that may be resized are
     halved, but only as often as every crop halves them. They and 8-bit arrays stay 8-bit.
-
-    Returns
-    -------
-    images : list of arrays (height, width, channels)
     """
     data = in_memory(data)
     images, size = [], scaled_size(shape, max_crop_source(shape))
