@@ -228,8 +228,8 @@ class Comparison:
         n_pairs = lanes
         if not self.shared:
             n_pairs = max(1, int((n_active[image].cumsum(0) <= lanes).sum()))
-        # Orders of an image together, as in exhaustive scoring: rounding in the attention depends on
-        # whether a lane is even, which would otherwise depend on the number of images before it.
+        # The orders of an image are neighbours, as in exhaustive scoring. Rounding in the attention
+        # depends on the parity of a lane, which otherwise depends on how many images precede it.
         together = image[:n_pairs].argsort(stable=True)
         return image[:n_pairs][together], order[:n_pairs][together]
 
