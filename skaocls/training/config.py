@@ -138,20 +138,7 @@ class TrainingConfig:
     ) -> ResolvedConfig:
         """Replace every "auto" by a value.
 
-        Parameters
-        ----------
-        prior : Prior
-            The prior before training.
-        mode : str or None
-            Fine-tuning mode. None trains all weights at the learning rate of a new prior.
-        n_samples, n_views : int
-            Number of training samples, and of augmented views of each.
-        order_seed, seed : int
-            Seeds of the orders and of the training.
-
-        Returns
-        -------
-        resolved : ResolvedConfig
+        `mode` is the fine-tuning mode. None trains all weights at the learning rate of a new prior.
         """
         rate, weight = self.learning_rate_init, self.posterior_weight
         batch_size, max_iter = self.batch_size, self.max_iter
