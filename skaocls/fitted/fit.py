@@ -99,19 +99,10 @@ def fit_model(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     seeded: bool = True,
 ) -> FitResult:
-    """Fit a model.
+    """Fit a model. Some of the sorted `classes` may be missing in y.
 
     Parameters
     ----------
-    batch : Batch
-        From :func:`skaocls.images.reader.learn_reader`.
-    y, weights : arrays of shape (n,)
-        From :func:`skaocls.fitted.labels.read_labels`.
-    classes : array of shape (n_classes,)
-        Sorted labels. Some of them may be missing in y.
-    config : TrainingConfig
-    seed : int
-        Seed of all random numbers.
     tokenizer : "auto" or transformer, default="auto"
         Cloned and fitted, unless frozen.
     pretrained : Prior, default=None
@@ -123,10 +114,6 @@ def fit_model(
         Folder for checkpoints, from which an interrupted training continues.
     seeded : bool, default=True
         Whether the user chose the seed. If False, a cached result from any seed may be reused.
-
-    Returns
-    -------
-    result : FitResult
     """
     columns, reader = np.searchsorted(classes, y), batch.reader
     config = config_for(config, batch, y, weights)
@@ -210,25 +197,8 @@ def extend_model(
     Classes in y that share a prior are trained together. If y contains all classes of the prior,
     all its weights are trained, else only the vectors of the classes in y. Other classes do not
     change. New classes get vectors in the first prior (``finetune="class_embedding"`` or
-    ``"head"``), or a fine-tuned copy of the first prior that only they use.
-
-    Parameters
-    ----------
-    model : FittedModel
-        May have classes without a prior (:meth:`FittedModel.with_classes`). It does not change.
-    batch, y, weights, config
-        As in :func:`fit_model`. All labels must be classes of the model.
-    rng : RandomState
-        Source of all random numbers.
-
-    Returns
-    -------
-    result : FitResult
-
-    Raises
-    ------
-    KeyboardInterrupt
-        After Ctrl-C, because some classes would be trained and others not.
+    ``"head"``), or a fine-tuned copy of the first prior that only they use. Ctrl-C raises
+    KeyboardInterrupt, because some classes would be trained and others not.
     """
     config = config_for(config, batch, y, weights)
     columns = np.searchsorted(model.classes, y)
@@ -359,13 +329,7 @@ def train_classes(
 def config_for(
     config: TrainingConfig, batch: Batch, y: np.ndarray, weights: np.ndarray
 ) -> TrainingConfig:
-    """Return the configuration for the data. Only the main rank is verbose.
-
-    Raises
-    ------
-    ValueError
-        If the ranks of a distributed training have different parameters or data.
-    """
+    """Return the configuration for the data. It is the same on all ranks but for `verbose`."""
     if world_size() > 1:
         values = config.identity() | {"y": y, "sample_weight": weights}
         check_same_on_ranks({name: hash_object(value) for name, value in values.items()})
