@@ -329,19 +329,17 @@ def test_incomplete_shards(tiny, tmp_path):
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_arguments_in_a_file(tiny, tmp_path, legacy):
-    """The message contains a command that extracts the weights."""
+    """Arguments of a training script are harmless; other objects are refused with advice."""
     file = tmp_path / "it's.pt"
     kind = {"_use_new_zipfile_serialization": not legacy}
     torch.save({"model": tiny, "args": argparse.Namespace(lr=1e-4, data="x")}, file, **kind)
-    with pytest.raises(ValueError, match=r"argparse\.Namespace") as error:
+    assert total(load_tiny(file).state_dict()) == pytest.approx(total(tiny))
+    torch.save({"model": tiny, "path": Path("x")}, file, **kind)
+    with pytest.raises(ValueError, match=r"pathlib.*trust") as error:
         load_tiny(file)
     line = str(error.value).splitlines()[-1]
-    assert "weights_only=True" in line  # the command does not execute code from the file either
     subprocess.run([sys.executable, "-c", line], cwd=tmp_path, check=True)
     assert total(load_tiny(tmp_path / "weights.pt").state_dict()) == pytest.approx(total(tiny))
-    torch.save({"model": tiny, "path": Path("x")}, file, **kind)
-    with pytest.raises(ValueError, match=r"pathlib.*trust"):
-        load_tiny(file)
 
 
 @pytest.mark.parametrize("given, loaded", [(None, 5), (5, 5), (6, 6)])
