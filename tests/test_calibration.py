@@ -1,4 +1,4 @@
-"""Temperature: by hand, by simulation, and on held-out digits."""
+"""Temperature scaling: by hand, by simulation and on held-out digits."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from skaocls.scoring.calibration import expected_calibration_error, fit_temperat
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("true", [0.5, 3.0])
-def test_finds_the_temperature_that_made_the_labels(true, aggregation):
+def test_recovers_the_true_temperature(true, aggregation):
     rng = np.random.default_rng(0)
     ll = rng.normal(0, 4, size=(4000, 1, 5))  # of one order, so that aggregations agree
     log_prior = np.log([0.1, 0.2, 0.2, 0.2, 0.3])
@@ -22,7 +22,7 @@ def test_finds_the_temperature_that_made_the_labels(true, aggregation):
     assert fit_temperature(ll, labels, log_prior, aggregation) == pytest.approx(true, rel=0.07)
 
 
-def test_calibration_error_of_calibrated_and_of_sure_probabilities():
+def test_calibration_error_of_calibrated_and_overconfident_probabilities():
     rng = np.random.default_rng(0)
     proba = softmax(rng.normal(0, 2, size=(20_000, 4)), axis=1)
     labels = (proba.cumsum(1) < rng.random((20_000, 1))).sum(1)
@@ -32,7 +32,7 @@ def test_calibration_error_of_calibrated_and_of_sure_probabilities():
     assert expected_calibration_error(sure, labels) == pytest.approx(missed)
 
 
-def test_no_mistakes_and_no_choice():
+def test_temperature_without_errors_and_with_one_class():
     ll = np.array([[[5.0, 0.0]], [[0.0, 3.0]]])
     # two right of two: counted as three of four
     t = fit_temperature(ll[:1].repeat(2, 0), [0, 0], np.log([0.5, 0.5]), "mean_log_likelihood")
@@ -40,7 +40,7 @@ def test_no_mistakes_and_no_choice():
     assert fit_temperature(ll[..., :1], [0, 0], np.zeros(1), "mean_log_likelihood") == 1.0
 
 
-def test_a_temperature_divides_log_likelihoods(fitted, digits):
+def test_temperature_divides_log_likelihoods(fitted, digits):
     X = digits[2][:20]
     before = fitted.get_params()
     log_prior = fitted.class_log_prior_
@@ -58,13 +58,13 @@ def test_a_temperature_divides_log_likelihoods(fitted, digits):
         fitted.set_params(search="auto")
         np.testing.assert_array_equal(fitted.predict_log_proba(X).argmax(1), expected.argmax(1))
         fitted.set_params(temperature="auto")
-        with pytest.raises(NotFittedError, match="is found in fit, on held-out data"):
+        with pytest.raises(NotFittedError, match="but fit selects the temperature"):
             fitted.predict(X)
     finally:
         fitted.set_params(**before)
 
 
-def test_automatic_temperature_is_better_calibrated(digits, tmp_path):
+def test_automatic_temperature_improves_calibration(digits, tmp_path):
     X, y, X_test, y_test = digits
     clf = small_classifier(AnyOrderARClassifier, temperature="auto", validation_fraction=0.3)
     clf.fit(X, y)
@@ -80,7 +80,7 @@ def test_automatic_temperature_is_better_calibrated(digits, tmp_path):
     assert -calibrated[rows, columns].mean() <= -raw[rows, columns].mean() + 0.02
 
 
-def test_classes_of_probability_zero_do_not_count():
+def test_classes_with_zero_probability_are_ignored():
     ll = np.log(np.random.RandomState(0).dirichlet([1, 1, 1], size=(50, 2)))
     labels = np.random.RandomState(1).randint(3, size=50)
     some = labels != 1
@@ -97,7 +97,7 @@ def test_classes_of_probability_zero_do_not_count():
     assert fit_temperature(ll[some], labels[some], sure, "mean_posterior") == 1.0
 
 
-def test_impossible_images_do_not_count():
+def test_impossible_images_are_ignored():
     ll = np.log(np.random.RandomState(0).dirichlet([1, 1, 1], size=(50, 2)))
     labels = np.random.RandomState(1).randint(3, size=50)
     log_prior = np.log([0.2, 0.3, 0.5])
@@ -112,7 +112,7 @@ def test_impossible_images_do_not_count():
     assert 0.5 < found < 4
 
 
-def test_a_weight_is_so_many_images():
+def test_sample_weight_equals_repetition():
     ll = np.log(np.random.RandomState(0).dirichlet([1, 1, 1], size=(30, 2)))
     labels = np.random.RandomState(1).randint(3, size=30)
     weights = np.random.RandomState(2).randint(1, 4, size=30)
@@ -122,7 +122,7 @@ def test_a_weight_is_so_many_images():
     assert found == pytest.approx(fit_temperature(*many, log_prior, "mean_posterior"), rel=1e-6)
 
 
-def test_bins_of_the_calibration_error_by_hand():
+def test_calibration_error_by_hand():
     # confidences 0.3, 0.3, 0.55, 1.0 in four bins of a quarter; right are the first and the last
     proba = [[0.3, 0.2, 0.25, 0.25], [0.3, 0.2, 0.25, 0.25], [0.45, 0.55, 0, 0], [0, 0, 0, 1.0]]
     labels = [0, 1, 0, 3]

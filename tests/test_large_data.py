@@ -89,8 +89,7 @@ def test_results_do_not_depend_on_where_images_are(images, monkeypatch):
         clf = make().fit(form, y)
         assert same_weights(clf, expected)
         np.testing.assert_array_equal(clf.predict_proba(form), proba)
-    # Tokens in a temporary file, and a codebook that is fitted to images read one by one.
-    monkeypatch.setattr(tokenization, "MAX_TOKEN_BYTES", 0)
+    monkeypatch.setattr(tokenization, "MAX_TOKEN_BYTES", 0)  # tokens are in a temporary file
     params = {"early_stopping": True, "validation_fraction": 0.2}
     clf = make(**params).fit(mapped, y)
     codes = tokenization.training_tokens(
@@ -139,7 +138,7 @@ def test_decoding_in_threads(images, monkeypatch):
     monkeypatch.setattr("skaocls.devices.cpu_count", lambda: 4)
     np.testing.assert_array_equal(batch.images(), expected)
     with pytest.raises(ValueError, match=r"X\[17\] cannot be read.*missing"):
-        batch.reader.images(np.array([*paths[:17], "missing.png", *paths[18:]], dtype=object))
+        batch.reader.open([*paths[:17], "missing.png", *paths[18:]]).images()
 
 
 def test_content_hash_of_mapped_arrays(images):

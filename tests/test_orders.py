@@ -13,7 +13,7 @@ def test_orders_are_nested_permutations():
     assert (draw_orders(20, 9, seed=4) != orders).any()
 
 
-def test_antithetic_orders_come_forwards_and_backwards():
+def test_antithetic_orders_are_followed_by_their_reverse():
     orders = resolve_orders("antithetic", 7, 6, seed=3)
     np.testing.assert_array_equal(orders[::2], draw_orders(4, 6, seed=3))
     np.testing.assert_array_equal(orders[1::2], orders[:-1:2, ::-1])
@@ -34,7 +34,7 @@ def test_orders_are_uniform():
     assert abs(counts - 1000).max() < 5 * np.sqrt(6000 * 5 / 36)
 
 
-def test_explicit_orders_keep_their_sequence():
+def test_explicit_orders_are_returned_unchanged():
     given = [[2, 0, 1], [0, 1, 2], [1, 0, 2]]
     np.testing.assert_array_equal(resolve_orders(given, 2, 3, seed=0), given[:2])
     np.testing.assert_array_equal(resolve_orders(given, 20, 3, seed=0), given)
@@ -52,6 +52,6 @@ def test_explicit_orders_keep_their_sequence():
         (np.empty((0, 3)), r"shape \(0, 3\)"),
     ],
 )
-def test_what_is_no_order(order, message):
+def test_invalid_orders(order, message):
     with pytest.raises(ValueError, match=message):
         resolve_orders(order, 20, 3, seed=0)

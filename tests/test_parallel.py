@@ -142,7 +142,7 @@ def test_all_methods_use_workers(fitted, X, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "n_images, n_orders, n_workers", [(0, 4, 2), (1, 1, 3), (1, 20, 2), (9, 4, 2), (2000, 3, 8)]
+    "n_images, n_orders, n_workers", [(1, 1, 3), (1, 20, 2), (9, 4, 2), (2000, 3, 8)]
 )
 @pytest.mark.parametrize("tile_size", [1, 3, 256])
 @pytest.mark.parametrize("options", [{}, {"split_orders": False}, {"keep_batches": True}])

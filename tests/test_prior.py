@@ -49,7 +49,7 @@ def test_probabilities_of_all_images_sum_to_one(grid):
         assert total == pytest.approx(1, abs=1e-5)
 
 
-def test_a_step_sees_only_the_tokens_before_it():
+def test_predictions_depend_only_on_previous_tokens():
     torch.manual_seed(0)
     prior = AnyOrderPrior(7, (2, 3), 2, dim=32, n_layer=2, n_head=2, multiple_of=32).eval()
     torch.nn.init.normal_(prior.output.weight)
@@ -66,12 +66,12 @@ def test_a_step_sees_only_the_tokens_before_it():
                 assert (after[:, step + 1 :] != before[:, step + 1 :]).any(-1).all()
 
 
-def test_dim_must_suit_the_rotary_embedding():
+def test_invalid_dim():
     with pytest.raises(ValueError, match="multiple of 4"):
         AnyOrderPrior(4, (2, 2), 2, dim=20, n_head=4)
 
 
-def test_what_names_classes_and_places_is_never_dropped():
+def test_class_and_position_embeddings_are_never_dropped():
     torch.manual_seed(0)
     prior = AnyOrderPrior(7, (2, 3), 2, dim=32, n_layer=2, n_head=2, multiple_of=32)
     torch.nn.init.normal_(prior.output.weight)

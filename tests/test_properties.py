@@ -1,6 +1,6 @@
-"""What holds for any data and options, with made-up ones.
+"""Properties of any data and options, checked on random examples.
 
-A longer search: ``pytest tests/test_properties.py --hypothesis-profile=long``.
+For more examples run ``pytest tests/test_properties.py --hypothesis-profile=long``.
 """
 
 import copy
@@ -31,7 +31,7 @@ OPTIONS = st.fixed_dictionaries(
         "class_weight": st.sampled_from([None, "balanced"]),
         "n_orders": st.integers(1, 3),
         "augmentation": st.sampled_from([None, 2]),
-        "priors": st.sampled_from([None, "one is impossible"]),
+        "class_prior": st.sampled_from([None, "one is impossible"]),
     }
 )
 
@@ -51,8 +51,8 @@ def data(draw):
 def make(options, y):
     params = dict(options)
     n = len(np.unique(y))
-    if params["priors"] is not None:
-        params["priors"] = np.r_[np.full(n - 1, 1 / max(1, n - 1)), 0.0] if n > 1 else [1.0]
+    if params["class_prior"] is not None:
+        params["class_prior"] = np.r_[np.full(n - 1, 1 / max(1, n - 1)), 0.0] if n > 1 else [1.0]
     prior = SIZES | {"architecture": params.pop("architecture")}
     return small_classifier(AnyOrderARClassifier, max_iter=1, prior=prior, **params)
 
@@ -66,7 +66,7 @@ def no_warnings():
 
 @few
 @given(of=data(), options=OPTIONS)
-def test_of_any_fit(of, options):
+def test_invariants_of_any_fit(of, options):
     X, y = of
     clf = make(options, y)
     before = joblib.hash(clf.get_params())
@@ -79,12 +79,12 @@ def test_of_any_fit(of, options):
     np.testing.assert_allclose(np.exp(clf.predict_log_proba(X)), proba)
     assert np.isfinite(clf.score_samples(X)).all() and np.isfinite(clf.transform(X)).all()
     mixed = np.random.RandomState(0).permutation(len(X))
-    # however cold, a rounded bit is no nat
+    # rounding stays far below one nat at any temperature
     nats = clf.transform(X[mixed]) - clf.transform(X)[mixed]
     assert np.abs(nats).max() < 1e-5
     if options["temperature"] >= 1:
         np.testing.assert_allclose(clf.predict_proba(X[mixed]), proba[mixed], atol=1e-6)
-    # constructors only store, fit changes no parameter, and the same again is the same
+    # constructors only store parameters, fit does not change them, and fits are reproducible
     assert joblib.hash(clf.get_params()) == before
     again = clone(clf)
     assert joblib.hash(type(clf)(**clf.get_params()).get_params()) == before
@@ -93,8 +93,8 @@ def test_of_any_fit(of, options):
 
 ODD = [None, -1, 0, 0.5, 2, 1e300, np.nan, np.inf, "x", "auto", b"x", (), [], {}, [1, 2]]
 ODD += [{"a": 1}, np.float32(3), np.array(3), np.array([[0]]), True, object()]
-# what takes names of files and folders, or names them, has tests of its own
-OTHERS = {"prior", "filename", "revision", "memory", "checkpoint_dir", "verbose"}
+# parameters that are names of files and folders are tested elsewhere
+OTHERS = {"prior", "memory", "checkpoint_dir", "verbose"}
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +108,12 @@ def known():
 
 @settings(max_examples=3 * settings().max_examples // 10, deadline=None)
 @given(st.data())
-def test_any_parameter_is_used_or_refused(known, drawn):
-    """An error is in words, and leaves the classifier as it was."""
+def test_invalid_parameters_raise_errors(known, drawn):
+    """A value works, or raises an error with a message and leaves the classifier unchanged."""
     clf, X, y = copy.copy(known[0]), *known[1:]
     name = drawn.draw(st.sampled_from(sorted(clf.get_params(deep=False).keys() - OTHERS)), "name")
     value = drawn.draw(st.sampled_from(ODD), "value")
-    assume(not (name == "max_iter" and value == "auto"))  # which takes its time
+    assume(not (name == "max_iter" and value == "auto"))  # slow
     model, proba = clf.model_, clf.predict_proba(X)
     clf.set_params(**{name: value})
     for call, args in ((clf.predict_proba, (X,)), (clf.fit, (X, y)), (clf.partial_fit, (X, y))):
@@ -131,7 +131,7 @@ def test_any_parameter_is_used_or_refused(known, drawn):
 
 @few
 @given(of=data(), wrong=st.sampled_from(ODD + [np.zeros((3, 9, 9)), np.full((4, 4), np.nan)]))
-def test_wrong_data_leave_it_as_it_was(known, of, wrong):
+def test_invalid_data_leave_the_classifier_unchanged(known, of, wrong):
     clf, X, _ = known
     before = clf.predict_proba(X)
     for call in (clf.predict, clf.transform, clf.explain, clf.partial_fit, clf.fit):

@@ -77,7 +77,7 @@ def test_an_image_does_not_depend_on_its_batch():
 
 @settings(max_examples=15, deadline=None)
 @given(stops=st.sets(st.integers(1, 11)), n_layer=st.integers(1, 3), seed=st.integers(0, 100))
-def test_reading_in_pieces(stops, n_layer, seed):
+def test_reading_in_parts_equals_reading_at_once(stops, n_layer, seed):
     prior = make_prior(5, (3, 4), 3, seed, n_layer)
     rng = np.random.RandomState(seed)
     codes = torch.from_numpy(rng.randint(5, size=(2, 12)))
@@ -98,7 +98,7 @@ def test_reading_in_pieces(stops, n_layer, seed):
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
 @pytest.mark.parametrize("steps", [range(11), range(0, 11, 2), range(4, 11), range(5, 11, 2)])
-def test_attention_sees_the_class_and_all_up_to_itself(monkeypatch, dtype, bound, steps):
+def test_attention_equals_its_definition(monkeypatch, dtype, bound, steps):
     monkeypatch.setattr(engine, "QUERIES_AT_ONCE", 3)
     torch.manual_seed(0)
     q = torch.randn(2, 4, len(steps), 8).to(dtype)
@@ -128,7 +128,7 @@ def test_bfloat16_keeps_the_distances_between_classes():
 
 
 @pytest.mark.parametrize("read", ["exhaustive", "early stopping", "evidence", "known"])
-def test_products_are_of_the_type_that_is_asked_for(read):
+def test_dtype_is_used_for_matrix_products(read):
     prior, labels = make_prior(5, (2, 3), 3), np.arange(3)
     rng = np.random.RandomState(0)
     codes, orders = rng.randint(5, size=(3, 6)), np.stack([rng.permutation(6) for _ in range(2)])
@@ -250,7 +250,7 @@ def test_no_overflow_in_long_sums():
         assert joint[0, 0] > joint[0, 1]
 
 
-def test_the_joint_of_mean_posteriors_is_their_mean_times_the_evidence():
+def test_joint_of_mean_posterior_equals_brute_force():
     ll = np.log(np.random.RandomState(0).dirichlet([1, 1, 1], size=(4, 5)))
     class_prior = np.array([0.5, 0.3, 0.2])
     posterior = np.exp(ll) * class_prior
@@ -284,7 +284,7 @@ def test_impossible_tokens(aggregation):
 
 
 @pytest.mark.parametrize("search", ["exhaustive", "early stopping"])
-def test_log_likelihoods_that_are_no_numbers(search):
+def test_nan_log_likelihoods_raise_an_error(search):
     prior = make_prior(5, (2, 2), 3)
     with torch.no_grad():
         prior.output.weight.fill_(3e38)
@@ -316,7 +316,7 @@ def test_cuda_equals_cpu():
     np.testing.assert_allclose(gpu, cpu, atol=1e-4)
 
 
-def test_ahead_makes_one_item_more_than_is_used():
+def test_ahead_prepares_one_item_in_advance():
     made = []
 
     def items():

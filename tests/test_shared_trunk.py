@@ -1,4 +1,4 @@
-"""The prior that reads an image once for all classes: against itself written down term by term."""
+"""The shared trunk against a naive implementation of its formula."""
 
 import copy
 import pickle
@@ -73,7 +73,7 @@ def trunk_states(w, image, order, prior):
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 10**6))
-def test_log_likelihoods_are_those_of_the_formula(vocab_size, n_classes, seed):
+def test_log_likelihoods_equal_the_formula(vocab_size, n_classes, seed):
     rng = np.random.RandomState(seed)
     prior = make_prior(vocab_size, (2, 3), n_classes, seed)
     codes, orders = rng.randint(vocab_size, size=(2, 6)), np.stack([rng.permutation(6)] * 2)
@@ -99,7 +99,7 @@ def test_probabilities_sum_to_one_for_each_class(vocab_size):
     torch.testing.assert_close(log_p.double().logsumexp(-1).exp(), torch.ones(4, 4).double())
 
 
-def test_a_class_does_not_depend_on_the_others_nor_on_tiles(monkeypatch):
+def test_scores_do_not_depend_on_other_classes_or_tiles(monkeypatch):
     prior = make_prior(20, (2, 3), 30)
     rng = np.random.RandomState(0)
     codes, orders = rng.randint(20, size=(3, 6)), np.stack([rng.permutation(6) for _ in range(2)])
@@ -133,7 +133,7 @@ def test_reading_lanes_equals_reading_each_alone(monkeypatch, block):
     torch.testing.assert_close(read, expected, atol=1e-5, rtol=0)
 
 
-def test_without_a_tilt_all_classes_are_the_trunk():
+def test_zero_tilt_equals_the_trunk():
     prior = SharedTrunkPrior(9, (2, 2), 3, **SIZES)
     torch.nn.init.normal_(prior.body.output.weight, generator=torch.Generator().manual_seed(0))
     codes, orders = np.array([[1, 5, 0, 8]]), np.array([[2, 0, 3, 1]])
@@ -142,7 +142,7 @@ def test_without_a_tilt_all_classes_are_the_trunk():
     np.testing.assert_allclose(ll, np.repeat(body, 4, 2), atol=1e-5)
 
 
-def test_similar_codes_stand_together():
+def test_similar_codes_are_neighbors():
     rng = np.random.RandomState(0)
     centres = 100 * rng.randn(5, 3)
     codebook = (centres[:, None] + rng.randn(5, 5, 3)).reshape(25, 3)
@@ -155,7 +155,7 @@ def test_similar_codes_stand_together():
 
 
 @pytest.mark.parametrize("architecture", ["randar", "shared_trunk"])
-def test_a_saved_module_stays_of_its_architecture(digits, tmp_path, architecture):
+def test_saving_keeps_the_architecture(digits, tmp_path, architecture):
     X, y, _, _ = digits
     sizes = {"architecture": architecture, "dim": 32, "n_layer": 1, "n_head": 2}
     first = make(prior=sizes, max_iter=1).fit(X, y)
@@ -170,7 +170,7 @@ def test_a_saved_module_stays_of_its_architecture(digits, tmp_path, architecture
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shared", [True, False])
-def test_the_trunk_is_read_in_the_type_asked_for(dtype, shared):
+def test_engines_use_the_requested_dtype(dtype, shared):
     prior = make_prior(20, (2, 3), 4)
     engine = make_engine(prior if shared else prior.body, torch.arange(1), dtype)
     assert engine.output.dtype == dtype
@@ -195,7 +195,7 @@ def test_predictions_equal_brute_force(clf, digits):
     np.testing.assert_allclose(clf.transform(X), ll.mean(1), rtol=1e-5)
 
 
-def test_it_learns_and_is_kept(clf, digits, tmp_path):
+def test_learning_and_saving(clf, digits, tmp_path):
     _, _, X, y = digits
     assert isinstance(clf.prior_, SharedTrunkPrior)
     assert clf.score(X, y) >= 0.95
@@ -228,7 +228,7 @@ def test_evidence_sums_to_the_difference(clf, digits):
     assert clf.explain(X).maps.shape == (9, 8, 8)  # against no class
 
 
-def test_draws_are_distributed_as_the_prior_says():
+def test_samples_follow_the_distribution_of_the_prior():
     prior = make_prior(3, (1, 2), 2)
     every = np.array([[a, b] for a in range(3) for b in range(3)])
     order = np.array([[1, 0]])
@@ -240,7 +240,7 @@ def test_draws_are_distributed_as_the_prior_says():
         assert np.abs(share - p).max() < 4 * np.sqrt(0.25 / 4000)
 
 
-def test_guidance_and_filling_in(clf, digits):
+def test_guidance_and_inpainting(clf, digits):
     mask = np.zeros((8, 8), dtype=bool)
     mask[4:] = True
     filled = clf.inpaint(digits[2][:4], mask, random_state=0)
@@ -250,7 +250,7 @@ def test_guidance_and_filling_in(clf, digits):
 
 
 @pytest.mark.parametrize("finetune", ["full", "lora", "class_embedding"])
-def test_new_classes_move_no_other(clf, digits, finetune):
+def test_new_classes_leave_the_scores_of_others_unchanged(clf, digits, finetune):
     X, y, X_test, y_test = digits
     two = make(max_iter=15).fit(X[y < 2], y[y < 2])
     before = two.transform(X_test)
@@ -262,7 +262,7 @@ def test_new_classes_move_no_other(clf, digits, finetune):
     assert (after[new].argmax(1) == 2).mean() > 0.6
 
 
-def test_parameters_that_name_the_architecture(digits):
+def test_prior_parameter_selects_the_architecture(digits):
     X, y, _, _ = digits
     assert isinstance(make(prior="randar", max_iter=1).fit(X, y).prior_, AnyOrderPrior)
     assert isinstance(make(prior="shared_trunk", max_iter=1).fit(X, y).prior_, SharedTrunkPrior)
@@ -271,7 +271,7 @@ def test_parameters_that_name_the_architecture(digits):
         make(prior={"architecture": "vit"}).fit(X, y)
 
 
-def test_a_head_on_a_body_that_stays():
+def test_new_head_on_a_frozen_trunk():
     """Trained on some digits, saved as published weights are, and given heads for others."""
     data = load_digits()
     X, y = data.images, data.target

@@ -1,4 +1,4 @@
-"""Answers order by order, and the likelihood of an image."""
+"""Staged predictions, and the likelihood of images."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from skaocls.selection import smallest_n_orders
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_stages_are_those_of_fewer_orders(fitted, digits, aggregation):
+def test_stages_equal_predictions_with_fewer_orders(fitted, digits, aggregation):
     X, y = digits[2][:40], digits[3][:40]
     before = fitted.get_params()
     fitted.set_params(aggregation=aggregation)
@@ -30,7 +30,7 @@ def test_stages_are_those_of_fewer_orders(fitted, digits, aggregation):
         fitted.set_params(**before)
 
 
-def test_staged_score_weighs_samples(fitted, digits):
+def test_staged_score_uses_sample_weight(fitted, digits):
     X, y = digits[2][:10], digits[3][:10].copy()
     y[0] = (y[0] + 1) % 3  # wrong for sure, if 0 is predicted right
     right = [predicted == y for predicted in fitted.staged_predict(X)]
@@ -48,7 +48,7 @@ def test_score_samples_equals_brute_force(fitted, digits):
     np.testing.assert_allclose(fitted.score_samples(X), expected, rtol=1e-5)
 
 
-def test_score_samples_tells_digits_from_what_is_none(fitted, digits):
+def test_score_samples_detects_outliers(fitted, digits):
     X = digits[2]
     # by default tokens do not tell digits from their negatives, which are digits all the same
     assert fitted.tokenizer_.normalize_ == "image+polarity"

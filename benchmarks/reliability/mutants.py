@@ -37,8 +37,8 @@ from mutmut.mutation.pragma_handling import IgnoredCode
 from ..common import RESULTS, ROOT, page, parser, read_json, table, write_page
 
 TESTS = {  # test files, and words in the names of tests to run (all if empty)
-    "aggregation": ("test_scoring.py", "posterior sums impossible aggregation"),
-    "calibration": ("test_calibration.py", "mean_posterior no_ not_count weight bins"),
+    "aggregation": ("test_scoring.py", "posterior sums impossible aggregation joint"),
+    "calibration": ("test_calibration.py", "mean_posterior without ignored weight hand"),
     "early_stopping": ("test_early_stopping.py", ""),
     "engine": ("test_scoring.py test_early_stopping.py", ""),
     "evidence": ("test_evidence.py", ""),

@@ -73,7 +73,7 @@ def split_work(
         images = min(batch_size, max(smallest, ceil_div(n_images, n_pieces)))
     if split_orders:
         wanted = ceil_div(n_orders * ceil_div(n_images, images), n_pieces)
-        orders = min(n_orders, max(1, ceil_div(tile_size, min(images, n_images or 1)), wanted))
+        orders = min(n_orders, max(ceil_div(tile_size, min(images, n_images)), wanted))
     return [
         Piece(image_part, order_part)
         for image_part in gen_batches(n_images, images)

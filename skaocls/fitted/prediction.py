@@ -135,6 +135,8 @@ def score_in_process(
     model: FittedModel, batch: Batch, orders: np.ndarray, options: ScoringOptions
 ) -> Iterator[ScoringResult]:
     """Score images in this process, or in its joblib workers."""
+    if len(batch) == 0:  # the last ranks may have no images
+        return
     size, n_workers = images_per_batch(model), joblib.effective_n_jobs(options.n_jobs)
     if n_workers == 1:
         parts = gen_batches(len(batch), size)
