@@ -38,7 +38,7 @@ from scipy import stats
 from torch import Tensor
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import Cache, Engine
 from skaocls.scoring.exhaustive import ScoringResult, check_not_nan, lanes_at_once
 from skaocls.scoring.heads import HeadEngine, make_engine

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skaocls.priors.transformer import NORM_EPS, AnyOrderPrior, rotate
+from skaocls.priors.layers import NORM_EPS, rotate
+from skaocls.priors.transformer import AnyOrderPrior
 
 T = TypeVar("T")
 LOGITS_AT_ONCE = 2**22  # bounds the memory of logits (benchmarks/speed/scoring.py)

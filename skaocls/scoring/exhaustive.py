@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.heads import make_engine
 
 # Numbers in the residual stream of one tile (benchmarks/speed/tiles.py). On the CPU a tile fits the

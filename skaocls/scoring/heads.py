@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import LOGITS_AT_ONCE, Cache, Engine, compiled, linear
 
 # Tokens in one block of the head, and numbers that a block computes over its tokens and classes. A

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 
 # Weight decay and beta values are those of the published RandAR recipe (arXiv 2412.01827,
 # appendix). Momentum, coefficients and number of iterations are those of Muon's authors.
@@ -119,7 +119,7 @@ def make_optimizer(
         Weight decay of matrices. Vectors have none.
     muon : bool, default=False
         Whether Muon trains the prior's hidden weight matrices
-        (:meth:`skaocls.priors.interface.Prior.matrices`). AdamW trains everything else.
+        (:meth:`skaocls.priors.transformer.Prior.matrices`). AdamW trains everything else.
 
     Returns
     -------
