@@ -37,24 +37,9 @@ PROGRESS_IMAGES = 8  # between two updates of the progress bar, for slow tokeniz
 def fit_tokenizer(
     tokenizer: Any, batch: Batch, y: np.ndarray, rng: np.random.RandomState, verbose: int = 0
 ) -> Any:
-    """Return the fitted tokenizer of a classifier.
+    """Return the fitted tokenizer of a classifier, which the main process fits for all ranks.
 
-    The main process fits it for all ranks.
-
-    Parameters
-    ----------
-    tokenizer : "auto", transformer or FrozenEstimator
-        Frozen tokenizers are returned as they are. ``"auto"`` is the default for the data.
-    batch : Batch
-        Training data.
-    y : array of shape (n,)
-        Labels.
-    rng : RandomState
-    verbose : int, default=0
-
-    Returns
-    -------
-    tokenizer : transformer
+    ``"auto"`` is the default for the data. A FrozenEstimator's tokenizer is returned unchanged.
     """
     if isinstance(tokenizer, FrozenEstimator):
         check_usable(tokenizer.estimator, batch, tokenizer.estimator)

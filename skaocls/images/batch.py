@@ -23,7 +23,7 @@ from skaocls.images.decoding import (
     unreadable_items,
 )
 from skaocls.images.inputs import as_array, is_items
-from skaocls.images.lazy import Lazy, in_memory, rows_of
+from skaocls.images.lazy import ArrayOrLazy, Lazy, in_memory, rows_of
 
 if TYPE_CHECKING:
     from skaocls.images.reader import Reader
@@ -59,8 +59,9 @@ class Batch:
         Index of each row in the user's X.
     """
 
-    def __init__(self, reader: "Reader", data: Any, skipped: dict[int, str] | None = None):
-        self.reader, self.data = reader, data
+    def __init__(self, reader: "Reader", data: ArrayOrLazy, skipped: dict[int, str] | None = None):
+        self.reader = reader
+        self.data: Any = data
         self.skipped = skipped or {}
         self.index = np.arange(len(data) + len(self.skipped))
         self.index = np.delete(self.index, list(self.skipped))
@@ -106,10 +107,7 @@ class Batch:
         start, stop, _ = rows.indices(len(self))
         size = block_size(self.reader.image_shape)
         blocks = [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
-        if len(blocks) > 1:
-            yield from zip(blocks, prefetch(map(self.images, blocks)), strict=True)
-        else:
-            yield from ((rows, self.images(rows)) for rows in blocks)
+        yield from zip(blocks, prefetch(map(self.images, blocks)), strict=True)
 
     def rank_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield number and decoded images of the blocks that belong to this rank."""
@@ -152,8 +150,7 @@ class Batch:
 
     def values(self, rows: Rows = ALL) -> np.ndarray:
         """Return table rows or tokens, in memory."""
-        values: np.ndarray = in_memory(self.data if rows is ALL else self.data[rows])
-        return values
+        return in_memory(self.data if rows is ALL else self.data[rows])
 
     def parts(self) -> Iterator[np.ndarray]:
         """Yield table rows or tokens, a few at a time."""
@@ -242,13 +239,13 @@ def hash_array(array: np.ndarray) -> str:
     return hash_bytes(f"{array.dtype.str} {array.shape}".encode(), array.data)
 
 
-def hash_item(item: Any, index: int, decoding: str) -> str:
+def hash_item(item: object, index: int, decoding: str) -> str:
     """Return a hash of one image: the bytes of a file, the pixels of anything else."""
     if isinstance(item, (str, os.PathLike)):
-        return hash_bytes(read_item(item, index, lambda _: Path(item).read_bytes()))
+        path = Path(item)
+        return hash_bytes(read_item(item, index, lambda _: path.read_bytes()))
     if isinstance(item, bytes):
         return hash_bytes(item)
-    item = as_array(item)
     if isinstance(item, Image.Image):
-        item = read_item(item, index, lambda image: np.asarray(convert_mode(image, decoding)))
-    return hash_array(item)
+        return read_item(item, index, lambda x: hash_array(np.asarray(convert_mode(x, decoding))))
+    return hash_array(as_array(item))

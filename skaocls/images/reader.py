@@ -11,7 +11,7 @@ from sklearn.utils.validation import _check_feature_names, _get_feature_names
 from skaocls.images.batch import Batch
 from skaocls.images.decoding import BadImage, full_scale, unreadable_items
 from skaocls.images.inputs import as_array, contains_images, convert_input, is_items, keep_mapped
-from skaocls.images.lazy import Lazy
+from skaocls.images.lazy import ArrayOrLazy, Lazy, Mapped
 from skaocls.images.shapes import check_image_shape, infer_image_shape, shorten
 from skaocls.warn import warn
 
@@ -56,7 +56,7 @@ class Reader:
     decoding: str = "as_seen"
     grid: tuple[int, int] | None = None
 
-    def open(self, X: Any, *, check_scale: bool = True, skip_unreadable: bool = False) -> Batch:
+    def open(self, X: object, *, check_scale: bool = True, skip_unreadable: bool = False) -> Batch:
         """Validate X against the data of `fit`. Images are not decoded yet.
 
         Parameters
@@ -130,7 +130,7 @@ class Reader:
         """Whether rows of a 2-D X are images."""
         return self.declared_shape is not None or self.signals
 
-    def _check_feature_names(self, X: Any) -> None:
+    def _check_feature_names(self, X: object) -> None:
         """Compare column names with those of `fit`, with scikit-learn's messages."""
         names = _get_feature_names(X)
         if names is not None and self.feature_names is None:
@@ -180,7 +180,7 @@ class Reader:
 
 
 def learn_reader(
-    X: Any,
+    X: object,
     owner: str,
     image_shape: Any = None,
     *,
@@ -255,7 +255,9 @@ def learn_reader(
     return Batch(reader, data, skipped)
 
 
-def learn_shape(data: Any, declared: tuple[int, ...] | None, decoding: str) -> tuple[int, ...]:
+def learn_shape(
+    data: ArrayOrLazy, declared: tuple[int, ...] | None, decoding: str
+) -> tuple[int, ...]:
     """Infer the shape of images; an error names all unreadable ones."""
     try:
         return infer_image_shape(data, declared, decoding)
@@ -265,7 +267,7 @@ def learn_shape(data: Any, declared: tuple[int, ...] | None, decoding: str) -> t
         raise batch.error_for_all(error) from error.__cause__
 
 
-def drop_unreadable(data: Any, decoding: str) -> tuple[Any, dict[int, str]]:
+def drop_unreadable(data: Any, decoding: str) -> tuple[ArrayOrLazy, dict[int, str]]:
     """Return the readable images, and the error messages of the others by index; warn of them."""
     skipped = unreadable_items(data, np.arange(len(data)), decoding)
     if skipped and len(skipped) == len(data):
@@ -276,14 +278,14 @@ def drop_unreadable(data: Any, decoding: str) -> tuple[Any, dict[int, str]]:
     return data, skipped
 
 
-def check_table(X: Any, owner: str, *, numeric: bool) -> Any:
+def check_table(X: object, owner: str, *, numeric: bool) -> np.ndarray | Mapped:
     """Validate rows of numbers; `numeric` keeps their type, else they become floats."""
     dtype = "numeric" if numeric else [np.float64, np.float32]
     table = check_array(X, dtype=dtype, estimator=owner, input_name="X")
     return keep_mapped(table) if numeric else table
 
 
-def check_not_empty(data: Any) -> None:
+def check_not_empty(data: ArrayOrLazy) -> None:
     """Reject empty batches, images without pixels, and types that are not real numbers."""
     if not len(data):
         check_array(data, allow_nd=True, ensure_all_finite=False)  # raises scikit-learn's error
@@ -298,7 +300,7 @@ def check_not_empty(data: Any) -> None:
             raise ValueError(f"X has images of dtype {array.dtype}; real numbers are expected.")
 
 
-def value_range(data: Any) -> tuple[float, float]:
+def value_range(data: ArrayOrLazy) -> tuple[float, float]:
     """Return the smallest and largest number in images; files and PIL images count as 0 to 1."""
     if isinstance(data, Lazy):
         ranges = [value_range(part) for part in data.range_parts()]
@@ -313,7 +315,7 @@ def value_range(data: Any) -> tuple[float, float]:
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def has_full_scale(data: Any) -> bool:
+def has_full_scale(data: ArrayOrLazy) -> bool:
     """Return whether the types of all images have a full scale."""
     data = data.sample() if isinstance(data, Lazy) else data
     if not is_items(data):
@@ -325,7 +327,7 @@ def has_full_scale(data: Any) -> bool:
 # Tokens ------------------------------------------------------------------------------------------
 
 
-def learn_tokens(X: Any, owner: str) -> Batch:
+def learn_tokens(X: object, owner: str) -> Batch:
     """Validate tokens and learn their grid."""
     codes = check_tokens(X)
     return Batch(token_reader(owner, codes.shape[-2:]), codes)

@@ -23,21 +23,10 @@ MAX_LISTED = 5  # images listed in a message
 def infer_image_shape(
     data: Any, image_shape: tuple[int, ...] | None = None, decoding: str = "as_seen"
 ) -> tuple[int, ...]:
-    """Infer the common shape of images in canonical form.
+    """Infer the common shape (height, width, channels) of images in canonical form.
 
-    Parameters
-    ----------
-    data : ndarray or Lazy
-        Images from :func:`skaocls.images.inputs.convert_input`, or flat rows with `image_shape`.
-    image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        Shape of flat rows; size to which files and PIL images are resized.
-    decoding : {"as_seen", "plain"}, default="as_seen"
-        Whether EXIF rotation counts, see :func:`skaocls.images.to_pixels`.
-
-    Returns
-    -------
-    shape : tuple of int (height, width, channels)
-        Files and PIL images have one channel if all of them are grayscale, else three.
+    `image_shape` is the shape of flat rows, and the size to which files and PIL images are resized.
+    Files and PIL images have one channel if all of them are grayscale, else three.
 
     Raises
     ------

@@ -169,7 +169,7 @@ class Comparison:
     def next_pairs(self, lanes: int) -> tuple[Tensor, Tensor]:
         """Return the next (image, order) pairs to read, at most one tile of them.
 
-        Low orders come first, and within an order images with a similar number of classes.
+        Low orders are read first, and within an order images with a similar number of classes.
         """
         n_active = self.active.sum(1)
         images = n_active.argsort(descending=True, stable=True)
@@ -180,7 +180,10 @@ class Comparison:
         n_pairs = lanes
         if not self.shared:
             n_pairs = max(1, int((n_active[image].cumsum(0) <= lanes).sum()))
-        return image[:n_pairs], order[:n_pairs]
+        # The orders of an image are neighbours, as in exhaustive scoring. Rounding in the attention
+        # depends on the parity of a lane, which otherwise depends on how many images precede it.
+        together = image[:n_pairs].argsort(stable=True)
+        return image[:n_pairs][together], order[:n_pairs][together]
 
     def checkpoints(self, order: int) -> list[int]:
         """Return 0 and the numbers of tokens of an order after which to compare classes."""

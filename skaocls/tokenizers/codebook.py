@@ -58,20 +58,10 @@ def choose_codebook(
     labels: np.ndarray | None,
     rng: np.random.RandomState,
 ) -> np.ndarray:
-    """Learn a codebook of a given size, or choose the size among :data:`SIZES`.
+    """Learn a codebook of a given size or, with "auto", of the best size in :data:`SIZES`.
 
-    Parameters
-    ----------
-    patches : array of shape (n_images * n_tokens, n_numbers)
-        Patches, image by image.
-    n_codes : int or "auto"
-    labels : int array of shape (n_images,) or None
-        Classes, by which the size is chosen.
-    rng : RandomState
-
-    Returns
-    -------
-    codebook : array of shape (n_codes, n_numbers)
+    `patches` are (n_images * n_tokens, n_numbers), image by image. `labels` are the classes of the
+    images, by which the size is chosen, or None.
     """
     if not isinstance(n_codes, str):
         return learn_codebook(patches, n_codes, rng)

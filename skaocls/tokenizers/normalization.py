@@ -110,12 +110,9 @@ def extrapolate_statistics(
     training : two arrays of shape (height, width, channels)
         Mean and standard deviation of normalized training images, pixel by pixel.
     reference : array of shape (2, channels)
-        Statistics that normalized images have.
+        Statistics of normalized images.
     normalize : str
-
-    Returns
-    -------
-    statistics : float64 array of shape (n, 2, channels)
+        One of :data:`NORMALIZATIONS`.
     """
     mean, std = (x[None].repeat(len(valid), axis=0).astype(np.float64) for x in training)
     part_mean, std_of_means = np.moveaxis(
@@ -136,17 +133,9 @@ def extrapolate_statistics(
 
 
 def match_statistics(images: np.ndarray, current: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Change images linearly, so that statistics `current` become `target`.
+    """Change images (n, ..., channels) linearly, so that statistics `current` become `target`.
 
-    Parameters
-    ----------
-    images : float array of shape (n, ..., channels)
-        Images, or their pixels in any arrangement.
-    current, target : float arrays of shape (n, 2, channels) or (2, channels)
-
-    Returns
-    -------
-    images : float32 array of shape (n, ..., channels)
+    Statistics have shape (n, 2, channels) or (2, channels). The result is float32.
     """
     inner = (1,) * (images.ndim - 2)
     (mean, contrast), (target_mean, target_contrast) = (
