@@ -24,9 +24,8 @@ from skaocls.fitted.pretrained import (
 from skaocls.fitted.saving import load, read_config
 from skaocls.images.lazy import first_views
 from skaocls.parameters import FineTuning, PretrainedWeights, validated_weights
-from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior, similar_slots
-from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.priors.transformer import AnyOrderPrior, Prior
 from skaocls.progress import say
 from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.training.config import TrainingConfig

@@ -18,7 +18,7 @@ from torch import Tensor
 from skaocls.devices import own_torch_state
 from skaocls.distributed import all_reduce_sum, is_main, peer_errors, shard_rows, world_size
 from skaocls.images.lazy import of_views
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.progress import progress
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
