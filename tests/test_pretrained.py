@@ -94,7 +94,7 @@ def picture(s):
 def test_golden_tokenizers(name, size, golden, request):
     cls, every = {"llamagen": (LlamaGenTokenizer, 1), "maskgit": (MaskGITTokenizer, 16)}[name]
     source = request.getfixturevalue(name)
-    tokenizer = cls(source, image_shape=(size, size), precision="float32").fit()
+    tokenizer = cls(source, image_shape=(size, size)).fit()
     expected = np.load(golden / "tokenizers_expected.npz")
     model, latents = tokenizer.model_, []
     encode = model.encode
@@ -137,10 +137,7 @@ def test_tokenizer_batches_and_inverse(small_tokenizer, pictures, maskgit):
 def test_latent_noise(small_tokenizer, pictures):
     codes = small_tokenizer.transform(pictures)
     tokenizer = copy.copy(small_tokenizer).set_params(latent_noise=0.5)
-    noisy = tokenizer.transform(pictures, seed=1)
-    assert (noisy != codes).any()
-    np.testing.assert_array_equal(noisy[1:2], tokenizer.transform(pictures[1:2], seed=1))
-    assert (tokenizer.transform(pictures, seed=2) != noisy).any()
+    np.testing.assert_array_equal(tokenizer.transform(pictures), codes)
     # a classifier trains without noise, and draws noise for each order
     batch = tokenizer.reader_.open(pictures)
     views = training_tokens(tokenizer, batch, None, np.random.RandomState(0))

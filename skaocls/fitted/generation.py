@@ -60,6 +60,11 @@ def generate_images(
     images : array
         Output of the tokenizer's `inverse_transform`, without the axis of a single channel.
     """
+    if not hasattr(model.tokenizer, "inverse_transform"):
+        raise NotImplementedError(
+            f"{type(model.tokenizer).__name__} has no inverse_transform, so tokens cannot be "
+            "converted to images. To generate images, use a tokenizer such as PatchTokenizer."
+        )
     if n_known is None:
         n_known = np.zeros(len(columns), dtype=int)
     sampled = np.empty_like(orders)

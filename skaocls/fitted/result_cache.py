@@ -22,7 +22,7 @@ from torch import Tensor
 from skaocls.distributed import is_main, run_on_main
 from skaocls.files import write_all
 from skaocls.hashing import hash_object, hash_stream
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.version import __version__
 from skaocls.warn import warn

@@ -23,7 +23,7 @@ from skaocls.images.decoding import (
     unreadable_items,
 )
 from skaocls.images.inputs import as_array, is_items
-from skaocls.images.lazy import Lazy, in_memory, rows_of
+from skaocls.images.lazy import ArrayOrLazy, Lazy, in_memory, rows_of
 
 if TYPE_CHECKING:
     from skaocls.images.reader import Reader
@@ -44,23 +44,14 @@ def block_size(image_shape: Sequence[int]) -> int:
 class Batch:
     """Validated data: what :meth:`Reader.open` makes of X.
 
-    Parameters
-    ----------
-    reader : Reader
-        Description of the data and of how files are decoded.
-    data : ndarray or Lazy
-        Array of images, table rows or tokens; or a 1-D object array of files and images.
-    skipped : dict of int to str, default=None
-        Unreadable images that were left out: their index in X, and the reason.
-
-    Attributes
-    ----------
-    index : int array of shape (n,)
-        Index of each row in the user's X.
+    `data` is an array of images, table rows or tokens, or a 1-D object array of files and images.
+    `index` has the index of each row in the user's X. `skipped` maps the index of each unreadable
+    image that was left out to the reason.
     """
 
-    def __init__(self, reader: "Reader", data: Any, skipped: dict[int, str] | None = None):
-        self.reader, self.data = reader, data
+    def __init__(self, reader: "Reader", data: ArrayOrLazy, skipped: dict[int, str] | None = None):
+        self.reader = reader
+        self.data: Any = data
         self.skipped = skipped or {}
         self.index = np.arange(len(data) + len(self.skipped))
         self.index = np.delete(self.index, list(self.skipped))
@@ -93,10 +84,7 @@ class Batch:
     def images(self, rows: Rows = ALL) -> np.ndarray:
         """Return decoded images: float32 (n, height, width, channels).
 
-        Raises
-        ------
-        ValueError
-            If images cannot be read. The message has the index in X of every unreadable image.
+        The error for unreadable images has the index in X of each of them.
         """
         return self._decode(decode_images, rows)
 
@@ -106,10 +94,7 @@ class Batch:
         start, stop, _ = rows.indices(len(self))
         size = block_size(self.reader.image_shape)
         blocks = [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
-        if len(blocks) > 1:
-            yield from zip(blocks, prefetch(map(self.images, blocks)), strict=True)
-        else:
-            yield from ((rows, self.images(rows)) for rows in blocks)
+        yield from zip(blocks, prefetch(map(self.images, blocks)), strict=True)
 
     def rank_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield number and decoded images of the blocks that belong to this rank."""
@@ -152,8 +137,7 @@ class Batch:
 
     def values(self, rows: Rows = ALL) -> np.ndarray:
         """Return table rows or tokens, in memory."""
-        values: np.ndarray = in_memory(self.data if rows is ALL else self.data[rows])
-        return values
+        return in_memory(self.data if rows is ALL else self.data[rows])
 
     def parts(self) -> Iterator[np.ndarray]:
         """Yield table rows or tokens, a few at a time."""
@@ -165,13 +149,7 @@ class Batch:
     def content_hash(self) -> str:
         """Return a hash of everything that the decoded data depend on.
 
-        Arrays in memory and memory-mapped arrays have the same hash. Files are hashed by content,
-        so that copies of a file are equal.
-
-        Raises
-        ------
-        ValueError
-            If an image cannot be read.
+        Arrays in memory and memory-mapped arrays have the same hash. Files are hashed by content.
         """
         reader = self.reader
         settings = f"{reader.declared_shape} {reader.decoding} {len(self)}"
@@ -188,14 +166,10 @@ class Batch:
         return hash_chunks(chunks())
 
     def row_hashes(self) -> np.ndarray:
-        """Return a hash of each row; equal samples have equal hashes.
+        """Return a hash of each row, str (n,); equal samples have equal hashes.
 
-        Arrays and PIL images are hashed by content. Files are hashed by absolute path, so that
-        they need not be read. PIL images that cannot be decoded have different hashes.
-
-        Returns
-        -------
-        hashes : str array of shape (n,)
+        Arrays and PIL images are hashed by content, files by absolute path, so that they are not read.
+        PIL images that cannot be decoded have different hashes.
         """
         if not self._is_array:
             return np.array(list(self._item_hashes(files=False)))
@@ -242,13 +216,13 @@ def hash_array(array: np.ndarray) -> str:
     return hash_bytes(f"{array.dtype.str} {array.shape}".encode(), array.data)
 
 
-def hash_item(item: Any, index: int, decoding: str) -> str:
+def hash_item(item: object, index: int, decoding: str) -> str:
     """Return a hash of one image: the bytes of a file, the pixels of anything else."""
     if isinstance(item, (str, os.PathLike)):
-        return hash_bytes(read_item(item, index, lambda _: Path(item).read_bytes()))
+        path = Path(item)
+        return hash_bytes(read_item(item, index, lambda _: path.read_bytes()))
     if isinstance(item, bytes):
         return hash_bytes(item)
-    item = as_array(item)
     if isinstance(item, Image.Image):
-        item = read_item(item, index, lambda image: np.asarray(convert_mode(image, decoding)))
-    return hash_array(item)
+        return read_item(item, index, lambda x: hash_array(np.asarray(convert_mode(x, decoding))))
+    return hash_array(as_array(item))

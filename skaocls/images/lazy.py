@@ -21,20 +21,9 @@ SAMPLE_SIZE = 16  # items from which the shape and range of a data set are infer
 class Lazy:
     """Base class of a sequence of images or tokens that is not in memory.
 
-    Slices and arrays of indices return rows in memory.
-
-    Attributes
-    ----------
-    shape : tuple of int or None
-        Shape of the sequence as an array; None if only its items have a shape.
-    dtype : numpy.dtype or None
-        Type of the numbers, if known.
-    mergeable : bool
-        Whether `fit` merges equal rows, for which it reads all of them.
-    n_codes : int or None
-        Size of the codebook of tokens, if known.
-    codebook : array or None
-        Codebook of tokens, if known.
+    Slices and arrays of indices return rows in memory. `shape` and `dtype` are None where only the
+    items have them. `mergeable` says whether `fit` merges equal rows, for which it reads all rows.
+    `n_codes` and `codebook` describe the tokenizer of tokens, if known.
     """
 
     shape: tuple[int, ...] | None = None
@@ -54,15 +43,17 @@ class Lazy:
         """Number of axes; 1 if only the items have a shape."""
         return len(self.shape or (self.n,))
 
-    def __getitem__(self, rows: Any) -> Any:
+    def __getitem__(self, rows: Any) -> np.ndarray:
         if isinstance(rows, tuple):  # scikit-learn indexes X[rows, ...]
             key = (slice(None), *rows[1:])
-            return self[rows[0]][key]
+            selected: np.ndarray = self[rows[0]][key]
+            return selected
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
-            return self[np.array([rows])][0]
+            row: np.ndarray = self[np.array([rows])][0]
+            return row
         return self.take(np.arange(self.n)[rows])
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[np.ndarray]:
         for part in self.parts():
             yield from part
 
@@ -85,8 +76,7 @@ class Lazy:
 
     def sample(self) -> np.ndarray:
         """Return a few rows, evenly spaced."""
-        rows: np.ndarray = self[self.sample_index()]
-        return rows
+        return self[self.sample_index()]
 
     def range_parts(self) -> Iterator[np.ndarray]:
         """Yield the rows from which the range of values is computed."""
@@ -95,6 +85,9 @@ class Lazy:
 
 class Mapped(Lazy):
     """A memory-mapped array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
     def __init__(self, array: np.ndarray):
         super().__init__(len(array))
@@ -115,12 +108,12 @@ class Items(Lazy):
 
     mergeable = False
 
-    def __init__(self, data: Any, stack: Callable[[list[Any]], np.ndarray]):
+    def __init__(self, data: Any, stack: Callable[[list[object]], np.ndarray]):
         super().__init__(len(data))
         self.data, self.stack = data, stack
         self.cached_sample: np.ndarray | None = None
 
-    def items(self, rows: np.ndarray) -> list[Any]:
+    def items(self, rows: np.ndarray) -> list[object]:
         """Return items unchanged."""
         if hasattr(self.data, "__getitems__"):  # PyTorch's protocol for several items
             return list(self.data.__getitems__(rows.tolist()))
@@ -156,18 +149,21 @@ class Picked(Lazy):
             self.shape = (self.n, *((source.shape or ())[1:] if row_shape is None else row_shape))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        taken: np.ndarray = self.source[rows if self.index is None else self.index[rows]]
+        taken = self.source[rows if self.index is None else self.index[rows]]
         return self.function(taken) if self.function is not None else taken
 
 
-def rows_of(source: Any, rows: np.ndarray) -> Any:
+ArrayOrLazy = np.ndarray | Lazy
+
+
+def rows_of(source: ArrayOrLazy, rows: np.ndarray) -> Any:
     """Return source[rows] for a mask or indices; the result is lazy if the source is."""
     if not isinstance(source, Lazy):
         return source[rows]
     return Picked(source, np.arange(len(source))[rows])
 
 
-def first_views(codes: Any, rows: Any = slice(None)) -> Any:
+def first_views(codes: ArrayOrLazy, rows: slice | np.ndarray = slice(None)) -> Any:
     """Return codes[rows, 0] of codes (n, n_views, n_tokens); the result is lazy if codes are."""
     if not isinstance(codes, Lazy):
         return codes[rows, 0]
@@ -179,11 +175,11 @@ def first_column(taken: np.ndarray) -> np.ndarray:
     return taken[:, 0]
 
 
-def of_views(codes: Any, rows: np.ndarray, views: Any) -> np.ndarray:
+def of_views(codes: ArrayOrLazy, rows: np.ndarray, views: int | np.ndarray) -> np.ndarray:
     """Return codes[rows, views] of codes (n, n_views, n_tokens), int64 in memory."""
     if isinstance(codes, Lazy):
         codes, rows = codes[rows], np.arange(len(rows))
-    taken: np.ndarray = np.asarray(codes)[rows, views]
+    taken: np.ndarray = codes[rows, views]
     return taken.astype(np.int64, copy=False)
 
 
@@ -214,7 +210,7 @@ def concatenate(
         return Mapped(np.memmap(file, dtype, "r", shape=shape))
 
 
-def in_memory(data: Any) -> Any:
+def in_memory(data: ArrayOrLazy) -> np.ndarray:
     """Return all rows in memory."""
     if isinstance(data, Lazy) and data.shape is not None:
         return np.concatenate(list(data.parts()))
@@ -226,12 +222,12 @@ def image_of(item: Any) -> Any:
     return item[0] if isinstance(item, (tuple, list)) and item else item
 
 
-def is_mapped(array: Any) -> bool:
+def is_mapped(array: object) -> bool:
     """Return whether an array is memory-mapped."""
     return isinstance(array, np.ndarray) and mapping_of(array)[0] is not None
 
 
-def mapping_of(array: Any) -> tuple[mmap.mmap | None, str | None]:
+def mapping_of(array: object) -> tuple[mmap.mmap | None, str | None]:
     """Return the memory mapping that contains an array, and its mode."""
     mode = None
     while array is not None and not isinstance(array, mmap.mmap):

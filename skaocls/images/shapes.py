@@ -23,27 +23,10 @@ MAX_LISTED = 5  # images listed in a message
 def infer_image_shape(
     data: Any, image_shape: tuple[int, ...] | None = None, decoding: str = "as_seen"
 ) -> tuple[int, ...]:
-    """Infer the common shape of images in canonical form.
+    """Infer the common shape (height, width, channels) of images in canonical form.
 
-    Parameters
-    ----------
-    data : ndarray or Lazy
-        Images from :func:`skaocls.images.inputs.convert_input`, or flat rows with `image_shape`.
-    image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        Shape of flat rows; size to which files and PIL images are resized.
-    decoding : {"as_seen", "plain"}, default="as_seen"
-        Whether EXIF rotation counts, see :func:`skaocls.images.to_pixels`.
-
-    Returns
-    -------
-    shape : tuple of int (height, width, channels)
-        Files and PIL images have one channel if all of them are grayscale, else three.
-
-    Raises
-    ------
-    ValueError
-        If images have different sizes and no `image_shape` is given, if arrays do not have that
-        shape, or if an image cannot be read.
+    `image_shape` is the shape of flat rows, and the size to which files and PIL images are resized.
+    Files and PIL images have one channel if all of them are grayscale, else three.
     """
     index: Sequence[int] = range(len(data))
     if isinstance(data, Lazy) and data.shape is None:
@@ -157,12 +140,7 @@ def array_shape(
 
     `image_shape` decides, if given. Otherwise two signs decide: whether the number of channels is
     usual (1, 3 or 4), and whether the other two sides form a square. If neither is a sign, channels
-    are the side that is less than half as long as the others.
-
-    Raises
-    ------
-    ValueError
-        If the shape is ambiguous.
+    are the side that is less than half as long as the others. Ambiguous shapes are a ValueError.
     """
     last, first = shape, (*shape[1:], shape[0])
     if image_shape is not None:

@@ -36,24 +36,9 @@ NAME = re.compile(r"checkpoint-(\d+)\.json")
 class Checkpoints:
     """Checkpoints of one training in a folder; use :func:`checkpoints_in` to open it.
 
-    Parameters
-    ----------
-    folder : path
-        An existing folder that no other training uses.
-    fingerprint : dict of str to str
-        Hashes of everything that the training depends on, by name.
-    seed : int
-        Seed of a new training.
-
-    Attributes
-    ----------
-    seed : int
-        Seed of the training that is found in the folder, else the given one.
-
-    Raises
-    ------
-    ValueError
-        If the folder contains checkpoints of another training.
+    `fingerprint` maps names to hashes of everything that the training depends on. After
+    construction, `seed` is that of the training found in the folder, else the given one. A
+    ValueError is raised if the folder contains checkpoints of another training.
     """
 
     def __init__(self, folder: str | os.PathLike[str], fingerprint: dict[str, str], seed: int):
@@ -187,14 +172,7 @@ def checkpoints_in(
 ) -> Iterator[Checkpoints | None]:
     """Open the checkpoints in a folder and lock it. Without a folder, yield None.
 
-    The parameters are those of :class:`Checkpoints`. The folder is created if it does not exist.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be written to, or another training uses it.
-    ValueError
-        If it contains checkpoints of another training.
+    An OSError is raised if the folder cannot be written to, or another training uses it.
     """
     if folder is None:
         yield None
