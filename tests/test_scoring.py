@@ -139,9 +139,7 @@ def test_dtype_is_used_for_matrix_products(read):
                 prior, codes, orders, labels, np.zeros(3), error=1e-12, **how
             ).log_likelihood
         ),
-        "evidence": lambda **how: token_log_likelihoods(
-            prior, codes, orders, np.tile(labels, (3, 1)), **how
-        ),
+        "evidence": lambda **how: token_log_likelihoods(prior, codes, orders, np.full(3, 1), **how),
         "known": lambda **how: known_log_likelihoods(
             prior, codes, np.tile(orders, (3, 1, 1)), labels, np.full(3, 4), **how
         ),
