@@ -38,7 +38,7 @@ from skaocls.parameters import (
     PretrainedWeights,
     validated_finetuning,
 )
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.early_stopping import score_until_decided

@@ -280,13 +280,13 @@ def test_inpainting(ten_digits):
     mask[3:7, 1:6] = True
     known_pixels = np.broadcast_to(~mask, X.shape)
     statistics = clf.tokenizer_.image_statistics(X, known_pixels)
-    before = clf.tokenizer_.transform(X, statistics=statistics)
+    before = clf.tokenizer_._encode(X[..., None].astype(np.float32), statistics=statistics)
     filled = clf.inpaint(X, mask, random_state=0)
     assert filled.shape == X.shape
     np.testing.assert_array_equal(filled[:, ~mask], X[:, ~mask])
     known = ~unknown_tokens(clf.tokenizer_, mask[None], (4, 4)).reshape(4, 4)
     assert known.sum() == 7
-    after = clf.tokenizer_.transform(filled, statistics=statistics)
+    after = clf.tokenizer_._encode(filled[..., None], statistics=statistics)
     np.testing.assert_array_equal(after[:, known], before[:, known])
     blank = X * ~mask
     assert (predict_svc(filled) == y).mean() > 0.7 > (predict_svc(blank) == y).mean() + 0.1

@@ -27,15 +27,11 @@ def clf(fitted):
 
 
 def test_same_view_for_all_images(digits):
-    """The same transformation for all; a share of the limits draws the same, less far."""
     images = digits[0][:6, :, :, None]
     same = random_views(images, np.random.RandomState(3), same=True)
     for image, view in zip(images, same, strict=True):
         one = random_views(image[None], np.random.RandomState(3))
         assert_array_equal(view, one[0])
-    limits = {"shift": 0.05, "rotation": 4.0, "scale": 0.04, "shear": 0.04}
-    weaker = random_views(images, np.random.RandomState(3), strength=0.4)
-    assert_allclose(weaker, random_views(images, np.random.RandomState(3), **limits), atol=1e-5)
     assert_allclose(random_views(images, np.random.RandomState(3), strength=0.0), images, atol=1e-5)
 
 

@@ -17,14 +17,16 @@ from ..claims.flops import ar_flops
 from .folders import CLASSES, WORDNET_IDS, open_image
 from .records import weights_hash
 
-PARAMS = ("filename", "revision", "n_orders", "order", "crop", "latent_noise", "decoding")
+PARAMS = ("filename", "revision", "n_orders", "order", "crop", "decoding")
 
 
 def make_tokenizer(args):
-    if args.tokenizer is None:
+    if args.tokenizer is None and not args.latent_noise:
         return "auto"
     prior = load_published(args.prior, args.filename, revision=args.revision)
-    return published_tokenizer(prior).set_params(source=args.tokenizer)
+    return published_tokenizer(prior).set_params(
+        source=args.tokenizer or "auto", latent_noise=args.latent_noise
+    )
 
 
 def make_classifier(args):

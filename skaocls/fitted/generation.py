@@ -41,6 +41,11 @@ def generate_images(
     `codes`, `n_known` and `options` are those of :func:`skaocls.scoring.sampling.generate`.
     Returns the output of the tokenizer's `inverse_transform`, without the axis of a single channel.
     """
+    if not hasattr(model.tokenizer, "inverse_transform"):
+        raise NotImplementedError(
+            f"{type(model.tokenizer).__name__} has no inverse_transform, so tokens cannot be "
+            "converted to images. To generate images, use a tokenizer such as PatchTokenizer."
+        )
     codes = np.zeros_like(orders) if codes is None else codes
     n_known = np.broadcast_to(n_known, len(columns))
     sampled = np.empty_like(orders)

@@ -29,17 +29,8 @@ def read_labels(
     merged if samples repeat or weights differ, and sorted independently of their order in `batch`.
     Items of data sets are not merged, because all of them would have to be read.
 
-    Parameters
-    ----------
-    batch : Batch
-    y : array-like of shape (n,)
-        Labels, including those of unreadable images that the batch has skipped.
-    sample_weight : array-like of shape (n,), default=None
-        Weights, likewise.
-    class_weight : dict, "balanced" or None, default=None
-        As in scikit-learn; multiplied by `sample_weight`.
-    owner : str
-        Class name of the estimator, for error messages.
+    `y` and `sample_weight` include the unreadable images that the batch has skipped. `class_weight`
+    is as in scikit-learn, and multiplied by `sample_weight`.
 
     Returns
     -------

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import gen_batches
 
 from skaocls.distributed import map_ranks, run_on_main, world_size
 from skaocls.images.batch import Batch
@@ -31,30 +30,14 @@ SCORING_STRENGTH = 0.5  # of the random views that orders read, relative to trai
 # Memory
 MAX_FIT_NUMBERS = 2**27  # in the images that a tokenizer is fitted to
 MAX_TOKEN_BYTES = 2**26  # of training tokens in memory; more are written to a file
-PROGRESS_IMAGES = 8  # between two updates of the progress bar, for slow tokenizers
 
 
 def fit_tokenizer(
     tokenizer: Any, batch: Batch, y: np.ndarray, rng: np.random.RandomState, verbose: int = 0
 ) -> Any:
-    """Return the fitted tokenizer of a classifier.
+    """Return the fitted tokenizer of a classifier, which the main process fits for all ranks.
 
-    The main process fits it for all ranks.
-
-    Parameters
-    ----------
-    tokenizer : "auto", transformer or FrozenEstimator
-        Frozen tokenizers are returned as they are. ``"auto"`` is the default for the data.
-    batch : Batch
-        Training data.
-    y : array of shape (n,)
-        Labels.
-    rng : RandomState
-    verbose : int, default=0
-
-    Returns
-    -------
-    tokenizer : transformer
+    ``"auto"`` is the default for the data. A FrozenEstimator's tokenizer is returned unchanged.
     """
     if isinstance(tokenizer, FrozenEstimator):
         check_usable(tokenizer.estimator, batch, tokenizer.estimator)
@@ -118,8 +101,7 @@ def default_tokenizer(batch: Batch) -> Any:
 def guess_pixel_shape(X: np.ndarray) -> tuple[int, ...] | None:
     """Return the `image_shape` that a table's columns suggest, if they look like pixels.
 
-    Pixels are not negative and have one scale. Their number is that of a square of at least 8 x 8,
-    or three times that.
+    Pixels are not negative, have one scale, and form a square of at least 8 x 8, gray or RGB.
     """
     for channels in (1, 3):
         side = math.isqrt(X.shape[1] // channels)
@@ -145,24 +127,11 @@ def training_tokens(
     rng: np.random.RandomState,
     verbose: int = 0,
 ) -> Any:
-    """Tokenize the training data and random views of it.
+    """Tokenize the training data and random views of it: (n_samples, n_views, n_tokens).
 
     Views are seeded per block of images, and the ranks share the blocks, so that the tokens do not
     depend on the number of ranks. If the data are tokens of several crops, crops are views.
-
-    Parameters
-    ----------
-    tokenizer : transformer
-    batch : Batch
-    augmentation : int, "auto" or None
-        Number of views, see :func:`resolve_n_views`.
-    rng : RandomState
-    verbose : int, default=0
-
-    Returns
-    -------
-    codes : int array or Lazy of shape (n_samples, n_views, n_tokens)
-        Memory-mapped tokens stay on disk. Large results are memory-mapped from a temporary file.
+    Memory-mapped tokens stay on disk. Large results are memory-mapped from a temporary file.
     """
     reader = batch.reader
     if reader.image_shape is None:
@@ -196,18 +165,11 @@ def views_of(
     tokenizer: Any, images: np.ndarray, n_views: int, rng: np.random.RandomState, bar: Any
 ) -> np.ndarray:
     """Tokenize images and random views of them, (n, n_views, n_tokens)."""
-    step = PROGRESS_IMAGES if is_slow(tokenizer) else len(images)
-
-    def encode_view(view: np.ndarray) -> np.ndarray:
-        codes = []
-        for part in gen_batches(len(view), step):
-            codes.append(encode_data(tokenizer, view[part]))
-            bar.update(len(codes[-1]))
-        return np.concatenate(codes)
-
-    views = [encode_view(images)] * n_views
+    views = [encode_data(tokenizer, images)] * n_views
+    bar.update(len(images))
     for view in random_view_indices(n_views):
-        views[view] = encode_view(random_views(images, rng))
+        views[view] = encode_data(tokenizer, random_views(images, rng))
+        bar.update(len(images))
     return np.stack(views, axis=1)
 
 
@@ -274,24 +236,12 @@ def encode_for_orders(
     crop: str = "center",
     seed: int,
 ) -> np.ndarray:
-    """Tokenize batch[part] as each order reads it.
+    """Tokenize batch[part] as each order reads it: (n, n_tokens) or (n, n_orders, n_tokens).
 
-    Parameters
-    ----------
-    tokenizer : transformer
-    batch : Batch
-    part : slice
-    n_orders : int
-    crop : {"center", "random", "views"}, default="center"
-        ``"center"`` is the image, ``"random"`` a random crop and ``"views"`` a random view for each
-        order. The random numbers are the same for all images. With ``"views"``, the first order
-        reads the image itself. If the data are tokens of several crops, the orders take turns.
-    seed : int
-        Seed of crops, views and of the tokenizer's noise.
-
-    Returns
-    -------
-    codes : int array of shape (n, n_tokens) or (n, n_orders, n_tokens)
+    `crop` is "center" for the image, "random" for a random crop and "views" for a random view for
+    each order. The random numbers are the same for all images. With "views", the first order reads
+    the image itself. If the data are tokens of several crops, the orders take turns. `seed` is the
+    seed of crops, views and of the tokenizer's noise.
     """
     reader = batch.reader
     noisy = isinstance(tokenizer, VQTokenizer) and tokenizer.latent_noise > 0

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from sklearn.utils import gen_batches
 
 from skaocls.devices import prefetch
 from skaocls.distributed import rank_slice
-from skaocls.hashing import hash_bytes, hash_chunks
+from skaocls.hashing import hash_bytes
 from skaocls.images.decoding import (
     BadImage,
     convert_mode,
@@ -22,17 +21,15 @@ from skaocls.images.decoding import (
     read_item,
     unreadable_items,
 )
-from skaocls.images.inputs import as_array, is_items
-from skaocls.images.lazy import Lazy, in_memory, rows_of
+from skaocls.images.inputs import as_array
+from skaocls.images.lazy import ALL, ArrayOrLazy, Lazy, in_memory, rows_of
 
 if TYPE_CHECKING:
     from skaocls.images.reader import Reader
 
 T = TypeVar("T")
 Rows = slice | np.ndarray
-ALL = slice(None)
 BLOCK_IMAGES, BLOCK_NUMBERS = 512, 2**24  # upper limits of a block of images in memory
-HASHED_ROWS = 1024  # rows of an array hashed together
 MAX_REASONS = 5  # unreadable images described in an error
 
 
@@ -44,23 +41,14 @@ def block_size(image_shape: Sequence[int]) -> int:
 class Batch:
     """Validated data: what :meth:`Reader.open` makes of X.
 
-    Parameters
-    ----------
-    reader : Reader
-        Description of the data and of how files are decoded.
-    data : ndarray or Lazy
-        Array of images, table rows or tokens; or a 1-D object array of files and images.
-    skipped : dict of int to str, default=None
-        Unreadable images that were left out: their index in X, and the reason.
-
-    Attributes
-    ----------
-    index : int array of shape (n,)
-        Index of each row in the user's X.
+    `data` is an array of images, table rows or tokens, or a 1-D object array of files and images.
+    `index` has the index of each row in the user's X. `skipped` maps the index of each unreadable
+    image that was left out to the reason.
     """
 
-    def __init__(self, reader: "Reader", data: Any, skipped: dict[int, str] | None = None):
-        self.reader, self.data = reader, data
+    def __init__(self, reader: "Reader", data: ArrayOrLazy, skipped: dict[int, str] | None = None):
+        self.reader = reader
+        self.data: Any = data
         self.skipped = skipped or {}
         self.index = np.arange(len(data) + len(self.skipped))
         self.index = np.delete(self.index, list(self.skipped))
@@ -80,7 +68,7 @@ class Batch:
     @property
     def mergeable(self) -> bool:
         """Whether equal samples can be found without reading items of a data set."""
-        return not isinstance(self.data, Lazy) or self.data.mergeable
+        return not self.lazy or self.data.shape is not None
 
     def take(self, rows: Rows) -> "Batch":
         """Return the batch of some rows, given as a slice, indices or a mask."""
@@ -93,10 +81,7 @@ class Batch:
     def images(self, rows: Rows = ALL) -> np.ndarray:
         """Return decoded images: float32 (n, height, width, channels).
 
-        Raises
-        ------
-        ValueError
-            If images cannot be read. The message has the index in X of every unreadable image.
+        The error for unreadable images has the index in X of each of them.
         """
         return self._decode(decode_images, rows)
 
@@ -106,10 +91,7 @@ class Batch:
         start, stop, _ = rows.indices(len(self))
         size = block_size(self.reader.image_shape)
         blocks = [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
-        if len(blocks) > 1:
-            yield from zip(blocks, prefetch(map(self.images, blocks)), strict=True)
-        else:
-            yield from ((rows, self.images(rows)) for rows in blocks)
+        yield from zip(blocks, prefetch(map(self.images, blocks)), strict=True)
 
     def rank_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield number and decoded images of the blocks that belong to this rank."""
@@ -137,23 +119,17 @@ class Batch:
         reasons = list(unreadable_items(whole.data, whole.index, self.reader.decoding).values())
         if len(reasons) < 2:
             return error
-        more = ["..."] if len(reasons) > MAX_REASONS else []
-        return BadImage(
-            "\n".join(
-                [
-                    f"{len(reasons)} of {len(whole)} images cannot be read:",
-                    *reasons[:MAX_REASONS],
-                    *more,
-                    "skaocls.images.find_unreadable(X) returns the indices of all; "
-                    'on_bad_image="skip" makes fit leave them out.',
-                ]
-            )
+        listed = reasons[:MAX_REASONS] + ["..."] * (len(reasons) > MAX_REASONS)
+        hint = (
+            "skaocls.images.find_unreadable(X) returns the indices of all; "
+            'on_bad_image="skip" makes fit leave them out.'
         )
+        first_line = f"{len(reasons)} of {len(whole)} images cannot be read:"
+        return BadImage("\n".join([first_line, *listed, hint]))
 
     def values(self, rows: Rows = ALL) -> np.ndarray:
         """Return table rows or tokens, in memory."""
-        values: np.ndarray = in_memory(self.data if rows is ALL else self.data[rows])
-        return values
+        return in_memory(self.data if rows is ALL else self.data[rows])
 
     def parts(self) -> Iterator[np.ndarray]:
         """Yield table rows or tokens, a few at a time."""
@@ -165,90 +141,49 @@ class Batch:
     def content_hash(self) -> str:
         """Return a hash of everything that the decoded data depend on.
 
-        Arrays in memory and memory-mapped arrays have the same hash. Files are hashed by content,
-        so that copies of a file are equal.
-
-        Raises
-        ------
-        ValueError
-            If an image cannot be read.
+        Arrays in memory and memory-mapped arrays have the same hash. Files are hashed by content.
         """
         reader = self.reader
         settings = f"{reader.declared_shape} {reader.decoding} {len(self)}"
-        if not self._is_array:
-            return hash_bytes(settings.encode(), *map(str.encode, self._item_hashes(files=True)))
-        first = numeric(self.data[:1])
-        settings += f" {first.dtype.str} {first.shape[1:]}"
-
-        def chunks() -> Iterator[bytes | memoryview]:
-            yield settings.encode()
-            for part in self._array_parts():
-                yield part.data
-
-        return hash_chunks(chunks())
+        return hash_bytes(settings.encode(), *map(str.encode, self._hashes(read_files=True)))
 
     def row_hashes(self) -> np.ndarray:
-        """Return a hash of each row; equal samples have equal hashes.
+        """Return a hash of each row, str (n,); equal samples have equal hashes.
 
-        Arrays and PIL images are hashed by content. Files are hashed by absolute path, so that
-        they need not be read. PIL images that cannot be decoded have different hashes.
-
-        Returns
-        -------
-        hashes : str array of shape (n,)
+        Arrays and PIL images are hashed by content, files by absolute path, which is faster.
+        PIL images that cannot be decoded have different hashes.
         """
-        if not self._is_array:
-            return np.array(list(self._item_hashes(files=False)))
-        return np.array([hash_array(row) for part in self._array_parts() for row in part])
+        return np.array(list(self._hashes(read_files=False)))
 
-    @property
-    def _is_array(self) -> bool:
-        """Whether the data are one array, in memory or on disk."""
-        if isinstance(self.data, Lazy):
-            return self.data.shape is not None
-        return not is_items(self.data)
-
-    def _array_parts(self) -> Iterator[np.ndarray]:
-        """Yield the rows of one array, some at a time."""
-        if isinstance(self.data, Lazy):
-            parts = self.data.parts()
-        else:
-            parts = (self.data[part] for part in gen_batches(len(self), HASHED_ROWS))
-        for part in parts:
-            yield np.ascontiguousarray(numeric(part))
-
-    def _item_hashes(self, *, files: bool) -> Iterator[str]:
-        """Yield a hash of each file or image; of files the content, or else the path."""
+    def _hashes(self, *, read_files: bool) -> Iterator[str]:
+        """Yield a hash of each row; of a file its content or its path."""
         for i, item in zip(self.index.tolist(), self.data, strict=True):
-            if isinstance(item, (str, os.PathLike)) and not files:
+            if isinstance(item, (str, os.PathLike)) and not read_files:
                 yield hash_bytes(os.fsencode(os.path.abspath(item)))
                 continue
             try:
                 yield hash_item(item, i, self.reader.decoding)
             except BadImage as error:
-                if files:
+                if read_files:
                     raise self.error_for_all(error) from error.__cause__
                 yield hash_bytes(f"unreadable {i}".encode())  # decoding raises the error
 
 
-def numeric(array: np.ndarray) -> np.ndarray:
-    """Return an array of Python objects as numbers; None becomes NaN."""
-    return array.astype(np.float64) if array.dtype.hasobject else array
-
-
 def hash_array(array: np.ndarray) -> str:
     """Return a hash of type, shape and content."""
+    if array.dtype.hasobject:
+        array = array.astype(np.float64)  # None becomes NaN
     array = np.ascontiguousarray(array)
     return hash_bytes(f"{array.dtype.str} {array.shape}".encode(), array.data)
 
 
-def hash_item(item: Any, index: int, decoding: str) -> str:
+def hash_item(item: object, index: int, decoding: str) -> str:
     """Return a hash of one image: the bytes of a file, the pixels of anything else."""
     if isinstance(item, (str, os.PathLike)):
-        return hash_bytes(read_item(item, index, lambda _: Path(item).read_bytes()))
+        path = Path(item)
+        return hash_bytes(read_item(item, index, lambda _: path.read_bytes()))
     if isinstance(item, bytes):
         return hash_bytes(item)
-    item = as_array(item)
     if isinstance(item, Image.Image):
-        item = read_item(item, index, lambda image: np.asarray(convert_mode(image, decoding)))
-    return hash_array(item)
+        return read_item(item, index, lambda x: hash_array(np.asarray(convert_mode(x, decoding))))
+    return hash_array(as_array(item))

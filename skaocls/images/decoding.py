@@ -15,7 +15,7 @@ from sklearn.utils import check_array
 
 from skaocls.devices import map_in_threads
 from skaocls.images.inputs import as_array, convert_input, is_item, is_items
-from skaocls.images.lazy import in_memory
+from skaocls.images.lazy import ArrayOrLazy, in_memory
 
 T = TypeVar("T")
 FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(bool): 1}
@@ -38,19 +38,13 @@ class BadImage(ValueError):
     """An image that cannot be read. The message has its index and the reason."""
 
 
-def read_item(item: Any, index: int, use: Callable[[Any], T]) -> T:
-    """Return use(image) for a file, PIL image, array or tensor.
-
-    Raises
-    ------
-    BadImage
-        If anything fails. The message has the index and the path.
-    """
+def read_item(item: object, index: int, use: Callable[[Any], T]) -> T:
+    """Return use(image) for a file, PIL image, array or tensor; any failure becomes a BadImage."""
     try:
-        is_path = isinstance(item, (str, os.PathLike))
-        if is_path and os.path.exists(item) and not os.path.isfile(item):  # a pipe would block
-            raise OSError("it is not a regular file")
         if isinstance(item, (str, os.PathLike, bytes)):
+            is_path = not isinstance(item, bytes)
+            if is_path and os.path.exists(item) and not os.path.isfile(item):  # a pipe would block
+                raise OSError("it is not a regular file")
             with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
                 return use(image)
         if not is_item(item):
@@ -61,12 +55,12 @@ def read_item(item: Any, index: int, use: Callable[[Any], T]) -> T:
         raise BadImage(f"X[{index}] cannot be read as an image: {name!r}: {exc}") from exc
 
 
-def item_name(item: Any) -> str | bytes:
+def item_name(item: object) -> str | bytes:
     """Return the path of a file, the type of other items."""
     return os.fspath(item) if isinstance(item, (str, os.PathLike)) else type(item).__name__
 
 
-def find_unreadable(X: Any, decoding: str = "as_seen") -> dict[int, str]:
+def find_unreadable(X: object, decoding: str = "as_seen") -> dict[int, str]:
     """Find images that cannot be read.
 
     Parameters
@@ -91,7 +85,7 @@ def find_unreadable(X: Any, decoding: str = "as_seen") -> dict[int, str]:
     return unreadable_items(data, np.arange(len(data)), decoding)
 
 
-def unreadable_items(data: Any, index: np.ndarray, decoding: str) -> dict[int, str]:
+def unreadable_items(data: ArrayOrLazy, index: np.ndarray, decoding: str) -> dict[int, str]:
     """Return the error messages of images that cannot be read, by their index in X."""
     reasons = {}
     for i, item in zip(index.tolist(), data) if is_items(data) else ():
@@ -103,31 +97,18 @@ def unreadable_items(data: Any, index: np.ndarray, decoding: str) -> dict[int, s
 
 
 def decode_images(
-    data: Any, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
+    data: ArrayOrLazy, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
 ) -> np.ndarray:
-    """Decode images in canonical form.
+    """Decode data as images of one shape, float32 (n, height, width, channels).
 
-    Parameters
-    ----------
-    data : ndarray or Lazy
-        Images from :func:`skaocls.images.inputs.convert_input`, or flat rows.
-    shape : tuple of int (height, width, channels)
-        Shape of the result. Arrays must have it.
-    resize : bool
-        Whether files and PIL images of another size are resized. If False, they are an error.
-    decoding : {"as_seen", "plain"}
-    index : int array of shape (n,)
-        Index of each image in the user's X, for error messages.
-
-    Returns
-    -------
-    images : float32 array of shape (n, height, width, channels)
+    Files and PIL images of another size are resized, or an error if `resize` is False. `index` has
+    the index of each image in the user's X, for error messages.
     """
     data = in_memory(data)
     if is_items(data):
         check_array(np.zeros((len(data), 1)))  # at least one
 
-        def decode(i: int, item: Any) -> np.ndarray:
+        def decode(i: int, item: object) -> np.ndarray:
             pixels = read_item(item, i, lambda x: item_pixels(x, shape, resize, decoding))
             if pixels.shape != shape:
                 raise ValueError(
@@ -152,33 +133,29 @@ def decode_images(
 
 
 def decode_originals(
-    data: Any, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
+    data: ArrayOrLazy, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
 ) -> list[np.ndarray]:
-    """Decode images at the size that random crops are cut from.
+    """Decode images at the size that random crops are cut from, (height, width, channels).
 
-    Parameters are those of :func:`decode_images`. Files and PIL images that may be resized are
-    halved, but only as often as every crop halves them. They and 8-bit arrays stay 8-bit.
-
-    Returns
-    -------
-    images : list of arrays (height, width, channels)
+    Files and PIL images that may be resized are halved, but only as often as every crop halves
+    them. They and 8-bit arrays stay 8-bit.
     """
     data = in_memory(data)
-    images, size = [], scaled_size(shape, max_crop_source(shape))
-    for row, (i, item) in enumerate(zip(index.tolist(), data, strict=True)):
+    size = scaled_size(shape, max_crop_source(shape))
+
+    def decode(row: int) -> np.ndarray:
+        item, one = data[row], slice(row, row + 1)
         is_file = is_items(data) and not hasattr(as_array(item), "dtype")
         if is_file and resize:
-            large = read_item(item, i, lambda x: halve(convert_mode(x, decoding), *size))
-            image = to_pixels(large, shape[2], decoding)
-        else:
-            part = slice(row, row + 1)
-            image = decode_images(
-                data[part], shape, resize=resize, decoding=decoding, index=index[part]
-            )[0]
-            if is_file or as_array(item).dtype == np.uint8:
-                image = np.rint(image * 255).astype(np.uint8)
-        images.append(image)
-    return images
+            large = read_item(item, index[row], lambda x: halve(convert_mode(x, decoding), *size))
+            return to_pixels(large, shape[2], decoding)
+        [image] = decode_images(
+            data[one], shape, resize=resize, decoding=decoding, index=index[one]
+        )
+        is_8_bit = is_file or as_array(item).dtype == np.uint8
+        return np.rint(image * 255).astype(np.uint8) if is_8_bit else image
+
+    return [decode(row) for row in range(len(data))]
 
 
 def item_pixels(image: Any, shape: tuple[int, ...], resize: bool, decoding: str) -> np.ndarray:
@@ -192,40 +169,20 @@ def item_pixels(image: Any, shape: tuple[int, ...], resize: bool, decoding: str)
 
 
 def channels_last(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Move the channels of (..., channels, height, width) to the end, if the array has them there.
-
-    `shape` is (height, width, channels).
-    """
+    """Move the channels of (..., channels, height, width) to the end, as in `shape`, if needed."""
     first = a.shape[-3:] == (shape[2], *shape[:2]) and a.shape[-3:] != shape
     return np.moveaxis(a, -3, -1) if first else a
 
 
 def to_pixels(image: Image.Image, channels: int, decoding: str = "as_seen") -> np.ndarray:
-    """Convert one PIL image to 8-bit pixels.
+    """Convert one PIL image to uint8 pixels (height, width, channels), grayscale or RGB.
 
-    Parameters
-    ----------
-    image : PIL.Image.Image
-    channels : {1, 3}
-        Grayscale or RGB.
-    decoding : {"as_seen", "plain"}, default="as_seen"
-        ``"as_seen"`` decodes the image as a viewer shows it. EXIF rotation is applied,
-        transparency is blended with white, palettes are expanded, other color modes such as CMYK
-        are converted, and 16-bit values are scaled to 8 bits. Images of 32-bit numbers (modes I and
-        F) have no defined white and are an error. ``"plain"`` is ``image.convert("RGB")`` and
-        nothing else, which reproduces the published results: EXIF rotation and transparency are
-        ignored, and values above 255 are clipped.
-
-    Returns
-    -------
-    pixels : uint8 array of shape (height, width, channels)
-
-    Examples
-    --------
-    >>> from PIL import Image
-    >>> from skaocls.images import to_pixels
-    >>> to_pixels(Image.new("RGBA", (1, 1), (255, 0, 0, 0)), 3)  # transparent becomes white
-    array([[[255, 255, 255]]], dtype=uint8)
+    ``"as_seen"`` decodes the image as a viewer shows it. EXIF rotation is applied, transparency is
+    blended with white, palettes are expanded, other color modes such as CMYK are converted, and
+    16-bit values are scaled to 8 bits. Images of 32-bit numbers (modes I and F) have no defined
+    white and are an error. ``"plain"`` is ``image.convert("RGB")`` and nothing else, which
+    reproduces the published results: EXIF rotation and transparency are ignored, and values above
+    255 are clipped.
     """
     a = np.asarray(convert_mode(image, decoding).convert("L" if channels == 1 else "RGB"))
     return a.reshape(*a.shape[:2], channels)
@@ -254,21 +211,12 @@ def convert_mode(image: Image.Image, decoding: str) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def exif_of(image: Image.Image) -> Image.Exif | None:
-    """Return EXIF metadata, or None if they cannot be read."""
-    try:
-        return Image.Image.getexif(image)  # PNG's own getexif would decode the whole file
-    except Exception:  # damaged metadata raise errors of any type
-        return None
-
-
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1, upright, if there is none."""
-    try:
-        exif = exif_of(image)
-        orientation = 1 if exif is None else exif.get(ORIENTATION, 1)
+    try:  # PNG's own getexif would decode the whole file
+        orientation = Image.Image.getexif(image).get(ORIENTATION, 1)
         return int(orientation) if orientation in range(1, 9) else 1
-    except Exception:
+    except Exception:  # damaged metadata raise errors of any type
         return 1
 
 

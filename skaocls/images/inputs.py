@@ -18,39 +18,15 @@ FILES_AND_IMAGES = (str, os.PathLike, bytes, io.IOBase, Image.Image)
 
 
 def convert_input(
-    X: Any, image_shape: tuple[int, ...] | None = None, *, flat_rows: bool = False
+    X: object, image_shape: tuple[int, ...] | None = None, *, flat_rows: bool = False
 ) -> Any:
     """Convert X, as a user passed it, to its canonical form.
 
-    Parameters
-    ----------
-    X : object
-        Images: arrays and torch tensors (n, height, width[, channels]) or
-        (n, channels, height, width); lists, arrays, Series or one-column data frames of paths;
-        lists of PIL images, arrays, or image files as bytes or open binary files; data sets of
-        images. Or a table.
-    image_shape : tuple of int (height, width, channels), default=None
-        Expected shape of one image, if known. It detects that X is one image, not a batch.
-    flat_rows : bool, default=False
-        Whether rows of a 2-D X are images.
-
-    Returns
-    -------
-    data : ndarray, Lazy or object
-        Images are a numeric array of 3 or 4 dimensions, a 1-D object array of files, PIL images
-        and arrays, or a :class:`skaocls.images.lazy.Lazy`. Memory-mapped arrays stay on disk.
-        Anything else is returned unchanged, except that tensors become arrays.
-
-    Raises
-    ------
-    ValueError
-        If X contains images in a form that is not supported. The message shows the right call.
-
-    Examples
-    --------
-    >>> from skaocls.images.inputs import convert_input
-    >>> convert_input([["a.png"], ["b.png"]])
-    array(['a.png', 'b.png'], dtype=object)
+    Images become a numeric array of 3 or 4 dimensions, a 1-D object array of files, PIL images and
+    arrays, or a :class:`skaocls.images.lazy.Lazy`. Memory-mapped arrays stay on disk. Anything else
+    is returned unchanged, except that tensors become arrays. A ValueError shows the right call for
+    unsupported forms; with `image_shape`, the expected (height, width, channels), one image instead
+    of a batch is such a form. `flat_rows` says that rows of a 2-D X are images.
     """
     if isinstance(X, Lazy):
         return X
@@ -77,7 +53,7 @@ def convert_input(
 def convert_array(X: Any) -> Any:
     """Convert arrays, tensors, columns and lists; tables are returned unchanged."""
     if hasattr(X, "detach"):
-        return tensor_to_array(X)
+        return as_array(X)
     table = X
     if hasattr(X, "to_numpy"):  # pandas, polars
         table = X.to_numpy() if len(getattr(X, "columns", "1")) == 1 else X
@@ -96,7 +72,7 @@ def convert_array(X: Any) -> Any:
     return keep_mapped(table) if table.ndim in (3, 4) else X
 
 
-def stack_items(items: Sequence[Any]) -> np.ndarray:
+def stack_items(items: Sequence[object]) -> np.ndarray:
     """Stack arrays of one shape and type; put other images into an object array."""
     kinds = {(type(x), getattr(x, "shape", None), getattr(x, "dtype", None)) for x in items}
     if len(kinds) > 1 or isinstance(items[0], FILES_AND_IMAGES):
@@ -104,7 +80,7 @@ def stack_items(items: Sequence[Any]) -> np.ndarray:
     return np.stack([as_array(x) for x in items])
 
 
-def object_array(items: Sequence[Any] | np.ndarray) -> np.ndarray:
+def object_array(items: Sequence[object] | np.ndarray) -> np.ndarray:
     """Return a 1-D object array of images; open files become bytes."""
     out = np.empty(len(items), dtype=object)
     for i, item in enumerate(items):
@@ -118,38 +94,36 @@ def object_array(items: Sequence[Any] | np.ndarray) -> np.ndarray:
     return out
 
 
-def keep_mapped(array: np.ndarray) -> Any:
+def keep_mapped(array: np.ndarray) -> np.ndarray | Mapped:
     """Wrap a memory-mapped array, so that it is read a few rows at a time."""
     return Mapped(array) if is_mapped(array) else array
 
 
 def as_array(item: Any) -> Any:
     """Return a tensor as an array, anything else unchanged."""
-    return tensor_to_array(item) if hasattr(item, "detach") else item
-
-
-def tensor_to_array(x: Any) -> np.ndarray:
+    if not hasattr(item, "detach"):
+        return item
     try:
-        x = x.detach().cpu()
-        a: np.ndarray = (x.float() if x.is_floating_point() else x).numpy()
+        tensor = item.detach().cpu()
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     except (NotImplementedError, TypeError) as exc:  # sparse, or without values
         raise TypeError(f"X has a tensor that cannot be converted to an array: {exc}") from exc
-    return a
 
 
-def is_item(x: Any) -> bool:
+def is_item(x: object) -> bool:
     """Return whether x is one image: a file, a PIL image, or an array of 2 or 3 dimensions."""
     if isinstance(x, FILES_AND_IMAGES):
         return True
-    return (isinstance(x, np.ndarray) or hasattr(x, "detach")) and x.ndim in (2, 3)
+    is_array = isinstance(x, np.ndarray) or hasattr(x, "detach")
+    return is_array and getattr(x, "ndim", 0) in (2, 3)
 
 
-def is_items(data: Any) -> TypeGuard[np.ndarray]:
+def is_items(data: object) -> TypeGuard[np.ndarray]:
     """Return whether the data are an object array of files and images."""
     return isinstance(data, np.ndarray) and data.dtype == object and data.ndim == 1
 
 
-def contains_images(data: Any) -> bool:
+def contains_images(data: object) -> bool:
     """Return whether the result of :func:`convert_input` is images, not a table."""
     if isinstance(data, Lazy):
         return data.ndim != 2
@@ -161,7 +135,7 @@ def contains_images(data: Any) -> bool:
 # Common mistakes ---------------------------------------------------------------------------------
 
 
-def check_not_single(X: Any) -> None:
+def check_not_single(X: object) -> None:
     """Reject one path, one image, and data sets without indices."""
     if isinstance(X, IterableDataset):
         raise ValueError(
@@ -193,20 +167,16 @@ def check_columns(X: Any) -> None:
         )
 
 
-def check_first_row(X: Any, first: Any) -> None:
+def check_first_row(X: object, first: object) -> None:
     """Reject images that come together with labels."""
     if isinstance(first, dict):
         names = [name for name, value in first.items() if is_image_file(value)]
-        if names and hasattr(X, "column_names"):  # a table of the library `datasets`
-            raise ValueError(
-                f"X is a table whose column {names[0]!r} contains images. Pass that column alone, "
-                f"X[{names[0]!r}]; its images are read when they are needed."
-            )
         if names:
             label = next((name for name in first if name not in names), "label")
+            column = "X[{!r}]" if hasattr(X, "column_names") else "[x[{!r}] for x in X]"
             raise ValueError(
-                f"X is a list of dicts with images in {names[0]!r}. Pass images and labels "
-                f"separately: [x[{names[0]!r}] for x in X] as X, [x[{label!r}] for x in X] as y."
+                f"X has images in {names[0]!r}. Pass images and labels separately: "
+                f"{column.format(names[0])} as X, {column.format(label)} as y."
             )
     elif isinstance(first, (tuple, list)) and len(first) > 1:
         if is_image_file(first[0]) and not is_image_file(first[1]):
@@ -214,14 +184,14 @@ def check_first_row(X: Any, first: Any) -> None:
                 "X contains pairs of an image and a label. Pass them separately: "
                 "[x for x, _ in X] as X, [y for _, y in X] as y."
             )
-        if hasattr(first[0], "detach") and first[0].ndim == 4:
+        if hasattr(first[0], "detach") and np.ndim(first[0]) == 4:
             raise ValueError(
                 "X contains batches of images and labels. Pass torch.cat([x for x, _ in X]) as X, "
                 "torch.cat([y for _, y in X]) as y."
             )
 
 
-def is_image_file(x: Any) -> bool:
+def is_image_file(x: object) -> bool:
     """Return whether x is one image; strings count if they have an image file's suffix."""
     if isinstance(x, (str, os.PathLike)):
         return Path(x).suffix.lower() in EXTENSIONS

@@ -9,37 +9,27 @@ import math
 import mmap
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from sklearn.utils import gen_batches
 
 PART_BYTES, PART_ROWS = 2**23, 1024  # largest part of a sequence that is read at once
+ALL = slice(None)
 SAMPLE_SIZE = 16  # items from which the shape and range of a data set are inferred
 
 
 class Lazy:
     """Base class of a sequence of images or tokens that is not in memory.
 
-    Slices and arrays of indices return rows in memory.
-
-    Attributes
-    ----------
-    shape : tuple of int or None
-        Shape of the sequence as an array; None if only its items have a shape.
-    dtype : numpy.dtype or None
-        Type of the numbers, if known.
-    mergeable : bool
-        Whether `fit` merges equal rows, for which it reads all of them.
-    n_codes : int or None
-        Size of the codebook of tokens, if known.
-    codebook : array or None
-        Codebook of tokens, if known.
+    Slices and arrays of indices return rows in memory. `shape` and `dtype` are None if only the
+    items have them. `n_codes` and `codebook` describe the codebook of tokens, if known.
     """
 
     shape: tuple[int, ...] | None = None
     dtype: np.dtype | None = None
-    mergeable = True
     n_codes: int | None = None
     codebook: np.ndarray | None = None
 
@@ -54,15 +44,16 @@ class Lazy:
         """Number of axes; 1 if only the items have a shape."""
         return len(self.shape or (self.n,))
 
-    def __getitem__(self, rows: Any) -> Any:
+    def __getitem__(self, rows: Any) -> np.ndarray:
         if isinstance(rows, tuple):  # scikit-learn indexes X[rows, ...]
-            key = (slice(None), *rows[1:])
-            return self[rows[0]][key]
+            selected: np.ndarray = self[rows[0]][(ALL, *rows[1:])]
+            return selected
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
-            return self[np.array([rows])][0]
+            row: np.ndarray = self[np.array([rows])][0]
+            return row
         return self.take(np.arange(self.n)[rows])
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[np.ndarray]:
         for part in self.parts():
             yield from part
 
@@ -83,18 +74,17 @@ class Lazy:
         """Return indices of a few rows, evenly spaced."""
         return np.unique(np.linspace(0, self.n - 1, SAMPLE_SIZE).astype(int))
 
+    @cached_property
     def sample(self) -> np.ndarray:
-        """Return a few rows, evenly spaced."""
-        rows: np.ndarray = self[self.sample_index()]
-        return rows
-
-    def range_parts(self) -> Iterator[np.ndarray]:
-        """Yield the rows from which the range of values is computed."""
-        return self.parts()
+        """A few rows, evenly spaced."""
+        return self[self.sample_index()]
 
 
 class Mapped(Lazy):
     """A memory-mapped array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
     def __init__(self, array: np.ndarray):
         super().__init__(len(array))
@@ -113,14 +103,11 @@ class Items(Lazy):
     as rarely as possible: equal ones are not merged, and a sample determines shape and range.
     """
 
-    mergeable = False
-
-    def __init__(self, data: Any, stack: Callable[[list[Any]], np.ndarray]):
+    def __init__(self, data: Any, stack: Callable[[list[object]], np.ndarray]):
         super().__init__(len(data))
         self.data, self.stack = data, stack
-        self.cached_sample: np.ndarray | None = None
 
-    def items(self, rows: np.ndarray) -> list[Any]:
+    def items(self, rows: np.ndarray) -> list[object]:
         """Return items unchanged."""
         if hasattr(self.data, "__getitems__"):  # PyTorch's protocol for several items
             return list(self.data.__getitems__(rows.tolist()))
@@ -128,14 +115,6 @@ class Items(Lazy):
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         return self.stack([image_of(item) for item in self.items(rows)])
-
-    def sample(self) -> np.ndarray:
-        if self.cached_sample is None:
-            self.cached_sample = super().sample()
-        return self.cached_sample
-
-    def range_parts(self) -> Iterator[np.ndarray]:
-        yield self.sample()
 
 
 class Picked(Lazy):
@@ -150,40 +129,38 @@ class Picked(Lazy):
     ):
         super().__init__(len(source) if index is None else len(index))
         self.source, self.index, self.function = source, index, function
-        self.dtype, self.mergeable = source.dtype, source.mergeable
-        self.n_codes, self.codebook = source.n_codes, source.codebook
+        self.dtype, self.n_codes, self.codebook = source.dtype, source.n_codes, source.codebook
         if row_shape is not None or source.shape is not None:
             self.shape = (self.n, *((source.shape or ())[1:] if row_shape is None else row_shape))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        taken: np.ndarray = self.source[rows if self.index is None else self.index[rows]]
+        taken = self.source[rows if self.index is None else self.index[rows]]
         return self.function(taken) if self.function is not None else taken
 
 
-def rows_of(source: Any, rows: np.ndarray) -> Any:
+ArrayOrLazy = np.ndarray | Lazy
+
+
+def rows_of(source: ArrayOrLazy, rows: np.ndarray) -> Any:
     """Return source[rows] for a mask or indices; the result is lazy if the source is."""
     if not isinstance(source, Lazy):
         return source[rows]
     return Picked(source, np.arange(len(source))[rows])
 
 
-def first_views(codes: Any, rows: Any = slice(None)) -> Any:
+def first_views(codes: ArrayOrLazy, rows: slice | np.ndarray = ALL) -> Any:
     """Return codes[rows, 0] of codes (n, n_views, n_tokens); the result is lazy if codes are."""
     if not isinstance(codes, Lazy):
         return codes[rows, 0]
     assert codes.shape is not None
-    return Picked(codes, np.arange(len(codes))[rows], first_column, codes.shape[2:])
+    return Picked(codes, np.arange(len(codes))[rows], itemgetter((ALL, 0)), codes.shape[2:])
 
 
-def first_column(taken: np.ndarray) -> np.ndarray:
-    return taken[:, 0]
-
-
-def of_views(codes: Any, rows: np.ndarray, views: Any) -> np.ndarray:
+def of_views(codes: ArrayOrLazy, rows: np.ndarray, views: int | np.ndarray) -> np.ndarray:
     """Return codes[rows, views] of codes (n, n_views, n_tokens), int64 in memory."""
     if isinstance(codes, Lazy):
         codes, rows = codes[rows], np.arange(len(rows))
-    taken: np.ndarray = np.asarray(codes)[rows, views]
+    taken: np.ndarray = codes[rows, views]
     return taken.astype(np.int64, copy=False)
 
 
@@ -214,7 +191,7 @@ def concatenate(
         return Mapped(np.memmap(file, dtype, "r", shape=shape))
 
 
-def in_memory(data: Any) -> Any:
+def in_memory(data: ArrayOrLazy) -> np.ndarray:
     """Return all rows in memory."""
     if isinstance(data, Lazy) and data.shape is not None:
         return np.concatenate(list(data.parts()))
@@ -226,12 +203,12 @@ def image_of(item: Any) -> Any:
     return item[0] if isinstance(item, (tuple, list)) and item else item
 
 
-def is_mapped(array: Any) -> bool:
+def is_mapped(array: object) -> bool:
     """Return whether an array is memory-mapped."""
     return isinstance(array, np.ndarray) and mapping_of(array)[0] is not None
 
 
-def mapping_of(array: Any) -> tuple[mmap.mmap | None, str | None]:
+def mapping_of(array: object) -> tuple[mmap.mmap | None, str | None]:
     """Return the memory mapping that contains an array, and its mode."""
     mode = None
     while array is not None and not isinstance(array, mmap.mmap):

@@ -1,7 +1,6 @@
 """Validation of X: what `fit` learns about its data, and what later data must agree with."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from sklearn.utils.validation import _check_feature_names, _get_feature_names
 from skaocls.images.batch import Batch
 from skaocls.images.decoding import BadImage, full_scale, unreadable_items
 from skaocls.images.inputs import as_array, contains_images, convert_input, is_items, keep_mapped
-from skaocls.images.lazy import Lazy
+from skaocls.images.lazy import ArrayOrLazy, Lazy, Mapped
 from skaocls.images.shapes import check_image_shape, infer_image_shape, shorten
 from skaocls.warn import warn
 
@@ -22,60 +21,23 @@ MAX_EXCESS = 8
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Description of the data seen in `fit`, by which later data are validated and decoded.
+    """Description of the data seen in `fit`, by which later data are validated and decoded."""
 
-    Attributes
-    ----------
-    owner : str
-        Class name of the estimator, for error messages.
-    declared_shape : tuple of int or None
-        The user's `image_shape`. Files are resized to it, and flat rows have it.
-    image_shape : tuple of int or None
-        Height, width and channels; None for tables and tokens.
-    n_features : int
-        Number of columns of a table, or of numbers in one image.
-    feature_names : ndarray or None
-        Column names of a data frame, if all of them are strings.
-    signals : bool
-        Whether rows of a 2-D X are images one pixel high, not rows of a table.
-    value_range : tuple of float or None
-        Smallest and largest number in the images of `fit`, after division by the full scale.
-    decoding : {"as_seen", "plain"}
-        How files and PIL images are decoded, see :func:`skaocls.images.to_pixels`.
-    grid : tuple of int or None
-        Rows and columns of tokens, if the data are tokens.
-    """
+    owner: str  # class name of the estimator, for error messages
+    declared_shape: tuple[int, ...] | None  # the user's image_shape: files are resized to it
+    image_shape: tuple[int, ...] | None  # height, width, channels; None for tables and tokens
+    n_features: int  # columns of a table, or numbers in one image
+    feature_names: np.ndarray | None = None  # of a data frame, if all of them are strings
+    signals: bool = False  # rows of a 2-D X are images one pixel high, not rows of a table
+    value_range: tuple[float, float] | None = None  # in fit, after division by the full scale
+    decoding: str = "as_seen"  # or "plain", see skaocls.images.to_pixels
+    grid: tuple[int, int] | None = None  # rows and columns of tokens
 
-    owner: str
-    declared_shape: tuple[int, ...] | None
-    image_shape: tuple[int, ...] | None
-    n_features: int
-    feature_names: np.ndarray | None = None
-    signals: bool = False
-    value_range: tuple[float, float] | None = None
-    decoding: str = "as_seen"
-    grid: tuple[int, int] | None = None
-
-    def open(self, X: Any, *, check_scale: bool = True, skip_unreadable: bool = False) -> Batch:
+    def open(self, X: object, *, check_scale: bool = True, skip_unreadable: bool = False) -> Batch:
         """Validate X against the data of `fit`. Images are not decoded yet.
 
-        Parameters
-        ----------
-        X : array-like
-            Images, a table or tokens, as in `fit`.
-        check_scale : bool, default=True
-            Whether images far outside the range of `fit` are an error.
-        skip_unreadable : bool, default=False
-            Whether unreadable images are left out, see `Batch.skipped`.
-
-        Returns
-        -------
-        batch : Batch
-
-        Raises
-        ------
-        ValueError
-            If X does not match the data of `fit`.
+        `check_scale` rejects images far outside the range of `fit`. `skip_unreadable` leaves out
+        unreadable images, see `Batch.skipped`.
         """
         if self.grid is not None:
             return Batch(self, check_tokens(X, self.grid))
@@ -130,31 +92,16 @@ class Reader:
         """Whether rows of a 2-D X are images."""
         return self.declared_shape is not None or self.signals
 
-    def _check_feature_names(self, X: Any) -> None:
+    def _check_feature_names(self, X: object) -> None:
         """Compare column names with those of `fit`, with scikit-learn's messages."""
-        names = _get_feature_names(X)
-        if names is not None and self.feature_names is None:
-            warn(f"X has feature names, but {self.owner} was fitted without feature names")
-        elif names is None and self.feature_names is not None:
-            warn(
-                f"X does not have valid feature names, but {self.owner} was fitted with feature "
-                "names"
-            )
-        else:
-            fitted = SimpleNamespace(feature_names_in_=self.feature_names)
-            _check_feature_names(fitted, X, reset=False)
+        fitted = type(self.owner, (), {"feature_names_in_": self.feature_names})
+        _check_feature_names(fitted(), X, reset=False)
 
     def _check_range(self, numbers: tuple[float, float], has_scale: bool) -> None:
         """Reject images on another scale than those of `fit`, whose predictions would be wrong.
 
         Values slightly outside the range, and very faint images, are allowed with a warning.
-
-        Parameters
-        ----------
-        numbers : tuple of float
-            Smallest and largest number in X.
-        has_scale : bool
-            Whether the scale of X is known, as that of files and of 8-bit and 16-bit arrays.
+        `has_scale` says that the scale of X is known, as for files and 8-bit and 16-bit arrays.
         """
         assert self.value_range is not None
         (low, high), (smallest, largest) = self.value_range, numbers
@@ -180,7 +127,7 @@ class Reader:
 
 
 def learn_reader(
-    X: Any,
+    X: object,
     owner: str,
     image_shape: Any = None,
     *,
@@ -188,42 +135,11 @@ def learn_reader(
     decoding: str = "as_seen",
     skip_unreadable: bool = False,
 ) -> Batch:
-    """Validate the data of `fit`, and learn how later data are read.
+    """Validate the data of `fit`, and learn the reader of later data.
 
-    Parameters
-    ----------
-    X : array-like
-        Images in any form that :func:`skaocls.images.inputs.convert_input` accepts. Rows of
-        numbers are a table. They are images if `image_shape` is given and, with `signals`, images
-        one pixel high.
-    owner : str
-        Class name of the estimator, for error messages.
-    image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        Shape of flat rows; size to which files are resized.
-    signals : bool, default=False
-        Whether rows of numbers are images one pixel high.
-    decoding : {"as_seen", "plain"}, default="as_seen"
-        How files and PIL images are decoded, see :func:`skaocls.images.to_pixels`.
-    skip_unreadable : bool, default=False
-        Whether unreadable images are left out, see `Batch.skipped`.
-
-    Returns
-    -------
-    batch : Batch
-        The data, with the learned `reader`.
-
-    Raises
-    ------
-    ValueError
-        If X is neither images nor a table of numbers, or an image cannot be read.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls.images.reader import learn_reader
-    >>> batch = learn_reader(np.zeros((5, 8, 6), np.uint8), "MyEstimator")
-    >>> batch.reader.image_shape, batch.images(slice(0, 2)).shape
-    ((8, 6, 1), (2, 8, 6, 1))
+    `image_shape` is the shape of flat rows, and the size to which files are resized. Rows of
+    numbers are a table unless `image_shape` is given. With `signals` they are images one pixel
+    high. See :meth:`Reader.open` for `skip_unreadable`.
     """
     declared = check_image_shape(image_shape)
     data = convert_input(X)
@@ -255,7 +171,9 @@ def learn_reader(
     return Batch(reader, data, skipped)
 
 
-def learn_shape(data: Any, declared: tuple[int, ...] | None, decoding: str) -> tuple[int, ...]:
+def learn_shape(
+    data: ArrayOrLazy, declared: tuple[int, ...] | None, decoding: str
+) -> tuple[int, ...]:
     """Infer the shape of images; an error names all unreadable ones."""
     try:
         return infer_image_shape(data, declared, decoding)
@@ -265,7 +183,7 @@ def learn_shape(data: Any, declared: tuple[int, ...] | None, decoding: str) -> t
         raise batch.error_for_all(error) from error.__cause__
 
 
-def drop_unreadable(data: Any, decoding: str) -> tuple[Any, dict[int, str]]:
+def drop_unreadable(data: Any, decoding: str) -> tuple[ArrayOrLazy, dict[int, str]]:
     """Return the readable images, and the error messages of the others by index; warn of them."""
     skipped = unreadable_items(data, np.arange(len(data)), decoding)
     if skipped and len(skipped) == len(data):
@@ -276,21 +194,21 @@ def drop_unreadable(data: Any, decoding: str) -> tuple[Any, dict[int, str]]:
     return data, skipped
 
 
-def check_table(X: Any, owner: str, *, numeric: bool) -> Any:
+def check_table(X: object, owner: str, *, numeric: bool) -> np.ndarray | Mapped:
     """Validate rows of numbers; `numeric` keeps their type, else they become floats."""
     dtype = "numeric" if numeric else [np.float64, np.float32]
     table = check_array(X, dtype=dtype, estimator=owner, input_name="X")
     return keep_mapped(table) if numeric else table
 
 
-def check_not_empty(data: Any) -> None:
+def check_not_empty(data: ArrayOrLazy) -> None:
     """Reject empty batches, images without pixels, and types that are not real numbers."""
     if not len(data):
         check_array(data, allow_nd=True, ensure_all_finite=False)  # raises scikit-learn's error
     if isinstance(data, Lazy) and data.shape is not None:  # nothing is read
         data = np.broadcast_to(np.zeros((), data.dtype), data.shape)
     elif isinstance(data, Lazy):
-        data = data.sample()
+        data = data.sample
     for array in [x for x in data if isinstance(x, np.ndarray)] if is_items(data) else [data]:
         if not array.size:
             raise ValueError(f"X has images of shape {array.shape}, which have no pixels.")
@@ -298,10 +216,11 @@ def check_not_empty(data: Any) -> None:
             raise ValueError(f"X has images of dtype {array.dtype}; real numbers are expected.")
 
 
-def value_range(data: Any) -> tuple[float, float]:
+def value_range(data: ArrayOrLazy) -> tuple[float, float]:
     """Return the smallest and largest number in images; files and PIL images count as 0 to 1."""
     if isinstance(data, Lazy):
-        ranges = [value_range(part) for part in data.range_parts()]
+        parts = [data.sample] if data.shape is None else data.parts()
+        ranges = [value_range(part) for part in parts]
     elif is_items(data):
         items = map(as_array, data)
         ranges = [value_range(x) if isinstance(x, np.ndarray) else (0.0, 1.0) for x in items]
@@ -313,9 +232,9 @@ def value_range(data: Any) -> tuple[float, float]:
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def has_full_scale(data: Any) -> bool:
+def has_full_scale(data: ArrayOrLazy) -> bool:
     """Return whether the types of all images have a full scale."""
-    data = data.sample() if isinstance(data, Lazy) else data
+    data = data.sample if isinstance(data, Lazy) else data
     if not is_items(data):
         return full_scale(data.dtype) > 1
     arrays = [x for x in map(as_array, data) if isinstance(x, np.ndarray)]
@@ -325,7 +244,7 @@ def has_full_scale(data: Any) -> bool:
 # Tokens ------------------------------------------------------------------------------------------
 
 
-def learn_tokens(X: Any, owner: str) -> Batch:
+def learn_tokens(X: object, owner: str) -> Batch:
     """Validate tokens and learn their grid."""
     codes = check_tokens(X)
     return Batch(token_reader(owner, codes.shape[-2:]), codes)
@@ -338,14 +257,9 @@ def token_reader(owner: str, grid: tuple[int, int]) -> Reader:
 
 
 def check_tokens(X: Any, grid: tuple[int, int] | None = None) -> Any:
-    """Return tokens as an integer array of shape (n, rows, cols) or (n, n_crops, rows, cols).
+    """Return tokens, integers of shape (n, rows, cols) or (n, n_crops, rows, cols).
 
-    Memory-mapped tokens stay on disk, as a :class:`skaocls.images.lazy.Lazy`.
-
-    Raises
-    ------
-    ValueError
-        If X is not tokens, or the tokens are not on the grid.
+    Memory-mapped tokens stay on disk. Anything else, or another grid, is a ValueError.
     """
     codes = X
     if not isinstance(X, Lazy):

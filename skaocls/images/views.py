@@ -10,6 +10,13 @@ from torch.nn import functional as F
 from skaocls.devices import own_torch_state
 from skaocls.images.decoding import full_scale, max_crop_source, resize_to_cover, scaled_size
 
+# Largest random transformation
+MAX_SHIFT = 0.125  # fraction of height and width
+MAX_ROTATION = math.radians(10.0)
+MAX_STRETCH = 0.1  # relative change of size
+MAX_SHEAR = 0.1
+
+# Random crops
 SHIFT_MARGIN = 0.1  # padding of a small image before cropping, as a fraction of its size
 SHIFTED_BELOW = 64  # pixels; smaller images are shifted, because resizing would blur them
 
@@ -19,55 +26,22 @@ def random_views(
     images: np.ndarray,
     rng: np.random.RandomState,
     *,
-    shift: float = 0.125,
-    rotation: float = 10.0,
-    scale: float = 0.1,
-    shear: float = 0.1,
     strength: float = 1.0,
     same: bool = False,
 ) -> np.ndarray:
     """Apply a small random affine transformation to each image; edges are repeated outside.
 
-    There are no flips and no changes of color, because these alter the meaning of letters, digits
-    and many other images.
-
-    Parameters
-    ----------
-    images : float array of shape (n, height, width, channels)
-    rng : RandomState
-        Source of the random transformations.
-    shift : float, default=0.125
-        Maximum shift, as a fraction of height and width.
-    rotation : float, default=10.0
-        Maximum rotation in degrees.
-    scale : float, default=0.1
-        Maximum relative change of size.
-    shear : float, default=0.1
-        Maximum shear.
-    strength : float, default=1.0
-        Factor of all four maxima.
-    same : bool, default=False
-        Whether all images get the same transformation.
-
-    Returns
-    -------
-    views : float32 array of shape (n, height, width, channels)
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls.images.views import random_views
-    >>> images = np.random.RandomState(0).rand(5, 8, 8, 1)
-    >>> random_views(images, np.random.RandomState(0)).shape
-    (5, 8, 8, 1)
+    Images are float (n, height, width, channels). `strength` scales the largest transformation.
+    With `same`, all images get the same transformation. There are no flips and no changes of color,
+    because these alter the meaning of letters, digits and many other images.
     """
     n = 1 if same else len(images)
     angle, stretch, slant = (
         torch.from_numpy(rng.uniform(-strength * limit, strength * limit, n)).float()
-        for limit in (math.radians(rotation), scale, shear)
+        for limit in (MAX_ROTATION, MAX_STRETCH, MAX_SHEAR)
     )
     # affine_grid has coordinates from -1 to 1, so that the image is 2 wide
-    limit = 2 * strength * shift
+    limit = 2 * strength * MAX_SHIFT
     dx, dy = torch.from_numpy(rng.uniform(-limit, limit, (2, n))).float()
     size = 1 + stretch
     rows = [
@@ -84,41 +58,16 @@ def random_views(
 def random_crop(
     image: np.ndarray, shape: tuple[int, ...], size: float, position: np.ndarray
 ) -> np.ndarray:
-    """Resize an image and cut a window out of it.
+    """Resize an image and cut a window out of it, float32 of the given shape.
 
-    The shorter side is resized to between 1 and 5/4 of the window's, with box-filtered halvings
-    while the image is at least twice as large, then a bicubic filter. The window may lie anywhere,
-    also along the longer side. An image below 64 pixels that already has the window's size is
-    padded with its edges and shifted instead, because resizing would blur it; this is not part of
-    the cited methods.
+    `image` comes from :meth:`skaocls.images.batch.Batch.originals`. The shorter side is resized to
+    between 1 and 5/4 of the window's, with box-filtered halvings while the image is at least twice
+    as large, then a bicubic filter. `size` in [0, 1) selects this side. `position`, two numbers in
+    [0, 1), selects top and left of the window, which may be anywhere in the resized image. These
+    are the random crops of the code of arXiv 2105.05233.
 
-    Parameters
-    ----------
-    image : array of shape (height, width, channels)
-        From :meth:`skaocls.images.batch.Batch.originals`.
-    shape : tuple of int (height, width, channels)
-        Shape of the window.
-    size : float
-        In [0, 1). Selects the shorter side among the possible integers.
-    position : float array of shape (2,)
-        In [0, 1). Select the top and left of the window among the possible integers.
-
-    Returns
-    -------
-    window : float32 array of shape (height, width, channels)
-
-    References
-    ----------
-    Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", arXiv 2105.05233 (random
-    crops of its code). Sudakov, Babenko, Baranchuk, arXiv 2603.19122.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls.images.views import random_crop
-    >>> photo = np.zeros((480, 640, 3), np.uint8)
-    >>> random_crop(photo, (256, 256, 3), 0.5, np.array([0.1, 0.9])).shape
-    (256, 256, 3)
+    An image below 64 pixels that already has the window's size is padded with its edges and shifted
+    instead, because resizing would blur it; this is not part of the cited method.
     """
     if image.shape[:2] == tuple(shape[:2]) and min(shape[:2]) < SHIFTED_BELOW:
         large = pad_edges(image)

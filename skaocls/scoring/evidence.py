@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.exhaustive import lanes_at_once
 from skaocls.scoring.heads import make_engine
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.interface import Prior
-from skaocls.priors.transformer import rotate
+from skaocls.priors.layers import rotate
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import tile_shape
 from skaocls.scoring.exhaustive import lanes_at_once
 from skaocls.scoring.heads import make_engine
