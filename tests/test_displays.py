@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
@@ -99,6 +99,8 @@ def test_evidence_display_shows_explain(fitted, digits):
     proba = fitted.predict_proba(X)
     ranked = fitted.classes_[(-proba).argsort(1)]
     assert display.axes_.shape == (4, 3)
+    largest = np.abs(display.evidence_maps).max()
+    assert {plotted.get_clim() for plotted in display.maps_.flat} == {(-largest, largest)}
     for j in range(2):
         evidence = fitted.explain(X, ranked[:, j])
         for i in range(4):
@@ -109,14 +111,6 @@ def test_evidence_display_shows_explain(fitted, digits):
             title = display.axes_[i, 1 + j].get_title()
             assert title == f"{ranked[i, j]}\np = {np.sort(proba[i])[-1 - j]:.2f}"
             np.testing.assert_allclose(display.images_[i].get_array(), X[i] / X.max())
-
-
-def test_evidence_maps_share_a_symmetric_scale(fitted, digits):
-    display = EvidenceDisplay.from_estimator(fitted, digits[2][:4])
-    largest = np.abs(display.evidence_maps).max()
-    for plotted in display.maps_.flat:
-        assert plotted.get_clim() == (-largest, largest)
-    assert (display.colorbar_.vmin, display.colorbar_.vmax) == (-largest, largest)
 
 
 def test_evidence_against_rivals(fitted, digits):
@@ -186,23 +180,18 @@ def test_each_code_has_its_own_color(digits):
 
 
 def test_samples_form_one_row_per_class():
-    class Sampler(BaseEstimator):
-        def fit(self, X=None, y=None):
-            self.image_shape_ = (2, 2, 1)
-            self.classes_ = np.array(["b", "a"])
-            return self
-
-        def sample(self, n, y=None, random_state=None):
-            assert n == 6 and random_state == 7
-            return (
-                np.stack([np.full((2, 2), float(i)) for i in range(6)])
-                + 10 * (y == "a")[:, None, None]
-            )
-
-    display = ReconstructionDisplay.from_samples(Sampler().fit(), n_per_class=3, random_state=7)
+    images = np.arange(6.0)[:, None, None] * np.ones((2, 2))
+    display = ReconstructionDisplay(images, labels=["b", "a", "a", "b", "a", "b"]).plot()
     values = [[artist.get_array()[0, 0] for artist in row] for row in display.artists_]
-    np.testing.assert_allclose(values, np.array([[0, 1, 2], [13, 14, 15]]) / 15)
+    np.testing.assert_allclose(values, np.array([[0, 3, 5], [1, 2, 4]]) / 5)
     assert [ax.get_ylabel() for ax in display.axes_[:, 0]] == ["b", "a"]
+
+
+def test_samples_of_a_classifier(fitted):
+    display = ReconstructionDisplay.from_samples(fitted, n_per_class=2, random_state=7)
+    y = np.repeat(fitted.classes_, 2)
+    np.testing.assert_array_equal(display.images, fitted.sample(y=y, random_state=7))
+    np.testing.assert_array_equal(display.labels, y)
 
 
 def test_color_scales_of_images():

@@ -79,9 +79,6 @@ def test_samples_have_the_distribution_of_the_prior(grid, order, label):
 def test_temperature_and_truncation():
     prior = make_prior(6, (2, 2), 2)
     logits = first_logits(prior, ORDERS, 1)
-    assert_frequencies(
-        first_token_frequencies(prior, ORDERS, 1, temperature=0.5), softmax(logits / 0.5)
-    )
     ranked = np.argsort(-logits)
 
     def truncated(kept, temperature=1.0):
@@ -90,13 +87,11 @@ def test_temperature_and_truncation():
         return p
 
     assert_frequencies(first_token_frequencies(prior, ORDERS, 1, top_k=3), truncated(ranked[:3]))
-    assert_frequencies(first_token_frequencies(prior, ORDERS, 1, top_k=100), softmax(logits))
     p = softmax(logits)[ranked]
     for top_p, n_kept in [(p[0] - 0.01, 1), (p[:2].sum() - 0.01, 2), (p[:2].sum() + 0.01, 3)]:
         assert_frequencies(
             first_token_frequencies(prior, ORDERS, 1, top_p=top_p), truncated(ranked[:n_kept])
         )
-    assert_frequencies(first_token_frequencies(prior, ORDERS, 1, top_p=1.0), softmax(logits))
     assert_frequencies(
         first_token_frequencies(prior, ORDERS, 1, temperature=1e-320), np.eye(6)[ranked[0]]
     )
@@ -251,7 +246,7 @@ def test_classes_of_samples(ten_digits):
     _, _, clf, predict_svc = ten_digits
     images = clf.sample(30, 7, random_state=0)
     assert (predict_svc(images) == 7).mean() > 0.8
-    np.testing.assert_array_equal(images, clf.sample(30, np.full(30, 7), random_state=0))
+    np.testing.assert_array_equal(images, clf.sample(y=[7] * 30, random_state=0))
     assert (images != clf.sample(30, 7, random_state=1)).any()
     # without y, classes have the frequencies of the class prior
     two = copy.copy(clf).set_params(class_prior=[0, 0.5, 0, 0, 0, 0, 0.5, 0, 0, 0])
@@ -395,13 +390,6 @@ def test_errors(fitted, digits):
     for method in ("sample", "inpaint"):
         with pytest.raises(NotFittedError):
             getattr(AnyOrderARClassifier(), method)(*{"inpaint": (X, mask)}.get(method, ()))
-
-
-def test_number_of_samples_follows_the_labels(fitted):
-    np.testing.assert_array_equal(
-        fitted.sample(y=[1, 2, 0], random_state=0), fitted.sample(3, [1, 2, 0], random_state=0)
-    )
-    assert fitted.sample(y=1).shape == fitted.sample().shape == (1, 8, 8)
 
 
 def test_class_with_an_added_prior(digits):

@@ -113,14 +113,11 @@ class EvidenceDisplay:
             ranked = ranked[ranked != given].reshape(len(ranked), -1)
             rivals = np.broadcast_to(given, ranked.shape)
         ranked = ranked[:, :n_classes]
-        if rivals is None:
-            evidence = [clf.explain(X, clf.classes_[column]) for column in ranked.T]
-        else:
+        others = [None] * ranked.shape[1]
+        if rivals is not None:
             rivals = rivals[:, :n_classes]
-            evidence = [
-                clf.explain(X, clf.classes_[column], clf.classes_[other])
-                for column, other in zip(ranked.T, rivals.T, strict=True)
-            ]
+            others = clf.classes_[rivals.T]
+        evidence = [clf.explain(X, y, rival) for y, rival in zip(clf.classes_[ranked.T], others)]
         display = cls(
             images,
             np.stack([e.maps for e in evidence], axis=1),

@@ -15,7 +15,7 @@ class OrderCurveDisplay:
     """Plot the score of a classifier against the number of orders that it averages over.
 
     Use :meth:`from_estimator` or :meth:`from_predictions` to create a display. All parameters are
-    stored as attributes.
+    stored as attributes. :func:`skaocls.selection.smallest_n_orders` chooses the number of orders.
 
     Parameters
     ----------
@@ -38,10 +38,6 @@ class OrderCurveDisplay:
         Band of standard errors. None without `std_scores`.
     baseline_lines_ : dict of str to matplotlib Line2D
         Lines of the baselines.
-
-    See Also
-    --------
-    skaocls.selection.smallest_n_orders : Choose the number of orders.
 
     Examples
     --------

@@ -41,15 +41,10 @@ class ReconstructionDisplay:
 
     Examples
     --------
-    >>> from sklearn.datasets import load_digits
-    >>> from skaocls import PatchTokenizer
+    >>> import numpy as np
     >>> from skaocls.displays import ReconstructionDisplay
-    >>> images = load_digits().images[:5]
-    >>> tokenizer = PatchTokenizer(n_codes=16, random_state=0).fit(images)
-    >>> codes = tokenizer.transform(images)
-    >>> decoded = tokenizer.inverse_transform(codes)
-    >>> ReconstructionDisplay(images, codes, decoded).plot().axes_.shape
-    (3, 5)
+    >>> ReconstructionDisplay(np.eye(4).reshape(2, 2, 4), labels=["a", "b"]).plot().axes_.shape
+    (2, 1)
     """
 
     def __init__(self, images, codes=None, decoded=None, labels=None):

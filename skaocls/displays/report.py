@@ -109,14 +109,14 @@ def write_report(
     path, y, baselines = Path(path), np.asarray(y), baselines or {}
     staged = list(clf.staged_predict(X))
     proba = clf.predict_proba(X)
+    name = type(clf).__name__
+    curve = OrderCurveDisplay.from_predictions(y, staged, baselines=baselines, name=name)
     sections = [
         section(
             "Accuracy against orders",
             "Test accuracy with different numbers of orders. Horizontal lines are other "
             "classifiers.",
-            OrderCurveDisplay.from_predictions(
-                y, staged, baselines=baselines, name=type(clf).__name__
-            ).figure_,
+            curve.figure_,
         ),
         section(
             "Confusion",

@@ -120,9 +120,8 @@ def inpaint_images(
             f"{type(model.tokenizer).__name__}.inverse_transform returns images of shape "
             f"{sampled.shape[1:]}, but the images to fill in have shape {images.shape[1:]}."
         )
-    filled = np.where(pixel_mask, sampled.reshape(images.shape), images)
-    result: np.ndarray = filled.reshape(sampled.shape)
-    return result
+    filled: np.ndarray = np.where(pixel_mask, sampled.reshape(images.shape), images)
+    return filled.reshape(sampled.shape)
 
 
 def check_mask(model: FittedModel, mask: np.ndarray, n: int) -> np.ndarray:
