@@ -63,7 +63,7 @@ def fit_new(
     if len(rows) < len(batch):
         batch, y = batch.take(rows), y[rows]
     if not is_image:
-        fitted = tokenizer.fit(batch.values(), y)
+        fitted = tokenizer.fit(batch.data, y)  # tokens in files know their codebook
     elif has_library_method(tokenizer, "fit"):
         tokenizer._validate_params()
         fitted = tokenizer._fit(batch, y)

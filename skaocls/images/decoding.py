@@ -145,6 +145,7 @@ def decode_originals(
 
     def decode(row: int) -> np.ndarray:
         item, one = data[row], slice(row, row + 1)
+        image: np.ndarray
         is_file = is_items(data) and not hasattr(as_array(item), "dtype")
         if is_file and resize:
             large = read_item(item, index[row], lambda x: halve(convert_mode(x, decoding), *size))

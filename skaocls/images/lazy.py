@@ -46,7 +46,8 @@ class Lazy:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         if isinstance(rows, tuple):  # scikit-learn indexes X[rows, ...]
-            selected: np.ndarray = self[rows[0]][(ALL, *rows[1:])]
+            key = (ALL, *rows[1:])
+            selected: np.ndarray = self[rows[0]][key]
             return selected
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
             row: np.ndarray = self[np.array([rows])][0]
