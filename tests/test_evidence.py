@@ -55,7 +55,7 @@ def test_evidence_without_a_rival_and_its_standard_error(fitted, digits):
     evidence = fitted.explain(X)
     codes = fitted.tokenizer_.transform(X).reshape(3, -1)
     best = fitted.predict_joint_log_proba(X).argmax(1)
-    labels = np.stack([fitted.class_rows_[best], np.full(3, fitted.prior_.num_classes)], 1)
+    labels = np.stack([fitted.model_.rows[best], np.full(3, fitted.prior_.num_classes)], 1)
     log_prob = token_log_likelihoods(fitted.prior_, codes, fitted.orders_, labels)
     difference = (log_prob[:, :, 0] - log_prob[:, :, 1]).reshape(3, 4, 4, 4)
     np.testing.assert_allclose(evidence.tokens, difference.mean(1), atol=1e-6)

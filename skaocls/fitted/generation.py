@@ -13,7 +13,6 @@ from skaocls.images.batch import Batch
 from skaocls.scoring.exhaustive import scoring_dtype
 from skaocls.scoring.orders import DRAWN
 from skaocls.scoring.sampling import (
-    SamplingOptions,
     generate,
     known_first,
     known_log_likelihoods,
@@ -29,7 +28,7 @@ def generate_images(
     columns: np.ndarray,
     orders: np.ndarray,
     rng: np.random.RandomState,
-    options: SamplingOptions,
+    options: dict[str, Any],
     *,
     codes: np.ndarray | None = None,
     n_known: np.ndarray | None = None,
@@ -45,7 +44,7 @@ def generate_images(
         Column of each image's class.
     orders : int array of shape (n, n_tokens)
     rng : RandomState
-    options : SamplingOptions
+    options : dict
         Options of :func:`skaocls.scoring.sampling.generate`.
     codes : int array of shape (n, n_tokens), default=None
         Known tokens.
@@ -92,7 +91,7 @@ def inpaint_images(
     n_orders: int,
     joint_log_proba: Callable[[np.ndarray], np.ndarray],
     rng: np.random.RandomState,
-    options: SamplingOptions,
+    options: dict[str, Any],
     *,
     device: Device = "auto",
     precision: str = "auto",
@@ -114,7 +113,7 @@ def inpaint_images(
     joint_log_proba : callable
         Maps log p(known tokens | class, order) to log p(known tokens, class).
     rng : RandomState
-    options : SamplingOptions
+    options : dict
         Options of :func:`skaocls.scoring.sampling.generate`.
     device : str or torch.device, default="auto"
     precision : {"auto", "float32", "bfloat16"}, default="auto"

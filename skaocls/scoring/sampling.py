@@ -7,7 +7,6 @@ are cached, so that each step only computes its new positions.
 from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import TypedDict
 
 import numpy as np
 import torch
@@ -33,16 +32,6 @@ SAMPLING_CONSTRAINTS = {
     "top_p": [Interval(Real, 0, 1, closed="right"), None],
     "guidance": [Interval(Real, 0, None, closed="left")],
 }
-
-
-class SamplingOptions(TypedDict, total=False):
-    """Keyword arguments of :func:`generate` that a user can choose."""
-
-    n_steps: int | None
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    guidance: float
 
 
 @own_torch_state()
