@@ -336,7 +336,7 @@ def test_class_table_with_and_without_a_null_row(golden_prior, tiny, tmp_path, g
     save_file(tiny, tmp_path / "prior.safetensors")  # six rows
     if given is None:
         with pytest.warns(UserWarning, match="num_classes=5.*num_classes=6"):
-            prior = load_tiny(tmp_path)
+            prior = load_tiny(tmp_path, num_classes=None)
     else:
         prior = load_tiny(tmp_path, num_classes=given)
     assert prior.num_classes == loaded
