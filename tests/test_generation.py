@@ -396,7 +396,7 @@ def test_class_with_an_added_prior(digits):
     X, y, X_test, _ = digits
     two = small_classifier(AnyOrderARClassifier, augmentation=None).fit(X[y < 2], y[y < 2])
     clf = copy.deepcopy(two).partial_fit(X[y == 2], y[y == 2])
-    assert len(clf.added_priors_) == 1
+    assert len(clf.model_.priors) == 2
     np.testing.assert_array_equal(
         clf.sample(10, 1, random_state=0), two.sample(10, 1, random_state=0)
     )

@@ -258,7 +258,7 @@ def test_new_classes_leave_the_scores_of_others_unchanged(clf, digits, finetune)
     grown = copy.deepcopy(two).set_params(finetune=finetune).partial_fit(X[y == 2], y[y == 2])
     after = grown.transform(X_test)
     np.testing.assert_allclose(after[:, :2], before, atol=1e-4)
-    assert len(grown.added_priors_) == (finetune != "class_embedding")
+    assert len(grown.model_.priors) - 1 == (finetune != "class_embedding")
     new = y_test == 2
     assert (after[new].argmax(1) == 2).mean() > 0.6
 

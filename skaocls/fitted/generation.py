@@ -14,7 +14,6 @@ from skaocls.images.batch import Batch
 from skaocls.scoring.exhaustive import scoring_dtype
 from skaocls.scoring.orders import DRAWN
 from skaocls.scoring.sampling import (
-    SamplingOptions,
     generate,
     known_first,
     known_log_likelihoods,
@@ -29,7 +28,7 @@ def generate_images(
     columns: np.ndarray,
     orders: np.ndarray,
     rng: np.random.RandomState,
-    options: SamplingOptions,
+    options: dict[str, Any],
     *,
     codes: np.ndarray | None = None,
     n_known: int | np.ndarray = 0,
@@ -74,7 +73,7 @@ def inpaint_images(
     n_orders: int,
     joint_log_proba: Callable[[np.ndarray], np.ndarray],
     rng: np.random.RandomState,
-    options: SamplingOptions,
+    options: dict[str, Any],
     device: Device,
     precision: str,
 ) -> np.ndarray:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import TypedDict
 
 import numpy as np
 import torch
@@ -35,16 +34,6 @@ SAMPLING_CONSTRAINTS = {
     "top_p": [Interval(Real, 0, 1, closed="right"), None],
     "guidance": [Interval(Real, 0, None, closed="left")],
 }
-
-
-class SamplingOptions(TypedDict, total=False):
-    """Keyword arguments of :func:`generate` that a user can choose."""
-
-    n_steps: int | None
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    guidance: float
 
 
 @own_torch_state()
