@@ -162,9 +162,10 @@ def training_tokens(
         speed = "slow" if is_slow(tokenizer) else "fast"
         say(verbose, f"{n_views} views of each image: its tokenizer is {speed}", 2)
     seed = rng.randint(2**31 - 1) if random_view_indices(n_views) else 0
+    own_blocks = batch.rank_blocks()
 
     def encode_blocks() -> Iterator[np.ndarray]:
-        for block, images in batch.rank_blocks():
+        for block, images in own_blocks:
             block_rng = np.random.RandomState([seed, block])
             yield views_of(tokenizer, images, n_views, block_rng, bar)
 
