@@ -16,7 +16,7 @@ from sklearn.svm import SVC
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from skaocls import AnyOrderARClassifier, load_image_folder
-from skaocls.displays import OrderCurveDisplay, ReconstructionDisplay, write_report
+from skaocls.displays import write_report
 from skaocls.images.reader import learn_reader
 
 
@@ -74,7 +74,6 @@ def fit_baselines(X_train, X_test, y_train, y_test, seed):
 def main(argv=None):
     args = parse_args(argv)
     check_matplotlib_support("python -m skaocls")
-    args.output.mkdir(parents=True, exist_ok=True)
     if args.data is None:
         X, y = load_digits().images[..., None], load_digits().target
         name = "scikit-learn's digits"
@@ -114,26 +113,9 @@ def main(argv=None):
     clf.predict(X_test)
     seconds = (time.perf_counter() - start) / len(X_test)
     times["Predict"] = f"{1000 * seconds:.2g} ms for each of {len(X_test)} samples"
-    write_plots(clf, X_test, y_test, staged, baselines, args.output)
     options = {"title": name, "subtitle": summary, "baselines": baselines, "times": times}
     report = write_report(clf, X_test, y_test, args.output / "report.html", **options)
     print(f"\nReport: {report}")
-    print(f"Plots: {args.output / 'orders.png'}, {args.output / 'reconstructions.png'}")
-
-
-def write_plots(clf, X, y, staged, baselines, folder):
-    """Plot accuracy against orders, and the tokens of one image of each class."""
-    orders = OrderCurveDisplay.from_predictions(
-        y,
-        staged,
-        baselines=baselines,
-        evaluations_per_order=clf.orders_.shape[1] * clf.model_.readings,
-        name=type(clf).__name__,
-    )
-    orders.figure_.savefig(folder / "orders.png", dpi=150)
-    examples = [np.flatnonzero(y == c)[0] for c in clf.classes_[:16]]
-    tokens = ReconstructionDisplay.from_estimator(clf, X[examples])
-    tokens.figure_.savefig(folder / "reconstructions.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def picture(s):
 def test_golden_tokenizers(name, size, golden, request):
     cls, every = {"llamagen": (LlamaGenTokenizer, 1), "maskgit": (MaskGITTokenizer, 16)}[name]
     source = request.getfixturevalue(name)
-    tokenizer = cls(source, image_shape=(size, size), precision="float32").fit()
+    tokenizer = cls(source, image_shape=(size, size)).fit()
     expected = np.load(golden / "tokenizers_expected.npz")
     model, latents = tokenizer.model_, []
     encode = model.encode
@@ -137,10 +137,7 @@ def test_tokenizer_batches_and_inverse(small_tokenizer, pictures, maskgit):
 def test_latent_noise(small_tokenizer, pictures):
     codes = small_tokenizer.transform(pictures)
     tokenizer = copy.copy(small_tokenizer).set_params(latent_noise=0.5)
-    noisy = tokenizer.transform(pictures, seed=1)
-    assert (noisy != codes).any()
-    np.testing.assert_array_equal(noisy[1:2], tokenizer.transform(pictures[1:2], seed=1))
-    assert (tokenizer.transform(pictures, seed=2) != noisy).any()
+    np.testing.assert_array_equal(tokenizer.transform(pictures), codes)
     # a classifier trains without noise, and draws noise for each order
     batch = tokenizer.reader_.open(pictures)
     views = training_tokens(tokenizer, batch, None, np.random.RandomState(0))
@@ -275,10 +272,10 @@ def test_truncated_file(tiny, tmp_path, form, share):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"output.weight": torch.zeros(41, 64)}, r"output\.weight \(41, 64\), not \(40, 64\)"),
+        ({"output.weight": torch.zeros(41, 64)}, r"output\.weight: .*\[41, 64\].*\[40, 64\]"),
         (
             {"norm.weight": None, "extra.bias": torch.zeros(1)},
-            r"missing: norm\.weight\n  unexpected: extra\.bias",
+            r"Missing key.*norm\.weight.*\n.*Unexpected key.*extra\.bias",
         ),
         ({"module.norm.weight": torch.ones(64)}, r"'norm\.weight' under several names"),
     ],
@@ -332,19 +329,17 @@ def test_incomplete_shards(tiny, tmp_path):
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_arguments_in_a_file(tiny, tmp_path, legacy):
-    """The message contains a command that extracts the weights."""
+    """Arguments of a training script are harmless; other objects are refused with advice."""
     file = tmp_path / "it's.pt"
     kind = {"_use_new_zipfile_serialization": not legacy}
     torch.save({"model": tiny, "args": argparse.Namespace(lr=1e-4, data="x")}, file, **kind)
-    with pytest.raises(ValueError, match=r"argparse\.Namespace") as error:
+    assert total(load_tiny(file).state_dict()) == pytest.approx(total(tiny))
+    torch.save({"model": tiny, "path": Path("x")}, file, **kind)
+    with pytest.raises(ValueError, match=r"pathlib.*trust") as error:
         load_tiny(file)
     line = str(error.value).splitlines()[-1]
-    assert "weights_only=True" in line  # the command does not execute code from the file either
     subprocess.run([sys.executable, "-c", line], cwd=tmp_path, check=True)
     assert total(load_tiny(tmp_path / "weights.pt").state_dict()) == pytest.approx(total(tiny))
-    torch.save({"model": tiny, "path": Path("x")}, file, **kind)
-    with pytest.raises(ValueError, match=r"pathlib.*trust"):
-        load_tiny(file)
 
 
 @pytest.mark.parametrize("given, loaded", [(None, 5), (5, 5), (6, 6)])

@@ -9,7 +9,7 @@ import torch
 from skaocls import AnyOrderARClassifier
 from skaocls.devices import resolve_device, resolve_precision
 from skaocls.files import write_all
-from skaocls.fitted.prediction import encode_part, log_likelihoods
+from skaocls.fitted.prediction import ScoringOptions, encode_part, log_likelihoods
 from skaocls.fitted.pretrained import load_published, published_tokenizer
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 
@@ -17,14 +17,16 @@ from ..claims.flops import ar_flops
 from .folders import CLASSES, WORDNET_IDS, open_image
 from .records import weights_hash
 
-PARAMS = ("filename", "revision", "n_orders", "order", "crop", "latent_noise", "decoding")
+PARAMS = ("filename", "revision", "n_orders", "order", "crop", "decoding")
 
 
 def make_tokenizer(args):
-    if args.tokenizer is None:
+    if args.tokenizer is None and not args.latent_noise:
         return "auto"
     prior = load_published(args.prior, args.filename, revision=args.revision)
-    return published_tokenizer(prior).set_params(source=args.tokenizer)
+    return published_tokenizer(prior).set_params(
+        source=args.tokenizer or "auto", latent_noise=args.latent_noise
+    )
 
 
 def make_classifier(args):
@@ -129,8 +131,8 @@ def score(clf, args, name, files, truth):
         codes = read_tokens(clf, files, args.tokens / name)
     else:
         codes = encode(clf, files, args.write_tokens and args.write_tokens / name)
-    params = {"device": args.device, "precision": args.precision}
-    ll = log_likelihoods(clf.model_, codes, clf.orders_, **params)
+    options = ScoringOptions(device=args.device, precision=args.precision)
+    ll = log_likelihoods(clf.model_, codes, clf.orders_, options)
     return hits_of_groups(ll, clf.class_log_prior_, truth)
 
 

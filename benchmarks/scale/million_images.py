@@ -25,12 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, SharedTrunkPrior
 from skaocls.fitted.parallel import map_pieces
 from skaocls.fitted.prediction import ScoringOptions, score_piece
-from skaocls.images import load_images
+from skaocls.images.reader import learn_reader
 from skaocls.tokenizers.vq_networks import LlamaGenVQ
 
 from .. import common
 from ..claims.flops import ar_flops
-from .parallel_scoring import DASK, empty_task, make_job, one_process
+from .parallel_scoring import DASK, empty_task, make_job, no_arguments, one_process
 
 PEAK, UTILIZATION = 989e12, 0.4  # dense bfloat16 of an H100, and the assumed share of it
 GPUS = (8, 64, 1024)
@@ -79,8 +79,8 @@ def decoding_seconds(repeats, n=50):
     smooth = Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     smooth.save(file, "JPEG", quality=90)
-    params = {"shape": (256, 256, 3), "resize": True, "decoding": "as_seen"}
-    return median_seconds(lambda: load_images([file.getvalue()] * n, **params), repeats) / n
+    batch = learn_reader([file.getvalue()] * n, "decoding", (256, 256, 3))
+    return median_seconds(batch.images, repeats) / n
 
 
 def count_randar_l():
@@ -162,7 +162,7 @@ def check_simulation(n_images, repeats):
     """Compare the simulation with two real processes that score the same chunks."""
     clf, X = make_job(n_images)
     model, orders = clf.model_, clf.orders_
-    options = ScoringOptions("center", None, "cpu", "float32", None, None)
+    options = ScoringOptions("center", device="cpu", precision="float32")
     batch = model.reader.open(X)
 
     def arguments(part):
@@ -173,7 +173,7 @@ def check_simulation(n_images, repeats):
         return list(map_pieces(score_piece, model, parts, arguments, 2))
 
     def empty(n):
-        return list(map_pieces(empty_task, model, range(n), lambda piece: (), 2))
+        return list(map_pieces(empty_task, model, range(n), no_arguments, 2))
 
     rows = []
     empty(2)

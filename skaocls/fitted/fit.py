@@ -2,7 +2,8 @@
 
 import copy
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,8 @@ from skaocls.fitted.tokenization import fit_tokenizer, has_views, training_token
 from skaocls.hashing import hash_object
 from skaocls.images.batch import Batch
 from skaocls.images.lazy import first_views, in_memory, rows_of
-from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
+from skaocls.priors.transformer import Prior
 from skaocls.progress import say
 from skaocls.training.checkpoints import Checkpoints, checkpoints_in
 from skaocls.training.config import TrainingConfig
@@ -98,19 +99,10 @@ def fit_model(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     seeded: bool = True,
 ) -> FitResult:
-    """Fit a model.
+    """Fit a model. Some of the sorted `classes` may be missing in y.
 
     Parameters
     ----------
-    batch : Batch
-        From :func:`skaocls.images.reader.learn_reader`.
-    y, weights : arrays of shape (n,)
-        From :func:`skaocls.fitted.labels.read_labels`.
-    classes : array of shape (n_classes,)
-        Sorted labels. Some of them may be missing in y.
-    config : TrainingConfig
-    seed : int
-        Seed of all random numbers.
     tokenizer : "auto" or transformer, default="auto"
         Cloned and fitted, unless frozen.
     pretrained : Prior, default=None
@@ -122,10 +114,6 @@ def fit_model(
         Folder for checkpoints, from which an interrupted training continues.
     seeded : bool, default=True
         Whether the user chose the seed. If False, a cached result from any seed may be reused.
-
-    Returns
-    -------
-    result : FitResult
     """
     columns, reader = np.searchsorted(classes, y), batch.reader
     config = config_for(config, batch, y, weights)
@@ -142,80 +130,57 @@ def fit_model(
             "version of skaocls": __version__,
         }
         fingerprint = {name: hash_object(value) for name, value in inputs.items()}
-    call = FitCall(
-        batch,
-        columns,
-        weights,
-        classes,
-        config,
-        tokenizer,
-        pretrained,
-        seed,
-        checkpoint_dir,
-        fingerprint,
-    )
-    if cache is None:
-        training = call.run()
-    else:
-        key = hash_object("fit", fingerprint)
-        training = cache.get_or_compute(key, call.run, keep=Training.is_complete)
+    with checkpoints_in(checkpoint_dir, fingerprint, seed) as checkpoints:
+        train = partial(
+            train_new_model, batch, columns, weights, classes, config, tokenizer, pretrained,
+            seed if checkpoints is None else checkpoints.seed, checkpoints,
+        )  # fmt: skip
+        if cache is None:
+            training = train()
+        else:
+            key = hash_object("fit", fingerprint)
+            training = cache.get_or_compute(key, train, keep=Training.is_complete)
     count = np.bincount(columns, weights, minlength=len(classes))
     model = FittedModel(reader=reader, classes=classes, class_count=count, **training.model_fields)
-    return FitResult(model, [training.history], training.held_out, call.checkpoints)
+    completed = checkpoints if training.is_complete() else None
+    return FitResult(model, [training.history], training.held_out, completed)
 
 
-@dataclass
-class FitCall:
-    """The training of a call of :func:`fit_model`, which documents the attributes."""
-
-    batch: Batch
-    columns: np.ndarray
-    weights: np.ndarray
-    classes: np.ndarray
-    config: TrainingConfig
-    tokenizer: str | BaseEstimator
-    pretrained: Prior | None
-    seed: int
-    checkpoint_dir: str | os.PathLike[str] | None
-    fingerprint: dict[str, str]
-    checkpoints: Checkpoints | None = field(default=None, init=False)
-
-    def run(self) -> Training:
-        """Train, and keep the checkpoints for the caller if the training is complete."""
-        with checkpoints_in(self.checkpoint_dir, self.fingerprint, self.seed) as checkpoints:
-            seed = self.seed if checkpoints is None else checkpoints.seed
-            training = self.train(np.random.RandomState(seed), checkpoints)
-        self.checkpoints = checkpoints if training.is_complete() else None
-        return training
-
-    def train(self, rng: np.random.RandomState, checkpoints: Checkpoints | None) -> Training:
-        """Fit the tokenizer, tokenize, and train the prior."""
-        batch, config = self.batch, self.config
-        columns, weights = self.columns, self.weights
-        device = resolve_device(config.device)
-        say(config.verbose, f"computing on {device} (device={config.device!r})", 2)
-        y = self.classes[columns]
-        tokenizer = fit_tokenizer(self.tokenizer, batch, y, rng, config.verbose)
-        codes = training_tokens(tokenizer, batch, config.augmentation, rng, config.verbose)
-        seen, labels = np.unique(columns, return_inverse=True)
-        prior = initial_prior(self.pretrained, tokenizer, codes, labels, len(seen), config, rng)
-        order_seed = rng.randint(2**31 - 1)
-        mode = None if self.pretrained is None else config.finetune.mode
-        samples = Samples(codes, labels, weights)
-        history, rest = train_classes(prior, samples, config, mode, order_seed, rng, checkpoints)
-        # a class without images is read as the null class
-        rows = np.full(len(self.classes), prior.num_classes)
-        rows[seen] = np.arange(len(seen))
-        model_fields = {
-            "tokenizer": tokenizer,
-            "priors": (prior,),
-            "rows": rows,
-            "sources": np.zeros(len(self.classes), dtype=int),
-            "order_seed": order_seed,
-            "views": has_views(tokenizer, batch.reader, config.augmentation),
-        }
-        held_out = None if rest is None else HeldOut(rest, columns[rest], weights[rest])
-        return Training(model_fields, history, held_out)
+def train_new_model(
+    batch: Batch,
+    columns: np.ndarray,
+    weights: np.ndarray,
+    classes: np.ndarray,
+    config: TrainingConfig,
+    tokenizer: str | BaseEstimator,
+    pretrained: Prior | None,
+    seed: int,
+    checkpoints: Checkpoints | None,
+) -> Training:
+    """Fit the tokenizer, tokenize the images, and train the prior."""
+    rng, device = np.random.RandomState(seed), resolve_device(config.device)
+    say(config.verbose, f"computing on {device} (device={config.device!r})", 2)
+    tokenizer = fit_tokenizer(tokenizer, batch, classes[columns], rng, config.verbose)
+    codes = training_tokens(tokenizer, batch, config.augmentation, rng, config.verbose)
+    seen, labels = np.unique(columns, return_inverse=True)
+    prior = initial_prior(pretrained, tokenizer, codes, labels, len(seen), config, rng)
+    order_seed = rng.randint(2**31 - 1)
+    mode = None if pretrained is None else config.finetune.mode
+    samples = Samples(codes, labels, weights)
+    history, rest = train_classes(prior, samples, config, mode, order_seed, rng, checkpoints)
+    # a class without images is read as the null class
+    rows = np.full(len(classes), prior.num_classes)
+    rows[seen] = np.arange(len(seen))
+    model_fields = {
+        "tokenizer": tokenizer,
+        "priors": (prior,),
+        "rows": rows,
+        "sources": np.zeros(len(classes), dtype=int),
+        "order_seed": order_seed,
+        "views": has_views(tokenizer, batch.reader, config.augmentation),
+    }
+    held_out = None if rest is None else HeldOut(rest, columns[rest], weights[rest])
+    return Training(model_fields, history, held_out)
 
 
 @own_torch_state(grad=True)
@@ -232,25 +197,8 @@ def extend_model(
     Classes in y that share a prior are trained together. If y contains all classes of the prior,
     all its weights are trained, else only the vectors of the classes in y. Other classes do not
     change. New classes get vectors in the first prior (``finetune="class_embedding"`` or
-    ``"head"``), or a fine-tuned copy of the first prior that only they use.
-
-    Parameters
-    ----------
-    model : FittedModel
-        May have classes without a prior (:meth:`FittedModel.with_classes`). It does not change.
-    batch, y, weights, config
-        As in :func:`fit_model`. All labels must be classes of the model.
-    rng : RandomState
-        Source of all random numbers.
-
-    Returns
-    -------
-    result : FitResult
-
-    Raises
-    ------
-    KeyboardInterrupt
-        After Ctrl-C, because some classes would be trained and others not.
+    ``"head"``), or a fine-tuned copy of the first prior that only they use. Ctrl-C raises
+    KeyboardInterrupt, because some classes would be trained and others not.
     """
     config = config_for(config, batch, y, weights)
     columns = np.searchsorted(model.classes, y)
@@ -381,13 +329,7 @@ def train_classes(
 def config_for(
     config: TrainingConfig, batch: Batch, y: np.ndarray, weights: np.ndarray
 ) -> TrainingConfig:
-    """Return the configuration for the data. Only the main rank is verbose.
-
-    Raises
-    ------
-    ValueError
-        If the ranks of a distributed training have different parameters or data.
-    """
+    """Return the configuration for the data. It is the same on all ranks but for `verbose`."""
     if world_size() > 1:
         values = config.identity() | {"y": y, "sample_weight": weights}
         check_same_on_ranks({name: hash_object(value) for name, value in values.items()})

@@ -24,9 +24,8 @@ from skaocls.fitted.pretrained import (
 from skaocls.fitted.saving import load, read_config
 from skaocls.images.lazy import first_views
 from skaocls.parameters import FineTuning, PretrainedWeights, validated_weights
-from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior, similar_slots
-from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.priors.transformer import AnyOrderPrior, Prior
 from skaocls.progress import say
 from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.training.config import TrainingConfig
@@ -69,16 +68,9 @@ def resolve_prior(
 ) -> tuple[Prior | None, str | BaseEstimator, tuple[int, ...] | None]:
     """Load the prior and the tokenizer that the classifier's parameters of these names refer to.
 
-    With ``tokenizer="precomputed"``, a tokenizer that was saved with the weights is not used.
-
-    Returns
-    -------
-    pretrained : Prior or None
-        Prior to fine-tune; the caller may change it. None if the prior is a new one.
-    tokenizer : "auto" or transformer
-        Frozen if it belongs to the prior.
-    image_shape : tuple of int or None
-        Size to which image files are resized.
+    Returns the prior to fine-tune (None for a new one), the tokenizer (frozen if it belongs to the
+    prior), and the size to which image files are resized. With ``tokenizer="precomputed"``, a
+    tokenizer that was saved with the weights is not used.
     """
     if isinstance(tokenizer, str) and tokenizer == "precomputed":
         pretrained = resolve_prior(prior, PrecomputedTokenizer(), None)[0]
@@ -115,21 +107,7 @@ def initial_prior(
     config: TrainingConfig,
     rng: np.random.RandomState,
 ) -> Prior:
-    """Return the prior that training starts from: a new one, or a pretrained one, changed in place.
-
-    Parameters
-    ----------
-    pretrained : Prior or None
-    tokenizer : transformer
-        The fitted tokenizer.
-    codes : int array of shape (n_images, n_views, n_tokens)
-    labels : int array of shape (n_images,)
-        Classes from 0 to n_classes - 1.
-    n_classes : int
-    config : TrainingConfig
-    rng : RandomState
-        Draws the seed of initial weights.
-    """
+    """Return the prior that training starts from: new, or the pretrained one changed in place."""
     seed, device = rng.randint(2**31 - 1), resolve_device(config.device)
     if pretrained is None:
         return new_prior(tokenizer, len(labels), n_classes, config, seed).to(device)
@@ -188,13 +166,7 @@ def start_finetuning(prior: Prior, finetune: FineTuning, mode: str, seed: int) -
 
 
 def new_prior_sizes(prior: object) -> dict[str, Any]:
-    """Return `architecture` and `sizes` of a new prior, from the classifier's parameter `prior`.
-
-    Raises
-    ------
-    ValueError
-        If the architecture or a size is not known, or a value is out of range.
-    """
+    """Return `architecture` and `sizes` of a new prior, from the classifier's `prior`."""
     if isinstance(prior, str) and prior in ARCHITECTURES:
         return {"architecture": prior, "sizes": None}
     sizes = dict(prior) if isinstance(prior, Mapping) else {}

@@ -14,7 +14,7 @@ from sklearn.utils import column_or_1d
 
 from skaocls.devices import to_device
 from skaocls.images.reader import Reader
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.orders import resolve_orders
 
 

@@ -26,8 +26,8 @@ from skaocls.fitted.model import FittedModel
 from skaocls.fitted.saving_checks import Config, check_config, check_model
 from skaocls.images.reader import Reader
 from skaocls.parameters import FineTuning, PretrainedWeights
-from skaocls.priors.interface import Prior
 from skaocls.priors.loading import own_prior_from_state_dict, shared_trunk_from_state_dict
+from skaocls.priors.transformer import Prior
 from skaocls.tokenizers import (
     LlamaGenTokenizer,
     MaskGITTokenizer,

@@ -103,8 +103,7 @@ def default_tokenizer(batch: Batch) -> Any:
 def guess_pixel_shape(X: np.ndarray) -> tuple[int, ...] | None:
     """Return the `image_shape` that a table's columns suggest, if they look like pixels.
 
-    Pixels are not negative and have one scale. Their number is that of a square of at least 8 x 8,
-    or three times that.
+    Pixels are not negative, have one scale, and form a square of at least 8 x 8, gray or RGB.
     """
     for channels in (1, 3):
         side = math.isqrt(X.shape[1] // channels)
@@ -130,24 +129,11 @@ def training_tokens(
     rng: np.random.RandomState,
     verbose: int = 0,
 ) -> Any:
-    """Tokenize the training data and random views of it.
+    """Tokenize the training data and random views of it: (n_samples, n_views, n_tokens).
 
     Views are seeded per block of images, and the ranks share the blocks, so that the tokens do not
     depend on the number of ranks. If the data are tokens of several crops, crops are views.
-
-    Parameters
-    ----------
-    tokenizer : transformer
-    batch : Batch
-    augmentation : int, "auto" or None
-        Number of views, see :func:`resolve_n_views`.
-    rng : RandomState
-    verbose : int, default=0
-
-    Returns
-    -------
-    codes : int array or Lazy of shape (n_samples, n_views, n_tokens)
-        Memory-mapped tokens stay on disk. Large results are memory-mapped from a temporary file.
+    Memory-mapped tokens stay on disk. Large results are memory-mapped from a temporary file.
     """
     reader = batch.reader
     if reader.image_shape is None:
@@ -260,24 +246,12 @@ def encode_for_orders(
     crop: str = "center",
     seed: int,
 ) -> np.ndarray:
-    """Tokenize batch[part] as each order reads it.
+    """Tokenize batch[part] as each order reads it: (n, n_tokens) or (n, n_orders, n_tokens).
 
-    Parameters
-    ----------
-    tokenizer : transformer
-    batch : Batch
-    part : slice
-    n_orders : int
-    crop : {"center", "random", "views"}, default="center"
-        ``"center"`` is the image, ``"random"`` a random crop and ``"views"`` a random view for each
-        order. The random numbers are the same for all images. With ``"views"``, the first order
-        reads the image itself. If the data are tokens of several crops, the orders take turns.
-    seed : int
-        Seed of crops, views and of the tokenizer's noise.
-
-    Returns
-    -------
-    codes : int array of shape (n, n_tokens) or (n, n_orders, n_tokens)
+    `crop` is "center" for the image, "random" for a random crop and "views" for a random view for
+    each order. The random numbers are the same for all images. With "views", the first order reads
+    the image itself. If the data are tokens of several crops, the orders take turns. `seed` is the
+    seed of crops, views and of the tokenizer's noise.
     """
     reader = batch.reader
     noisy = isinstance(tokenizer, VQTokenizer) and tokenizer.latent_noise > 0

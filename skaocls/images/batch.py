@@ -44,19 +44,9 @@ def block_size(image_shape: Sequence[int]) -> int:
 class Batch:
     """Validated data: what :meth:`Reader.open` makes of X.
 
-    Parameters
-    ----------
-    reader : Reader
-        Description of the data and of how files are decoded.
-    data : ndarray or Lazy
-        Array of images, table rows or tokens; or a 1-D object array of files and images.
-    skipped : dict of int to str, default=None
-        Unreadable images that were left out: their index in X, and the reason.
-
-    Attributes
-    ----------
-    index : int array of shape (n,)
-        Index of each row in the user's X.
+    `data` is an array of images, table rows or tokens, or a 1-D object array of files and images.
+    `index` has the index of each row in the user's X. `skipped` maps the index of each unreadable
+    image that was left out to the reason.
     """
 
     def __init__(self, reader: "Reader", data: ArrayOrLazy, skipped: dict[int, str] | None = None):
@@ -94,10 +84,7 @@ class Batch:
     def images(self, rows: Rows = ALL) -> np.ndarray:
         """Return decoded images: float32 (n, height, width, channels).
 
-        Raises
-        ------
-        ValueError
-            If images cannot be read. The message has the index in X of every unreadable image.
+        The error for unreadable images has the index in X of each of them.
         """
         return self._decode(decode_images, rows)
 
@@ -162,13 +149,7 @@ class Batch:
     def content_hash(self) -> str:
         """Return a hash of everything that the decoded data depend on.
 
-        Arrays in memory and memory-mapped arrays have the same hash. Files are hashed by content,
-        so that copies of a file are equal.
-
-        Raises
-        ------
-        ValueError
-            If an image cannot be read.
+        Arrays in memory and memory-mapped arrays have the same hash. Files are hashed by content.
         """
         reader = self.reader
         settings = f"{reader.declared_shape} {reader.decoding} {len(self)}"
@@ -185,14 +166,10 @@ class Batch:
         return hash_chunks(chunks())
 
     def row_hashes(self) -> np.ndarray:
-        """Return a hash of each row; equal samples have equal hashes.
+        """Return a hash of each row, str (n,); equal samples have equal hashes.
 
-        Arrays and PIL images are hashed by content. Files are hashed by absolute path, so that
-        they need not be read. PIL images that cannot be decoded have different hashes.
-
-        Returns
-        -------
-        hashes : str array of shape (n,)
+        Arrays and PIL images are hashed by content, files by absolute path, so that they are not read.
+        PIL images that cannot be decoded have different hashes.
         """
         if not self._is_array:
             return np.array(list(self._item_hashes(files=False)))

@@ -39,13 +39,7 @@ class BadImage(ValueError):
 
 
 def read_item(item: object, index: int, use: Callable[[Any], T]) -> T:
-    """Return use(image) for a file, PIL image, array or tensor.
-
-    Raises
-    ------
-    BadImage
-        If anything fails. The message has the index and the path.
-    """
+    """Return use(image) for a file, PIL image, array or tensor; any failure becomes a BadImage."""
     try:
         if isinstance(item, (str, os.PathLike, bytes)):
             is_path = not isinstance(item, bytes)
@@ -105,23 +99,10 @@ def unreadable_items(data: ArrayOrLazy, index: np.ndarray, decoding: str) -> dic
 def decode_images(
     data: ArrayOrLazy, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
 ) -> np.ndarray:
-    """Decode images in canonical form.
+    """Decode data as images of one shape, float32 (n, height, width, channels).
 
-    Parameters
-    ----------
-    data : ndarray or Lazy
-        Images from :func:`skaocls.images.inputs.convert_input`, or flat rows.
-    shape : tuple of int (height, width, channels)
-        Shape of the result. Arrays must have it.
-    resize : bool
-        Whether files and PIL images of another size are resized. If False, they are an error.
-    decoding : {"as_seen", "plain"}
-    index : int array of shape (n,)
-        Index of each image in the user's X, for error messages.
-
-    Returns
-    -------
-    images : float32 array of shape (n, height, width, channels)
+    Files and PIL images of another size are resized, or an error if `resize` is False. `index` has
+    the index of each image in the user's X, for error messages.
     """
     data = in_memory(data)
     if is_items(data):
@@ -156,8 +137,8 @@ def decode_originals(
 ) -> list[np.ndarray]:
     """Decode images at the size that random crops are cut from, (height, width, channels).
 
-    Parameters are those of :func:`decode_images`. Files and PIL images that may be resized are
-    halved, but only as often as every crop halves them. They and 8-bit arrays stay 8-bit.
+    Files and PIL images that may be resized are halved, but only as often as every crop halves
+    them. They and 8-bit arrays stay 8-bit.
     """
     data = in_memory(data)
     images, size = [], scaled_size(shape, max_crop_source(shape))
@@ -188,10 +169,7 @@ def item_pixels(image: Any, shape: tuple[int, ...], resize: bool, decoding: str)
 
 
 def channels_last(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Move the channels of (..., channels, height, width) to the end, if the array has them there.
-
-    `shape` is (height, width, channels).
-    """
+    """Move the channels of (..., channels, height, width) to the end, as in `shape`, if needed."""
     first = a.shape[-3:] == (shape[2], *shape[:2]) and a.shape[-3:] != shape
     return np.moveaxis(a, -3, -1) if first else a
 

@@ -8,17 +8,7 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff",
 
 
 class ImageFolder(NamedTuple):
-    """Result of :func:`load_image_folder`.
-
-    Attributes
-    ----------
-    paths : list of str
-        Image files, sorted, class by class.
-    labels : list of str
-        Class of each file.
-    class_names : list of str
-        All classes, sorted.
-    """
+    """Image files, sorted class by class; the class of each file; and all classes, sorted."""
 
     paths: list[str]
     labels: list[str]

@@ -22,35 +22,11 @@ def convert_input(
 ) -> Any:
     """Convert X, as a user passed it, to its canonical form.
 
-    Parameters
-    ----------
-    X : object
-        Images: arrays and torch tensors (n, height, width[, channels]) or
-        (n, channels, height, width); lists, arrays, Series or one-column data frames of paths;
-        lists of PIL images, arrays, or image files as bytes or open binary files; data sets of
-        images. Or a table.
-    image_shape : tuple of int (height, width, channels), default=None
-        Expected shape of one image, if known. It detects that X is one image, not a batch.
-    flat_rows : bool, default=False
-        Whether rows of a 2-D X are images.
-
-    Returns
-    -------
-    data : ndarray, Lazy or object
-        Images are a numeric array of 3 or 4 dimensions, a 1-D object array of files, PIL images
-        and arrays, or a :class:`skaocls.images.lazy.Lazy`. Memory-mapped arrays stay on disk.
-        Anything else is returned unchanged, except that tensors become arrays.
-
-    Raises
-    ------
-    ValueError
-        If X contains images in a form that is not supported. The message shows the right call.
-
-    Examples
-    --------
-    >>> from skaocls.images.inputs import convert_input
-    >>> convert_input([["a.png"], ["b.png"]])
-    array(['a.png', 'b.png'], dtype=object)
+    Images become a numeric array of 3 or 4 dimensions, a 1-D object array of files, PIL images and
+    arrays, or a :class:`skaocls.images.lazy.Lazy`. Memory-mapped arrays stay on disk. Anything else
+    is returned unchanged, except that tensors become arrays. A ValueError shows the right call for
+    unsupported forms; with `image_shape`, the expected (height, width, channels), one image instead
+    of a batch is such a form. `flat_rows` says that rows of a 2-D X are images.
     """
     if isinstance(X, Lazy):
         return X

@@ -21,20 +21,9 @@ SAMPLE_SIZE = 16  # items from which the shape and range of a data set are infer
 class Lazy:
     """Base class of a sequence of images or tokens that is not in memory.
 
-    Slices and arrays of indices return rows in memory.
-
-    Attributes
-    ----------
-    shape : tuple of int or None
-        Shape of the sequence as an array; None if only its items have a shape.
-    dtype : numpy.dtype or None
-        Type of the numbers, if known.
-    mergeable : bool
-        Whether `fit` merges equal rows, for which it reads all of them.
-    n_codes : int or None
-        Size of the codebook of tokens, if known.
-    codebook : array or None
-        Codebook of tokens, if known.
+    Slices and arrays of indices return rows in memory. `shape` and `dtype` are None where only the
+    items have them. `mergeable` says whether `fit` merges equal rows, for which it reads all rows.
+    `n_codes` and `codebook` describe the tokenizer of tokens, if known.
     """
 
     shape: tuple[int, ...] | None = None

@@ -59,23 +59,8 @@ class Reader:
     def open(self, X: object, *, check_scale: bool = True, skip_unreadable: bool = False) -> Batch:
         """Validate X against the data of `fit`. Images are not decoded yet.
 
-        Parameters
-        ----------
-        X : array-like
-            Images, a table or tokens, as in `fit`.
-        check_scale : bool, default=True
-            Whether images far outside the range of `fit` are an error.
-        skip_unreadable : bool, default=False
-            Whether unreadable images are left out, see `Batch.skipped`.
-
-        Returns
-        -------
-        batch : Batch
-
-        Raises
-        ------
-        ValueError
-            If X does not match the data of `fit`.
+        With `check_scale`, images far outside the range of `fit` are an error. With `skip_unreadable`,
+        unreadable images are left out, see :attr:`Batch.skipped`.
         """
         if self.grid is not None:
             return Batch(self, check_tokens(X, self.grid))
@@ -148,13 +133,7 @@ class Reader:
         """Reject images on another scale than those of `fit`, whose predictions would be wrong.
 
         Values slightly outside the range, and very faint images, are allowed with a warning.
-
-        Parameters
-        ----------
-        numbers : tuple of float
-            Smallest and largest number in X.
-        has_scale : bool
-            Whether the scale of X is known, as that of files and of 8-bit and 16-bit arrays.
+        `has_scale` says that the scale of X is known, as that of files and of 8-bit and 16-bit arrays.
         """
         assert self.value_range is not None
         (low, high), (smallest, largest) = self.value_range, numbers
@@ -188,42 +167,11 @@ def learn_reader(
     decoding: str = "as_seen",
     skip_unreadable: bool = False,
 ) -> Batch:
-    """Validate the data of `fit`, and learn how later data are read.
+    """Validate the data of `fit`, and learn the reader of later data.
 
-    Parameters
-    ----------
-    X : array-like
-        Images in any form that :func:`skaocls.images.inputs.convert_input` accepts. Rows of
-        numbers are a table. They are images if `image_shape` is given and, with `signals`, images
-        one pixel high.
-    owner : str
-        Class name of the estimator, for error messages.
-    image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        Shape of flat rows; size to which files are resized.
-    signals : bool, default=False
-        Whether rows of numbers are images one pixel high.
-    decoding : {"as_seen", "plain"}, default="as_seen"
-        How files and PIL images are decoded, see :func:`skaocls.images.to_pixels`.
-    skip_unreadable : bool, default=False
-        Whether unreadable images are left out, see `Batch.skipped`.
-
-    Returns
-    -------
-    batch : Batch
-        The data, with the learned `reader`.
-
-    Raises
-    ------
-    ValueError
-        If X is neither images nor a table of numbers, or an image cannot be read.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls.images.reader import learn_reader
-    >>> batch = learn_reader(np.zeros((5, 8, 6), np.uint8), "MyEstimator")
-    >>> batch.reader.image_shape, batch.images(slice(0, 2)).shape
-    ((8, 6, 1), (2, 8, 6, 1))
+    `image_shape` is the shape of flat rows, and the size to which files are resized. Rows of
+    numbers are a table unless `image_shape` is given. With `signals` they are images one pixel
+    high. See :meth:`Reader.open` for `skip_unreadable`.
     """
     declared = check_image_shape(image_shape)
     data = convert_input(X)
@@ -340,14 +288,9 @@ def token_reader(owner: str, grid: tuple[int, int]) -> Reader:
 
 
 def check_tokens(X: Any, grid: tuple[int, int] | None = None) -> Any:
-    """Return tokens as an integer array of shape (n, rows, cols) or (n, n_crops, rows, cols).
+    """Return tokens, integers of shape (n, rows, cols) or (n, n_crops, rows, cols).
 
-    Memory-mapped tokens stay on disk, as a :class:`skaocls.images.lazy.Lazy`.
-
-    Raises
-    ------
-    ValueError
-        If X is not tokens, or the tokens are not on the grid.
+    Memory-mapped tokens stay on disk. Anything else, or another grid, is a ValueError.
     """
     codes = X
     if not isinstance(X, Lazy):

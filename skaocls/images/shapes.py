@@ -27,12 +27,6 @@ def infer_image_shape(
 
     `image_shape` is the shape of flat rows, and the size to which files and PIL images are resized.
     Files and PIL images have one channel if all of them are grayscale, else three.
-
-    Raises
-    ------
-    ValueError
-        If images have different sizes and no `image_shape` is given, if arrays do not have that
-        shape, or if an image cannot be read.
     """
     index: Sequence[int] = range(len(data))
     if isinstance(data, Lazy) and data.shape is None:
@@ -146,12 +140,7 @@ def array_shape(
 
     `image_shape` decides, if given. Otherwise two signs decide: whether the number of channels is
     usual (1, 3 or 4), and whether the other two sides form a square. If neither is a sign, channels
-    are the side that is less than half as long as the others.
-
-    Raises
-    ------
-    ValueError
-        If the shape is ambiguous.
+    are the side that is less than half as long as the others. Ambiguous shapes are a ValueError.
     """
     last, first = shape, (*shape[1:], shape[0])
     if image_shape is not None:

@@ -28,38 +28,11 @@ def random_views(
 ) -> np.ndarray:
     """Apply a small random affine transformation to each image; edges are repeated outside.
 
-    There are no flips and no changes of color, because these alter the meaning of letters, digits
-    and many other images.
-
-    Parameters
-    ----------
-    images : float array of shape (n, height, width, channels)
-    rng : RandomState
-        Source of the random transformations.
-    shift : float, default=0.125
-        Maximum shift, as a fraction of height and width.
-    rotation : float, default=10.0
-        Maximum rotation in degrees.
-    scale : float, default=0.1
-        Maximum relative change of size.
-    shear : float, default=0.1
-        Maximum shear.
-    strength : float, default=1.0
-        Factor of all four maxima.
-    same : bool, default=False
-        Whether all images get the same transformation.
-
-    Returns
-    -------
-    views : float32 array of shape (n, height, width, channels)
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls.images.views import random_views
-    >>> images = np.random.RandomState(0).rand(5, 8, 8, 1)
-    >>> random_views(images, np.random.RandomState(0)).shape
-    (5, 8, 8, 1)
+    Images are float (n, height, width, channels). `shift` is the maximum shift as a fraction of
+    height and width, `rotation` the maximum angle in degrees, `scale` the maximum relative change
+    of size and `shear` the maximum shear. `strength` multiplies all four. With `same`, all images
+    get the same transformation. There are no flips and no changes of color, because these alter the
+    meaning of letters, digits and many other images.
     """
     n = 1 if same else len(images)
     angle, stretch, slant = (
@@ -84,41 +57,16 @@ def random_views(
 def random_crop(
     image: np.ndarray, shape: tuple[int, ...], size: float, position: np.ndarray
 ) -> np.ndarray:
-    """Resize an image and cut a window out of it.
+    """Resize an image and cut a window out of it, float32 of the given shape.
 
-    The shorter side is resized to between 1 and 5/4 of the window's, with box-filtered halvings
-    while the image is at least twice as large, then a bicubic filter. The window may lie anywhere,
-    also along the longer side. An image below 64 pixels that already has the window's size is
-    padded with its edges and shifted instead, because resizing would blur it; this is not part of
-    the cited methods.
+    `image` comes from :meth:`skaocls.images.batch.Batch.originals`. The shorter side is resized to
+    between 1 and 5/4 of the window's, with box-filtered halvings while the image is at least twice
+    as large, then a bicubic filter. `size` in [0, 1) selects that side, and `position`, 2 numbers in
+    [0, 1), the top and left of the window. The window may lie anywhere, also along the longer side.
+    These are the random crops of the code of arXiv 2105.05233.
 
-    Parameters
-    ----------
-    image : array of shape (height, width, channels)
-        From :meth:`skaocls.images.batch.Batch.originals`.
-    shape : tuple of int (height, width, channels)
-        Shape of the window.
-    size : float
-        In [0, 1). Selects the shorter side among the possible integers.
-    position : float array of shape (2,)
-        In [0, 1). Select the top and left of the window among the possible integers.
-
-    Returns
-    -------
-    window : float32 array of shape (height, width, channels)
-
-    References
-    ----------
-    Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", arXiv 2105.05233 (random
-    crops of its code). Sudakov, Babenko, Baranchuk, arXiv 2603.19122.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls.images.views import random_crop
-    >>> photo = np.zeros((480, 640, 3), np.uint8)
-    >>> random_crop(photo, (256, 256, 3), 0.5, np.array([0.1, 0.9])).shape
-    (256, 256, 3)
+    An image below 64 pixels that already has the window's size is padded with its edges and shifted
+    instead, because resizing would blur it; this is not part of the cited method.
     """
     if image.shape[:2] == tuple(shape[:2]) and min(shape[:2]) < SHIFTED_BELOW:
         large = pad_edges(image)

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from skaocls.distributed import broadcast_flag, is_main, run_on_main
+from skaocls.distributed import broadcast, is_main, run_on_main
 from skaocls.files import read_state_dict, tensor_writer, write_all
 from skaocls.hashing import hash_file
 from skaocls.training.state import Metadata, TrainingState
@@ -36,24 +36,9 @@ NAME = re.compile(r"checkpoint-(\d+)\.json")
 class Checkpoints:
     """Checkpoints of one training in a folder; use :func:`checkpoints_in` to open it.
 
-    Parameters
-    ----------
-    folder : path
-        An existing folder that no other training uses.
-    fingerprint : dict of str to str
-        Hashes of everything that the training depends on, by name.
-    seed : int
-        Seed of a new training.
-
-    Attributes
-    ----------
-    seed : int
-        Seed of the training that is found in the folder, else the given one.
-
-    Raises
-    ------
-    ValueError
-        If the folder contains checkpoints of another training.
+    `fingerprint` maps names to hashes of everything that the training depends on. After
+    construction, `seed` is that of the training found in the folder, else the given one. A
+    ValueError is raised if the folder contains checkpoints of another training.
     """
 
     def __init__(self, folder: str | os.PathLike[str], fingerprint: dict[str, str], seed: int):
@@ -122,13 +107,13 @@ class Checkpoints:
 
     def restore(self, state: TrainingState) -> None:
         """Restore the state from the checkpoint that was found, if any."""
-        if broadcast_flag(self.found is not None):
+        if broadcast(self.found is not None):
             state.restore(*(self.found or ({}, {})))
             self.found = None
 
     def save_if_due(self, state: TrainingState) -> None:
         """Save the state if it is finite and enough time has passed. A failure only warns."""
-        if not (broadcast_flag(time.monotonic() >= self.next_time) and state.is_finite()):
+        if not (broadcast(time.monotonic() >= self.next_time) and state.is_finite()):
             return
         start = time.monotonic()
         tensors, metadata = state.tensors(), state.metadata()
@@ -187,14 +172,7 @@ def checkpoints_in(
 ) -> Iterator[Checkpoints | None]:
     """Open the checkpoints in a folder and lock it. Without a folder, yield None.
 
-    The parameters are those of :class:`Checkpoints`. The folder is created if it does not exist.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be written to, or another training uses it.
-    ValueError
-        If it contains checkpoints of another training.
+    An OSError is raised if the folder cannot be written to, or another training uses it.
     """
     if folder is None:
         yield None

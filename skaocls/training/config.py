@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from skaocls.devices import resolve_device, resolve_precision
 from skaocls.parameters import FineTuning
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.orders import DRAWN, resolve_orders
 from skaocls.training.defaults import (
     MAX_EPOCHS,
@@ -28,33 +28,20 @@ FROZEN_NULL_MODES = ("lora", "class_embedding")
 class ResolvedConfig:
     """Training parameters without "auto", as used by :func:`skaocls.training.loop.train_prior`.
 
+    Parameters of the classifier keep their names and meaning. The others are:
+
     Attributes
     ----------
-    max_iter : int
-        Number of epochs.
-    batch_size : int
-        Images per step, on all ranks together.
-    learning_rate_init : float
-        Peak learning rate.
-    posterior_weight : float
-        Weight of -log p(class | tokens, order) in the loss, see :mod:`skaocls.training.loss`.
     keep_null_class : bool
         Whether the null class is not trained. Then there is no class dropout and no weight decay.
     muon : bool
         Whether Muon trains the weight matrices, see :mod:`skaocls.training.optimizer`.
     orders : int array of shape (n_orders, n_tokens) or None
         Orders to draw from. None draws from all permutations.
-    n_iter_no_change : int
-        With validation data, training stops after this many epochs without improvement. Without,
-        the last `n_iter_no_change` epochs, at most a quarter of all, decide about convergence.
-    tol : float
-        Minimum improvement, in nats per token; smaller changes count as none.
     autocast : torch.dtype or None
         Type of the matrix products. None is float32.
     seed : int
         Seed of batches, views, orders, dropped labels and dropout.
-    verbose : int
-        1 shows a progress bar.
     """
 
     max_iter: int
@@ -136,22 +123,9 @@ class TrainingConfig:
         order_seed: int,
         seed: int,
     ) -> ResolvedConfig:
-        """Replace every "auto" by a value.
+        """Replace every "auto" by a value that suits the prior and the training samples.
 
-        Parameters
-        ----------
-        prior : Prior
-            The prior before training.
-        mode : str or None
-            Fine-tuning mode. None trains all weights at the learning rate of a new prior.
-        n_samples, n_views : int
-            Number of training samples, and of augmented views of each.
-        order_seed, seed : int
-            Seeds of the orders and of the training.
-
-        Returns
-        -------
-        resolved : ResolvedConfig
+        `mode` is the fine-tuning mode. None trains all weights at the learning rate of a new prior.
         """
         rate, weight = self.learning_rate_init, self.posterior_weight
         batch_size, max_iter = self.batch_size, self.max_iter

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
+from skaocls.priors.transformer import Prior
 from skaocls.training.loss import POSTERIOR_STRIDE, number_of_rivals
 
 # Epochs. The budget takes about a minute on two cores for up to 1000 images and grows less than
@@ -44,14 +44,7 @@ ACTIVATION_BUDGET = 2**32
 
 
 def default_batch_size(n_samples: int, n_tokens: int, tabular: bool = False) -> int:
-    """Return the number of samples per training step.
-
-    Examples
-    --------
-    >>> from skaocls.training.defaults import default_batch_size
-    >>> [default_batch_size(1000, n_tokens=16), default_batch_size(1000, n_tokens=49)]
-    [64, 20]
-    """
+    """Return the number of samples per training step."""
     steps = MIN_STEPS_PER_EPOCH_OF_TABLES if tabular else MIN_STEPS_PER_EPOCH
     return int(np.clip(min(n_samples // steps, BATCH_TOKENS // n_tokens), MIN_BATCH, MAX_BATCH))
 
@@ -95,8 +88,7 @@ def default_posterior_weight(prior: Prior, mode: str | None, tabular: bool = Fal
     """Return the weight of the posterior; `mode` is as in :func:`default_learning_rate`.
 
     Only a `SharedTrunkPrior` that is trained as a whole uses the posterior by default. Other priors
-    would read each image again for every rival class, and published weights were trained by
-    likelihood alone.
+    would read each image again for every rival class.
     """
     if mode not in (None, "full") or not isinstance(prior, SharedTrunkPrior):
         return 0.0
@@ -110,8 +102,7 @@ def uses_muon(
 ) -> bool:
     """Return whether Muon trains the prior; `mode` is as in :func:`default_learning_rate`.
 
-    Muon overfits images that have a single view. Published weights were trained by AdamW, which
-    also fine-tunes them.
+    Muon overfits images that have a single view. Published weights were trained by AdamW.
     """
     own_weights = mode is None or (mode == "full" and isinstance(prior, SharedTrunkPrior))
     return own_weights and (n_views > 1 or tabular) and max_iter < MUON_MAX_EPOCHS

@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 
@@ -40,17 +40,10 @@ def prepare_finetuning(
 ) -> None:
     """Choose, in place, which weights of a prior are trained.
 
-    Parameters
-    ----------
-    prior : Prior
-    mode : {"full", "lora", "class_embedding", "head"}
-        ``"full"`` trains all weights. ``"lora"`` trains class vectors and low-rank updates of the
-        attention and feed-forward matrices. ``"class_embedding"`` trains class vectors alone.
-        ``"head"`` trains all weights outside the transformer.
-    rank, alpha : int, float, default=8, 16.0
-        Rank of the low-rank updates, and their scale: they are multiplied by ``alpha / rank``.
-    generator : torch.Generator, default=None
-        Draws initial low-rank updates, on the CPU. None is torch's global generator.
+    ``"full"`` trains all weights. ``"lora"`` trains class vectors and low-rank updates of the
+    attention and feed-forward matrices, which are multiplied by ``alpha / rank``.
+    ``"class_embedding"`` trains class vectors alone. ``"head"`` trains all weights outside the
+    transformer. The generator draws the initial low-rank updates, on the CPU.
     """
     prior.requires_grad_(mode in ("full", "head"))
     if mode == "head":
@@ -81,25 +74,11 @@ def set_classes(
     *,
     keep_old: bool = False,
 ) -> None:
-    """Give a prior new classes, in place.
+    """Give a prior new classes, in place. With `keep_old`, the old classes stay before them.
 
-    Parameters
-    ----------
-    prior : Prior
-    codes : int array of shape (n_images, n_tokens)
-        Tokens of images of the new classes.
-    labels : int array of shape (n_images,)
-        New classes, from 0 to n_classes - 1.
-    n_classes : int
-        Number of new classes.
-    initial : {"nearest", "null"}
-        Initial vectors of the new classes. ``"nearest"`` is the mean vector of the three old
-        classes under which a few images of the new class are most likely. ``"null"`` is the vector
-        of the null class.
-    seed : int, default=0
-        Seed of the orders in which these likelihoods are measured.
-    keep_old : bool, default=False
-        Whether the old classes are kept, before the new ones.
+    With ``initial="nearest"``, the vector of a new class is the mean of those of the three old
+    classes under which a few of its images, `codes` (n_images, n_tokens), are most likely. With
+    ``"null"``, it is the vector of the null class. The seed draws the orders of the likelihoods.
     """
     table = prior.class_table.detach()
     null = table[-1:]

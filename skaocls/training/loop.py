@@ -16,9 +16,9 @@ from sklearn.utils import gen_batches
 from torch import Tensor
 
 from skaocls.devices import own_torch_state
-from skaocls.distributed import all_reduce_sum, is_main, shard_rows, world_size
+from skaocls.distributed import all_reduce_sum, is_main, peer_errors, shard_rows, world_size
 from skaocls.images.lazy import of_views
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.progress import progress
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
@@ -64,7 +64,7 @@ def train_prior(
     validation: Validation | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> History:
-    """Train a prior in place.
+    """Train a prior in place on codes (n_images, n_views, n_tokens) and labels (n_images,).
 
     Each step draws a batch of images. For each image it draws one of its views and an order, and
     with probability 0.1 it replaces the label by the null class. The optimizer is AdamW, or Muon
@@ -73,43 +73,14 @@ def train_prior(
     fixed memory budget, gradients are accumulated over micro-batches
     (:mod:`skaocls.training.defaults`).
 
-    The prior ends with a running average of its weights. An epoch after which the loss or a weight
-    is not finite is repeated at a tenth of the learning rate, at most three times. Ctrl-C ends
-    training with a warning and keeps the weights; before the end of the first epoch, and if there
-    are several ranks, it raises KeyboardInterrupt.
+    The prior ends with a running average of its weights. With validation data, it keeps the weights
+    of the epoch with the highest validation log-likelihood. An epoch after which the loss or a
+    weight is not finite is repeated at a tenth of the learning rate, at most three times; then a
+    ValueError is raised. Ctrl-C ends training with a warning and keeps the weights. Before the end
+    of the first epoch, and if there are several ranks, it raises KeyboardInterrupt.
 
-    In distributed training (:mod:`skaocls.distributed`), all ranks draw the same batches and each
-    processes its share. The weights equal those of a single process up to rounding. If the prior
-    has dropout they differ by more, because each rank draws its own dropout masks.
-
-    Parameters
-    ----------
-    prior : Prior
-        Trained on the device of its weights.
-    codes : int array of shape (n_images, n_views, n_tokens)
-        Tokens in raster order of one or more augmented views of each image. May be
-        :class:`skaocls.images.lazy.Lazy`.
-    labels : int array of shape (n_images,)
-        Classes from 0 to num_classes - 1.
-    config : ResolvedConfig
-        Training parameters.
-    sample_weight : array of shape (n_images,), default=None
-        Weight of each image in the loss, with mean 1.
-    validation : Validation, default=None
-        Held-out data. With them, the weights of the epoch with the highest validation
-        log-likelihood are kept, and training stops when that no longer rises.
-    checkpoints : Checkpoints, default=None
-        Where to save the state regularly, and to restore it from. A restored training on the CPU
-        ends with bit-identical weights if the number of ranks is the same.
-
-    Returns
-    -------
-    history : History
-
-    Raises
-    ------
-    ValueError
-        If training diverges at lower learning rates too.
+    In distributed training, all ranks draw the same batches and each processes its share. The
+    weights equal those of a single process up to rounding. Dropout masks differ between ranks.
 
     References
     ----------
@@ -263,8 +234,9 @@ class Trainer:
                         micro_batch, self.state.dropout_generator, first_token
                     )
                 loss = loss * ((part.stop - part.start) / self.batch_size)
-                # the sum over ranks is wanted, not the average
-                (loss * world_size()).backward()
+                with peer_errors():
+                    # the sum over ranks is wanted, not the average
+                    (loss * world_size()).backward()
             self.state.loss_sum += loss.detach()
 
     def end_epoch(self) -> None:

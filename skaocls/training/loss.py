@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from skaocls.distributed import broadcast_tensor, cpu_group, world_size
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 
 # Both constants limit the cost of the posterior. With nine rivals and every second token, a
 # training step takes about a third longer than without it (benchmarks/speed/steps.py).
@@ -58,13 +58,7 @@ class TrainingBatch(NamedTuple):
 class TrainingLoss(nn.Module):
     """The training loss of a prior, as a module that can be wrapped for distributed training.
 
-    Parameters
-    ----------
-    prior : Prior
-    posterior_weight : float, default=0.0
-        Weight of the negative log posterior relative to the negative log-likelihood.
-    class_log_prior : float tensor of shape (num_classes,), default=None
-        Log class frequencies. Required if batches have rivals.
+    Batches with rivals need `class_log_prior`, the log class frequencies (num_classes,).
     """
 
     def __init__(
@@ -79,13 +73,8 @@ class TrainingLoss(nn.Module):
     ) -> Tensor:
         """Compute the weighted mean loss, in nats per token.
 
-        Parameters
-        ----------
-        batch : TrainingBatch
-        generator : torch.Generator, default=None
-            Draws dropout masks.
-        first_token : int, default=0
-            First step of the order that the posterior uses.
+        The generator draws dropout masks. The posterior uses every second step of the order,
+        starting at `first_token`.
         """
         codes, orders, labels, weights, rivals = batch
         if rivals is None or self.class_log_prior is None:
@@ -130,24 +119,11 @@ def class_log_frequencies(labels: np.ndarray, weights: np.ndarray | None, n_clas
 def posterior_loss(
     log_likelihood: Tensor, labels: Tensor, rivals: Tensor, class_log_prior: Tensor
 ) -> Tensor:
-    """Compute -log p(class | tokens) of each image.
+    """Compute -log p(class | tokens) of each image, (n,).
 
-    If the rivals are a sample of the other classes, their joint probabilities are scaled up to
-    estimate the sum over all other classes.
-
-    Parameters
-    ----------
-    log_likelihood : float tensor of shape (n, 1 + n_rivals)
-        log p(tokens | class) of the image's own class, then of its rivals.
-    labels : int tensor of shape (n,)
-    rivals : int tensor of shape (n, n_rivals)
-        From :func:`draw_rivals`.
-    class_log_prior : float tensor of shape (n_classes,)
-        Log probability of each class.
-
-    Returns
-    -------
-    loss : float tensor of shape (n,)
+    `log_likelihood` (n, 1 + n_rivals) is that of the image's own class, then of its rivals. If the
+    rivals are a sample of the other classes, their joint probabilities are scaled up to estimate
+    the sum over all other classes.
 
     Examples
     --------

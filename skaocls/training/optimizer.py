@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 
 # Weight decay and beta values are those of the published RandAR recipe (arXiv 2412.01827,
 # appendix). Momentum, coefficients and number of iterations are those of Muon's authors.
@@ -109,21 +109,10 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 def make_optimizer(
     prior: Prior, learning_rate: float, weight_decay: float = WEIGHT_DECAY, muon: bool = False
 ) -> torch.optim.AdamW:
-    """Return an optimizer for the trainable parameters of a prior.
+    """Return an optimizer for the trainable parameters of a prior. Vectors have no weight decay.
 
-    Parameters
-    ----------
-    prior : Prior
-    learning_rate : float
-    weight_decay : float, default=0.05
-        Weight decay of matrices. Vectors have none.
-    muon : bool, default=False
-        Whether Muon trains the prior's hidden weight matrices
-        (:meth:`skaocls.priors.interface.Prior.matrices`). AdamW trains everything else.
-
-    Returns
-    -------
-    optimizer : torch.optim.AdamW or Muon
+    With `muon`, Muon trains the weights that ``prior.hidden_weights()`` lists, and AdamW everything
+    else.
     """
     params = [p for p in prior.parameters() if p.requires_grad]
     matrices, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]

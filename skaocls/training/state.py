@@ -19,7 +19,7 @@ from skaocls.distributed import (
     rank,
     world_size,
 )
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.warn import warn
 
 Metadata: TypeAlias = dict[str, Any]  # of JSON types
@@ -114,13 +114,7 @@ class TrainingState:
         self.dropout_generator.manual_seed(int(seed[0] >> 1))
 
     def restart_epoch(self) -> None:
-        """Return to the weights before the epoch and lower the learning rate.
-
-        Raises
-        ------
-        ValueError
-            After too many restarts.
-        """
+        """Return to the weights before the epoch and lower the learning rate."""
         epoch = self.history.n_iter + 1
         self.n_restarts += 1
         if self.n_restarts > MAX_RESTARTS:
@@ -168,10 +162,7 @@ class TrainingState:
         return names | {"best": self.best or []}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors of the state by name, on the CPU.
-
-        All ranks must call this; the main rank gets the tensors.
-        """
+        """Return all tensors by name, on the CPU of the main rank. All ranks call this."""
         named = {"permutation": self.permutation, "loss_sum": all_reduce_sum(self.loss_sum)}
         if not is_main():
             return {}
@@ -188,10 +179,9 @@ class TrainingState:
         return {"step": self.step, "n_restarts": self.n_restarts, "history": vars(self.history)}
 
     def restore(self, tensors: dict[str, Tensor], metadata: Metadata) -> None:
-        """Restore the state that :meth:`tensors` and :meth:`metadata` of the main rank returned.
+        """Restore what :meth:`tensors` and :meth:`metadata` of the main rank returned.
 
-        All ranks must call this; the arguments of other ranks than the main one are not used. The
-        `history` stays the same object.
+        All ranks call this; only the main rank's arguments count. `history` stays the same object.
         """
         shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
         shapes, metadata = broadcast((shapes, metadata))
