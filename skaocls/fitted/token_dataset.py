@@ -144,8 +144,7 @@ def tokenize_dataset(
     }
     codebook = getattr(tokenizer, "codebook_", None)
     codebook = np.asarray(codebook) if np.ndim(codebook) == 2 else None
-    views_per_image = 1 + len(random_view_indices(n_views))
-    total = None if n is None else n * views_per_image // n_parts
+    total = None if n is None else n * (1 + len(random_view_indices(n_views))) // n_parts
     with progress(total, "tokenizing", "view", verbose) as bar:
 
         def encode(images: np.ndarray, rng: np.random.RandomState) -> np.ndarray:

@@ -146,6 +146,7 @@ def training_tokens(
         speed = "slow" if is_slow(tokenizer) else "fast"
         say(verbose, f"{n_views} views of each image: its tokenizer is {speed}", 2)
     seed = rng.randint(2**31 - 1) if random_view_indices(n_views) else 0
+    own_blocks = batch.rank_blocks()
 
     own_blocks = batch.rank_blocks()
 
