@@ -82,8 +82,9 @@ def score_on_ranks(
         with collective_call("A prediction"):
             start = min(part.start + rank() * size, part.stop)
             own = batch.take(slice(start, min(start + size, part.stop)))
-            score = partial(list, score_in_process(model, own, orders, options))
-            results = map_ranks(score)
+            results: list[list[ScoringResult]] = map_ranks(
+                partial(list, score_in_process(model, own, orders, options))
+            )
         yield from chain.from_iterable(results)
 
 
