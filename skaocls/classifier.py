@@ -21,17 +21,17 @@ from sklearn.utils._param_validation import (
 )
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.attributes import read_from
+from skaocls.attribute_alias import read_from
 from skaocls.distributed import broadcast, collective_call
 from skaocls.fitted import generation, prediction, saving
 from skaocls.fitted.fit import extend_model, fit_model
-from skaocls.fitted.initialization import is_new, new_prior_sizes, resolve_prior
+from skaocls.fitted.initial_prior import is_new, new_prior_sizes, resolve_prior
 from skaocls.fitted.labels import class_log_prior, known_classes, read_labels
 from skaocls.fitted.pretrained import load_pretrained_model, reading_tokens
 from skaocls.fitted.result_cache import open_cache
-from skaocls.images.inputs import convert_input
+from skaocls.images.input_types import convert_input
 from skaocls.images.reader import learn_reader, learn_tokens
-from skaocls.parameters import (
+from skaocls.parameter_objects import (
     FINETUNE_MODES,
     FineTuning,
     PretrainedWeights,

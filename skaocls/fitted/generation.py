@@ -13,7 +13,7 @@ from skaocls.fitted.tokenization import encode_data, tokens_of_pixels
 from skaocls.images.batch import Batch
 from skaocls.scoring.exhaustive import scoring_dtype
 from skaocls.scoring.orders import DRAWN
-from skaocls.scoring.sampling import (
+from skaocls.scoring.token_sampling import (
     generate,
     known_first,
     known_log_likelihoods,
@@ -37,7 +37,7 @@ def generate_images(
 ) -> np.ndarray:
     """Sample images of the classes in these columns, each along its own order.
 
-    `codes`, `n_known` and `options` are those of :func:`skaocls.scoring.sampling.generate`.
+    `codes`, `n_known` and `options` are those of :func:`skaocls.scoring.token_sampling.generate`.
     Returns the output of the tokenizer's `inverse_transform`, without the axis of a single channel.
     """
     if not hasattr(model.tokenizer, "inverse_transform"):

@@ -19,7 +19,7 @@ from sklearn.frozen import FrozenEstimator
 from skaocls.fitted.model import FittedModel
 from skaocls.images.reader import Reader, token_reader
 from skaocls.images.shapes import check_image_shape
-from skaocls.parameters import PretrainedWeights, validated_weights
+from skaocls.parameter_objects import PretrainedWeights, validated_weights
 from skaocls.priors.loading import load_prior
 from skaocls.priors.transformer import AnyOrderPrior, Prior
 from skaocls.tokenizers import LlamaGenTokenizer, MaskGITTokenizer, PrecomputedTokenizer

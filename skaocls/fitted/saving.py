@@ -27,7 +27,7 @@ from skaocls.fitted.model import CLASS_ARRAYS, FittedModel
 from skaocls.fitted.pretrained import PUBLISHED
 from skaocls.fitted.saving_checks import Config, check_config, check_model
 from skaocls.images.reader import Reader
-from skaocls.parameters import FineTuning, PretrainedWeights
+from skaocls.parameter_objects import FineTuning, PretrainedWeights
 from skaocls.priors.loading import own_prior_from_state_dict, shared_trunk_from_state_dict
 from skaocls.priors.transformer import Prior
 from skaocls.tokenizers import (

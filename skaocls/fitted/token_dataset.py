@@ -19,11 +19,11 @@ from skaocls.fitted.saving import TOKENIZERS, tokenizer_state
 from skaocls.fitted.tokenization import random_view_indices, views_of
 from skaocls.hashing import hash_object
 from skaocls.images.batch import Batch, block_size
-from skaocls.images.inputs import stack_items
+from skaocls.images.input_types import stack_items
 from skaocls.images.lazy import Items, image_of
 from skaocls.images.reader import Reader, learn_reader
 from skaocls.progress import progress
-from skaocls.tokenizers.checks import code_dtype
+from skaocls.tokenizers.contract import code_dtype
 from skaocls.tokenizers.token_files import (
     FORMAT,
     Chunks,

@@ -11,14 +11,14 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from skaocls.distributed import map_ranks, run_on_main, world_size
+from skaocls.images.augmentation import random_crop, random_views
 from skaocls.images.batch import Batch
 from skaocls.images.lazy import Picked, concatenate
 from skaocls.images.reader import Reader
-from skaocls.images.views import random_crop, random_views
 from skaocls.progress import progress, say
 from skaocls.tokenizers import FeatureTokenizer, PatchTokenizer, QuantileTokenizer
 from skaocls.tokenizers.base import ImageTokenizer
-from skaocls.tokenizers.checks import check_fitted_tokenizer, check_transformed, code_dtype
+from skaocls.tokenizers.contract import check_fitted_tokenizer, check_transformed, code_dtype
 from skaocls.tokenizers.vq import VQTokenizer
 from skaocls.warn import warn
 

@@ -21,7 +21,7 @@ from skaocls.images.decoding import (
     read_item,
     unreadable_items,
 )
-from skaocls.images.inputs import as_array
+from skaocls.images.input_types import as_array
 from skaocls.images.lazy import ALL, ArrayOrLazy, Lazy, in_memory, rows_of
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.utils import check_array
 
 from skaocls.devices import map_in_threads
-from skaocls.images.inputs import as_array, convert_input, is_item, is_items
+from skaocls.images.input_types import as_array, convert_input, is_item, is_items
 from skaocls.images.lazy import ArrayOrLazy, in_memory
 
 T = TypeVar("T")

@@ -9,7 +9,13 @@ from sklearn.utils.validation import _check_feature_names, _get_feature_names
 
 from skaocls.images.batch import Batch
 from skaocls.images.decoding import BadImage, full_scale, unreadable_items
-from skaocls.images.inputs import as_array, contains_images, convert_input, is_items, keep_mapped
+from skaocls.images.input_types import (
+    as_array,
+    contains_images,
+    convert_input,
+    is_items,
+    keep_mapped,
+)
 from skaocls.images.lazy import ArrayOrLazy, Lazy, Mapped
 from skaocls.images.shapes import check_image_shape, infer_image_shape, shorten
 from skaocls.warn import warn

@@ -22,7 +22,7 @@ from skaocls.fitted.pretrained import (
 )
 from skaocls.fitted.saving import load
 from skaocls.images.lazy import first_views
-from skaocls.parameters import FineTuning, PretrainedWeights, validated_weights
+from skaocls.parameter_objects import FineTuning, PretrainedWeights, validated_weights
 from skaocls.priors.shared_trunk import SharedTrunkPrior, similar_slots
 from skaocls.priors.transformer import AnyOrderPrior, Prior
 from skaocls.progress import say

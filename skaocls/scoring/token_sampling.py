@@ -21,7 +21,7 @@ from skaocls.priors.layers import rotate
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import tile_shape
 from skaocls.scoring.exhaustive import lanes_at_once
-from skaocls.scoring.heads import make_engine
+from skaocls.scoring.shared_trunk_engine import make_engine
 
 # For each layer: keys and values (sequences, n_head, 1 + 2 n_tokens, head_dim) of the class token
 # and of the positions p1 t1 p2 t2 ... (position instruction, token)
