@@ -194,6 +194,7 @@ def test_classifier_of_tokens_in_files(images, tokenizer, tmp_path):
     expected = make(tokenizer=precomputed, **params).fit(tokens[:], y)
     clf = make(tokenizer="precomputed", **params).fit(tokens, tokens.labels)
     assert same_weights(clf, expected)
+    np.testing.assert_array_equal(clf.tokenizer_.codebook_, tokens.codebook)
     np.testing.assert_array_equal(clf.predict_proba(tokens), expected.predict_proba(tokens[:]))
     np.save(tmp_path / "all.npy", tokens[:])
     mapped = np.load(tmp_path / "all.npy", mmap_mode="r")
