@@ -99,7 +99,7 @@ def keep_mapped(array: np.ndarray) -> np.ndarray | Mapped:
     return array if memmap_of(array) is None else Mapped(array)
 
 
-def as_array(item: Any) -> Any:
+def as_array(item: object) -> Any:
     """Return a tensor as an array, anything else unchanged."""
     if not hasattr(item, "detach"):
         return item

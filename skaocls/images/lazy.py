@@ -213,8 +213,8 @@ def memmap_of(array: object) -> np.memmap | None:
 
 def give_back(array: np.ndarray) -> None:
     """Release the memory pages of a mapped array; the file keeps its content."""
-    mapped = memmap_of(array)
+    mapped: Any = memmap_of(array)
     mapping = getattr(mapped, "_mmap", None)
     # copy-on-write mappings may have changes that are not in the file
-    if mapped is not None and mapped.mode != "c" and hasattr(mapping, "madvise"):
+    if mapping is not None and mapped.mode != "c" and hasattr(mapping, "madvise"):
         mapping.madvise(mmap.MADV_DONTNEED)
