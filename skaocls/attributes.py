@@ -5,29 +5,9 @@ from typing import Any
 
 
 class read_from:
-    """Read-only attribute of an estimator that is read from one of its fitted attributes.
+    """Read-only attribute of an estimator, read from a path of names such as ``"model_.classes"``.
 
-    Before `fit`, ``hasattr`` is False.
-
-    Parameters
-    ----------
-    path : str
-        Names with dots; the first is a fitted attribute of the estimator.
-    optional : bool, default=False
-        Whether a value of None means that the estimator does not have the attribute.
-
-    Examples
-    --------
-    >>> from types import SimpleNamespace
-    >>> from skaocls.attributes import read_from
-    >>> class Estimator:
-    ...     classes_ = read_from("model_.classes")
-    >>> estimator = Estimator()
-    >>> hasattr(estimator, "classes_")
-    False
-    >>> estimator.model_ = SimpleNamespace(classes=[0, 1])
-    >>> estimator.classes_
-    [0, 1]
+    Before `fit`, ``hasattr`` is False. If `optional`, it is also False where the value is None.
     """
 
     def __init__(self, path: str, *, optional: bool = False):

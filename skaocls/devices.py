@@ -17,6 +17,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 MAX_IO_THREADS = 8  # threads that read files; with more they wait for each other
 MIN_THREADED_ITEMS = 16  # starting threads for fewer items takes longer than it saves
 
+thread_pools = lru_cache(ThreadpoolController)  # finding all thread pools takes milliseconds
 _float32_lock = threading.Lock()
 # One entry per active `full_float32`; each is the function that restores the caller's settings.
 _float32_active: list[Callable[[bool], None]] = []
@@ -26,15 +27,9 @@ _float32_active: list[Callable[[bool], None]] = []
 def own_torch_state(*, grad: bool = False) -> Iterator[None]:
     """Make torch independent of the caller's settings in this thread.
 
-    Disables autocast, makes the CPU the default device and computes float32 products in float32
-    (see :func:`full_float32`). Can be used as a context manager or as a decorator. The default
-    dtype is left alone because it belongs to the whole process; this library always passes a dtype.
-
-    Parameters
-    ----------
-    grad : bool, default=False
-        True enables gradients; also needed to create weights that are trained later. False is
-        inference mode.
+    Disables autocast, makes the CPU the default device and computes float32 products in float32.
+    Without `grad`, torch is in inference mode. The default dtype belongs to the whole process and
+    is not changed; this library always passes a dtype.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(not grad))
@@ -52,8 +47,8 @@ def own_torch_state(*, grad: bool = False) -> Iterator[None]:
 def full_float32() -> Iterator[None]:
     """Compute products of float32 tensors in float32, not in TF32 or bfloat16.
 
-    Torch has one such setting for the whole process. The first thread to enter changes it, and the
-    last thread to leave restores it.
+    This setting belongs to the whole process. The first thread to enter changes it, and the last
+    thread to leave restores it.
     """
     with _float32_lock:
         _float32_active.append(_float32_active[0] if _float32_active else precision_switch())
@@ -136,11 +131,9 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype | Non
 def worker_cuda_device() -> Iterator[None]:
     """Spread worker processes over the CUDA devices of a machine.
 
-    Within the context, ``"cuda"`` and ``"auto"`` mean the device whose index is the number of the
-    worker process modulo the number of devices. Engines that assign devices themselves, as Ray
-    does, show each process its own device only.
+    In the context, ``"cuda"`` and ``"auto"`` select a device by the number of the worker process.
     """
-    # A process that was forked after CUDA was initialized cannot use CUDA.
+    # a process that was forked after CUDA was initialized cannot use CUDA
     if not torch.cuda.is_available() or torch.cuda._is_in_bad_fork():
         yield
         return
@@ -171,12 +164,6 @@ def all_threads(n: int) -> Iterator[None]:
         yield
 
 
-@lru_cache
-def thread_pools() -> ThreadpoolController:
-    """Return the controller of all thread pools; finding them takes milliseconds."""
-    return ThreadpoolController()
-
-
 def prefetch(items: Iterable[T]) -> Iterator[T]:
     """Yield the items; a thread computes each item while the caller works on the previous one."""
     iterator = iter(items)
@@ -193,8 +180,7 @@ def map_in_threads(
 ) -> list[T]:
     """Return ``list(map(function, *items))``, computed in threads if there are many items.
 
-    This helps functions that wait for files or release the GIL. If several calls fail, the error of
-    the first item is raised.
+    If several calls fail, the error of the first item is raised.
     """
     n = min(MAX_IO_THREADS, cpu_count()) if threads else 1
     if n == 1 or len(items[0]) < MIN_THREADED_ITEMS:

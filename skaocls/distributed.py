@@ -18,18 +18,19 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 if dist.is_available():
-    # Imported now because its functions keep the default group of import time as an argument
-    # default, which would keep a group alive after it was destroyed.
+    # Imported now, without a process group: its functions keep the default group of import time
+    # alive as an argument default.
     import torch.distributed.nn
 
 T = TypeVar("T")
+# Set by torchrun and by launchers that are compatible with it.
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # Long, because ranks wait while one of them fits a tokenizer. A rank that dies is noticed at once.
 TIMEOUT = timedelta(days=1)
@@ -83,38 +84,22 @@ def world_size() -> int:
     if _single_process.get() or not (in_main_thread and in_main_process and dist.is_available()):
         return 1
     if not dist.is_initialized():
-        if not started_by_torchrun():
+        by_torchrun = all(variable in os.environ for variable in TORCHRUN_VARIABLES)
+        if not by_torchrun or os.environ["WORLD_SIZE"] == "1":
             return 1
         join_group()
     return dist.get_world_size()
-
-
-def started_by_torchrun() -> bool:
-    """Return whether torchrun, or a launcher with the same variables, started several ranks."""
-    return all(v in os.environ for v in TORCHRUN_VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def join_group() -> None:
     """Set up the default process group and select this rank's CUDA device."""
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_device())
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # NCCL needs a device for each rank
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend)
     _groups.owns_default = True
     atexit.register(leave_group)
-
-
-def local_device() -> int:
-    """Return the index of this rank's CUDA device. NCCL does not let two ranks share a device."""
-    local_rank, n_devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if local_rank >= n_devices:
-        raise RuntimeError(
-            f"Local rank {local_rank} needs a CUDA device of its own, but torch finds {n_devices} "
-            f"on this machine. Start at most {n_devices} processes per machine (--nproc-per-node "
-            f"{n_devices}), or set CUDA_VISIBLE_DEVICES to an empty string to compute on the CPU."
-        )
-    return local_rank
 
 
 def leave_group() -> None:
@@ -182,10 +167,7 @@ def single_process() -> Iterator[None]:
 
 @contextmanager
 def collective_call(name: str, advice: str = "") -> Iterator[None]:
-    """Mark a call that all ranks make. Only the main process shows warnings.
-
-    A :class:`PeerError` then mentions the name of the call and the advice what to do.
-    """
+    """Mark a call that all ranks make: only the main process warns, and errors name the call."""
     if world_size() == 1:
         yield
         return
@@ -201,35 +183,31 @@ def collective_call(name: str, advice: str = "") -> Iterator[None]:
             raise PeerError(f"{name} failed. {exc} {advice}".strip()) from exc
 
 
-@dataclass
-class Outcome(Generic[T]):
-    """Result of a function, or the error that it raised."""
+def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """Call a function in this process alone, and return its result and its error."""
+    try:
+        with single_process():
+            return function(), None
+    except Exception as exc:
+        return None, exc
 
-    result: T | None = None
-    error: Exception | None = None
 
-    @classmethod
-    def of(cls, function: Callable[[], T]) -> "Outcome[T]":
-        """Call a function in this process alone."""
-        try:
-            with single_process():
-                return cls(function())
-        except Exception as exc:
-            return cls(error=exc)
-
-    def unwrap(self) -> T:
-        """Return the result or raise the error."""
-        if self.error is not None:
-            raise self.error
-        return cast(T, self.result)
+def result_of(outcome: tuple[T | None, Exception | None]) -> T:
+    """Return the result of :func:`attempt`, or raise its error."""
+    result, error = outcome
+    if error is not None:
+        raise error
+    return cast(T, result)
 
 
 @contextmanager
 def peer_errors() -> Iterator[None]:
-    """Turn any error of a collective operation into a :class:`PeerError`."""
+    """Turn errors of collective operations into a :class:`PeerError`; no-op in a single process."""
     try:
         yield
     except RuntimeError as exc:
+        if world_size() == 1 or isinstance(exc, torch.OutOfMemoryError):
+            raise
         _groups.failed = True
         raise PeerError(
             f"Rank {dist.get_rank()} of {dist.get_world_size()} cannot reach another rank, which "
@@ -254,13 +232,10 @@ def run_on_main(function: Callable[[], T]) -> T:
     """Call a function in the main process; return its result, or raise its error, in all ranks."""
     if world_size() == 1:
         return function()
-    own = Outcome.of(function) if is_main() else None
-    outcomes = [own]
+    outcomes = [attempt(function) if is_main() else (None, None)]
     with peer_errors():
         dist.broadcast_object_list(outcomes, src=0, group=cpu_group())
-    outcome = own or outcomes[0]  # the main process keeps its own result, not a copy
-    assert outcome is not None
-    return outcome.unwrap()
+    return result_of(outcomes[0])
 
 
 def broadcast(value: T) -> T:
@@ -285,10 +260,10 @@ def map_ranks(function: Callable[[], T]) -> list[T]:
     """
     if world_size() == 1:
         return [function()]
-    own: Outcome[T] = Outcome.of(function)
+    own = attempt(function)
     outcomes = all_gather(own)
-    own.unwrap()
-    return [outcome.unwrap() for outcome in outcomes]
+    result_of(own)
+    return [result_of(outcome) for outcome in outcomes]
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -306,11 +281,6 @@ def all_ranks_true(condition: bool) -> bool:
     return bool(all_reduce_sum(torch.tensor(int(not condition))) == 0)
 
 
-def broadcast_flag(flag: bool) -> bool:
-    """Return the main process's flag in all ranks; faster than :func:`broadcast`."""
-    return bool(all_reduce_sum(torch.tensor(int(flag and is_main()))) > 0)
-
-
 def broadcast_tensor(tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return the main process's tensor in all ranks, on the CPU. Other ranks may pass None."""
     if world_size() == 1:
@@ -325,14 +295,7 @@ def broadcast_tensor(tensor: Tensor | None, shape: Sequence[int], dtype: torch.d
 
 
 def shard_rows(n: int) -> Shard:
-    """Return this rank's shard of n rows; n is at least 1.
-
-    Examples
-    --------
-    >>> from skaocls.distributed import shard_rows
-    >>> shard_rows(3)
-    Shard(rows=tensor([0, 1, 2]), valid=None)
-    """
+    """Return this rank's shard of n rows; n is at least 1."""
     per_rank = -(-n // world_size())
     rows = torch.arange(per_rank, dtype=torch.int64) + rank() * per_rank
     valid = None if per_rank * world_size() == n else (rows < n).float()
@@ -346,13 +309,10 @@ def rank_slice(n: int, block_size: int = 1) -> slice:
     return slice(min(rank() * per_rank, n), min((rank() + 1) * per_rank, n))
 
 
-def check_same_on_ranks(values: Mapping[str, object]) -> None:
-    """Raise a ValueError in all ranks if one of the named values differs between them.
-
-    Values are compared by their ``repr``. Pass hashes of large values.
-    """
-    by_rank = all_gather({name: repr(value) for name, value in values.items()})
-    different = [name for name in values if len({r.get(name) for r in by_rank}) > 1]
+def check_same_on_ranks(hashes: Mapping[str, str]) -> None:
+    """Raise a ValueError in all ranks if one of the named hashes differs between them."""
+    by_rank = all_gather(dict(hashes))
+    different = [name for name in hashes if len({of_rank.get(name) for of_rank in by_rank}) > 1]
     if different:
         raise ValueError(
             f"The processes have different {', '.join(different)}. Pass the same parameters and "

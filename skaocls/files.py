@@ -9,10 +9,12 @@ import json
 import logging
 import os
 import re
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Timer
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 from zipfile import ZipFile, is_zipfile
 
@@ -34,7 +36,6 @@ from torch import Tensor, nn
 from skaocls.devices import own_torch_state
 
 T = TypeVar("T")
-P = ParamSpec("P")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 INDEX = ".index.json"  # ending of the index of a file that is split into shards
 SHARD = re.compile(r"-\d+-of-\d+(?=\.)")
@@ -49,6 +50,21 @@ MAX_MAPPED_BYTES = 2**26  # mapped bytes in memory at a time while tensors are c
 HUB_NOTICE_SECONDS = 3  # a message says what the hub is asked for if it takes longer
 MAX_EXPANSION = 8  # ratio of tensors to file size; more than 1 if tensors share memory
 MAX_LISTED = 5  # keys of each kind that an error lists
+OTHER_OBJECTS = (
+    "{path} contains objects other than tensors, which are never loaded: {kind}. If you trust its "
+    "source, extract its weights into a new file; this executes code in it. They are stored under "
+    "'model', 'ema', 'state_dict' or a similar key:\nimport torch; torch.save(torch.load({path!r}, "
+    "map_location='cpu', weights_only=False)['model'], 'weights.pt')"
+)
+HUB_ERRORS: dict[type[Exception], str] = {  # the first type that matches counts
+    GatedRepoError: "{where} is gated: ask its owner for access and pass token.",
+    RepositoryNotFoundError: "{where} does not exist, or is private. If it is private, pass token.",
+    RevisionNotFoundError: "{where} does not exist: there is no such revision.",
+    LocalEntryNotFoundError: "{where}: {what} is not in the cache, and the hub cannot be reached "
+    "or HF_HUB_OFFLINE forbids it. Pass a local file or folder, or download it while online.",
+    EntryNotFoundError: "{where} has no file {what}.",
+    Exception: "{where}: {what} could not be fetched or cached: {exc}",
+}
 
 
 def find_file(
@@ -60,36 +76,9 @@ def find_file(
 ) -> Path:
     """Return the path of a file of weights; download it if necessary.
 
-    Parameters
-    ----------
-    source : str or path
-        A file, a folder, or a hub repository ``owner/name``.
-    filename : str, default=None
-        File in the folder or repository. Optional if there is only one file of weights. Hidden
-        files and the state of optimizers and schedulers (``optimizer.bin``, ``scheduler.bin``, ...)
-        do not count. For weights in shards, this is their index, ``*.safetensors.index.json``.
-    revision : str, default=None
-        Branch, tag or commit of the repository.
-    token : str or bool, default=None
-        Access token for private and gated repositories, as in ``huggingface_hub``.
-
-    Returns
-    -------
-    path : Path
-
-    Raises
-    ------
-    OSError
-        If the file, repository or revision does not exist, or the hub cannot be reached.
-
-    Examples
-    --------
-    >>> import tempfile, pathlib
-    >>> from skaocls.files import find_file
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> (folder / "model.safetensors").touch()
-    >>> find_file(folder).name
-    'model.safetensors'
+    The source is a file, a folder, or a hub repository ``owner/name``. `filename` is optional if
+    there is only one file of weights. For weights in shards, it is their index,
+    ``*.safetensors.index.json``. `revision` is a branch, tag or commit.
     """
     path = Path(source)
     if path.is_file():
@@ -108,31 +97,23 @@ def find_file(
 
 
 def download(
-    repo: str,
-    filename: str | None,
-    revision: str | None,
-    token: str | bool | None,
+    repo: str, filename: str | None, revision: str | None, token: str | bool | None
 ) -> Path:
     """Return the path of a file of a hub repository; download it unless it is cached."""
     where = f"The hub repository {repo!r}" + (f" at revision {revision!r}" if revision else "")
-
-    def fetch(name: str) -> Path:
-        path = ask_hub(
-            where, repr(name), hf_hub_download, repo, name, revision=revision, token=token
-        )
-        return Path(path)
-
+    fetch = partial(hf_hub_download, repo, revision=revision, token=token)
     if filename is None:
-        list_files, what = HfApi().list_repo_files, "the list of its files"
-        files = ask_hub(where, what, list_files, repo, revision=revision, token=token)
+        list_files = partial(HfApi().list_repo_files, repo, revision=revision, token=token)
+        files = ask_hub(where, "the list of its files", list_files)
         filename = single_file(weight_files(files), where)
     if re.search(r"^/|[\\:]|(^|/)\.\.(/|$)", filename):
         raise OSError(
             f"{where}: the file name {filename!r} is refused: it leads out of the repository."
         )
-    path = fetch(filename)
+    path = Path(ask_hub(where, repr(filename), fetch, filename))
     for shard in shard_names(path):
-        fetch(str(PurePosixPath(filename).parent / shard))
+        name = str(PurePosixPath(filename).parent / shard)
+        ask_hub(where, repr(name), fetch, name)
     return path
 
 
@@ -168,9 +149,7 @@ def shard_names(path: Path) -> list[str]:
     return shards
 
 
-def ask_hub(
-    where: str, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-) -> T:
+def ask_hub(where: str, what: str, function: Callable[..., T], *args: str | int | float) -> T:
     """Call a function of the hub client; turn every failure into an OSError with an explanation.
 
     The client retries silently, so a message is logged after a few seconds.
@@ -183,54 +162,23 @@ def ask_hub(
     notice.daemon = True
     notice.start()
     try:
-        return function(*args, **kwargs)
-    except GatedRepoError as exc:
-        raise OSError(f"{where} is gated: ask its owner for access and pass token.") from exc
-    except RepositoryNotFoundError as exc:
-        message = f"{where} does not exist, or is private. If it is private, pass token."
-        raise OSError(message) from exc
-    except RevisionNotFoundError as exc:
-        raise OSError(f"{where} does not exist: there is no such revision.") from exc
-    except LocalEntryNotFoundError as exc:
-        raise FileNotFoundError(
-            f"{where}: {what} is not in the cache, and the hub cannot be reached or "
-            "HF_HUB_OFFLINE forbids it. Pass a local file or folder, or download it once with a "
-            "network."
-        ) from exc
-    except EntryNotFoundError as exc:
-        raise FileNotFoundError(f"{where} has no file {what}.") from exc
+        return function(*args)
     except (HTTPError, HFValidationError, OSError) as exc:
-        raise OSError(f"{where}: {what} could not be fetched or cached: {exc}") from exc
+        message = next(text for kind, text in HUB_ERRORS.items() if isinstance(exc, kind))
+        error = FileNotFoundError if isinstance(exc, EntryNotFoundError) else OSError
+        raise error(message.format(where=where, what=what, exc=exc)) from exc
     finally:
         notice.cancel()
 
 
 @own_torch_state(grad=True)
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the tensors of a ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file, or of shards.
+    """Read the tensors of a file of weights, or of the shards that an index names.
 
     Nothing in the file is executed. A state dict stored under ``"ema"``, ``"model"``, ``"module"``
     or ``"state_dict"`` is unwrapped; the first of these keys that exists is used. Prefixes added by
-    DistributedDataParallel, torch.compile and training loops are removed (``"module."``,
-    ``"_orig_mod."``, ``"model."``). The tensors are copies, independent of the file. Peak memory
-    is little more than the size of the tensors.
-
-    Parameters
-    ----------
-    path : path
-        File of weights, or the index of weights in shards, which must be in the same folder.
-
-    Returns
-    -------
-    state_dict : dict of str to Tensor
-        Half precision is converted to float32; other dtypes are unchanged.
-
-    Raises
-    ------
-    OSError
-        If the file, or a shard, does not exist.
-    ValueError
-        If the file is truncated, has another format, or contains other objects than tensors.
+    DistributedDataParallel, torch.compile and training loops are removed. The tensors are copies,
+    with half precision converted to float32. Peak memory is little more than their size.
     """
     path = Path(path)
     if path.name.endswith(INDEX):
@@ -264,7 +212,7 @@ def map_state_dict(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as exc:  # damaged files raise errors of many types
         if refused := re.search(r"GLOBAL ([\w.]+) was not", str(exc)):
-            raise ValueError(explain_objects(path, refused[1])) from exc
+            raise ValueError(OTHER_OBJECTS.format(path=str(path), kind=refused[1])) from exc
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise ValueError(
             f"{path} is not a readable file of weights. It is truncated, has another format, or "
@@ -290,33 +238,20 @@ def map_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_pickle(path: Path) -> object:
-    """Load a file of ``torch.save`` without executing code from it."""
+    """Load a file of ``torch.save`` without executing code from it.
+
+    The arguments of a training script, an ``argparse.Namespace``, may be in the file: loading them
+    executes nothing.
+    """
     mmap = is_zipfile(path)  # the format of torch before version 1.6 cannot be mapped
     if mmap:
         with ZipFile(path) as file:
             unpacked = sum(part.file_size for part in file.infolist())
         if unpacked > MAX_EXPANSION * path.stat().st_size:
             raise ValueError(f"it unpacks to {unpacked} bytes")
-    loaded: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    with torch.serialization.safe_globals([Namespace]):
+        loaded: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     return loaded
-
-
-def explain_objects(path: Path, kind: str) -> str:
-    """Return the message for a file that contains an object of some type."""
-    is_safe = kind == "argparse.Namespace"  # loading it does not execute anything
-    imports, warning = (
-        "import torch; ",
-        ", but only if you trust its source: this executes code in it",
-    )
-    if is_safe:
-        warning = ""
-        imports += "import argparse; torch.serialization.add_safe_globals([argparse.Namespace]); "
-    load = f"torch.load({str(path)!r}, map_location='cpu', weights_only={is_safe})"
-    return (
-        f"{path} contains objects other than tensors, which are never loaded: {kind}. Extract its "
-        f"weights into a new file{warning}. They are stored under 'model', 'ema', 'state_dict' or "
-        f"a similar key:\n{imports}torch.save({load}['model'], 'weights.pt')"
-    )
 
 
 def assign(
@@ -325,32 +260,17 @@ def assign(
     ignore: Iterable[str] = (),
     source: str = "The state dict",
 ) -> None:
-    """Replace all weights of a module, in float32, without copying float32 tensors.
-
-    Raises
-    ------
-    ValueError
-        If keys are missing or unexpected, or shapes differ. The message lists them.
-    """
-    expected = {k: tuple(v.shape) for k, v in module.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in state.items() if k not in ignore}
-    common = [k for k in expected if k in found and found[k] != expected[k]]
-    problems = {
-        "missing": [k for k in expected if k not in found],
-        "unexpected": [k for k in found if k not in expected],
-        "different shape": [f"{k} {found[k]}, not {expected[k]}" for k in common],
+    """Replace all weights of a module, in float32, without copying float32 tensors."""
+    weights = {
+        name: tensor if tensor.dtype == torch.int64 else tensor.float()
+        for name, tensor in state.items()
+        if name not in ignore
     }
-    if any(problems.values()):
-        lines = [f"{source} does not fit {type(module).__name__}:"]
-        for kind, keys in problems.items():
-            if keys:
-                more = f", ... ({len(keys)} in total)" if len(keys) > MAX_LISTED else ""
-                lines.append(f"  {kind}: {', '.join(keys[:MAX_LISTED])}{more}")
-        raise ValueError("\n".join(lines))
-    weights = {k: state[k] if state[k].dtype == torch.int64 else state[k].float() for k in expected}
-    module.load_state_dict(weights, assign=True)
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
+    try:
+        module.load_state_dict(weights, assign=True)
+    except RuntimeError as exc:  # names missing and unexpected keys and different shapes
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {exc}") from exc
+    module.requires_grad_(True)
 
 
 def tensor_writer(tensors: Mapping[str, ArrayLike | Tensor]) -> Callable[[str], None]:
@@ -360,15 +280,9 @@ def tensor_writer(tensors: Mapping[str, ArrayLike | Tensor]) -> Callable[[str], 
 
 
 def write_all(folder: Path, writers: Mapping[str, Callable[[str], object]]) -> None:
-    """Write several files completely, or none of them.
+    """Write several files to an existing folder, completely or not at all.
 
-    Parameters
-    ----------
-    folder : Path
-        Existing folder of the files.
-    writers : dict of str to callable
-        For each file name, a function that writes to the path it is given: a temporary file, which
-        is empty. All temporary files are moved to their names at the end.
+    Each writer is called with the path of an empty temporary file. These are renamed at the end.
     """
     temporary = {name: folder / f".{name}.{uuid4().hex}" for name in writers}
     try:

@@ -1,11 +1,11 @@
-"""Content hashes: of bytes, files and Python objects."""
+"""Content hashes of bytes, files and Python objects."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 from joblib.hashing import NumpyHasher
@@ -18,14 +18,7 @@ READ_BYTES = 2**20  # bytes of a file that are read at a time
 
 
 def hash_bytes(*chunks: ReadableBuffer) -> str:
-    """Return the hash of concatenated bytes or C-contiguous arrays: 32 hexadecimal digits.
-
-    Examples
-    --------
-    >>> from skaocls.hashing import hash_bytes
-    >>> hash_bytes(b"ab", b"c") == hash_bytes(b"abc")
-    True
-    """
+    """Return the hash of concatenated bytes or C-contiguous arrays: 32 hexadecimal digits."""
     return hash_chunks(chunks)
 
 
@@ -45,14 +38,18 @@ def new_hash() -> blake2b:
 def hash_file(path: str | os.PathLike[str]) -> str:
     """Return the hash of a file's content, equal to :func:`hash_bytes` of its bytes."""
     with open(path, "rb") as file:
-        return hash_chunks(iter(lambda: file.read(READ_BYTES), b""))
+        return hash_stream(file)
+
+
+def hash_stream(file: BinaryIO) -> str:
+    """Return the hash of the rest of an open file."""
+    return hash_chunks(iter(lambda: file.read(READ_BYTES), b""))
 
 
 def hash_object(*values: object) -> str:
-    """Return the hash of the content of Python objects, equal in every process.
+    """Return the hash of the content of picklable objects, equal in every process.
 
-    The objects must be picklable. The order of items in dictionaries and sets does not matter.
-    Equal tensors have equal hashes, on any device.
+    The order of items in dictionaries and sets does not matter. Equal tensors have equal hashes.
     """
     digest: str = ContentHasher(hash_name="md5").hash(values)
     return digest

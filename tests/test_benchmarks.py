@@ -27,8 +27,10 @@ RUNS = {
     "claims.__main__": ["--short", "--jobs", "1", "--fonts", FONTS],
     "quality.codebooks": ["--tasks", "digits", "--seeds", "1"],
     "quality.digits": ["--seeds", "0", "--params", TINY],
-    "quality.finetuning": ["--seeds", "0", "--steps", "2", "--shots", "5"],
-    "quality.incremental": ["--epochs", "1", "--character-epochs", "0"],
+    "quality.finetuning": ["--characters", "--old", "3", "--new", "2", "--per-class", "8"]
+    + ["--character-epochs", "1", "--character-steps", "1", "--character-shots", "8"],
+    "quality.incremental": ["--epochs", "0", "--character-epochs", "1", "--classes", "3"]
+    + ["--per-class", "8"],
     "quality.posterior": ["--only", "iris", "--weights", "0", "1"],
     "quality.tables": ["--tables", "iris", "--splits", "2"],
     "quality.tasks.__main__": ["--only", "iris", "--seeds", "1", "--jobs", "1"]

@@ -15,7 +15,7 @@ from skaocls.scoring.calibration import expected_calibration_error, fit_temperat
 @pytest.mark.parametrize("true", [0.5, 3.0])
 def test_recovers_the_true_temperature(true, aggregation):
     rng = np.random.default_rng(0)
-    ll = rng.normal(0, 4, size=(4000, 1, 5))  # of one order, so that aggregations agree
+    ll = rng.normal(0, 4, size=(4000, 1, 5))  # with one order, all aggregations agree
     log_prior = np.log([0.1, 0.2, 0.2, 0.2, 0.3])
     proba = softmax(ll[:, 0] / true + log_prior, axis=1)
     labels = (proba.cumsum(1) < rng.random((4000, 1))).sum(1)
@@ -34,7 +34,7 @@ def test_calibration_error_of_calibrated_and_overconfident_probabilities():
 
 def test_temperature_without_errors_and_with_one_class():
     ll = np.array([[[5.0, 0.0]], [[0.0, 3.0]]])
-    # two right of two: counted as three of four
+    # two correct labels of two count as three of four
     t = fit_temperature(ll[:1].repeat(2, 0), [0, 0], np.log([0.5, 0.5]), "mean_log_likelihood")
     assert np.exp(5 / t) == pytest.approx(3, rel=1e-3)
     assert fit_temperature(ll[..., :1], [0, 0], np.zeros(1), "mean_log_likelihood") == 1.0
@@ -105,7 +105,7 @@ def test_impossible_images_are_ignored():
     ll = np.concatenate([ll, np.full((2, 2, 3), -np.inf)])
     found = fit_temperature(ll, [*labels, 0, 2], log_prior, "mean_log_likelihood")
     assert found == pytest.approx(expected, rel=1e-6)
-    # of two classes the other one is impossible: right at any temperature
+    # the other class is impossible, so the prediction is right at any temperature
     sure = np.array([[[0.0, -np.inf]]]), np.array([0])
     ll = np.concatenate([np.log([[[9.0, 1.0]]] * 10), *sure[:1] * 2])
     found = fit_temperature(ll, [0] * 7 + [1] * 3 + [0, 0], np.log([0.5, 0.5]), "logsumexp")
@@ -123,13 +123,13 @@ def test_sample_weight_equals_repetition():
 
 
 def test_calibration_error_by_hand():
-    # confidences 0.3, 0.3, 0.55, 1.0 in four bins of a quarter; right are the first and the last
+    # confidences 0.3, 0.3, 0.55 and 1.0 in four bins; the first and the last are right
     proba = [[0.3, 0.2, 0.25, 0.25], [0.3, 0.2, 0.25, 0.25], [0.45, 0.55, 0, 0], [0, 0, 0, 1.0]]
     labels = [0, 1, 0, 3]
     expected = (abs(0.6 - 1) + abs(0.55 - 0) + 0) / 4
     assert expected_calibration_error(proba, labels, n_bins=4) == pytest.approx(expected)
     assert expected_calibration_error(proba, labels, n_bins=1) == pytest.approx(abs(2.15 - 2) / 4)
     assert expected_calibration_error([[0.8, 0.2], [0.8, 0.2]], [0, 1]) == pytest.approx(0.3)
-    # 0.9, right, and 1.0, wrong, are in one bin, the last
+    # 0.9 (right) and 1.0 (wrong) are both in the last bin
     last = expected_calibration_error([[0.9, 0.1], [1.0, 0.0]], [0, 1], n_bins=4)
     assert last == pytest.approx((0.9 + 1.0 - 1) / 2)

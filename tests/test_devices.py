@@ -1,11 +1,12 @@
 """Torch settings of the whole process, and the choice of CUDA devices."""
 
 import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from skaocls import distributed
 from skaocls.devices import full_float32, precision_backends, worker_cuda_device
 
 
@@ -66,39 +67,18 @@ def test_last_thread_restores_settings():
     assert torch.get_float32_matmul_precision() == "medium"
 
 
-def test_rank_without_a_device_is_an_error(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert distributed.local_device() == 1
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(RuntimeError, match=r"rank 2 .* finds 2 .*--nproc-per-node 2"):
-        distributed.local_device()
-
-
 def test_worker_processes_are_spread_over_devices(monkeypatch):
-    class Device:
-        chosen = []
-
-        def __init__(self, index):
-            self.chosen.append(index)
-
-        def __enter__(self): ...
-
-        def __exit__(self, *exc): ...
-
-    class Process:
-        def __init__(self, *identity):
-            self._identity = identity
-
+    chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "device", Device)
-    for process in (Process(1), Process(2), Process(3), Process(1, 4), Process()):
+    monkeypatch.setattr(torch.cuda, "device", lambda i: chosen.append(i) or nullcontext())
+    for identity in ((1,), (2,), (3,), (1, 4), ()):
+        process = SimpleNamespace(_identity=identity)
         monkeypatch.setattr("multiprocessing.current_process", lambda process=process: process)
         with worker_cuda_device():
             pass
-    assert Device.chosen == [1, 0, 1, 0, 0]
+    assert chosen == [1, 0, 1, 0, 0]
 
 
 def test_forked_worker_does_not_touch_cuda(monkeypatch):

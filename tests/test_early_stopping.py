@@ -13,7 +13,7 @@ from scipy import stats
 from test_scoring import make_prior
 from test_shared_trunk import make_prior as make_shared_prior
 
-from skaocls import AnyOrderARClassifier
+from skaocls import AnyOrderARClassifier, SharedTrunkPrior
 from skaocls.scoring import early_stopping, engine, tiles
 from skaocls.scoring.early_stopping import Comparison, score_until_decided
 from skaocls.scoring.exhaustive import log_likelihoods
@@ -99,7 +99,8 @@ def naive(tokens, log_prior, error, stops, views=False, together=False):
 def test_the_rules(architecture, n_classes, views, error):
     prior = MAKE[architecture](9, (3, 4), n_classes)
     codes, orders = sampled(prior, 12, 6, n_classes)
-    shared, few = architecture == "shared_trunk", n_classes < early_stopping.DROP_FROM
+    shared = architecture == "shared_trunk"
+    together = shared and n_classes < early_stopping.DROP_FROM
     if views:
         noise = np.random.RandomState(0).randint(9, size=(12, 6, 12))
         kept = np.random.RandomState(1).uniform(size=noise.shape) < 0.7
@@ -107,10 +108,10 @@ def test_the_rules(architecture, n_classes, views, error):
     log_prior = np.log(np.random.RandomState(1).dirichlet(np.ones(n_classes)))
     result = score_until_decided(prior, codes, orders, np.arange(n_classes), log_prior, error=error)
     stops = [2, 3, 6, 12] if shared else [1, 2, 3, 4, 6, 12]
-    if views or (shared and few):
+    if views or together:
         stops = [12]
     expected = [
-        naive(tokens, log_prior, error, stops, views, together=shared and few)
+        naive(tokens, log_prior, error, stops, views, together)
         for tokens in token_log_prob(prior, codes, orders, n_classes)
     ]
     assert_allclose(result.log_likelihood, [ll for _, ll in expected], atol=2e-5)
@@ -183,9 +184,9 @@ def test_an_image_does_not_depend_on_its_batch(architecture, monkeypatch):
     monkeypatch.setattr(early_stopping, "KEPT_NUMBERS", 5 * 45 * n_classes)
     parts += [score_until_decided(prior, codes, *args, error=OFTEN)]
     equal = assert_array_equal if architecture == "shared_trunk" else assert_allclose
-    for of, part in zip((rows, [0], [30], slice(None)), parts, strict=True):
-        equal(part.log_likelihood, whole.log_likelihood[of])
-        assert_array_equal(part.evaluations, whole.evaluations[of])
+    for images, part in zip((rows, [0], [30], slice(None)), parts, strict=True):
+        equal(part.log_likelihood, whole.log_likelihood[images])
+        assert_array_equal(part.evaluations, whole.evaluations[images])
 
 
 @both
@@ -246,10 +247,10 @@ def bound_of(log_prob, log_prior, n_tokens, n_orders, error, views=False):
     log_prior = torch.tensor(log_prior, dtype=torch.float64)
     comparison = Comparison(1, shape, log_prior, error, views, shared=False)
     image, found = torch.zeros(1, dtype=torch.long), []
-    real = comparison._bound
+    bound = comparison._bound
 
     def recorded(image, leader, m):
-        found.append(real(image, leader, m))
+        found.append(bound(image, leader, m))
         return torch.full_like(found[-1], torch.inf)
 
     comparison._bound = recorded
@@ -300,12 +301,12 @@ def test_the_standard_error_over_views_by_hand():
 def test_unread_orders_by_hand():
     log_prior = torch.zeros(3, dtype=torch.float64)
     comparison = Comparison(1, torch.Size((3, 2)), log_prior, 0.01, False, False)
-    nan, of = np.nan, torch.tensor
-    comparison.by_order = of([[[-5.0, -7, nan], [-6.0, nan, nan], [nan, nan, nan]]]).double()
-    comparison.active = of([[True, False, False]])
+    nan, tensor = np.nan, torch.tensor
+    comparison.by_order = tensor([[[-5.0, -7, nan], [-6.0, nan, nan], [nan, nan, nan]]]).double()
+    comparison.active = tensor([[True, False, False]])
     comparison.dropped = [  # class 2 was 4 nats behind class 1, then class 1 was 2.5 behind class 0
-        (of([0]), of([2]), of([1]), of([4.0]).double()),
-        (of([0]), of([1]), of([0]), of([2.5]).double()),
+        (tensor([0]), tensor([2]), tensor([1]), tensor([4.0]).double()),
+        (tensor([0]), tensor([1]), tensor([0]), tensor([2.5]).double()),
     ]
     expected = [[-5, -7, -11], [-6, -8.5, -12.5], [-5.5, -8, -12]]
     assert_allclose(comparison.log_likelihoods()[0], expected)
@@ -322,7 +323,7 @@ def test_out_of_memory_halves_the_tile(monkeypatch, architecture, method):
     def small_device(self, pairs, pair, *rest, **options):
         sizes.append(len(pair))
         if len(pair) > 10:
-            raise torch.OutOfMemoryError("made up")
+            raise torch.OutOfMemoryError("simulated")
         return original(self, pairs, pair, *rest, **options)
 
     monkeypatch.setattr(engine.Engine, method, small_device)
@@ -345,7 +346,7 @@ def clf(request, digits):
     return AnyOrderARClassifier(**params).fit(*digits[:2])
 
 
-def test_by_default_predictions_stop_early_and_all_else_reads_every_order(clf, digits, tmp_path):
+def test_default_predictions_stop_early_and_other_methods_read_every_order(clf, digits, tmp_path):
     X = digits[2]
     joint, cost = clf.predict_joint_log_proba(X, return_stats=True)
     codes = clf.tokenizer_.transform(X).reshape(len(X), -1)
@@ -371,7 +372,9 @@ def test_posteriors_of_dropped_classes(clf, digits):
     exact = copy.copy(clf).set_params(search="exhaustive").predict_proba(X)
     assert_allclose(proba.sum(1), 1)
     assert (proba > 0).all()
-    assert np.abs(proba - exact).mean() < 0.02
+    # the small randar prior is undecided between classes, so its estimates are less accurate
+    shared = isinstance(clf.prior_, SharedTrunkPrior)
+    assert np.abs(proba - exact).mean() < (0.002 if shared else 0.02)
 
 
 @pytest.mark.cuda

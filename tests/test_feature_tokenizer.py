@@ -10,7 +10,7 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn import functional as F
 
-from skaocls import AnyOrderARClassifier, FeatureTokenizer
+from skaocls import AnyOrderARClassifier, FeatureTokenizer, check_tokenizer
 
 IMAGES = np.random.RandomState(0).rand(37, 16, 12, 3).astype(np.float32)
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -82,6 +82,7 @@ def test_the_network_and_global_torch_state_do_not_change():
     np.testing.assert_array_equal(one_by_one, codes)
     again = pickle.loads(pickle.dumps(tokenizer))
     np.testing.assert_array_equal(again.transform(IMAGES), codes)
+    check_tokenizer(tokenizer, IMAGES)
     other = clone(FeatureTokenizer(network(), layer="3", n_codes=7, random_state=0)).fit(IMAGES)
     np.testing.assert_array_equal(other.transform(IMAGES), codes)
 

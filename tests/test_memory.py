@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import joblib
@@ -54,13 +53,17 @@ def counts(monkeypatch):
 
 def test_grid_search_over_n_orders_trains_once_per_fold(digits, counts, tmp_path):
     X, y, _, _ = digits
-    grid = {"n_orders": [1, 2, 5, 10, 20]}
+    grid = {"n_orders": [1, 2, 5]}
     search = GridSearchCV(make(memory=str(tmp_path)), grid, cv=3, error_score="raise").fit(X, y)
     assert counts["fits"] == 3 + 1
-    assert counts["pairs"] == 20 * len(X)  # each image is tested once, in 20 orders
-    uncached = GridSearchCV(make(), grid, cv=3).fit(X, y)
-    for name in ("mean_test_score", "std_test_score"):
-        np.testing.assert_allclose(search.cv_results_[name], uncached.cv_results_[name], atol=1e-12)
+    assert counts["pairs"] == 5 * len(X)  # each image is tested once, in 5 orders
+    uncached = GridSearchCV(make(), grid, cv=3, refit=False).fit(X, y)
+    parallel = make(memory=str(tmp_path / "parallel"))  # processes share a cache
+    parallel = GridSearchCV(parallel, grid, cv=3, n_jobs=2, refit=False).fit(X, y)
+    assert len(entries(tmp_path / "parallel")) == 3 * (1 + 5)  # a fit and five orders in each fold
+    scores = [s.cv_results_["mean_test_score"] for s in (search, uncached, parallel)]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-12)
+    np.testing.assert_allclose(scores[2], scores[1], atol=0.02)  # workers use one thread
 
 
 def test_parameters_of_predict_do_not_train_again(digits, counts, tmp_path):
@@ -70,13 +73,12 @@ def test_parameters_of_predict_do_not_train_again(digits, counts, tmp_path):
     for params in (
         {"aggregation": "mean_posterior"},
         {"temperature": 3.0},
-        {"priors": [0.2, 0.3, 0.5]},
-        {"search": "racing"},
+        {"class_prior": [0.2, 0.3, 0.5]},
+        {"search": "auto"},  # with a cache, all orders are scored
         {"n_orders": 2},
-        {"verbose": 1},
     ):
         cached = make(memory=joblib.Memory(tmp_path, verbose=0), **params).fit(X, y)
-        uncached = make(**params).fit(X, y)
+        uncached = make(**(params | {"search": "exhaustive"})).fit(X, y)
         counts["fits"] -= 1
         np.testing.assert_allclose(
             cached.predict_proba(X_test), uncached.predict_proba(X_test), atol=1e-9
@@ -109,7 +111,6 @@ def test_temperature_is_fitted_for_each_aggregation(digits, counts, tmp_path):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"max_iter": 3},
         {"random_state": 1},
         {"order": "raster"},
         {"tokenizer": PatchTokenizer(n_codes=20)},
@@ -126,16 +127,19 @@ def test_training_parameters_are_part_of_the_key(digits, counts, tmp_path, chang
 
 def test_data_and_version_are_part_of_the_key(digits, counts, tmp_path, monkeypatch):
     X, y, _, _ = digits
-    make(memory=tmp_path).fit(X, y)
-    make(memory=tmp_path).fit(X.copy(), y.copy())
-    assert counts["fits"] == 1
     changed = X.copy()
     changed[7, 0, 0] += 1
-    make(memory=tmp_path).fit(changed, y)
-    make(memory=tmp_path).fit(X, np.roll(y, 1))
-    make(memory=tmp_path).fit(X, y, sample_weight=np.r_[2.0, np.ones(len(y) - 1)])
-    make(memory=tmp_path).fit(X, np.array(["a", "b", "c"])[y])
-    assert counts["fits"] == 5
+    weights = np.r_[2.0, np.ones(len(y) - 1)]
+    for X_, y_, weights_, n_fits in [
+        (X, y, None, 1),
+        (X.copy(), y.copy(), None, 1),
+        (changed, y, None, 2),
+        (X, np.roll(y, 1), None, 3),
+        (X, y, weights, 4),
+        (X, np.array(["a", "b", "c"])[y], None, 5),
+    ]:
+        make(memory=tmp_path).fit(X_, y_, weights_)
+        assert counts["fits"] == n_fits
     monkeypatch.setattr(result_cache, "__version__", "0.0.next")
     make(memory=tmp_path).fit(X, y)
     assert counts["fits"] == 6
@@ -144,7 +148,7 @@ def test_data_and_version_are_part_of_the_key(digits, counts, tmp_path, monkeypa
 def test_files_are_identified_by_content(digits, counts, tmp_path):
     X, y, _, _ = digits
     paths = [tmp_path / f"{i}.png" for i in range(40)]
-    for path, image in zip(paths, X, strict=False):
+    for path, image in zip(paths, X):
         Image.fromarray((image * 15).astype(np.uint8)).save(path)
     for _ in range(2):
         make(memory=tmp_path / "cache").fit(paths, y[:40])
@@ -182,17 +186,6 @@ def test_hashes(tmp_path):
 # Several processes and the size limit -----------------------------------------------------------
 
 
-def test_processes_share_a_cache(digits, tmp_path):
-    X, y, _, _ = digits
-    grid = {"n_orders": [1, 2, 5]}
-    search = GridSearchCV(make(memory=str(tmp_path)), grid, cv=2, n_jobs=2, refit=False).fit(X, y)
-    assert len(entries(tmp_path)) == 2 * (1 + 5)  # in each fold a fit and five orders
-    uncached = GridSearchCV(make(), grid, cv=2, refit=False).fit(X, y)
-    np.testing.assert_allclose(
-        search.cv_results_["mean_test_score"], uncached.cv_results_["mean_test_score"], atol=0.02
-    )
-
-
 def read_many(folder, seed):
     """Read random entries and return whether all of them have the right content."""
     return all(
@@ -217,14 +210,16 @@ def test_total_size_is_limited(tmp_path, monkeypatch):
 
 
 def test_other_files_stay(tmp_path, monkeypatch):
-    file = tmp_path / "notes.txt"
-    file.write_text("notes")
+    monkeypatch.chdir(tmp_path)
     memory = joblib.Memory(tmp_path, verbose=0)
     assert memory.cache(len)([1, 2]) == 2
     monkeypatch.setattr(result_cache, "MAX_BYTES", 0)
-    ResultCache(tmp_path).get_or_compute("a", lambda: 1)
+    ResultCache(".").get_or_compute("a", lambda: 1)
     assert not entries(tmp_path)
-    assert file.exists() and memory.cache(len).check_call_in_cache([1, 2])
+    assert memory.cache(len).check_call_in_cache([1, 2])
+    # a hyphen is not valid in module names, so the folder hides no package
+    new = {path.name for path in tmp_path.iterdir()} - {"joblib", ".gitignore"}
+    assert new == {"skaocls-memory"}
 
 
 def test_files_of_killed_processes_are_removed(tmp_path):
@@ -246,17 +241,7 @@ def test_results_can_be_kept_out_of_the_cache(tmp_path):
     assert cache.get_or_compute("a", fail) == 2
 
 
-def test_cache_in_the_working_directory_hides_no_package(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    ResultCache(".").get_or_compute("a", lambda: 1)
-    assert [path.name for path in tmp_path.iterdir()] == ["skaocls-memory"]
-
-
 # Damage and full disks --------------------------------------------------------------------------
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-9])
 
 
 def flip(path):
@@ -265,7 +250,7 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("damage", [flip, lambda path: os.truncate(path, 0)])
 def test_damaged_entries_are_computed_again(digits, counts, tmp_path, damage):
     X, y, X_test, _ = digits
     expected = make(memory=tmp_path).fit(X, y).predict_proba(X_test)
@@ -280,10 +265,6 @@ def test_damaged_entries_are_computed_again(digits, counts, tmp_path, damage):
     assert len([w for w in caught if w.category is RuntimeWarning]) == 1 + 4
     assert caught[0].filename == __file__
     np.testing.assert_array_equal(proba, expected)
-    assert counts == {name: 2 * n for name, n in before.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        make(memory=tmp_path).fit(X, y).predict_proba(X_test)
     assert counts == {name: 2 * n for name, n in before.items()}
 
 

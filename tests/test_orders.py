@@ -28,7 +28,7 @@ def test_raster_is_row_by_row():
 
 
 def test_orders_are_uniform():
-    # each of the 6 permutations of 3 places: 1/6 of the draws, within 5 standard errors
+    # each of the 6 permutations is drawn in 1/6 of the cases, within 5 standard errors
     _, counts = np.unique(draw_orders(6000, 3, seed=0), axis=0, return_counts=True)
     assert len(counts) == 6
     assert abs(counts - 1000).max() < 5 * np.sqrt(6000 * 5 / 36)

@@ -37,7 +37,7 @@ def test_published_keys_and_shapes(golden):
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (3, 2)])
 def test_probabilities_of_all_images_sum_to_one(grid):
-    # the chain rule in any order is a distribution over whole images
+    # by the chain rule, every order defines a distribution over images
     torch.manual_seed(0)
     n = grid[0] * grid[1]
     prior = AnyOrderPrior(2, grid, 3, dim=16, n_layer=2, n_head=2, multiple_of=16).eval()
@@ -75,9 +75,9 @@ def test_class_and_position_embeddings_are_never_dropped():
     torch.manual_seed(0)
     prior = AnyOrderPrior(7, (2, 3), 2, dim=32, n_layer=2, n_head=2, multiple_of=32)
     torch.nn.init.normal_(prior.output.weight)
-    prior.tok_dropout.p = 1 - 1e-12  # all that can be dropped of the embeddings
+    prior.tok_dropout.p = 1 - 1e-12  # drops all image-token embeddings
     codes, order = torch.randint(7, (2, 6)), torch.randperm(6)[None]
     first, second = prior(codes, order, torch.tensor([0, 0]))
-    torch.testing.assert_close(first, second)  # whatever the tokens
+    torch.testing.assert_close(first, second)  # the tokens have no effect
     assert (first - prior(codes, order, torch.tensor([1, 1]))[0]).abs().amin(1).min() > 0
     assert (first[0] - first[1]).abs().min() > 0

@@ -84,11 +84,11 @@ def test_reading_in_parts_equals_reading_at_once(stops, n_layer, seed):
     orders = torch.from_numpy(np.stack([rng.permutation(12) for _ in codes]))
     pair, label = torch.tensor([0, 1, 1, 0]), torch.tensor([2, 0, 1, 1])
     with torch.inference_mode():
-        at_work = engine.Engine(prior, torch.arange(3))
-        pairs = at_work.pairs(codes, orders)
+        reader = engine.Engine(prior, torch.arange(3))
+        pairs = reader.pairs(codes, orders)
         parts, cache, start = [], None, 0
         for stop in [*sorted(stops), 12]:
-            log_prob, cache = at_work.read(pairs, pair, label, start, stop, cache, keep=True)
+            log_prob, cache = reader.read(pairs, pair, label, start, stop, cache, keep=True)
             parts.append(log_prob)
             start = stop
         logits = prior(codes[pair], orders[pair], label)
@@ -102,7 +102,7 @@ def test_attention_equals_its_definition(monkeypatch, dtype, bound, steps):
     monkeypatch.setattr(engine, "QUERIES_AT_ONCE", 3)
     torch.manual_seed(0)
     q = torch.randn(2, 4, len(steps), 8).to(dtype)
-    k, v = torch.randn(2, 2, 4, 12, 8).to(dtype)  # of the class token and 11 steps
+    k, v = torch.randn(2, 2, 4, 12, 8).to(dtype)  # the class token and 11 steps
     y = engine.attention(q, k, v, steps)
     for i, step in enumerate(steps):
         seen = slice(step + 2)
@@ -111,8 +111,8 @@ def test_attention_equals_its_definition(monkeypatch, dtype, bound, steps):
         torch.testing.assert_close(y[:, i].float(), expected.flatten(1), atol=bound, rtol=0)
 
 
-def test_bfloat16_keeps_the_distances_between_classes():
-    # stated bound: root mean square error of class differences under 5 % of their own
+def test_bfloat16_preserves_the_differences_between_classes():
+    # documented bound: the root mean square error of class differences is below 5 % of their own
     torch.manual_seed(0)
     prior = AnyOrderPrior(64, (4, 4), 8, 128, 3, 4).eval()
     torch.nn.init.normal_(prior.output.weight, std=0.2)
@@ -132,23 +132,23 @@ def test_dtype_is_used_for_matrix_products(read):
     prior, labels = make_prior(5, (2, 3), 3), np.arange(3)
     rng = np.random.RandomState(0)
     codes, orders = rng.randint(5, size=(3, 6)), np.stack([rng.permutation(6) for _ in range(2)])
-    ask = {
-        "exhaustive": lambda **how: log_likelihoods(prior, codes, orders, labels, **how),
-        "early stopping": lambda **how: (
+    score = {
+        "exhaustive": lambda **dtype: log_likelihoods(prior, codes, orders, labels, **dtype),
+        "early stopping": lambda **dtype: (
             score_until_decided(
-                prior, codes, orders, labels, np.zeros(3), error=1e-12, **how
+                prior, codes, orders, labels, np.zeros(3), error=1e-12, **dtype
             ).log_likelihood
         ),
-        "evidence": lambda **how: token_log_likelihoods(
-            prior, codes, orders, np.tile(labels, (3, 1)), **how
+        "evidence": lambda **dtype: token_log_likelihoods(
+            prior, codes, orders, np.full(3, 1), **dtype
         ),
-        "known": lambda **how: known_log_likelihoods(
-            prior, codes, np.tile(orders, (3, 1, 1)), labels, np.full(3, 4), **how
+        "known": lambda **dtype: known_log_likelihoods(
+            prior, codes, np.tile(orders, (3, 1, 1)), labels, np.full(3, 4), **dtype
         ),
     }[read]
-    exact, rounded = ask(), ask(dtype=torch.bfloat16)
+    exact, rounded = score(), score(dtype=torch.bfloat16)
     assert 1e-3 < np.abs(rounded - exact).max() < 0.5
-    np.testing.assert_array_equal(ask(dtype=torch.float32), exact)
+    np.testing.assert_array_equal(score(dtype=torch.float32), exact)
 
 
 def test_automatic_precision():
@@ -160,9 +160,9 @@ def test_automatic_precision():
     assert exhaustive.bfloat16_is_safe(wide)
     expected = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
     assert exhaustive.scoring_dtype(wide, "auto") == expected
-    with torch.no_grad():  # classes that differ by less than bfloat16 can tell
+    with torch.no_grad():  # classes differ by less than the rounding error of bfloat16
         wide.class_table.copy_(wide.class_table[:1] + 1e-3 * wide.class_table)
-        wide.output.weight.mul_(1)  # new weights
+        wide.output.weight.mul_(1)  # marks the weights as changed
     assert not exhaustive.bfloat16_is_safe(wide)
     assert exhaustive.scoring_dtype(wide, "auto") == torch.float32
 
@@ -173,7 +173,7 @@ def test_compiling_changes_nothing(monkeypatch):
     codes, orders = rng.randint(5, size=(3, 6)), np.stack([rng.permutation(6)] * 2)
     expected = log_likelihoods(prior, codes, orders, np.arange(3))
     monkeypatch.setitem(exhaustive.COMPILE_FROM, "cpu", 0)
-    # what is traced, without the compiler that a machine may lack
+    # trace only: the machine may not have a compiler
     traced = functools.partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr(torch, "compile", traced)
     with warnings.catch_warnings():
@@ -202,7 +202,7 @@ def test_out_of_memory_halves_the_tile(monkeypatch):
     def small_device(self, pairs, pair, *args, **kwargs):
         sizes.append(len(pair))
         if len(pair) > most:
-            raise torch.OutOfMemoryError("made up")
+            raise torch.OutOfMemoryError("simulated")
         return read(self, pairs, pair, *args, **kwargs)
 
     monkeypatch.setattr(engine.Engine, "read", small_device)
@@ -270,14 +270,14 @@ def test_impossible_tokens(aggregation):
     posterior = np.exp(where_possible(joint, log_prior))
     posterior /= posterior.sum(1, keepdims=True)
     np.testing.assert_allclose(posterior[1:], [[1, 0], [0.25, 0.75]])
-    weighed = np.exp(ll[0]) * [0.25, 0.75]  # by order
+    weighed = np.exp(ll[0]) * [0.25, 0.75]  # joint probabilities of each order
     first = {
         "mean_log_likelihood": [0, 1],
         "logsumexp": weighed.sum(0) / weighed.sum(),
         "mean_posterior": (weighed / weighed.sum(1, keepdims=True)).mean(0),
     }
     np.testing.assert_allclose(posterior[0], first[aggregation])
-    mixed = np.array([[[no, no], [-1.0, -1.0]]])  # an order of no class
+    mixed = np.array([[[no, no], [-1.0, -1.0]]])  # no class is possible in the first order
     assert np.isfinite(
         where_possible(joint_log_proba(mixed, log_prior, aggregation), log_prior)
     ).all()
@@ -289,14 +289,14 @@ def test_nan_log_likelihoods_raise_an_error(search):
     with torch.no_grad():
         prior.output.weight.fill_(3e38)
     codes, orders = np.zeros((2, 4), int), np.arange(4)[None]
-    ask = {
+    score = {
         "exhaustive": lambda: log_likelihoods(prior, codes, orders, np.arange(3)),
         "early stopping": lambda: score_until_decided(
             prior, codes, orders, np.arange(3), np.zeros(3)
         ),
     }
     with pytest.raises(ValueError, match="that are NaN: its weights are too large"):
-        ask[search]()
+        score[search]()
 
 
 def test_unknown_aggregation():
@@ -316,7 +316,7 @@ def test_cuda_equals_cpu():
     np.testing.assert_allclose(gpu, cpu, atol=1e-4)
 
 
-def test_ahead_prepares_one_item_in_advance():
+def test_prefetch_prepares_one_item_in_advance():
     made = []
 
     def items():

@@ -77,12 +77,13 @@ def test_log_likelihoods_equal_the_formula(vocab_size, n_classes, seed):
     rng = np.random.RandomState(seed)
     prior = make_prior(vocab_size, (2, 3), n_classes, seed)
     codes, orders = rng.randint(vocab_size, size=(2, 6)), np.stack([rng.permutation(6)] * 2)
-    labels = rng.permutation(n_classes + 1)  # the null class among them
+    labels = rng.permutation(n_classes + 1)  # includes the null class
     expected = naive(prior, codes, orders, labels)
     found = log_likelihoods(prior, codes, orders, labels)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    each = token_log_likelihoods(prior, codes, orders, np.tile(labels, (2, 1)))
-    np.testing.assert_allclose(each.sum(3), expected, atol=1e-4)
+    for i, label in enumerate(labels):
+        of_tokens = token_log_likelihoods(prior, codes, orders, np.full(2, label))
+        np.testing.assert_allclose(of_tokens.sum(2), expected[:, :, i], atol=1e-4)
     along = np.tile(orders, (2, 1, 1))
     known = known_log_likelihoods(prior, codes, along, labels, np.full(2, 6))
     np.testing.assert_allclose(known, expected, atol=1e-4)
@@ -121,7 +122,7 @@ def test_reading_lanes_equals_reading_each_alone(monkeypatch, block):
     rng = np.random.RandomState(0)
     codes = torch.from_numpy(rng.randint(20, size=(4, 6)))
     orders = torch.from_numpy(np.stack([rng.permutation(6) for _ in range(4)]))
-    # of the pairs, one has all classes, one a few, one a single one and one none
+    # pair 0 has all classes, pair 3 seven, pair 2 one and pair 1 none
     pair = torch.tensor([2] + [0] * 40 + [3] * 7)
     label = torch.from_numpy(np.concatenate([[5], rng.permutation(40), rng.permutation(40)[:7]]))
     mixed = torch.from_numpy(rng.permutation(len(pair)))
@@ -144,8 +145,8 @@ def test_zero_tilt_equals_the_trunk():
 
 def test_similar_codes_are_neighbors():
     rng = np.random.RandomState(0)
-    centres = 100 * rng.randn(5, 3)
-    codebook = (centres[:, None] + rng.randn(5, 5, 3)).reshape(25, 3)
+    centers = 100 * rng.randn(5, 3)
+    codebook = (centers[:, None] + rng.randn(5, 5, 3)).reshape(25, 3)
     shuffled = rng.permutation(25)
     slots = similar_slots(codebook[shuffled])
     assert sorted(slots) == list(range(25)) and group_size(25) == 5
@@ -203,7 +204,7 @@ def test_learning_and_saving(clf, digits, tmp_path):
     restored = AnyOrderARClassifier.from_pretrained(tmp_path)
     for same in (restored, pickle.loads(pickle.dumps(clf)), copy.deepcopy(clf)):
         np.testing.assert_array_equal(same.predict_proba(X), clf.predict_proba(X))
-    tuned = make(prior=str(tmp_path), max_iter=5).fit(X, y)  # goes on from what was saved
+    tuned = make(prior=str(tmp_path), max_iter=5).fit(X, y)  # fine-tunes the saved prior
     assert tuned.score(X, y) >= 0.9
 
 
@@ -215,7 +216,7 @@ def test_cost_does_not_grow_with_classes(clf, digits):
     early = copy.deepcopy(clf).set_params(search="auto", n_orders=20)
     _, stopped = early.predict_joint_log_proba(X, return_stats=True)
     assert set(stopped["evaluations"] % 16) == {0}  # whole orders
-    assert stopped["evaluations"].mean() < 20 * 16 / 2  # of which most images need few
+    assert stopped["evaluations"].mean() < 20 * 16 / 2  # most images need few orders
     everything = early.set_params(search="exhaustive").predict(X)
     assert (early.set_params(search="auto").predict(X) == everything).mean() >= 0.96
 
@@ -225,7 +226,7 @@ def test_evidence_sums_to_the_difference(clf, digits):
     evidence = clf.explain(X, np.zeros(9, int), np.ones(9, int))
     difference = clf.transform(X)[:, 0] - clf.transform(X)[:, 1]
     np.testing.assert_allclose(evidence.tokens.sum((1, 2)), difference, atol=1e-4)
-    assert clf.explain(X).maps.shape == (9, 8, 8)  # against no class
+    assert clf.explain(X).maps.shape == (9, 8, 8)  # evidence over the null class
 
 
 def test_samples_follow_the_distribution_of_the_prior():
@@ -257,7 +258,7 @@ def test_new_classes_leave_the_scores_of_others_unchanged(clf, digits, finetune)
     grown = copy.deepcopy(two).set_params(finetune=finetune).partial_fit(X[y == 2], y[y == 2])
     after = grown.transform(X_test)
     np.testing.assert_allclose(after[:, :2], before, atol=1e-4)
-    assert len(grown.added_priors_) == (finetune != "class_embedding")
+    assert len(grown.model_.priors) - 1 == (finetune != "class_embedding")
     new = y_test == 2
     assert (after[new].argmax(1) == 2).mean() > 0.6
 
@@ -272,7 +273,7 @@ def test_prior_parameter_selects_the_architecture(digits):
 
 
 def test_new_head_on_a_frozen_trunk():
-    """Trained on some digits, saved as published weights are, and given heads for others."""
+    """Train a prior on seven digits, then only a head for the other three on its frozen trunk."""
     data = load_digits()
     X, y = data.images, data.target
     X, X_test, y, y_test = train_test_split(X, y, stratify=y, random_state=0)
@@ -293,5 +294,5 @@ def test_new_head_on_a_frozen_trunk():
     for name, weight in clf.prior_.body.state_dict().items():
         expected = body[name]
         if name == "cls_embedding.embedding_table.weight":
-            expected = expected[-1:]  # the null class's
+            expected = expected[-1:]  # only the null class is kept
         assert (weight == expected).all()

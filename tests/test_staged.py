@@ -32,7 +32,7 @@ def test_stages_equal_predictions_with_fewer_orders(fitted, digits, aggregation)
 
 def test_staged_score_uses_sample_weight(fitted, digits):
     X, y = digits[2][:10], digits[3][:10].copy()
-    y[0] = (y[0] + 1) % 3  # wrong for sure, if 0 is predicted right
+    y[0] = (y[0] + 1) % 3  # the first prediction is now wrong
     right = [predicted == y for predicted in fitted.staged_predict(X)]
     weight = np.r_[5.0, np.ones(9)]
     for score, hits in zip(fitted.staged_score(X, y, sample_weight=weight), right, strict=True):
@@ -50,7 +50,7 @@ def test_score_samples_equals_brute_force(fitted, digits):
 
 def test_score_samples_detects_outliers(fitted, digits):
     X = digits[2]
-    # by default tokens do not tell digits from their negatives, which are digits all the same
+    # with the default normalization, an image and its negative have the same tokens
     assert fitted.tokenizer_.normalize_ == "image+polarity"
     fitted = clone(fitted).set_params(tokenizer=PatchTokenizer(normalize=None)).fit(*digits[:2])
     rng = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def test_score_samples_detects_outliers(fitted, digits):
 
 
 class Staged:
-    """Right, order by order, on as many of 100 images as it is told."""
+    """Classifier that is right on a given number of 100 images after each order."""
 
     def __init__(self, right):
         self.right = right
@@ -74,7 +74,7 @@ class Staged:
 
 def test_smallest_n_orders():
     y = np.ones(100, dtype=bool)
-    # the best is right on 90 of 100: a standard error of sqrt(0.9 * 0.1 / 99) = 0.0302
+    # the best accuracy is 0.9; its standard error is sqrt(0.9 * 0.1 / 99) = 0.0302
     assert smallest_n_orders(Staged([80, 86, 87, 90, 89]), None, y) == 3
     assert smallest_n_orders(Staged([80, 86, 86, 90, 89]), None, y) == 4
     assert smallest_n_orders(Staged([90, 90, 90]), None, y) == 1

@@ -18,8 +18,8 @@ from skaocls.fitted.tokenization import fit_tokenizer, has_views, training_token
 from skaocls.hashing import hash_object
 from skaocls.images.batch import Batch
 from skaocls.images.lazy import first_views, in_memory, rows_of
-from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
+from skaocls.priors.transformer import Prior
 from skaocls.progress import say
 from skaocls.training.checkpoints import Checkpoints, checkpoints_in
 from skaocls.training.config import TrainingConfig

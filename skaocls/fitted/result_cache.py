@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import joblib
 import numpy as np
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from skaocls.distributed import is_main, run_on_main
 from skaocls.files import write_all
-from skaocls.hashing import hash_chunks, hash_object
-from skaocls.priors.interface import Prior
+from skaocls.hashing import hash_object, hash_stream
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.version import __version__
 from skaocls.warn import warn
@@ -30,22 +30,16 @@ from skaocls.warn import warn
 T = TypeVar("T")
 MAX_BYTES = 10 * 2**30  # beyond this, the least recently used entries are removed
 ABANDONED_SECONDS = 3600  # age at which a temporary file belongs to a process that was killed
-HASH_LENGTH = 32  # characters at the end of each entry
-CHUNK_BYTES = 2**20
+HASH_LENGTH = 32  # characters at the start of each entry
 
 
 class ResultCache:
-    """A folder of results that several processes may share.
+    """A folder of results that several processes may share: ``skaocls-memory`` in `memory`.
 
-    Each entry is a file: the result, pickled by joblib, followed by the hash of the pickle. Files
-    are written completely or not at all. A damaged entry causes a warning and is computed again. If
-    the folder is not writable, a warning is issued and existing entries are still read. As with any
+    Each entry is a file: the hash of a pickle, followed by this pickle of the result. Files are
+    written completely or not at all. A damaged entry causes a warning and is computed again. If the
+    folder is not writable, a warning is issued and existing entries are still read. As with any
     pickles, nobody else should have write access to the folder.
-
-    Parameters
-    ----------
-    memory : str, path or joblib.Memory
-        Entries are stored in the subfolder ``skaocls-memory``; nothing else is changed.
     """
 
     def __init__(self, memory: str | os.PathLike[str] | joblib.Memory):
@@ -60,8 +54,8 @@ class ResultCache:
     ) -> T:
         """Return the cached result for a key; on a miss call the function and store its result.
 
-        `keep` takes the result and returns whether to store it; None stores every result. All ranks
-        must make this call: the main process reads and writes, every rank calls the function.
+        `keep` takes the result and returns whether to store it. All ranks must make this call: the
+        main process reads and writes the cache, and every rank calls the function.
         """
         path = self.path(key)
         with ExitStack() as stack:
@@ -85,18 +79,15 @@ class ResultCache:
         """Return the result in a file as a tuple of one item, or None if absent or damaged."""
         try:
             with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size - HASH_LENGTH
-                if size < 0 or hash_start(file, size).encode() != file.read():
+                if file.read(HASH_LENGTH) != hash_stream(file).encode():
                     raise ValueError("its content has changed since it was written")
-                file.seek(0)
+                file.seek(HASH_LENGTH)
                 result: T = joblib.load(file)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as exc:  # pickles of another library version raise any type
-            warn(
-                f"The entry {path} of memory is damaged and is computed again: {exc}.",
-                RuntimeWarning,
-            )
+            message = f"The entry {path} of memory is damaged and is computed again: {exc}."
+            warn(message, RuntimeWarning)
             return None
         with suppress(OSError):
             os.utime(path)  # marks the entry as recently used
@@ -107,10 +98,12 @@ class ResultCache:
 
         def dump(temporary: str) -> None:
             with open(temporary, "rb+") as file:
+                file.seek(HASH_LENGTH)
                 joblib.dump(result, file)
-                size = file.tell()
+                file.seek(HASH_LENGTH)
+                digest = hash_stream(file)
                 file.seek(0)
-                file.write(hash_start(file, size).encode())
+                file.write(digest.encode())
 
         try:
             write_all(self.folder, {path.name: dump})
@@ -137,22 +130,13 @@ class ResultCache:
         """Hold the lock of an entry, so that only one process computes it."""
         folder = self.folder / "locks"
         lock = FileLock(folder / name[:2])  # 256 lock files serve all entries
-        try:
+        with suppress(OSError):  # `write` warns that the folder is not writable
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-        except OSError:  # `write` warns that the folder is not writable
-            yield
-            return
         try:
             yield
         finally:
             lock.release()
-
-
-def hash_start(file: BinaryIO, size: int) -> str:
-    """Hash the next `size` bytes of a file; the file position moves behind them."""
-    starts = range(0, size, CHUNK_BYTES)
-    return hash_chunks(file.read(min(CHUNK_BYTES, size - start)) for start in starts)
 
 
 def open_cache(memory: str | os.PathLike[str] | joblib.Memory | None) -> ResultCache | None:

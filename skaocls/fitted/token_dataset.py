@@ -6,7 +6,7 @@ from functools import partial
 from itertools import chain, count, islice
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from sklearn.frozen import FrozenEstimator
@@ -52,13 +52,13 @@ def tokenize_dataset(
 ) -> TokenDataset | None:
     """Write the tokens of images to a folder, to train a classifier on them or to predict.
 
-    Each image is tokenized once, however long training takes. Tokens are written in shards. A call
-    that was interrupted can be repeated: it writes the shards that are missing or damaged. Several
-    processes, also on several machines with a shared folder, can each write one `part`.
+    Tokens are written in shards. An interrupted call can be repeated: it writes the shards that are
+    missing or damaged. Several processes, also on several machines with a shared folder, can each
+    write one `part`.
 
-    Tokens of different images, labels, tokenizers or options are never mixed in one folder. To
-    check this, a repeated call decodes the images of existing shards again (but does not tokenize
-    them), and a process that writes one of several parts decodes the first shard of another part.
+    A folder never mixes tokens of different images, labels, tokenizers or options. To check this, a
+    repeated call decodes the images of existing shards again but does not tokenize them. A process
+    that writes one of several parts decodes one shard of another part.
 
     Parameters
     ----------
@@ -72,8 +72,8 @@ def tokenize_dataset(
     folder : str or path
         Created if it does not exist.
     y : array-like of shape (n,), default=None
-        Labels to store with the tokens. If None, the labels in X are used, where X is a PyTorch
-        data set or an iterable of pairs.
+        Labels to store with the tokens. If None, labels in X are used: X may be a PyTorch data set
+        or an iterable of pairs.
     n_views : int, default=1
         Number of views of each image. The first is the image itself; the others are transformed
         randomly, as with `augmentation`.
@@ -122,12 +122,13 @@ def tokenize_dataset(
     if not isinstance(random_state, Integral):
         raise ValueError(f"random_state={random_state!r} must be an int, the same for all parts.")
     tokenizer, reader = tokenizer_and_reader(tokenizer)
-    source = open_source(X, y, reader, type(tokenizer).__name__, shard_size)
+    owner = type(tokenizer).__name__
+    reader, n, y_hash, chunks_of = open_source(X, y, reader, owner, shard_size)
     manifest: Manifest = {
         "library": "skaocls",
         "format": FORMAT,
         "version": __version__,
-        "n": source.n,
+        "n": n,
         "n_views": int(n_views),
         "shard_size": int(shard_size),
         "parts": int(n_parts),
@@ -135,30 +136,31 @@ def tokenize_dataset(
         "n_codes": int(tokenizer.n_codes_),
         "dtype": code_dtype(tokenizer.n_codes_).name,
         "random_state": int(random_state),
-        "tokenizer": hash_tokenizer(tokenizer, source.reader),
-        "y": source.y_hash,
+        "tokenizer": hash_tokenizer(tokenizer, reader),
+        "y": y_hash,
         "codebook": None,
         "shards": {},
         "n_shards": {},
     }
-    views_per_image = 1 + len(random_view_indices(n_views))
-    total = None if source.n is None else source.n * views_per_image // n_parts
+    codebook = getattr(tokenizer, "codebook_", None)
+    codebook = np.asarray(codebook) if np.ndim(codebook) == 2 else None
+    total = None if n is None else n * (1 + len(random_view_indices(n_views))) // n_parts
     with progress(total, "tokenizing", "view", verbose) as bar:
-        writer = ShardWriter(
-            Path(folder),
-            manifest,
-            codebook_of(tokenizer),
-            lambda images, rng: views_of(tokenizer, images, n_views, rng, bar),
-        )
-        if source.n is not None:
-            for k, chunks in source.shards(writer.shards_of_other_parts(i)[:1]):
-                writer.check(k, chunks)
-        n_shards = 0
-        for k, chunks in source.shards(count(i, n_parts)):
-            writer.write(k, chunks)
-            n_shards += 1
-        if source.n is None:
-            writer.end_stream(i, n_shards)
+
+        def encode(images: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+            return views_of(tokenizer, images, n_views, rng, bar).astype(manifest["dtype"])
+
+        writer = ShardWriter(Path(folder), manifest, codebook, encode)
+        others = [k for k in map(int, writer.manifest["shards"]) if k % n_parts != i]
+        if n is not None and others:
+            writer.check(others[0], chunks_of(others[0]))
+        for k in count(i, n_parts):
+            chunks = chunks_of(k)
+            if not (first := list(islice(chunks, 1))):
+                break
+            writer.write(k, chain(first, chunks))
+        if n is None:
+            writer.end_stream(i, k // n_parts)
     complete = not shard_numbers(read_manifest(Path(folder)))[1]
     return TokenDataset(folder, check=False) if complete else None
 
@@ -166,30 +168,14 @@ def tokenize_dataset(
 # Images and labels ------------------------------------------------------------------------------
 
 
-class Source(NamedTuple):
-    """Images to tokenize.
+def open_source(
+    X: Any, y: Any, reader: Reader | None, owner: str, shard_size: int
+) -> tuple[Reader, int | None, str | None, Callable[[int], Chunks]]:
+    """Validate X and y; without a reader, learn one from X.
 
-    Attributes
-    ----------
-    reader : Reader
-        Decodes the images.
-    n : int or None
-        Number of images; None for a stream.
-    y_hash : str or None
-        Hash of the labels passed as y.
-    shards : callable
-        Takes numbers of shards and yields each number with the decoded images and labels of the
-        shard, until the images end.
+    Returns the reader, the number of images (None for a stream), the hash of y, and a function that
+    returns the decoded images and labels of a shard. It is called with ascending numbers.
     """
-
-    reader: Reader
-    n: int | None
-    y_hash: str | None
-    shards: Callable[[Iterable[int]], Iterator[tuple[int, Chunks]]]
-
-
-def open_source(X: Any, y: Any, reader: Reader | None, owner: str, shard_size: int) -> Source:
-    """Validate X and y; without a reader, learn one from X."""
     if is_stream(X):
         if y is not None:
             raise ValueError("y is not supported where X is a stream: X must yield (image, label).")
@@ -198,13 +184,13 @@ def open_source(X: Any, y: Any, reader: Reader | None, owner: str, shard_size: i
             first = list(islice(items, 1))
             reader = learn_reader(split_pairs(first)[0], owner).reader
             items = chain(first, items)
-        return Source(reader, None, None, partial(stream_shards, reader, items, shard_size))
+        return reader, None, None, partial(stream_chunks, reader, items, shard_size)
     batch = learn_reader(X, owner) if reader is None else reader.open(X)
     if y is not None:
         y = label_array(y)
         check_consistent_length(batch, y)
     y_hash = None if y is None else hash_object(y)
-    return Source(batch.reader, len(batch), y_hash, partial(batch_shards, batch, y, shard_size))
+    return batch.reader, len(batch), y_hash, partial(batch_chunks, batch, y, shard_size)
 
 
 def tokenizer_and_reader(tokenizer: Any) -> tuple[Any, Reader | None]:
@@ -228,43 +214,23 @@ def is_stream(X: object) -> bool:
     return isinstance(X, IterableDataset) or (isinstance(X, Iterable) and not is_sequence)
 
 
-def batch_shards(
-    batch: Batch, y: np.ndarray | None, shard_size: int, numbers: Iterable[int]
-) -> Iterator[tuple[int, Chunks]]:
-    """Yield the shards of images that can be indexed."""
-    for k in numbers:
-        rows = range(len(batch))[k * shard_size : (k + 1) * shard_size]
-        if not rows:
-            return
-        yield k, batch_chunks(batch, y, rows)
-
-
-def batch_chunks(batch: Batch, y: np.ndarray | None, rows: range) -> Chunks:
-    """Yield decoded images and labels of some rows."""
+def batch_chunks(batch: Batch, y: np.ndarray | None, shard_size: int, k: int) -> Chunks:
+    """Yield decoded images and labels of shard k of images that can be indexed."""
     reader, data = batch.reader, batch.data
     is_pairs = y is None and isinstance(data, Items) and has_label(data.items(np.arange(1))[0])
-    for start in rows[:: chunk_size(reader)]:
-        chunk = slice(start, min(start + chunk_size(reader), rows.stop))
+    stop = min((k + 1) * shard_size, len(batch))
+    for start in range(k * shard_size, stop, chunk_size(reader)):
+        rows = np.arange(start, min(start + chunk_size(reader), stop))
         if is_pairs:
-            images, labels = split_pairs(data.items(np.arange(chunk.start, chunk.stop)))
+            images, labels = split_pairs(data.items(rows))
             yield reader.open(images, check_scale=False).images(), labels
         else:
-            yield batch.images(chunk), None if y is None else y[chunk]
+            yield batch.images(rows), None if y is None else y[rows]
 
 
-def stream_shards(
-    reader: Reader, items: Iterator[Any], shard_size: int, numbers: Iterable[int]
-) -> Iterator[tuple[int, Chunks]]:
-    """Yield the shards of a stream, one after the other, under the given numbers."""
-    for k in numbers:
-        first = list(islice(items, 1))
-        if not first:
-            return
-        yield k, stream_chunks(reader, chain(first, islice(items, shard_size - 1)))
-
-
-def stream_chunks(reader: Reader, items: Iterator[Any]) -> Chunks:
-    """Yield decoded images and labels of the items of a stream."""
+def stream_chunks(reader: Reader, items: Iterator[Any], shard_size: int, k: int) -> Chunks:
+    """Yield decoded images and labels of the next shard of a stream, whatever its number is."""
+    items = islice(items, shard_size)
     while chunk := list(islice(items, chunk_size(reader))):
         images, labels = split_pairs(chunk)
         yield reader.open(images).images(), labels
@@ -306,12 +272,6 @@ def label_array(y: Any) -> np.ndarray:
     if labels.ndim != 1 or labels.dtype == object:
         raise ValueError("Labels must be numbers or strings, one for each image.")
     return labels
-
-
-def codebook_of(tokenizer: Any) -> np.ndarray | None:
-    """Return the vector of each code, if the tokenizer has a codebook of vectors."""
-    codebook: Any = getattr(tokenizer, "codebook_", None)
-    return np.asarray(codebook) if np.ndim(codebook) == 2 else None
 
 
 def hash_tokenizer(tokenizer: Any, reader: Reader) -> str:

@@ -142,9 +142,12 @@ def training_tokens(
     n_views = resolve_n_views(tokenizer, augmentation)
     say(verbose, f"{n_views} views of each image", 2)
     seed = rng.randint(2**31 - 1) if random_view_indices(n_views) else 0
+    own_blocks = batch.rank_blocks()
+
+    own_blocks = batch.rank_blocks()
 
     def encode_blocks() -> Iterator[np.ndarray]:
-        for block, images in batch.rank_blocks():
+        for block, images in own_blocks:
             block_rng = np.random.RandomState([seed, block])
             yield views_of(tokenizer, images, n_views, block_rng, bar)
 

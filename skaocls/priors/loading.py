@@ -1,4 +1,8 @@
-"""Load priors from weights with the parameter names of the published checkpoints."""
+"""Load priors from weights with the parameter names of the published checkpoints.
+
+The shapes of the weights determine the sizes of the prior. The grid, the number of heads and the
+number of classes cannot be read from the weights and are arguments.
+"""
 
 import os
 import warnings
@@ -9,8 +13,9 @@ from torch import Tensor
 
 from skaocls.devices import own_torch_state
 from skaocls.files import MAX_LISTED, assign, find_file, read_state_dict
+from skaocls.priors.layers import rope_table
 from skaocls.priors.shared_trunk import ClassHead, SharedTrunkPrior
-from skaocls.priors.transformer import AnyOrderPrior, rope_table
+from skaocls.priors.transformer import AnyOrderPrior
 
 PUBLISHED_GRID = (16, 16)
 PUBLISHED_HEAD_DIM = 64
@@ -27,36 +32,13 @@ def prior_from_state_dict(
     num_classes: int | None = None,
     source: str = "The state dict",
 ) -> AnyOrderPrior:
-    """Create a prior from weights; their shapes determine its sizes.
+    """Create a prior in evaluation mode from weights; their shapes determine its sizes.
 
-    Parameters
-    ----------
-    state : dict of str to Tensor
-        Weights under the published names. Float32 tensors become the prior's parameters without a
-        copy. Only the class table is copied if a row must be added.
-    grid : tuple of int (rows, cols), default=None
-        Arrangement of the tokens, which weights do not store; None is the published 16 x 16.
-    n_head : int, default=None
-        Number of attention heads, which weights do not store; None is the published ``dim / 64``.
-    num_classes : int, default=None
-        Number of classes. The class table has a row for each class, and may have one for the null
-        class. None assumes that 1001 rows are ImageNet's classes and the null class. Any other
-        number causes a warning: 1000 rows are assumed to be classes only, otherwise the last row is
-        assumed to be the null class. A missing null class is replaced by the mean of the class
-        vectors. It does not affect classification, but evidence without a rival, guidance,
-        ``finetune="head"`` and class dropout.
-    source : str
-        Name of the weights in error messages.
-
-    Returns
-    -------
-    prior : AnyOrderPrior
-        Prior in evaluation mode.
-
-    Raises
-    ------
-    ValueError
-        If the weights are not those of a RandAR prior, or have another number of classes.
+    Float32 tensors become the prior's parameters without a copy. Weights do not store `grid` and
+    `n_head`: None means the published 16 x 16 and ``dim / 64``. The class table has a row for each
+    class, and may have one more for the null class. A missing null class is replaced by the mean of
+    the class vectors. This affects only evidence without a rival, guidance, ``finetune="head"`` and
+    class dropout. `source` names the weights in error messages.
     """
     try:
         vocab_size, dim = state["tok_embeddings.weight"].shape
@@ -88,7 +70,11 @@ def prior_from_state_dict(
 
 
 def number_of_classes(n_rows: int, num_classes: int | None, source: str) -> int:
-    """Return the number of classes of a class table, see :func:`prior_from_state_dict`."""
+    """Return the number of classes of a class table, without the null class.
+
+    None assumes that 1001 rows are ImageNet's classes and the null class. It warns for any other
+    number: 1000 rows are assumed to be classes only, otherwise the last row to be the null class.
+    """
     if num_classes is None:
         num_classes = n_rows if n_rows == PUBLISHED_CLASSES else n_rows - 1
         if n_rows != PUBLISHED_CLASSES + 1:
@@ -97,7 +83,7 @@ def number_of_classes(n_rows: int, num_classes: int | None, source: str) -> int:
             warnings.warn(
                 f"{source} has a class table of {n_rows} rows, which is read as {num_classes} "
                 f"classes with {last} for the null class. Pass num_classes={num_classes} to "
-                f"load_prior or from_pretrained if this is right, num_classes={other} if not.",
+                f"load_prior or PretrainedWeights if this is right, num_classes={other} if not.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -118,9 +104,11 @@ def shared_trunk_from_state_dict(
     source: str = "The state dict",
 ) -> SharedTrunkPrior:
     """Create a prior from the state dict of a :class:`SharedTrunkPrior`."""
-    body_state = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+    body_state, head_state = (
+        {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}
+        for part in ("body.", "head.")
+    )
     body = own_prior_from_state_dict(body_state, grid=grid, n_head=n_head, source=source)
-    head_state = {k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")}
     try:
         n_rows, width = head_state["classes.weight"].shape
         rank = head_state["tokens"].shape[2]
@@ -153,39 +141,7 @@ def load_prior(
     n_head: int | None = None,
     num_classes: int | None = None,
 ) -> AnyOrderPrior:
-    """Load a RandAR prior; the shapes of the weights determine its sizes.
-
-    Parameters
-    ----------
-    source, filename, revision, token
-        As in :func:`find_file`.
-    grid, n_head, num_classes
-        As in :func:`prior_from_state_dict`.
-
-    Returns
-    -------
-    prior : AnyOrderPrior
-        Prior on the CPU, in float32 and evaluation mode. The file is no longer needed.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be found or downloaded.
-    ValueError
-        If the file does not contain a RandAR prior.
-
-    Examples
-    --------
-    >>> import os, tempfile
-    >>> from safetensors.torch import save_file
-    >>> from skaocls import AnyOrderPrior
-    >>> from skaocls.priors.loading import load_prior
-    >>> prior = AnyOrderPrior(vocab_size=16, grid=(2, 2), num_classes=3, dim=64, n_head=4)
-    >>> file = os.path.join(tempfile.mkdtemp(), "prior.safetensors")
-    >>> save_file(prior.state_dict(), file)
-    >>> load_prior(file, grid=(2, 2), n_head=4, num_classes=3).num_classes
-    3
-    """
+    """Load a RandAR prior on the CPU in float32, see `find_file` and `prior_from_state_dict`."""
     path = find_file(source, filename, revision=revision, token=token)
     return prior_from_state_dict(
         read_state_dict(path), grid=grid, n_head=n_head, num_classes=num_classes, source=str(path)

@@ -23,8 +23,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from skaocls.priors.interface import Prior
-from skaocls.priors.transformer import AnyOrderPrior, RMSNorm
+from skaocls.priors.layers import RMSNorm
+from skaocls.priors.transformer import AnyOrderPrior, Prior
 
 INITIAL_STD = 0.3  # standard deviation of initial scales and shifts between classes
 
@@ -32,23 +32,7 @@ INITIAL_STD = 0.3  # standard deviation of initial scales and shifts between cla
 class ClassHead(nn.Module):
     """The head that computes class-dependent distributions, see the module's docstring.
 
-    Parameters
-    ----------
-    dim : int
-        Width of the hidden states.
-    vocab_size : int
-        Number of token values.
-    num_classes : int
-        Number of classes without the null class.
-    width : int, default=128
-        Length of the scale and the shift of a class.
-    rank : int, default=64
-        Rank of the tilts.
-    slots : int array of shape (vocab_size,), default=None
-        Slot of each code; consecutive slots form groups (:func:`similar_slots`). None keeps the
-        order of the codes.
-    generator : torch.Generator, default=None
-        Draws the initial weights; None uses torch's global generator.
+    Consecutive slots form the groups of codes. The parameters are those of SharedTrunkPrior.
     """
 
     slots: Tensor
@@ -97,10 +81,7 @@ class ClassHead(nn.Module):
         return slot // self.group_size, slot % self.group_size
 
     def base(self, hidden: Tensor, output: Tensor) -> Tensor:
-        """Return the trunk's float32 logits (..., n_groups, group_size); empty slots are -inf.
-
-        `hidden` (..., dim) are normalized states, `output` (vocab_size, dim) the output layer.
-        """
+        """Return the trunk's float32 logits (..., n_groups, group_size); empty slots are -inf."""
         code, empty = self.layout()
         logits = F.linear(hidden, output[code]).float().masked_fill(empty, -torch.inf)
         return logits.view(*logits.shape[:-1], self.n_groups, self.group_size)
@@ -125,13 +106,9 @@ class ClassHead(nn.Module):
         """Return the log-probability (...) of codes, from :meth:`base` and tilts z (..., rank)."""
         group, member = self.place(codes)
         among = base.logsumexp(-1) + self.groups(z).float()
-        own = group[..., None, None].expand(*group.shape, 1, self.group_size)
         # tilting all codes is faster than copying the codes of each target's group
-        within = self.tilted(base, z).gather(-2, own).squeeze(-2)
-        of_group = among.log_softmax(-1).gather(-1, group[..., None])
-        in_group = within.log_softmax(-1).gather(-1, member[..., None])
-        log_prob: Tensor = (of_group + in_group).squeeze(-1)
-        return log_prob
+        within = codes_of(self.tilted(base, z), group)
+        return log_softmax_at(among, group) + log_softmax_at(within, member)
 
     def log_prob_by_class(self, base: Tensor, z: Tensor, codes: Tensor) -> Tensor:
         """Return the log-probability (..., n_classes) of codes under z (..., n_classes, rank).
@@ -140,17 +117,11 @@ class ClassHead(nn.Module):
         tilting all codes as :meth:`log_prob` does.
         """
         group, member = self.place(codes)
-        own = group[..., None, None].expand(*group.shape, 1, self.group_size)
-        of_members, of_groups = base.gather(-2, own), base.logsumexp(-1)[..., None, :]
         tilts = F.embedding(group, self.tokens.flatten(1)).unflatten(-1, self.tokens.shape[1:])
-        within = (z @ tilts.transpose(-1, -2)).float() + of_members
-        among = self.groups(z).float() + of_groups
-        of_group, in_group = (
-            logits.log_softmax(-1).gather(-1, at[..., None, None].expand(*logits.shape[:-1], 1))
-            for logits, at in ((among, group), (within, member))
-        )
-        log_prob: Tensor = (of_group + in_group).squeeze(-1)
-        return log_prob
+        within = (z @ tilts.transpose(-1, -2)).float() + codes_of(base, group)[..., None, :]
+        among = self.groups(z).float() + base.logsumexp(-1)[..., None, :]
+        group, member = (a[..., None].expand(z.shape[:-1]) for a in (group, member))
+        return log_softmax_at(among, group) + log_softmax_at(within, member)
 
     def log_softmax(self, base: Tensor, z: Tensor) -> Tensor:
         """Return the log-probabilities (..., vocab_size) of all codes."""
@@ -182,7 +153,7 @@ class SharedTrunkPrior(Prior):
     rank : int, default=64
         Rank of the tilts between classes.
     slots : int array of shape (vocab_size,), default=None
-        Slot of each code, such that similar codes are neighbors, see :func:`similar_slots`.
+        Permutation that moves similar codes next to each other. None keeps the order of the codes.
     generator : torch.Generator, default=None
         Draws the initial float32 weights; None uses torch's global generator.
     body : AnyOrderPrior, default=None
@@ -238,7 +209,6 @@ class SharedTrunkPrior(Prior):
 
     @property
     def class_table(self) -> Tensor:
-        """Scale and shift of each class, null class last."""
         return self.head.classes.weight
 
     @property
@@ -258,11 +228,6 @@ class SharedTrunkPrior(Prior):
         self.num_classes = len(table) - 1
         self.head.classes = nn.Embedding.from_pretrained(table, freeze=False)
 
-    def hidden(self, codes: Tensor, orders: Tensor, generator: Generator | None = None) -> Tensor:
-        """Return the trunk's states (items, n_tokens, dim) before each token."""
-        values = self.class_values(codes[:, 0], generator)
-        return self.body.hidden(codes, orders, values, generator)
-
     def predict(self, hidden: Tensor, labels: Tensor) -> Tensor:
         return self.head.log_softmax(self.base(hidden), self.head.tilt(hidden, labels[:, None]))
 
@@ -273,20 +238,8 @@ class SharedTrunkPrior(Prior):
     def log_prob(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        """Compute the log-probability of each token.
-
-        Parameters
-        ----------
-        codes, orders, labels, generator
-            As in :meth:`forward`.
-
-        Returns
-        -------
-        log_prob : float32 tensor of shape (items, n_tokens)
-            In the sequence of reading.
-        """
         orders = orders.expand_as(codes)
-        hidden = self.hidden(codes, orders, generator)
+        hidden = self.hidden(codes, orders, labels, generator)
         z = self.head.tilt(hidden, labels[:, None])
         return self.head.log_prob(self.base(hidden), z, codes.gather(1, orders))
 
@@ -300,9 +253,8 @@ class SharedTrunkPrior(Prior):
         steps: slice,
         generator: Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute :meth:`Prior.log_prob_with_rivals`, reading each item once."""
         orders = orders.expand_as(codes)
-        hidden = self.hidden(codes, orders, generator)
+        hidden = self.hidden(codes, orders, labels, generator)
         base, targets, head = self.base(hidden), codes.gather(1, orders), self.head
         log_prob = head.log_prob(base, head.tilt(hidden, labels[:, None]), targets)
         z = head.tilt(hidden[selected, steps][:, :, None], rivals[:, None])
@@ -313,29 +265,16 @@ class SharedTrunkPrior(Prior):
         """Return the trunk's class values, which are the same for all classes."""
         return self.body.class_values(torch.zeros_like(labels), generator)
 
-    def forward(
-        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
-    ) -> Tensor:
-        """Compute the log-probabilities of all codes at every step.
 
-        Parameters
-        ----------
-        codes : int tensor of shape (items, n_tokens)
-            Tokens in raster order.
-        orders : int tensor of shape (items, n_tokens) or (1, n_tokens)
-            Position (raster index) read at each step.
-        labels : int tensor of shape (items,)
-            Class of each item; `num_classes` is the null class.
-        generator : torch.Generator, default=None
-            Draws dropout masks during training; None uses torch's global generator.
+def codes_of(by_group: Tensor, group: Tensor) -> Tensor:
+    """Select the codes of one group, (..., group_size) of (..., n_groups, group_size)."""
+    index = group[..., None, None].expand(*group.shape, 1, by_group.shape[-1])
+    return by_group.gather(-2, index).squeeze(-2)
 
-        Returns
-        -------
-        log_prob : float32 tensor of shape (items, n_tokens, vocab_size)
-            Entry ``[i, s]`` predicts the token at position ``orders[i, s]``.
-        """
-        orders = orders.expand_as(codes)
-        return self.predict(self.hidden(codes, orders, generator), labels)
+
+def log_softmax_at(logits: Tensor, index: Tensor) -> Tensor:
+    """Return the log-probability of one index (...) of logits (..., n)."""
+    return logits.log_softmax(-1).gather(-1, index[..., None]).squeeze(-1)
 
 
 def group_size(vocab_size: int) -> int:
@@ -344,26 +283,9 @@ def group_size(vocab_size: int) -> int:
 
 
 def similar_slots(codebook: np.ndarray) -> np.ndarray:
-    """Order codes so that similar codes are neighbors.
+    """Return the slot of each code of a codebook (vocab_size, n_features); groups are similar.
 
     The codes are split in half along their principal axis, recursively.
-
-    Parameters
-    ----------
-    codebook : array of shape (vocab_size, n_features)
-        One vector per code.
-
-    Returns
-    -------
-    slots : int64 array of shape (vocab_size,)
-        Permutation. Each group of :func:`group_size` consecutive slots contains similar codes.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls.priors.shared_trunk import similar_slots
-    >>> similar_slots(np.array([[9.0], [1.0], [8.0], [2.0]]))
-    array([3, 0, 2, 1])
     """
     size = group_size(len(codebook))
 

@@ -1,135 +1,162 @@
-"""The autoregressive prior: a decoder-only transformer that reads tokens in any order.
+"""Priors: the interface for training, scoring and sampling, and the published architecture.
 
 The architecture and the parameter names are those of the published RandAR checkpoints (Pang et al.,
 arXiv 2412.01827). A *position-instruction* token precedes each image token and encodes its
 position. One model therefore computes log p(tokens | class, order) for every order.
 """
 
+from abc import ABC, abstractmethod
 from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from skaocls.priors.interface import Prior
-
-NORM_EPS = 1e-5
-ROPE_BASE = 10000.0
+from skaocls.priors.layers import Block, Dropout, RMSNorm, rope_table, rotate
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square normalization, always computed in float32."""
+class Prior(nn.Module, ABC):
+    """Base class of priors: models of log p(tokens | class, order).
 
-    def __init__(self, dim: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPS).type_as(x) * self.weight
-
-
-class Dropout(nn.Module):
-    """Dropout that can draw its mask from a given generator."""
-
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        if not (self.training and self.p):
-            return x
-        kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=generator)
-        return x * kept.div_(1 - self.p)
-
-
-class Attention(nn.Module):
-    """Causal self-attention of the tokens, which also attend to the class token.
-
-    The rotation of the class token is all zeros, so its query and key are zero. The class token
-    attends only to itself, and every other token attends to it with score 0. Its value depends only
-    on the class and is passed in as `class_value`.
+    `grid` is (rows, cols). Label `num_classes` is the null class (unconditional).
     """
 
-    def __init__(self, dim: int, n_head: int, dropout: float):
-        super().__init__()
-        self.n_head = n_head
-        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.wo = nn.Linear(dim, dim, bias=False)
-        self.dropout = Dropout(dropout)
+    vocab_size: int
+    grid: tuple[int, int]
+    num_classes: int
 
-    def class_value(self, x: Tensor) -> Tensor:
-        dim = x.shape[-1]
-        return F.linear(x, self.wqkv.weight[2 * dim :])
+    @property
+    @abstractmethod
+    def transformer(self) -> "AnyOrderPrior":
+        """The transformer that reads the tokens."""
+
+    @property
+    @abstractmethod
+    def class_table(self) -> Tensor:
+        """The parameters of each class, (num_classes + 1, n_parameters), null class last."""
+
+    @abstractmethod
+    def replace_class_table(self, table: Tensor) -> None:
+        """Replace all classes by those of a table like :attr:`class_table`."""
+
+    @abstractmethod
+    def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
+        """Return the class token's value in each layer, (..., dim), for labels (...)."""
+
+    @abstractmethod
+    def predict(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return float32 logits (items, steps, vocab_size) for hidden states and classes."""
+
+    @abstractmethod
+    def readings(self, n_classes: int) -> int:
+        """Return how many passes of the transformer score one order under `n_classes` classes."""
+
+    def hidden(
+        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
+    ) -> Tensor:
+        """Return the transformer's hidden states (items, n_tokens, dim) before each token."""
+        values = self.class_values(labels, generator)
+        return self.transformer.states(codes, orders, values, generator)
 
     def forward(
-        self,
-        x: Tensor,
-        class_value: Tensor,
-        rope: Tensor,
-        mask: Tensor,
-        step: int = 1,
-        generator: Generator | None = None,
+        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        dim = x.shape[-1]
-        if step == 1:
-            q, k, v = self.wqkv(x).chunk(3, -1)
-        else:
-            q = F.linear(x[:, ::step], self.wqkv.weight[:dim])
-            k, v = F.linear(x, self.wqkv.weight[dim:]).chunk(2, -1)
-        q = rotate(self._heads(q), rope[:, :, ::step])
-        k = F.pad(rotate(self._heads(k), rope), (0, 0, 1, 0))
-        v = torch.cat([self._heads(class_value.unsqueeze(-2)), self._heads(v)], -2)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        out: Tensor = self.dropout(self.wo(y.transpose(1, 2).flatten(2)), generator)
-        return out
+        """Compute the logits of every step.
 
-    def _heads(self, x: Tensor) -> Tensor:
-        heads: Tensor = x.unflatten(-1, (self.n_head, -1)).transpose(-2, -3)
-        return heads
+        Parameters
+        ----------
+        codes : int tensor of shape (items, n_tokens)
+            Tokens in raster order.
+        orders : int tensor of shape (items, n_tokens) or (1, n_tokens)
+            Position (raster index) read at each step.
+        labels : int tensor of shape (items,)
+            Class of each item; `num_classes` is the null class.
+        generator : torch.Generator, default=None
+            Draws dropout masks during training; None uses torch's global generator.
 
+        Returns
+        -------
+        logits : float32 tensor of shape (items, n_tokens, vocab_size)
+            Entry ``[i, s]`` predicts the token at position ``orders[i, s]``.
+        """
+        return self.predict(self.hidden(codes, orders.expand_as(codes), labels, generator), labels)
 
-class FeedForward(nn.Module):
-    """SwiGLU: ``w2(silu(w1 x) * w3 x)``."""
-
-    def __init__(self, dim: int, hidden: int, dropout: float):
-        super().__init__()
-        self.w1 = nn.Linear(dim, hidden, bias=False)
-        self.w3 = nn.Linear(dim, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, dim, bias=False)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        out: Tensor = self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)), generator)
-        return out
-
-
-class Block(nn.Module):
-    def __init__(self, dim: int, n_head: int, hidden: int, dropout: float):
-        super().__init__()
-        self.attention = Attention(dim, n_head, dropout)
-        self.feed_forward = FeedForward(dim, hidden, dropout)
-        self.attention_norm = RMSNorm(dim)
-        self.ffn_norm = RMSNorm(dim)
-
-    def forward(
-        self,
-        x: Tensor,
-        class_value: Tensor,
-        rope: Tensor,
-        mask: Tensor,
-        step: int = 1,
-        generator: Generator | None = None,
+    def log_prob(
+        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        y = self.attention(self.attention_norm(x), class_value, rope, mask, step, generator)
-        x = x[:, ::step] + y
-        out: Tensor = x + self.feed_forward(self.ffn_norm(x), generator)
-        return out
+        """Compute the log-probability of each token.
 
-    def read_class(self, x: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return the attention value of the class token x (..., dim), and the block's output."""
-        v = self.attention.class_value(self.attention_norm(x))
-        x = x + self.attention.dropout(self.attention.wo(v), generator)
-        return v, x + self.feed_forward(self.ffn_norm(x), generator)
+        Parameters
+        ----------
+        codes, orders, labels, generator
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        log_prob : float32 tensor of shape (items, n_tokens)
+            In the sequence of reading.
+        """
+        logits = self(codes, orders, labels, generator).flatten(0, 1)
+        targets = codes.gather(1, orders.expand_as(codes)).flatten()
+        return -F.cross_entropy(logits, targets, reduction="none").view(codes.shape)
+
+    def log_prob_with_rivals(
+        self,
+        codes: Tensor,
+        orders: Tensor,
+        labels: Tensor,
+        selected: Tensor,
+        rivals: Tensor,
+        steps: slice,
+        generator: Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute :meth:`log_prob`, and log-probabilities of selected items under other classes.
+
+        `selected` are indices of items, `rivals` (n_selected, n_rivals) their other classes. The
+        second result is (n_selected, n_steps, n_rivals), for the steps of the slice `steps`.
+        """
+        n_items, n_rivals = len(codes), rivals.shape[1]
+        orders = orders.expand_as(codes)
+        items = torch.cat([torch.arange(n_items, device=codes.device), selected.repeat(n_rivals)])
+        labels = torch.cat([labels, rivals.T.flatten()])
+        log_prob = self.log_prob(codes[items], orders[items], labels, generator)
+        log_prob, rival_log_prob = log_prob.tensor_split([n_items])
+        rival_log_prob = rival_log_prob.view(n_rivals, len(selected), -1)
+        return log_prob, rival_log_prob[..., steps].permute(1, 2, 0)
+
+    def hidden_weights(self) -> dict[Tensor, int]:
+        """Return hidden weight matrices, mapped to the number of matrices stacked in each."""
+        layers = self.transformer.layers
+        found: dict[Tensor, int] = {p: 1 for p in layers.parameters() if p.ndim == 2}
+        return found | {block.attention.wqkv.weight: 3 for block in self.transformer.blocks}
+
+    @property
+    def sizes(self) -> dict[str, object]:
+        """The value of the classifier's parameter `prior` that creates a prior of this size."""
+        body = self.transformer
+        hidden = body.blocks[0].feed_forward.w1.weight.shape[0]
+        return {
+            "dim": self.dim,
+            "n_layer": len(body.blocks),
+            "n_head": body.n_head,
+            "multiple_of": hidden,
+            "dropout": body.tok_dropout.p,
+        }
+
+    @property
+    def dim(self) -> int:
+        """Width of the transformer."""
+        return self.transformer.output.weight.shape[1]
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens of an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.transformer.output.weight.device
 
 
 class AnyOrderPrior(Prior):
@@ -241,7 +268,6 @@ class AnyOrderPrior(Prior):
 
     @property
     def class_table(self) -> Tensor:
-        """One vector per class, null class last."""
         return cast(Tensor, self.cls_embedding["embedding_table"].weight)
 
     @property
@@ -256,7 +282,6 @@ class AnyOrderPrior(Prior):
         self.cls_embedding["embedding_table"] = nn.Embedding.from_pretrained(table, freeze=False)
 
     def set_dropout(self, p: float) -> None:
-        """Set the dropout probability."""
         for module in self.modules():
             if isinstance(module, Dropout):
                 module.p = p
@@ -266,18 +291,6 @@ class AnyOrderPrior(Prior):
         return cast(list[Block], list(self.layers))
 
     def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
-        """Return the attention value of the class token in each layer.
-
-        Parameters
-        ----------
-        labels : int tensor of shape (...)
-        generator : torch.Generator, default=None
-            Draws dropout masks.
-
-        Returns
-        -------
-        values : list of n_layer tensors of shape (..., dim)
-        """
         x = F.embedding(labels, self.class_table)
         values = []
         for block in self.blocks:
@@ -288,22 +301,10 @@ class AnyOrderPrior(Prior):
     def interleave(
         self, tokens: Tensor, orders: Tensor, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the embeddings of p1 t1 p2 t2 ... pn, position instructions and tokens in turn.
+        """Return the embeddings of p1 t1 p2 t2 ... pn, and their rotations (:func:`rope_table`).
 
-        The last token is left out because nothing is predicted from it.
-
-        Parameters
-        ----------
-        tokens, orders : int tensors of shape (items, n_tokens)
-            Tokens and positions (raster indices) in the sequence of reading.
-        generator : torch.Generator, default=None
-            Draws dropout masks.
-
-        Returns
-        -------
-        x : tensor of shape (items, 2 n_tokens - 1, dim)
-        rope : tensor of shape (items, 1, 2 n_tokens - 1, head_dim / 2, 2)
-            Rotation of each embedding, see :func:`rope_table`.
+        Position instructions p and tokens t alternate. The last token is left out because nothing
+        is predicted from it. Tokens and orders (items, n_tokens) are in the sequence of reading.
         """
         rope = self.rope[orders]
         head = self.pos_instruct_embeddings.view(self.n_head, 1, -1)
@@ -312,54 +313,10 @@ class AnyOrderPrior(Prior):
         x = torch.stack([instructions, embedded], 2).flatten(1, 2)
         return x[:, :-1], rope.repeat_interleave(2, 1)[:, None, :-1]
 
-    def forward(
-        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
-    ) -> Tensor:
-        """Compute the logits of every step.
-
-        Parameters
-        ----------
-        codes : int tensor of shape (items, n_tokens)
-            Tokens in raster order.
-        orders : int tensor of shape (items, n_tokens) or (1, n_tokens)
-            Position (raster index) read at each step.
-        labels : int tensor of shape (items,)
-            Class of each item; `num_classes` is the null class.
-        generator : torch.Generator, default=None
-            Draws dropout masks during training; None uses torch's global generator.
-
-        Returns
-        -------
-        logits : float32 tensor of shape (items, n_tokens, vocab_size)
-            Entry ``[i, s]`` predicts the token at position ``orders[i, s]``.
-        """
-        values = self.class_values(labels, generator)
-        return self.predict(self.hidden(codes, orders.expand_as(codes), values, generator), labels)
-
-    def log_prob(
-        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
-    ) -> Tensor:
-        """Compute the log-probability of each token.
-
-        Parameters
-        ----------
-        codes, orders, labels, generator
-            As in :meth:`forward`.
-
-        Returns
-        -------
-        log_prob : float32 tensor of shape (items, n_tokens)
-            In the sequence of reading.
-        """
-        logits = self(codes, orders, labels, generator).flatten(0, 1)
-        targets = codes.gather(1, orders.expand_as(codes)).flatten()
-        return -F.cross_entropy(logits, targets, reduction="none").view(codes.shape)
-
     def predict(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        logits: Tensor = self.output(self.norm(hidden))
-        return logits.float()
+        return F.linear(self.norm(hidden), self.output.weight).float()
 
-    def hidden(
+    def states(
         self,
         codes: Tensor,
         orders: Tensor,
@@ -375,22 +332,3 @@ class AnyOrderPrior(Prior):
         # the last layer needs queries at the predicting positions only
         states: Tensor = self.blocks[-1](x, class_values[-1], rope, mask[::2], 2, generator)
         return states
-
-
-def rope_table(grid: tuple[int, int], head_dim: int) -> Tensor:
-    """Return cosines and sines of the 2D rotary embedding, (n_tokens, head_dim / 2, 2).
-
-    The first half of the channel pairs rotates with the row, the second half with the column.
-    """
-    rows, cols = grid
-    freqs = ROPE_BASE ** (-torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))
-    by_row = torch.outer(torch.arange(rows).float(), freqs).repeat_interleave(cols, 0)
-    by_col = torch.outer(torch.arange(cols).float(), freqs).repeat(rows, 1)
-    angles = torch.cat([by_row, by_col], 1)
-    return torch.stack([angles.cos(), angles.sin()], -1)
-
-
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate interleaved channel pairs of x (..., head_dim) by rope (..., head_dim / 2, 2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * torch.view_as_complex(rope)).flatten(-2).type_as(x)

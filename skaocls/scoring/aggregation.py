@@ -9,44 +9,14 @@ AGGREGATIONS = ("mean_log_likelihood", "mean_posterior", "logsumexp")
 def joint_log_proba(
     log_likelihood: np.ndarray, class_log_prior: np.ndarray, aggregation: str
 ) -> np.ndarray:
-    """Combine orders into one log p(image, class) per image and class.
+    """Combine log-likelihoods (n_images, n_orders, n_classes) into one log p(image, class).
 
-    Parameters
-    ----------
-    log_likelihood : array of shape (n_images, n_orders, n_classes)
-        log p(tokens | class, order), in nats; -inf where the tokens are impossible. The posterior
-        of an order is the class prior if the tokens are impossible under every class.
-    class_log_prior : array of shape (n_classes,)
-        log p(class).
-    aggregation : {"mean_log_likelihood", "mean_posterior", "logsumexp"}
-        ``"mean_log_likelihood"`` averages the log-likelihoods over the orders (a geometric mean
-        of the likelihoods). ``"logsumexp"`` averages the likelihoods: the order is a latent
-        variable with a uniform prior. ``"mean_posterior"`` averages the posteriors of the single
-        orders; the joint is this average times p(image) as ``"logsumexp"`` estimates it.
-
-    Returns
-    -------
-    joint : float64 array of shape (n_images, n_classes)
-        Unnormalized log posterior; its softmax is the posterior.
-
-    References
-    ----------
-    Sudakov, Babenko, Baranchuk, arXiv 2603.19122, section 3.
-
-    Examples
-    --------
-    Two orders and two classes: the first order favors one class, the second is undecided.
-
-    >>> import numpy as np
-    >>> from skaocls.scoring.aggregation import joint_log_proba
-    >>> ll = np.log([[[0.8, 0.2], [0.5, 0.5]]])
-    >>> uniform = np.log([0.5, 0.5])
-    >>> for aggregation in ("mean_log_likelihood", "mean_posterior", "logsumexp"):
-    ...     joint = np.exp(joint_log_proba(ll, uniform, aggregation))
-    ...     print((joint / joint.sum()).round(3))
-    [[0.667 0.333]]
-    [[0.65 0.35]]
-    [[0.65 0.35]]
+    The softmax of the result (n_images, n_classes) is the posterior. ``"mean_log_likelihood"``
+    averages the log-likelihoods over the orders (a geometric mean of the likelihoods).
+    ``"logsumexp"`` averages the likelihoods: the order is a latent variable with a uniform prior.
+    ``"mean_posterior"`` averages the posteriors of the single orders; the joint is this average
+    times p(image) as ``"logsumexp"`` estimates it. The log-likelihoods of impossible tokens are
+    -inf. The posterior of an order that is impossible under every class is the class prior.
     """
     per_order = torch.from_numpy(log_likelihood + class_log_prior)
     if aggregation == "mean_log_likelihood":
@@ -64,27 +34,5 @@ def joint_log_proba(
 
 
 def where_possible(joint: np.ndarray, class_log_prior: np.ndarray) -> np.ndarray:
-    """Use the class prior where every class has zero likelihood.
-
-    Parameters
-    ----------
-    joint : array of shape (n_images, n_classes)
-        Result of :func:`joint_log_proba`.
-    class_log_prior : array of shape (n_classes,)
-        log p(class).
-
-    Returns
-    -------
-    joint : array of shape (n_images, n_classes)
-        Copy in which rows of -inf are replaced by the class prior.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls.scoring.aggregation import where_possible
-    >>> joint = np.array([[-9.0, -np.inf], [-np.inf, -np.inf]])
-    >>> np.exp(where_possible(joint, np.log([0.25, 0.75]))).round(4)
-    array([[1.0e-04, 0.0e+00],
-           [2.5e-01, 7.5e-01]])
-    """
+    """Replace rows of -inf, where every class has zero likelihood, by the class prior."""
     return np.where(joint.max(1, keepdims=True) == -np.inf, class_log_prior, joint)

@@ -1,4 +1,12 @@
-"""Calibration: the temperature of the likelihoods, and the calibration error."""
+"""Calibration: the temperature of the likelihoods, and the calibration error.
+
+Posteriors from sums of log-likelihoods over many tokens are overconfident, because the tokens carry
+redundant information. Dividing the sums by a temperature corrects this (Guo et al., "On calibration
+of modern neural networks", arXiv 1706.04599, section 4.2). If all n labels were predicted
+correctly, the best temperature would be zero. As in Platt scaling ("Probabilistic outputs for
+support vector machines", 1999, section 2.2), one of n + 2 images is therefore counted as belonging
+to the runner-up class.
+"""
 
 import numpy as np
 import torch
@@ -19,64 +27,17 @@ def fit_temperature(
 ) -> float:
     """Find the temperature that maximizes the probability of held-out labels.
 
-    Posteriors from sums of log-likelihoods over many tokens are overconfident, because the tokens
-    carry redundant information. Dividing the sums by a temperature corrects this.
-
-    Parameters
-    ----------
-    log_likelihood : array of shape (n_images, n_orders, n_classes)
-        Log-likelihoods of images that were not used for training.
-    labels : int array of shape (n_images,)
-        True classes of the images.
-    class_log_prior : array of shape (n_classes,)
-        log p(class), which is not divided by the temperature. Classes with zero probability are
-        ignored, as are their images and images that are impossible under their true class.
-    aggregation : str
-        See :func:`skaocls.scoring.aggregation.joint_log_proba`.
-    sample_weight : array of shape (n_images,), default=None
-        Weight of each image; None weights all images equally.
-
-    Returns
-    -------
-    temperature : float
-        Between 0.01 and 1000; 1.0 if there are no images or only one class.
-
-    Notes
-    -----
-    If all n labels were predicted correctly, the best temperature would be zero. As in Platt
-    scaling, one of n + 2 images is therefore counted as belonging to the runner-up class.
-
-    References
-    ----------
-    Guo et al., "On calibration of modern neural networks", arXiv 1706.04599, section 4.2; Platt,
-    "Probabilistic outputs for support vector machines", 1999, section 2.2.
-
-    Examples
-    --------
-    The odds of the likelihoods are 100 to 1, but the true odds are 2 to 1:
-
-    >>> import numpy as np
-    >>> from skaocls.scoring.calibration import fit_temperature
-    >>> log_likelihood = np.log([[[100.0, 1.0]]] * 3000)
-    >>> labels = [0, 0, 1] * 1000
-    >>> uniform = np.log([0.5, 0.5])
-    >>> t = fit_temperature(log_likelihood, labels, uniform, "mean_log_likelihood")
-    >>> round(100 ** (1 / t), 2)
-    2.0
+    The arguments are those of :func:`skaocls.scoring.aggregation.joint_log_proba`, and the column
+    and weight of each image. The class prior is not divided by the temperature. Images that are
+    impossible under their true class are ignored. Without images, or with one possible class, the
+    temperature is 1.
     """
     columns = np.asarray(labels)
     weights = np.ones(len(columns)) if sample_weight is None else np.asarray(sample_weight)
-    possible = np.isfinite(class_log_prior)
-    kept = possible[columns]
-    log_likelihood, weights = log_likelihood[kept][:, :, possible], weights[kept]
-    columns = (np.cumsum(possible) - 1)[columns][kept]
-    class_log_prior = class_log_prior[possible]
-    own = joint_log_proba(log_likelihood, class_log_prior, aggregation)[
-        np.arange(len(columns)), columns
-    ]
-    kept = np.isfinite(own)
+    joint = joint_log_proba(log_likelihood, class_log_prior, aggregation)
+    kept = np.isfinite(joint[np.arange(len(columns)), columns])
     log_likelihood, weights, columns = log_likelihood[kept], weights[kept], columns[kept]
-    if not len(columns) or len(class_log_prior) == 1:
+    if not len(columns) or np.isfinite(class_log_prior).sum() == 1:
         return 1.0
     n, rows = weights.sum(), np.arange(len(columns))
 

@@ -7,7 +7,8 @@ log-likelihoods themselves.
 
 A class is dropped when its lag, class prior included, exceeds a bound:
 
-*Within the first order*, the bound is Wald's, ``log((n_classes - 1) / error)``. If the prior
+*Within the first order*, the bound is Wald's ("Sequential tests of statistical hypotheses", Annals
+of Mathematical Statistics 16, 1945), ``log((n_classes - 1) / error)``. If the prior
 describes the true class correctly, the probability that another class ever leads by that much is at
 most `error`: likelihood ratios are martingales, and Ville's inequality covers all checks at once.
 Since priors are imperfect, the lag must also be at least twice its standard error.
@@ -22,6 +23,16 @@ freedom. It shrinks to zero as m approaches M.
 *Where each order reads its own view of the image*, the tokens of one view are not a random sample
 of all tokens: a background may be a rare code in one view only. No class is dropped before three
 orders are complete, and the standard error is at least that of the mean over whole orders.
+
+The allowed `error` is the probability that the best class by the mean log-likelihood differs from
+that of exhaustive scoring. Wald's bound assumes a perfect prior, Student's bound exchangeable
+differences and a single comparison. `error` therefore sets the scale of the risk and is not a
+guarantee; ``benchmarks/speed/early_stopping_errors.py`` measures the actual risk.
+
+Log-likelihoods are exact for the orders that a class was read in. The other orders of a class that
+was not dropped get the mean of its read orders. Those of a dropped class get the leader's
+log-likelihood minus the lag, in nats per order, at the time of the drop. Posteriors are therefore
+estimates, and are closest to those of exhaustive scoring where one class is clearly ahead.
 
 Both architectures use these rules. Classes are compared at several points of the first order, and
 then at the end of each order. A shared trunk reads an order once for all classes, in tiles of the
@@ -38,7 +49,7 @@ from scipy import stats
 from torch import Tensor
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import Cache, Engine
 from skaocls.scoring.exhaustive import ScoringResult, check_not_nan, lanes_at_once
 from skaocls.scoring.heads import HeadEngine, make_engine
@@ -72,59 +83,8 @@ def score_until_decided(
 ) -> ScoringResult:
     """Score classes until each image is decided.
 
-    The result for an image does not depend on the other images of the batch.
-
-    Parameters
-    ----------
-    prior : Prior
-        Scoring runs on the device of its weights.
-    codes : int array of shape (n_images, n_tokens) or (n_images, n_orders, n_tokens)
-        Tokens in raster order; with three dimensions, each order reads its own view.
-    orders : int array of shape (n_orders, n_tokens)
-        Orders that exhaustive scoring averages over.
-    labels : int array of shape (n_classes,)
-        Classes to score, as rows of the prior's class table.
-    class_log_prior : float array of shape (n_classes,)
-        Log probability of each class; -inf is allowed.
-    error : float, default=1e-3
-        Allowed probability that the best class by the mean log-likelihood differs from that of
-        exhaustive scoring. See Notes.
-    dtype : torch.dtype, default=torch.float32
-        Type of the matrix products.
-
-    Returns
-    -------
-    result : ScoringResult
-        Log-likelihoods are exact for the orders that a class was read in. Unread orders of a class
-        that was not dropped are filled with the mean of its read orders. Unread orders of a dropped
-        class are filled with the leader's log-likelihood minus the lag, in nats per order, at the
-        time of the drop. Evaluations count the tokens up to each image's decision.
-
-    Raises
-    ------
-    ValueError
-        If log-likelihoods are NaN, because weights are too large.
-
-    Notes
-    -----
-    Wald's bound assumes a perfect prior. Student's bound assumes exchangeable differences and a
-    single comparison. `error` therefore sets the scale of the risk and is not a guarantee;
-    ``benchmarks/speed/early_stopping_errors.py`` measures the actual risk.
-
-    References
-    ----------
-    Wald, "Sequential tests of statistical hypotheses", Annals of Mathematical Statistics 16, 1945.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls import SharedTrunkPrior
-    >>> from skaocls.scoring.early_stopping import score_until_decided
-    >>> prior = SharedTrunkPrior(vocab_size=8, grid=(2, 2), num_classes=3, dim=32, n_layer=1)
-    >>> codes, orders = np.array([[1, 5, 0, 7]]), np.array([[0, 1, 2, 3], [3, 1, 0, 2]])
-    >>> result = score_until_decided(prior, codes, orders, np.arange(3), np.log(np.full(3, 1 / 3)))
-    >>> result.log_likelihood.shape, result.evaluations
-    ((1, 2, 3), array([8]))
+    The arguments are those of :func:`skaocls.scoring.exhaustive.log_likelihoods`. The log prior
+    (n_classes,) may be -inf. The result for an image does not depend on the other images.
     """
     prior.eval()
     device = prior.device
@@ -169,16 +129,8 @@ def score_group(
 class Comparison:
     """Log-probabilities of the tokens of some images, and the classes that are still candidates.
 
-    Parameters
-    ----------
-    n_images : int
-    shape : tuple of int (n_orders, n_tokens)
-    log_prior : float64 tensor of shape (n_classes,)
-    error : float
-    views : bool
-        Whether each order reads its own view.
-    shared : bool
-        Whether one evaluation of the transformer serves all classes.
+    `shape` is (n_orders, n_tokens). `views` tells whether each order reads its own view, `shared`
+    whether one evaluation of the transformer serves all classes.
     """
 
     def __init__(
@@ -241,15 +193,9 @@ class Comparison:
         return sorted({0, *(max(1, round(f * self.n_tokens)) for f in fractions)})
 
     def add(self, image: Tensor, start: int, log_prob: Tensor) -> None:
-        """Add the next tokens of some images, and drop classes.
+        """Add log p(token | class) (n, n_new, n_classes) of some images (n,), and drop classes.
 
-        Parameters
-        ----------
-        image : int tensor of shape (n,)
-        start : int
-            Number of tokens of these images that were added before.
-        log_prob : float32 tensor of shape (n, n_new, n_classes)
-            Ignored for classes that were dropped.
+        Each of these images has read `start` tokens before. Dropped classes are ignored.
         """
         n_new = log_prob.shape[1]
         stop = start + n_new

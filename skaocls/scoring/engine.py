@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skaocls.priors.transformer import NORM_EPS, AnyOrderPrior, rotate
+from skaocls.priors.layers import NORM_EPS, rotate
+from skaocls.priors.transformer import AnyOrderPrior
 
 T = TypeVar("T")
 LOGITS_AT_ONCE = 2**22  # bounds the memory of logits (benchmarks/speed/scoring.py)
@@ -47,16 +48,10 @@ class Layer(NamedTuple):
 class Pairs(NamedTuple):
     """(image, order) pairs after the first layer's attention, still without a class.
 
-    Attributes
-    ----------
-    stream : float32 tensor of shape (n_pairs, 2 n_tokens - 1, dim)
-        Residual stream, without the attention to the class token.
-    seen : tensor of shape (n_pairs, 2 n_tokens - 1, n_head)
-        Attention weight of the class token.
-    rope : tensor of shape (n_pairs, 1, 2 n_tokens - 1, head_dim / 2, 2)
-        Rotation of each step.
-    targets : int tensor of shape (n_pairs, n_tokens)
-        Tokens in the sequence of reading.
+    `stream` (n_pairs, 2 n_tokens - 1, dim) is the float32 residual stream without the attention to
+    the class token, `seen` (n_pairs, 2 n_tokens - 1, n_head) the attention weight of the class
+    token, `rope` (n_pairs, 1, 2 n_tokens - 1, head_dim / 2, 2) the rotation of each step, and
+    `targets` (n_pairs, n_tokens) the tokens in the sequence of reading.
     """
 
     stream: Tensor
@@ -66,19 +61,10 @@ class Pairs(NamedTuple):
 
 
 class Engine:
-    """A prior and the classes to score, ready for inference.
+    """A prior and the classes to score (rows of the class table), ready for inference.
 
-    Parameters
-    ----------
-    prior : AnyOrderPrior
-        Its weights are copied only if their type differs from `dtype`.
-    labels : int tensor of shape (n_classes,)
-        Rows of the class table to score.
-    dtype : torch.dtype, default=torch.float32
-        Type of the matrix products.
-    pack : bool, default=True
-        Whether to copy bfloat16 weights into the memory layout of CPU matrix products. Compiled
-        functions need the plain layout.
+    Matrix products have type `dtype`. Weights of another type are copied. On the CPU, bfloat16
+    weights are copied into the memory layout of its matrix products, unless the engine is compiled.
     """
 
     def __init__(
@@ -86,11 +72,11 @@ class Engine:
         prior: AnyOrderPrior,
         labels: Tensor,
         dtype: torch.dtype = torch.float32,
-        pack: bool = True,
+        compiled: bool = False,
     ):
         self.prior, self.dtype = prior, dtype
         self.n_head, self.n_tokens, self.n_classes = prior.n_head, prior.n_tokens, len(labels)
-        self.compiled: Callable[..., tuple[Tensor, Cache]] | None = None
+        self.compiled_read = compile_or_warn(self.read) if compiled else None
         self.layers = []
         for block in prior.blocks:
             attention, ffn = block.attention, block.feed_forward
@@ -98,7 +84,10 @@ class Engine:
             weights = [wq, wkv, attention.wo.weight, ffn.w1.weight, ffn.w3.weight, ffn.w2.weight]
             norms = [block.attention_norm.weight, block.ffn_norm.weight]
             self.layers.append(
-                Layer(*(prepared(w, dtype, pack) for w in weights), *(w.to(dtype) for w in norms))
+                Layer(
+                    *(prepared(w, dtype, not compiled) for w in weights),
+                    *(w.to(dtype) for w in norms),
+                )
             )
         self.norm, self.output = prior.norm.weight.to(dtype), prior.output.weight.to(dtype)
         first, *rest = prior.class_values(labels)
@@ -132,26 +121,11 @@ class Engine:
         cache: Cache | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Cache]:
-        """Read tokens ``start`` to ``stop`` of some lanes.
+        """Return log p(token | previous tokens, class) of some lanes, and a cache.
 
-        Parameters
-        ----------
-        pairs : Pairs
-        pair, label : int tensors of shape (n_lanes,)
-            Row in `pairs` and index of the class for each lane.
-        start, stop : int
-            Range of tokens to read. `start` is 0 without a cache.
-        cache : list, default=None
-            Cache returned by reading up to `start`.
-        keep : bool, default=False
-            Whether to return a cache.
-
-        Returns
-        -------
-        log_prob : float32 tensor of shape (n_lanes, stop - start)
-            log p(token | previous tokens, class).
-        cache : list
-            Empty unless `keep`.
+        The float32 result is (n_lanes, stop - start). `pair` and `label` (n_lanes,) are each lane's
+        row of `pairs` and index of the class. `cache` was returned by reading up to `start`, which
+        is 0 without a cache. The returned cache is empty unless `keep`.
         """
         x, kept = self.states(pairs, pair, label, start, stop, cache, keep)
         h = self.normed(x)
@@ -169,10 +143,7 @@ class Engine:
         cache: Cache | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Cache]:
-        """Return the stream (n_lanes, stop - start, dim) before each token, and a cache.
-
-        The parameters are those of :meth:`read`.
-        """
+        """Return the stream (n_lanes, stop - start, dim) before each token, and a cache."""
         # The sequence is p1 t1 p2 t2 ...; the last token read is processed only in the next part,
         # because nothing is predicted from it before.
         begin, end = max(0, 2 * start - 1), 2 * stop - 1
@@ -204,12 +175,12 @@ class Engine:
     def score(self, pairs: Pairs, lanes: int) -> Tensor:
         """Return log p(tokens | class) of all classes, (n_pairs, n_classes), float64.
 
-        The shape of the tiles depends only on `lanes`, the number of sequences to read together.
+        At most `lanes` sequences are read together, or all pairs under one class.
         """
         n_pairs, width = len(pairs.targets), tile_shape(lanes, self.n_classes)[1]
         device = pairs.targets.device
         pair = torch.arange(n_pairs, device=device).repeat_interleave(width)
-        read = self.compiled or self.read
+        read = self.compiled_read or self.read
         parts = []
         for start in range(0, self.n_classes, width):
             label = torch.arange(start, start + width, device=device)
@@ -226,10 +197,6 @@ class Engine:
     def pairs_at_once(self, lanes: int) -> int:
         """Return how many pairs make one tile of `lanes` sequences."""
         return tile_shape(lanes, self.n_classes)[0]
-
-    def compile(self) -> None:
-        """Compile :meth:`read` with torch."""
-        self.compiled = compiled(self.read)
 
     def normed(self, x: Tensor) -> Tensor:
         """Normalize the stream for the output layer."""
@@ -357,15 +324,12 @@ def token_log_prob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def tile_shape(lanes: int, n_classes: int) -> tuple[int, int]:
-    """Return how many (image, order) pairs and how many classes make one tile.
-
-    The shape does not depend on the number of images or orders.
-    """
+    """Return how many (image, order) pairs and how many classes make one tile."""
     n_tiles = -(-n_classes // lanes)  # number of tiles that the classes of one pair fill
     return max(1, lanes // n_classes), -(-n_classes // n_tiles)
 
 
-def compiled(function: Callable[..., T]) -> Callable[..., T]:
+def compile_or_warn(function: Callable[..., T]) -> Callable[..., T]:
     """Compile a function with torch; warn and call it uncompiled if that fails."""
     compiled_function = torch.compile(function, dynamic=False)
     failed = False

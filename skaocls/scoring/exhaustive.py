@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from skaocls.devices import own_torch_state
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.heads import make_engine
 
 # Numbers in the residual stream of one tile (benchmarks/speed/tiles.py). On the CPU a tile fits the
@@ -32,16 +32,10 @@ _bfloat16_safe: WeakKeyDictionary[Prior, tuple[int, bool]] = WeakKeyDictionary()
 
 
 class ScoringResult(NamedTuple):
-    """Log-likelihoods and their cost.
+    """Log-likelihoods in nats (n_images, n_orders, n_classes), float64, and token evaluations.
 
-    Attributes
-    ----------
-    log_likelihood : float64 array of shape (n_images, n_orders, n_classes)
-        log p(tokens | class, order), in nats. Early stopping fills in estimates for what it does
-        not read, see :func:`skaocls.scoring.early_stopping.score_until_decided`.
-    evaluations : int array of shape (n_images,)
-        Token evaluations of the transformer, over all orders and classes. Exhaustive scoring needs
-        ``n_orders * n_classes * n_tokens``, or ``n_orders * n_tokens`` with a shared trunk.
+    Evaluations (n_images,) count the tokens that the transformer read for an image, over all orders
+    and classes. Early stopping estimates the log-likelihoods of what it does not read.
     """
 
     log_likelihood: np.ndarray
@@ -57,56 +51,19 @@ def log_likelihoods(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> np.ndarray:
-    """Compute the log-likelihood of every image under every order and class.
+    """Compute log p(tokens | class, order) in nats, (n_images, n_orders, n_classes), float64.
 
-    Parameters
-    ----------
-    prior : Prior
-        Scoring runs on the device of its weights.
-    codes : int array of shape (n_images, n_tokens) or (n_images, n_orders, n_tokens)
-        Tokens in raster order; with three dimensions, each order reads its own view.
-    orders : int array of shape (n_orders, n_tokens)
-        Orders, the same for all images and classes.
-    labels : int array of shape (n_classes,)
-        Classes to score, as rows of the prior's class table.
-    dtype : torch.dtype, default=torch.float32
-        Type of the matrix products, e.g. ``torch.bfloat16``. The residual stream and log-softmax
-        are always in float32, and sums over tokens in float64.
-
-    Returns
-    -------
-    log_likelihood : float64 array of shape (n_images, n_orders, n_classes)
-        log p(tokens | class, order), the sum over the tokens, in nats.
-
-    Raises
-    ------
-    ValueError
-        If log-likelihoods are NaN, because weights are too large.
-
-    References
-    ----------
-    Sudakov, Babenko, Baranchuk, arXiv 2603.19122, section 3.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls import AnyOrderPrior
-    >>> from skaocls.scoring.exhaustive import log_likelihoods
-    >>> prior = AnyOrderPrior(vocab_size=8, grid=(2, 2), num_classes=3, dim=32, n_layer=1)
-    >>> codes, orders = np.array([[1, 5, 0, 7]]), np.array([[0, 1, 2, 3], [3, 1, 0, 2]])
-    >>> log_likelihoods(prior, codes, orders, np.arange(3)).shape
-    (1, 2, 3)
+    Codes are (n_images, n_tokens) in raster order; with codes (n_images, n_orders, n_tokens), each
+    order reads its own view. Orders are (n_orders, n_tokens), labels are rows of the class table.
+    `dtype` is the type of the matrix products. The residual stream and log-softmax are always in
+    float32, and sums over tokens in float64.
     """
     prior.eval()
     device = prior.device
     n_orders, n_classes = len(orders), len(labels)
     n_sequences = len(codes) * n_orders * prior.readings(n_classes)
-    compiling = operations_per_sequence(prior) * n_sequences >= COMPILE_FROM.get(
-        device.type, np.inf
-    )
-    engine = make_engine(prior, torch.as_tensor(labels, device=device), dtype, pack=not compiling)
-    if compiling:
-        engine.compile()
+    compiled = operations_per_sequence(prior) * n_sequences >= COMPILE_FROM.get(device.type, np.inf)
+    engine = make_engine(prior, torch.as_tensor(labels, device=device), dtype, compiled)
     all_codes = torch.as_tensor(codes, dtype=torch.long, device=device)
     all_orders = torch.as_tensor(orders, dtype=torch.long, device=device)
     out = torch.empty(len(codes) * n_orders, n_classes, dtype=torch.float64, device=device)

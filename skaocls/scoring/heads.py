@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
-from skaocls.scoring.engine import LOGITS_AT_ONCE, Cache, Engine, compiled, linear
+from skaocls.priors.transformer import Prior
+from skaocls.scoring.engine import LOGITS_AT_ONCE, Cache, Engine, compile_or_warn, linear
 
 # Tokens in one block of the head, and numbers that a block computes over its tokens and classes. A
 # block fits the CPU's caches, or keeps a CUDA device busy (benchmarks/speed/early_stopping.py).
@@ -23,7 +23,7 @@ NUMBERS_PER_BLOCK, NUMBERS_PER_BLOCK_CUDA = 2**20, 2**28
 
 
 def make_engine(
-    prior: Prior, labels: Tensor, dtype: torch.dtype = torch.float32, pack: bool = True
+    prior: Prior, labels: Tensor, dtype: torch.dtype = torch.float32, compiled: bool = False
 ) -> Any:
     """Return the inference engine for a prior and the classes to score.
 
@@ -31,22 +31,17 @@ def make_engine(
     scores given (pair, class) lanes, and `score` scores all classes.
     """
     if isinstance(prior, SharedTrunkPrior):
-        return HeadEngine(prior, labels, dtype, pack)
-    return Engine(prior.transformer, labels, dtype, pack)
+        return HeadEngine(prior, labels, dtype, compiled)
+    return Engine(prior.transformer, labels, dtype, compiled)
 
 
 class HeadPairs(NamedTuple):
     """(image, order) pairs after the trunk, with n_steps tokens in the sequence of reading.
 
-    Attributes
-    ----------
-    u, v : float32 tensors of shape (n_pairs, n_steps, width)
-    group_logits : float32 tensor of shape (n_pairs, n_steps, n_groups)
-        The trunk's logits of the groups.
-    member_logits : float32 tensor of shape (n_pairs, n_steps, group_size)
-        The trunk's logits of the codes in the target's group.
-    group, member : int tensors of shape (n_pairs, n_steps)
-        Group of each target, and its index within the group.
+    The features `u` and `v` are (n_pairs, n_steps, width). The trunk's logits of the groups are
+    (n_pairs, n_steps, n_groups), those of the codes in the target's group are (n_pairs, n_steps,
+    group_size). `group` and `member` (n_pairs, n_steps) are the group of each target, and its index
+    within the group.
     """
 
     u: Tensor
@@ -60,15 +55,8 @@ class HeadPairs(NamedTuple):
 class HeadEngine:
     """A prior with a shared trunk and the classes to score, ready for inference.
 
-    Parameters
-    ----------
-    prior : SharedTrunkPrior
-    labels : int tensor of shape (n_classes,)
-        Rows of the class table to score.
-    dtype : torch.dtype, default=torch.float32
-        Type of the trunk's matrix products. The head always computes in float32.
-    pack : bool, default=True
-        As in :class:`skaocls.scoring.engine.Engine`.
+    The arguments are those of :class:`skaocls.scoring.engine.Engine`. The head always computes in
+    float32.
     """
 
     def __init__(
@@ -76,21 +64,17 @@ class HeadEngine:
         prior: SharedTrunkPrior,
         labels: Tensor,
         dtype: torch.dtype = torch.float32,
-        pack: bool = True,
+        compiled: bool = False,
     ):
         head = prior.head
         self.prior, self.n_tokens, self.n_classes = prior, prior.n_tokens, len(labels)
-        self.trunk = Engine(prior.body, torch.zeros_like(labels[:1]), dtype, pack)
+        self.trunk = Engine(prior.body, torch.zeros_like(labels[:1]), dtype, compiled)
         self.output = self.trunk.output
         self.head = head
         self.scale, self.shift = (a.detach() for a in head.vectors(labels))
         code, self.empty = head.layout()
         self.grouped_output = self.output[code]
-        self.states = self.trunk.states
-
-    def compile(self) -> None:
-        """Compile the trunk with torch."""
-        self.states = compiled(self.trunk.states)
+        self.states = compile_or_warn(self.trunk.states) if compiled else self.trunk.states
 
     def pairs_at_once(self, lanes: int) -> int:
         """Return how many pairs make one tile of `lanes` sequences."""

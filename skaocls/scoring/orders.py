@@ -7,31 +7,11 @@ DRAWN = ("random", "antithetic")  # kinds of orders that are drawn at random
 
 
 def draw_orders(n_orders: int, n_tokens: int, seed: int, antithetic: bool = False) -> np.ndarray:
-    """Draw uniform random orders.
+    """Draw uniform random orders, int64 permutations of raster indices (n_orders, n_tokens).
 
-    Parameters
-    ----------
-    n_orders : int
-        Number of orders.
-    n_tokens : int
-        Number of tokens of an image.
-    seed : int
-        Random seed. Orders are nested: with the same seed, the first k of 20 orders are the orders
-        of ``n_orders=k``.
-    antithetic : bool, default=False
-        Follow each random order by its reverse. Tokens that one of them reads early, with little
-        context, are read late by the other.
-
-    Returns
-    -------
-    orders : int64 array of shape (n_orders, n_tokens)
-        Each row is a permutation of the raster indices 0 ... n_tokens - 1.
-
-    Examples
-    --------
-    >>> from skaocls.scoring.orders import draw_orders
-    >>> bool((draw_orders(2, 6, seed=0) == draw_orders(5, 6, seed=0)[:2]).all())
-    True
+    Orders are nested: with the same seed, the first k of 20 orders are the orders of
+    ``n_orders=k``. Antithetic orders follow each random order by its reverse: tokens that one of
+    them reads early, with little context, are read late by the other.
     """
     if antithetic:
         half = draw_orders(-(-n_orders // 2), n_tokens, seed)
@@ -41,38 +21,7 @@ def draw_orders(n_orders: int, n_tokens: int, seed: int, antithetic: bool = Fals
 
 
 def resolve_orders(order: str | ArrayLike, n_orders: int, n_tokens: int, seed: int) -> np.ndarray:
-    """Resolve the parameters `order` and `n_orders` of an estimator to an array of orders.
-
-    Parameters
-    ----------
-    order : {"random", "antithetic", "raster"} or array-like of shape (n, n_tokens)
-        ``"random"`` draws `n_orders` permutations. ``"antithetic"`` draws half of them and follows
-        each by its reverse. ``"raster"`` is a single order, row by row. An array contains explicit
-        permutations, of which the first `n_orders` are used.
-    n_orders : int
-        Number of random orders, or the largest number of explicit ones.
-    n_tokens : int
-        Number of tokens of an image.
-    seed : int
-        Seed of the random orders.
-
-    Returns
-    -------
-    orders : int64 array of shape (at most n_orders, n_tokens)
-
-    Raises
-    ------
-    ValueError
-        If `order` is an unknown name or contains rows that are not permutations.
-
-    Examples
-    --------
-    >>> from skaocls.scoring.orders import resolve_orders
-    >>> resolve_orders("raster", 20, 4, seed=0)
-    array([[0, 1, 2, 3]])
-    >>> resolve_orders([[3, 2, 1, 0]], 20, 4, seed=0)
-    array([[3, 2, 1, 0]])
-    """
+    """Resolve the classifier's parameters `order` and `n_orders` to an array of orders."""
     if isinstance(order, str):
         if order in DRAWN:
             return draw_orders(n_orders, n_tokens, seed, order == "antithetic")

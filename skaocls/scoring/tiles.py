@@ -21,12 +21,11 @@ CACHE_FRACTION_CUDA = 1 / 8
 def open_tile(
     engine: Engine | HeadEngine, codes: Tensor, orders: Tensor, active: Tensor
 ) -> Callable[[Tensor, Tensor, int, int], Tensor]:
-    """Read a tile of pairs; return a function that looks up the log-probabilities of some pairs.
+    """Read a tile of pairs; return a function that looks up log p(token | class).
 
-    `codes` and `orders` are (n_pairs, n_tokens), `active` is (n_pairs, n_classes). The function
-    takes rows of the tile, their active classes, a subset of `active`, and the first and last step.
-    It returns log p(token | class) (n_rows, n_steps, n_classes), arbitrary for classes that are not
-    active.
+    Pairs have codes and orders (n_pairs, n_tokens) and active classes (n_pairs, n_classes). The
+    function takes rows of the tile, their active classes (a subset), and the first and last step.
+    It returns (n_rows, n_steps, n_classes), arbitrary for classes that are not active.
     """
     n, n_tokens = orders.shape
     if isinstance(engine, HeadEngine):

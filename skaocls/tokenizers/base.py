@@ -1,24 +1,29 @@
-"""Base class of the tokenizers of images."""
+"""Base class of the tokenizers of images: it validates X, and subclasses learn and encode.
 
-from collections.abc import Iterator
+A classifier has validated and decoded its images already. It calls `_fit` and `_encode` directly.
+"""
+
+import copy
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils import Tags
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attributes import read_from
 from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader, learn_reader
 
+POSITIVE_INTEGER = Interval(Integral, 1, None, closed="left")
+ROUNDING = 0.01  # by which images may exceed [0, 1]
+
 
 class ImageTokenizer(TransformerMixin, BaseEstimator):
-    """Validate images, and leave the rest to `_fit` and `_encode` of subclasses.
-
-    A classifier, which has validated and decoded its images, calls these two directly.
-    """
+    """Validate images for the `_fit` and `_encode` of subclasses."""
 
     _signals = False  # whether rows of a 2-D X are images one pixel high
 
@@ -41,11 +46,6 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
         -------
         self : object
             The fitted tokenizer.
-
-        Raises
-        ------
-        ValueError
-            If X is not images, or the images cannot be tokenized.
         """
         self._validate_params()
         name = type(self).__name__
@@ -70,7 +70,8 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
         codes : int64 array of shape (n, rows, cols)
             Tokens, from 0 to ``n_codes_ - 1``.
         """
-        blocks = self._open(X)
+        check_is_fitted(self)
+        blocks = self.reader_.open(X).image_blocks()
         return np.concatenate([self._encode(images) for _, images in blocks])
 
     def _fit(self, batch: Batch, y: object = None) -> "ImageTokenizer":
@@ -81,19 +82,29 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
         """Tokenize decoded images, float32 (n, height, width, channels)."""
         raise NotImplementedError
 
-    def _open(self, X: object) -> Iterator[tuple[slice, np.ndarray]]:
-        """Validate images, and yield them decoded, block by block."""
-        check_is_fitted(self)
-        batch: Batch = self.reader_.open(X)
-        return batch.image_blocks()
-
     def _own_reader(self, batch: Batch) -> Reader:
         """Return the reader of the images of fit, in this tokenizer's name."""
         return replace(batch.reader, owner=type(self).__name__, signals=self._signals)
 
-    def __sklearn_tags__(self) -> Tags:
-        tags: Any = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
-        tags.input_tags.two_d_array = self._signals
-        tags.transformer_tags.preserves_dtype = []
-        return tags
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__().copy()
+        for name, value in state.items():
+            if name.endswith("_") and isinstance(value, torch.nn.Module):
+                state[name] = copy.deepcopy(value).cpu()  # must load without a GPU
+        return state
+
+
+def pixels_in_batch(images: np.ndarray, batch_size: int) -> torch.Tensor:
+    """Convert images in [0, 1] to (batch_size, channels, height, width) for a network.
+
+    Incomplete batches are filled with copies of the last image, so that tokens do not depend on the
+    number of images.
+    """
+    low, high = images.min(), images.max()
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise ValueError(
+            "Images must have values in [0, 1] or dtype uint8, got values from "
+            f"{low:.3g} to {high:.3g}."
+        )
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return torch.cat([pixels, pixels[-1:].expand(batch_size - len(pixels), -1, -1, -1)])

@@ -1,4 +1,8 @@
-"""Checks of tokenizers and of the codes they make."""
+"""Checks of tokenizers and of their codes.
+
+Classifiers check custom tokenizers after `fit` and `transform`. `check_tokenizer` is for users; it
+also finds errors that single calls do not show.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -20,13 +24,7 @@ def code_dtype(n_codes: int) -> np.dtype:
 
 
 def check_codes(codes: ArrayLike, grid: Sequence[int], n_codes: int) -> np.ndarray:
-    """Return codes as an int64 array of shape (n, rows, cols).
-
-    Raises
-    ------
-    ValueError
-        If shape, type or values are wrong.
-    """
+    """Return codes as int64 (n, rows, cols), or raise a ValueError."""
     codes = np.asarray(codes)
     if codes.ndim != 3 or codes.shape[1:] != tuple(grid):
         raise ValueError(
@@ -52,25 +50,17 @@ def check_fitted_tokenizer(tokenizer: Any, returned: Any) -> None:
     ):
         if not hasattr(tokenizer, attribute):
             raise ValueError(f"{name} has no attribute {attribute} after fit: {meaning}.")
-    grid = tokenizer.grid_
-    try:
-        valid = len(grid) == 2 and all(isinstance(n, Integral) and int(n) > 0 for n in grid)
-    except TypeError:
-        valid = False
-    if not valid:
-        raise ValueError(f"{name}.grid_ must be (rows, cols), two integers, got {grid!r:.80}.")
+    grid = np.asarray(tokenizer.grid_)
+    if grid.shape != (2,) or grid.dtype.kind not in "iu" or grid.min() < 1:
+        raise ValueError(
+            f"{name}.grid_ must be (rows, cols), two integers, got {tokenizer.grid_!r:.80}."
+        )
     if not (isinstance(tokenizer.n_codes_, Integral) and int(tokenizer.n_codes_) > 0):
         raise ValueError(f"{name}.n_codes_ must be an integer, got {tokenizer.n_codes_!r:.80}.")
 
 
 def check_transformed(tokenizer: Any, codes: ArrayLike, n: int) -> np.ndarray:
-    """Return the codes that `tokenizer.transform` made of n images or rows, as int64.
-
-    Raises
-    ------
-    ValueError
-        If they are wrong. The message names the tokenizer.
-    """
+    """Check the codes that `tokenizer.transform` returned for n images or rows."""
     codes = np.asarray(codes)
     grid = tuple(map(int, tokenizer.grid_))
     flat = codes.reshape(-1, *codes.shape[2:]) if codes.ndim == 4 else codes  # several crops
@@ -86,8 +76,7 @@ def check_transformed(tokenizer: Any, codes: ArrayLike, n: int) -> np.ndarray:
 def check_tokenizer(tokenizer: Any, X: ArrayLike, y: ArrayLike | None = None) -> None:
     """Check that a custom transformer is a tokenizer that classifiers can use.
 
-    This is for tokenizers what :func:`sklearn.utils.estimator_checks.check_estimator` is for
-    estimators, on your data. The tokenizer is cloned and not changed.
+    The tokenizer is cloned and not changed.
 
     Parameters
     ----------
@@ -95,8 +84,7 @@ def check_tokenizer(tokenizer: Any, X: ArrayLike, y: ArrayLike | None = None) ->
         It must have `fit` and `transform`. :meth:`AnyOrderARClassifier.sample` and
         :meth:`AnyOrderARClassifier.inpaint` also need `inverse_transform`.
     X : float array of shape (n_images, height, width, channels) or (n_samples, n_features)
-        At least four images in the form in which a classifier passes them, with a channel axis
-        even if there is one channel; or rows of a table.
+        At least four images, with a channel axis even if there is one channel; or rows of a table.
     y : array of shape (n_images,), default=None
         Labels that are passed to `fit`.
 

@@ -1,7 +1,11 @@
-"""Codebooks of patches, and the choice of their size and normalization by class labels."""
+"""Codebooks of patches, and the choice of their size and normalization by class labels.
+
+A codebook consists of k-means centers. If labels are known, naive Bayes on the tokens stands in for
+a prior, which would take too long to train: sizes and normalizations are compared by its held-out
+loss.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -9,9 +13,8 @@ from scipy.special import log_softmax
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances_argmin
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.multiclass import type_of_target
-
-T = TypeVar("T")
 
 # Codebook size (chosen with benchmarks/quality/codebooks.py)
 SIZES = tuple(2**n for n in range(4, 11))
@@ -58,10 +61,9 @@ def choose_codebook(
     labels: np.ndarray | None,
     rng: np.random.RandomState,
 ) -> np.ndarray:
-    """Learn a codebook of a given size or, with "auto", of the best size in :data:`SIZES`.
+    """Learn a codebook of a given size, or choose the size among :data:`SIZES` by labels.
 
-    `patches` are (n_images * n_tokens, n_numbers), image by image. `labels` are the classes of the
-    images, by which the size is chosen, or None.
+    Patches are image by image, (n_images * n_tokens, n_numbers).
     """
     if not isinstance(n_codes, str):
         return learn_codebook(patches, n_codes, rng)
@@ -84,25 +86,10 @@ def choose_codebook(
     return [codebook for loss, codebook in tried if loss <= SIZE_TOLERANCE * smallest][-1]
 
 
-def learn_patch_codebook(
-    patches: np.ndarray,
-    n_codes: int | str,
-    labels: np.ndarray | None,
-    rng: np.random.RandomState,
-) -> np.ndarray:
-    """Like :func:`choose_codebook`, with large patches clustered by principal components."""
-    pca = fit_components(patches, rng)
-    if pca is None:
-        return choose_codebook(patches, n_codes, labels, rng)
-    codebook = choose_codebook(pca.transform(patches), n_codes, labels, rng)
-    restored: np.ndarray = pca.inverse_transform(codebook)
-    return restored
-
-
-def fit_components(patches: np.ndarray, rng: np.random.RandomState) -> PCA | None:
-    """Fit principal components of large patches; None for small ones."""
+def fit_components(patches: np.ndarray, rng: np.random.RandomState) -> PCA | FunctionTransformer:
+    """Fit principal components of large patches; small patches are transformed to themselves."""
     if patches.shape[1] <= MAX_NUMBERS:
-        return None
+        return FunctionTransformer().fit(patches)
     sample = patches[rng.permutation(len(patches))[:COMPONENT_PATCHES]]
     n_components, seed = min(N_COMPONENTS, len(sample)), rng.randint(2**31 - 1)
     with np.errstate(invalid="ignore"):  # equal patches have no variance
@@ -110,21 +97,15 @@ def fit_components(patches: np.ndarray, rng: np.random.RandomState) -> PCA | Non
 
 
 def best_normalization(
-    patches: Callable[[T, np.ndarray], np.ndarray],
-    candidates: Sequence[T],
+    patches: Callable[[str | None, np.ndarray], np.ndarray],
+    candidates: Sequence[str | None],
     labels: np.ndarray,
     rng: np.random.RandomState,
-) -> T:
+) -> str | None:
     """Return the last candidate with which naive Bayes classifies about as well as with the best.
 
-    Parameters
-    ----------
-    patches : callable
-        Maps a candidate and indices of images to patches, (n * n_tokens, n_numbers).
-    candidates : sequence
-        The first one is returned if naive Bayes does no better than guessing.
-    labels : int array of shape (n_images,)
-    rng : RandomState
+    `patches` maps a candidate and indices of images to patches, (n * n_tokens, n_numbers). The
+    first candidate is returned if naive Bayes does no better than guessing.
     """
     images = rng.permutation(len(labels))[:NORMALIZATION_IMAGES]
     guess = np.log(labels[images].max() + 1)
@@ -132,8 +113,7 @@ def best_normalization(
     for candidate in candidates:
         candidate_rng = np.random.RandomState(seed)
         sample = patches(candidate, images)
-        pca = fit_components(sample, candidate_rng)
-        sample = sample if pca is None else pca.transform(sample)
+        sample = fit_components(sample, candidate_rng).transform(sample)
         codebook = learn_codebook(sample, NORMALIZATION_CODES, candidate_rng)
         sample = sample.reshape(len(images), -1, sample.shape[1])
         losses.append(classification_loss(sample, codebook, labels[images]))
@@ -151,32 +131,10 @@ def classification_loss(patches: np.ndarray, codebook: np.ndarray, labels: np.nd
 
 
 def held_out_loss(codes: np.ndarray, labels: np.ndarray, n_codes: int, folds: np.ndarray) -> float:
-    """Compute the cross-validated cross-entropy of naive Bayes on tokens, in nats.
+    """Compute the cross-validated cross-entropy of naive Bayes on codes (n_images, n_tokens).
 
-    Parameters
-    ----------
-    codes : int array of shape (n_images, n_tokens)
-    labels : int array of shape (n_images,)
-        Classes, 0 to n_classes - 1.
-    n_codes : int
-    folds : int array of shape (n_images,)
-        Each fold is classified by a model of the others.
-
-    Returns
-    -------
-    loss : float
-        Loss at the best temperature of the posterior, because neighboring tokens are not
-        independent.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls.tokenizers.codebook import held_out_loss
-    >>> labels, folds = np.arange(40) % 2, np.arange(40) // 2 % 2
-    >>> round(held_out_loss(labels[:, None], labels, 2, folds), 2)
-    0.0
-    >>> round(held_out_loss(folds[:, None], labels, 2, folds), 2)
-    0.69
+    `labels` are 0 to n_classes - 1. The model of each fold is trained on the other folds. The loss
+    is in nats, at the best temperature of the posterior, because neighboring tokens are dependent.
     """
     n_classes, n_tokens = int(labels.max()) + 1, codes.shape[1]
     joint = np.zeros((len(codes), n_classes))

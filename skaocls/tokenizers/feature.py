@@ -4,7 +4,7 @@ import copy
 import threading
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,14 +17,13 @@ from torch.nn import functional as F
 
 from skaocls.devices import own_torch_state, resolve_device, to_device
 from skaocls.images.batch import Batch
-from skaocls.tokenizers.base import ImageTokenizer
+from skaocls.tokenizers.base import POSITIVE_INTEGER, ImageTokenizer, pixels_in_batch
 from skaocls.tokenizers.codebook import choose_codebook, class_labels
 from skaocls.warn import warn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_NUMBERS = 2**25  # in all feature vectors from which components and codebook are learned
 MANY_TOKENS = 256  # from which a warning says that training is slow
-TOLERANCE = 0.01  # by which rounding may take images out of [0, 1]
 
 Backbone = torch.nn.Module | Callable[[torch.Tensor], torch.Tensor]
 
@@ -81,24 +80,14 @@ class FeatureTokenizer(ImageTokenizer):
         Size of the codebook.
     grid_ : tuple of int
         Rows and columns of tokens.
-    reader_ : Reader
-        Description of the images of `fit`, by which later images are validated and decoded.
     image_shape_ : tuple of int
         Height, width and channels of the images.
-    n_features_in_ : int
-        Number of columns of a 2-D X seen during fit, else of numbers in one image.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of features seen during fit, when X has feature names that are all strings.
-
-    See Also
-    --------
-    PatchTokenizer : Tokens without a network.
 
     Notes
     -----
-    Feature maps cannot be decoded, so `inverse_transform`, and ``sample`` and ``inpaint`` of a
-    classifier, raise NotImplementedError. ``save_pretrained`` does not write networks, because they
-    are code: use joblib.dump, or train on ``tokenizer="precomputed"``.
+    Feature maps cannot be decoded, so there is no `inverse_transform`, and ``sample`` and
+    ``inpaint`` of a classifier raise NotImplementedError. ``save_pretrained`` does not write
+    networks, because they are code: use joblib.dump, or train on ``tokenizer="precomputed"``.
 
     Examples
     --------
@@ -117,13 +106,13 @@ class FeatureTokenizer(ImageTokenizer):
         "layer": [str, None],
         "n_prefix": [Interval(Integral, 0, None, closed="left")],
         "grid": [tuple, list, None],
-        "input_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "input_size": [POSITIVE_INTEGER, tuple, list, None],
         "mean": ["array-like", None],
         "std": ["array-like", None],
-        "n_components": [Interval(Integral, 1, None, closed="left"), None],
-        "n_codes": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "n_components": [POSITIVE_INTEGER, None],
+        "n_codes": [POSITIVE_INTEGER, StrOptions({"auto"})],
         "image_shape": [tuple, list, None],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [POSITIVE_INTEGER],
         "device": [str, torch.device],
         "random_state": ["random_state"],
     }
@@ -206,25 +195,6 @@ class FeatureTokenizer(ImageTokenizer):
             codes.append(pairwise_distances_argmin(vectors, self.codebook_))
         return np.concatenate(codes).astype(np.int64).reshape(-1, *self.grid_)
 
-    def inverse_transform(self, codes: ArrayLike) -> NoReturn:
-        """Raise NotImplementedError: feature maps cannot be decoded to images.
-
-        Parameters
-        ----------
-        codes : int array-like of shape (n, rows, cols)
-            Tokens.
-
-        Raises
-        ------
-        NotImplementedError
-            Always.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} cannot convert tokens to images, because its network computes "
-            "only features. To generate images (sample, inpaint, ReconstructionDisplay), use a "
-            "tokenizer with a decoder, such as PatchTokenizer."
-        )
-
     def _copy_backbone(self) -> Backbone:
         """Copy a module in evaluation mode; return other callables."""
         backbone = self.backbone
@@ -275,18 +245,10 @@ class FeatureTokenizer(ImageTokenizer):
 
     def _pixels(self, images: np.ndarray) -> torch.Tensor:
         """Prepare images for the network: (`batch_size`, 3, height, width), normalized."""
-        channels = images.shape[-1]
-        if channels not in (1, 3):
-            raise ValueError(f"Images must have one channel or three, not {channels}.")
-        low, high = images.min(), images.max()
-        if low < -TOLERANCE or high > 1 + TOLERANCE:
-            raise ValueError(
-                "Images must have values in [0, 1] or dtype uint8, got values from "
-                f"{low:.3g} to {high:.3g}."
-            )
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-        pixels = pixels.expand(-1, 3, -1, -1)
-        pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - len(images), -1, -1, -1)])
+        if images.shape[-1] not in (1, 3):
+            raise ValueError(f"Images must have one channel or three, not {images.shape[-1]}.")
+        images = images.repeat(3 // images.shape[-1], axis=-1)
+        pixels = pixels_in_batch(images, self.batch_size)
         if self.input_size is not None:
             size = np.broadcast_to(self.input_size, 2).tolist()
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
@@ -295,12 +257,6 @@ class FeatureTokenizer(ImageTokenizer):
                 channel_values = torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
                 pixels = apply(pixels, channel_values)
         return pixels
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__().copy()
-        if isinstance(state.get("backbone_"), torch.nn.Module):  # must load without a GPU
-            state["backbone_"] = copy.deepcopy(state["backbone_"]).cpu()
-        return state
 
 
 def call_backbone(backbone: Backbone, pixels: torch.Tensor, layer: str | None) -> object:

@@ -1,4 +1,10 @@
-"""Normalization of images: brightness, contrast and polarity, on which tokens need not depend."""
+"""Normalization of images: brightness, contrast and polarity, on which tokens need not depend.
+
+Statistics are the mean and the contrast (standard deviation) of each channel. They have shape
+(n, 2, channels) for n images. All normalized images have the same statistics, called the reference,
+of shape (2, channels). With polarity, contrast is negative if the few pixels that stand out are
+dark (negative skewness).
+"""
 
 import numpy as np
 
@@ -14,33 +20,10 @@ MIN_SKEWNESS = 1e-3  # below it, polarity counts as positive
 def image_statistics(
     images: np.ndarray, normalize: str, valid: np.ndarray | None = None
 ) -> np.ndarray:
-    """Compute mean and contrast of each image.
+    """Compute the statistics of images (n, height, width, channels).
 
-    Parameters
-    ----------
-    images : float array of shape (n, height, width, channels)
-    normalize : str
-        One of :data:`NORMALIZATIONS`. ``"image"`` shares statistics between channels,
-        ``"channel"`` has separate ones. With ``"+polarity"``, contrast is negative if the few
-        pixels that stand out are dark (negative skewness).
-    valid : bool array of shape (n, height, width), default=None
-        Pixels that count, at least one in each image. None is all.
-
-    Returns
-    -------
-    statistics : float64 array of shape (n, 2, channels)
-        Means, and contrasts: standard deviations, with a sign if polarity is normalized.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls.tokenizers.normalization import image_statistics
-    >>> stroke = np.zeros((1, 2, 2, 1))
-    >>> stroke[0, 0, 0] = 4
-    >>> image_statistics(stroke, "image").round(2).tolist()
-    [[[1.0], [1.73]]]
-    >>> image_statistics(5 - stroke, "image+polarity").round(2).tolist()
-    [[[4.0], [-1.73]]]
+    ``"image"`` shares statistics between channels; ``"channel"`` does not. `valid` marks the pixels
+    that count, (n, height, width), at least one in each image. None is all.
     """
     n, channels = len(images), images.shape[-1]
     pixels = images.reshape(n, -1, channels).astype(np.float64)
@@ -66,10 +49,7 @@ def image_statistics(
 
 
 def typical_statistics(statistics: np.ndarray) -> np.ndarray:
-    """Return the median (2, channels) over images that are not uniform; mean 0, contrast 1 if none.
-
-    `statistics` are those of each image, (n, 2, channels).
-    """
+    """Return the median over images that are not uniform; mean 0 and contrast 1 if all are."""
     means, contrasts = np.moveaxis(statistics, 1, 0)
     varied = abs(contrasts) > ROUNDING * max(abs(means).max(), np.finfo(float).tiny)
     typical = np.empty(statistics.shape[1:])
@@ -96,23 +76,11 @@ def extrapolate_statistics(
     reference: np.ndarray,
     normalize: str,
 ) -> np.ndarray:
-    """Estimate the statistics of whole images from those of a part.
+    """Estimate the statistics of whole images from those of their valid pixels.
 
-    The estimate assumes that the whole differs from the part as it does in training images, on
-    average.
-
-    Parameters
-    ----------
-    statistics : array of shape (n, 2, channels)
-        Statistics of the parts.
-    valid : bool array of shape (n, height, width)
-        Pixels of the parts.
-    training : two arrays of shape (height, width, channels)
-        Mean and standard deviation of normalized training images, pixel by pixel.
-    reference : array of shape (2, channels)
-        Statistics of normalized images.
-    normalize : str
-        One of :data:`NORMALIZATIONS`.
+    The estimate assumes that the whole differs from the part as it does on average in training
+    images. `training` is the mean and the standard deviation of each pixel of normalized training
+    images.
     """
     mean, std = (x[None].repeat(len(valid), axis=0).astype(np.float64) for x in training)
     part_mean, std_of_means = np.moveaxis(
@@ -133,10 +101,7 @@ def extrapolate_statistics(
 
 
 def match_statistics(images: np.ndarray, current: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Change images (n, ..., channels) linearly, so that statistics `current` become `target`.
-
-    Statistics have shape (n, 2, channels) or (2, channels). The result is float32.
-    """
+    """Change images (n, ..., channels) linearly, so that statistics `current` become `target`."""
     inner = (1,) * (images.ndim - 2)
     (mean, contrast), (target_mean, target_contrast) = (
         np.moveaxis(x.reshape(-1, 2, *inner, x.shape[-1]), 1, 0) for x in (current, target)

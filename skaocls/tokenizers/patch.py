@@ -1,21 +1,29 @@
-"""Tokens of image patches: the nearest codebook entry of each patch."""
+"""Tokens of image patches: the nearest codebook entry of each patch.
+
+`fit` chooses a normalization and learns the codebook from the patches of some training images.
+`transform` normalizes images, divides them into patches and looks up codes.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import pairwise_distances_argmin
-from sklearn.utils import check_random_state, gen_batches
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.images.batch import Batch, block_size
-from skaocls.tokenizers.base import ImageTokenizer
+from skaocls.images.batch import Batch
+from skaocls.tokenizers.base import POSITIVE_INTEGER, ImageTokenizer
 from skaocls.tokenizers.checks import check_codes
-from skaocls.tokenizers.codebook import best_normalization, class_labels, learn_patch_codebook
+from skaocls.tokenizers.codebook import (
+    best_normalization,
+    choose_codebook,
+    class_labels,
+    fit_components,
+)
 from skaocls.tokenizers.normalization import (
     NORMALIZATIONS,
     extrapolate_statistics,
@@ -46,11 +54,10 @@ class PatchTokenizer(ImageTokenizer):
         warning. Patches of more than 192 numbers are clustered by their first 64 principal
         components.
     n_codes : int or "auto", default="auto"
-        Size of the codebook, at most the number of distinct patches. ``"auto"`` is a power of two
-        from 16 to 1024. If `fit` is given labels, naive Bayes classifies images by their tokens
-        for each size, in cross-validation, and the largest size is chosen whose loss is at most
-        1.5 times the smallest. Without labels, or if naive Bayes does no better than guessing, the
-        size is chosen that leaves at least 64 training patches per code. See `n_codes_`.
+        Size of the codebook, at most the number of distinct patches. ``"auto"`` tries powers of two
+        from 16 to 1024: naive Bayes classifies held-out images by their tokens, and the largest
+        size is chosen whose loss is at most 1.5 times the smallest. Without labels, or if naive
+        Bayes does no better than guessing, there are at least 64 training patches per code.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         Shape of the images if X has flat rows. Files are resized to it. For arrays it tells
         whether channels are first or last, if that is ambiguous. If None, rows of a 2-D X are
@@ -63,12 +70,10 @@ default="auto"
         independent of brightness and contrast. ``"image"`` normalizes mean and standard deviation
         of all pixels, ``"channel"`` those of each channel, which also removes color casts.
         ``"+polarity"`` also inverts images that are dark on light, by the sign of their skewness.
-        None does not normalize. ``"auto"`` chooses by labels as for `n_codes`: the last of None,
-        ``"image"``, ``"image+polarity"``, ``"channel"``, ``"channel+polarity"`` whose held-out
-        loss is close to the smallest (within a tenth plus 3 % of the loss of a guess). Without
-        labels, or if naive Bayes does no better than guessing, it is None. See `normalize_`.
-        Contrasts below a tenth of the typical one are raised to that, which keeps the noise in
-        almost uniform images small.
+        ``"auto"`` is the last of None and these four with which naive Bayes classifies held-out
+        images about as well as with the best: within a tenth plus 3 % of the loss of a guess.
+        Without labels, or if naive Bayes does no better than guessing, it is None. Contrasts below
+        a tenth of the typical one are raised to that, which limits noise in almost uniform images.
 
     Attributes
     ----------
@@ -87,19 +92,8 @@ default="auto"
         Mean and standard deviation of normalized training images, patch by patch.
     grid_ : tuple of int
         Rows and columns of tokens.
-    reader_ : Reader
-        Description of the images of `fit`, by which later images are validated and decoded.
     image_shape_ : tuple of int
         Height, width and channels of the images.
-    n_features_in_ : int
-        Number of columns of a 2-D X seen during fit, else of numbers in one image.
-    feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of features seen during fit, when X has feature names that are all strings.
-
-    See Also
-    --------
-    FeatureTokenizer : Tokens of a network's feature map.
-    QuantileTokenizer : Tokens of tabular data.
 
     Examples
     --------
@@ -116,13 +110,8 @@ default="auto"
 
     _signals = True
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        "patch_size": [
-            Interval(Integral, 1, None, closed="left"),
-            tuple,
-            list,
-            StrOptions({"auto"}),
-        ],
-        "n_codes": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "patch_size": [POSITIVE_INTEGER, tuple, list, StrOptions({"auto"})],
+        "n_codes": [POSITIVE_INTEGER, StrOptions({"auto"})],
         "image_shape": [tuple, list, None],
         "random_state": ["random_state"],
         "normalize": [StrOptions({"auto", *NORMALIZATIONS}), None],
@@ -159,18 +148,36 @@ default="auto"
             candidates = (None,) if labels is None else (None, *NORMALIZATIONS)
             if image_shape[2] == 1:
                 candidates = candidates[:3]  # normalizing the only channel is no different
-        sample = PatchSample.read(batch, rows, patch_size, grid, candidates)
+        sample, statistics = read_sample(batch.take(rows), candidates)
+        reference = {name: typical_statistics(s) for name, s in statistics.items()}
+
+        def normalized_patches(name: str | None, index: np.ndarray | slice) -> np.ndarray:
+            images = sample[index]
+            if name is not None:
+                own = limit_contrast(statistics[name][index], reference[name])
+                images = match_statistics(images, own, reference[name])
+            return split_patches(images, patch_size, grid)
+
         normalize = candidates[0]
         if labels is not None and len(candidates) > 1:
-            normalize = best_normalization(sample.patches, candidates, labels, rng)
-        patches = sample.patches(normalize)
+            normalize = best_normalization(normalized_patches, candidates, labels, rng)
+        patches = normalized_patches(normalize, slice(None))
         typical = None
         if normalize is not None:
             by_image = patches.reshape(len(rows), -1, patches.shape[1])
             typical = np.stack([by_image.mean(0), by_image.std(0)])
-        codebook = learn_patch_codebook(patches, self.n_codes, labels, rng)
+        components = fit_components(patches, rng)
+        codebook = choose_codebook(components.transform(patches), self.n_codes, labels, rng)
+        codebook = components.inverse_transform(codebook)
         if isinstance(self.patch_size, str) and max(patch_size) > MAX_SIDE:
-            warn_of_large_patches(image_shape, patch_size, len(codebook))
+            side = MAX_SIDE * round(MAX_TOKENS**0.5)
+            warn(
+                f"Images of {image_shape[0]} x {image_shape[1]} pixels are divided into patches of "
+                f"{patch_size[0]} x {patch_size[1]}, which {len(codebook)} codes describe poorly. "
+                f"Resize the images (files by image_shape=({side}, {side}) or less), use published "
+                'weights such as prior="randar-l", or pass another tokenizer, for example '
+                "FeatureTokenizer with a pretrained network."
+            )
         self.__dict__.update(
             reader_=self._own_reader(batch),
             patch_size_=patch_size,
@@ -178,7 +185,7 @@ default="auto"
             n_codes_=len(codebook),
             codebook_=codebook.astype(np.float32),
             normalize_=normalize,
-            reference_statistics_=sample.reference.get(normalize),
+            reference_statistics_=reference.get(normalize),
             typical_patches_=typical,
         )
         return self
@@ -197,20 +204,17 @@ default="auto"
         Returns
         -------
         statistics : float64 array of shape (n, 2, channels) or None
-            Mean and contrast, for `transform` and `inverse_transform`. None if `normalize_` is
-            None.
+            Mean and contrast, for `inverse_transform`. None if `normalize_` is None.
         """
         check_is_fitted(self)
         batch = self.reader_.open(X, check_scale=False)
         if self.normalize_ is None:
             return None
-        known = None if valid is None else np.asarray(valid)
-        return np.concatenate(
-            [
-                self._statistics(images, None if known is None else known[part])
-                for part, images in batch.image_blocks()
-            ]
-        )
+        statistics = []
+        for part, images in batch.image_blocks():
+            known = None if valid is None else np.asarray(valid)[part]
+            statistics.append(self._statistics(images, known))
+        return np.concatenate(statistics)
 
     def _statistics(self, images: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
         """Compute statistics of decoded images; images without valid pixels get typical ones."""
@@ -232,30 +236,8 @@ default="auto"
         images: np.ndarray = tiles.reshape(-1, rows * ph, cols * pw, c)[:, :h, :w]
         return images
 
-    def transform(self, X: object, *, statistics: np.ndarray | None = None) -> np.ndarray:
-        """Tokenize images.
-
-        Parameters
-        ----------
-        X : array-like of images
-            Images of the shape seen during fit.
-        statistics : array of shape (n, 2, channels), default=None
-            Mean and contrast by which the images are normalized, from :meth:`image_statistics`.
-            None computes them from the images.
-
-        Returns
-        -------
-        codes : int64 array of shape (n, rows, cols)
-            Tokens, from 0 to ``n_codes_ - 1``.
-        """
-        return np.concatenate(
-            [
-                self._encode(images, statistics=None if statistics is None else statistics[part])
-                for part, images in self._open(X)
-            ]
-        )
-
     def _encode(self, images: np.ndarray, *, statistics: np.ndarray | None = None) -> np.ndarray:
+        """Tokenize decoded images, which have the given statistics or else their own."""
         if self.normalize_ is not None:
             if statistics is None:
                 statistics = self._statistics(images)
@@ -292,76 +274,17 @@ default="auto"
         return images[..., 0] if self.image_shape_[2] == 1 else images
 
 
-@dataclass
-class PatchSample:
-    """Patches of training images, and the statistics by which they may be normalized.
-
-    Attributes
-    ----------
-    pixels : float32 array of shape (n_images, n_pixels, channels)
-        Pixels of each image, patch by patch.
-    patch_numbers : int
-        Numbers in a patch.
-    statistics, reference : dict
-        Statistics of each image, and typical ones, by normalization.
-    """
-
-    pixels: np.ndarray
-    patch_numbers: int
-    statistics: dict[str, np.ndarray]
-    reference: dict[str | None, np.ndarray]
-
-    @classmethod
-    def read(
-        cls,
-        batch: Batch,
-        rows: np.ndarray,
-        patch_size: Sequence[int],
-        grid: Sequence[int],
-        normalizations: Sequence[str | None],
-    ) -> "PatchSample":
-        """Decode images, and divide them into patches."""
-        shape = batch.reader.image_shape
-        assert shape is not None
-        collected: dict[str, list[np.ndarray]] = {n: [] for n in normalizations if n is not None}
-        patches = []
-        for part in gen_batches(len(rows), block_size(shape)):
-            images = batch.images(rows[part])
-            patches.append(split_patches(images, patch_size, grid))
-            for normalize, parts in collected.items():
-                parts.append(image_statistics(images, normalize))
-        statistics = {normalize: np.concatenate(parts) for normalize, parts in collected.items()}
-        return cls(
-            np.concatenate(patches).reshape(len(rows), -1, shape[2]),
-            patches[0].shape[1],
-            statistics,
-            {normalize: typical_statistics(s) for normalize, s in statistics.items()},
-        )
-
-    def patches(
-        self, normalize: str | None, images: np.ndarray | slice = slice(None)
-    ) -> np.ndarray:
-        """Return the normalized patches of some images, (n_patches, n_numbers)."""
-        pixels = self.pixels[images]
-        if normalize is not None:
-            reference = self.reference[normalize]
-            own = limit_contrast(self.statistics[normalize][images], reference)
-            pixels = match_statistics(pixels, own, reference)
-        return pixels.reshape(-1, self.patch_numbers)
-
-
-def warn_of_large_patches(
-    image_shape: Sequence[int], patch_size: Sequence[int], n_codes: int
-) -> None:
-    side = MAX_SIDE * round(MAX_TOKENS**0.5)
-    warn(
-        f"Images of {image_shape[0]} x {image_shape[1]} pixels are divided into patches of "
-        f"{patch_size[0]} x {patch_size[1]}, which {n_codes} codes describe poorly. The default "
-        f"is for images up to {side} x {side}. Resize the images (files by "
-        f"image_shape=({side}, {side}) or less), use published weights such as "
-        'prior="randar-l", or pass another tokenizer, for example FeatureTokenizer with a '
-        "pretrained network."
-    )
+def read_sample(
+    batch: Batch, normalizations: Sequence[str | None]
+) -> tuple[np.ndarray, dict[str | None, np.ndarray]]:
+    """Return decoded images, and their statistics for each normalization."""
+    blocks = [images for _, images in batch.image_blocks()]
+    statistics: dict[str | None, np.ndarray] = {
+        name: np.concatenate([image_statistics(images, name) for images in blocks])
+        for name in normalizations
+        if name is not None
+    }
+    return np.concatenate(blocks), statistics
 
 
 def resolve_patch_size(

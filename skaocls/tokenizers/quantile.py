@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -39,10 +38,6 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         Number of features seen during fit.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen during fit, when X has feature names that are all strings.
-
-    See Also
-    --------
-    PatchTokenizer : Tokens of images.
 
     Examples
     --------
@@ -130,11 +125,6 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         codes = check_codes(codes, self.grid_, self.n_codes_)[:, 0]
         columns = zip(self.bin_means_, codes.T, strict=True)
         return np.stack([means[np.minimum(c, len(means) - 1)] for means, c in columns], axis=1)
-
-    def __sklearn_tags__(self) -> Tags:
-        tags: Any = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = []
-        return tags
 
 
 def find_bins(X: np.ndarray, thresholds: list[np.ndarray]) -> np.ndarray:

@@ -22,7 +22,6 @@ from skaocls.warn import warn
 
 FORMAT = 2
 MANIFEST, CODEBOOK = "manifest.json", "codebook.npy"
-MAX_MAPPED = 256  # shards that are memory-mapped at a time
 MAX_LISTED = 5  # missing files that a message lists
 ADVICE = "Call skaocls.tokenize_dataset with the same arguments to write it again."
 
@@ -31,8 +30,7 @@ class ShardInfo(TypedDict):
     """Entry of a shard in the manifest."""
 
     n: int  # images
-    tokens: str  # hash of the file
-    labels: str | None  # hash of the file
+    files: dict[str, str]  # hash of each file: tokens, and labels if there are any
     X: str  # hash of the decoded images
     y: str  # hash of their labels
 
@@ -63,21 +61,7 @@ Encode = Callable[[np.ndarray, np.random.RandomState], np.ndarray]
 
 
 class TokenDataset(Lazy):
-    """Tokens in a folder, read on demand; returned by :func:`load_tokens`.
-
-    Indexing with slices and arrays of indices returns arrays.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        ``(n, rows, cols)``, or ``(n, n_views, rows, cols)`` if there are several views.
-    dtype : numpy.dtype
-        uint16, or uint32 if the codebook has more than 65536 entries.
-    n_codes : int
-        Size of the codebook.
-    codebook : ndarray of shape (n_codes, n_features) or None
-        Vector of each code. A new prior uses it to find similar codes.
-    """
+    """Tokens in a folder, read on demand; :func:`load_tokens` describes the attributes."""
 
     def __init__(self, folder: str | os.PathLike[str], check: bool = True):
         self.folder = Path(folder)
@@ -87,16 +71,15 @@ class TokenDataset(Lazy):
             listed = ", ".join(missing[:MAX_LISTED]) or "all shards"
             more = f", ... ({len(missing)} in total)" if len(missing) > MAX_LISTED else ""
             raise ValueError(f"{self.folder} is incomplete; missing: {listed}{more}. {ADVICE}")
-        shards = [check_shard(self.folder, k, manifest, hashes=check) for k in self.numbers]
-        self.starts = np.cumsum([0, *(shard["n"] for shard in shards)])
+        self.shards = [map_shard(self.folder, k, manifest, check=check) for k in self.numbers]
+        self.starts = np.cumsum([0, *map(len, self.shards)])
         super().__init__(int(self.starts[-1]))
         views = () if manifest["n_views"] == 1 else (manifest["n_views"],)
         self.shape = (self.n, *views, *manifest["grid"])
         self.dtype = np.dtype(manifest["dtype"])
         self.n_codes = manifest["n_codes"]
         self.codebook = read_codebook(self.folder, manifest)
-        self.has_labels = all(shard["labels"] is not None for shard in shards)
-        self.mapped: dict[int, np.ndarray] = {}
+        self.has_labels = all(len(shard["files"]) == 2 for shard in manifest["shards"].values())
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -112,23 +95,13 @@ class TokenDataset(Lazy):
         taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
         shard = np.searchsorted(self.starts, rows, side="right") - 1
         for k in np.unique(shard):
-            where = shard == k
-            tokens = self.map_shard(int(k))
+            where, tokens = shard == k, self.shards[k]
             taken[where] = tokens[rows[where] - self.starts[k]].reshape(-1, *self.shape[1:])
             give_back(tokens)
         return taken
 
-    def map_shard(self, k: int) -> np.ndarray:
-        """Return the k-th shard as a memory-mapped array."""
-        if k not in self.mapped:
-            if len(self.mapped) >= MAX_MAPPED:
-                self.mapped.clear()
-            path = self.folder / shard_file("tokens", self.numbers[k])
-            self.mapped[k] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return self.mapped[k]
-
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"mapped": {}}  # another process maps the files itself
+    def __reduce__(self) -> tuple[object, ...]:
+        return TokenDataset, (self.folder, False)  # another process maps the files itself
 
     def __repr__(self) -> str:
         return f"TokenDataset({str(self.folder)!r}), {self.dtype} of shape {self.shape}"
@@ -150,8 +123,10 @@ def load_tokens(folder: str | os.PathLike[str], check: bool = True) -> TokenData
     Returns
     -------
     tokens : TokenDataset
-        Sequence of tokens, to be passed as X where ``tokenizer="precomputed"``, with attributes
-        `shape`, `dtype`, `n_codes`, `codebook` and `labels` (None if no labels were written).
+        Sequence of tokens, to be passed as X with ``tokenizer="precomputed"``. Attributes: `shape`,
+        ``(n, rows, cols)`` or, with several views, ``(n, n_views, rows, cols)``; `dtype`, uint16 or
+        uint32; `n_codes`; `codebook`, the vector of each code, or None; and `labels`, or None if no
+        labels were written.
 
     Raises
     ------
@@ -211,15 +186,11 @@ def read_codebook(folder: Path, manifest: Manifest) -> np.ndarray | None:
     path = folder / CODEBOOK
     if manifest["codebook"] is None:
         return None
-    try:
-        if hash_file(path) != manifest["codebook"]:
-            raise ValueError("its content has changed since it was written")
-        codebook: np.ndarray = np.load(path, allow_pickle=False)
-        if codebook.ndim != 2 or len(codebook) != manifest["n_codes"]:
-            raise ValueError(f"it has shape {codebook.shape}")
-    except (OSError, EOFError, ValueError) as exc:
-        message = f"The codebook {path} is damaged: {exc}. Write the tokens to a new folder."
-        raise ValueError(message) from exc
+    if not path.is_file() or hash_file(path) != manifest["codebook"]:
+        raise ValueError(
+            f"The codebook {path} is missing or damaged. Write the tokens to a new folder."
+        )
+    codebook: np.ndarray = np.load(path, allow_pickle=False)
     return codebook
 
 
@@ -237,67 +208,45 @@ def shard_numbers(manifest: Manifest) -> tuple[list[int], list[str]]:
     return numbers, [shard_file("tokens", k) for k in numbers if str(k) not in manifest["shards"]]
 
 
-def check_shard(folder: Path, k: int, manifest: Manifest, *, hashes: bool) -> ShardInfo:
-    """Check the files of a shard against the manifest and return its entry.
-
-    Raises
-    ------
-    ValueError
-        If the shard is damaged. The message names it.
-    """
+def map_shard(folder: Path, k: int, manifest: Manifest, *, check: bool = True) -> np.ndarray:
+    """Return the tokens of a shard, memory-mapped. `check` compares the hashes of its files."""
     path = folder / shard_file("tokens", k)
     try:
         shard = manifest["shards"][str(k)]
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        tokens: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         shape = (shard["n"], manifest["n_views"], *manifest["grid"])
         if tokens.shape != shape or tokens.dtype != manifest["dtype"]:
             raise ValueError(f"expected shape {shape}, found {tokens.dtype} of {tokens.shape}")
-        if hashes and hash_file(path) != shard["tokens"]:
-            raise ValueError("its content has changed since it was written")
-        if (
-            hashes
-            and shard["labels"]
-            and hash_file(folder / shard_file("labels", k)) != shard["labels"]
-        ):
-            raise ValueError("its labels have changed since they were written")
+        for name, digest in shard["files"].items() if check else ():
+            if hash_file(folder / name) != digest:
+                raise ValueError(f"the content of {name} has changed since it was written")
     except (OSError, EOFError, ValueError, KeyError, TypeError) as exc:
         raise ValueError(f"The shard {path} is damaged: {exc}. {ADVICE}") from exc
-    return shard
+    return tokens
 
 
 class ShardWriter:
     """Writes shards to a folder and lists them in its manifest.
 
-    Parameters
-    ----------
-    folder : Path
-        Created if it does not exist. If it contains a manifest, that must agree.
-    manifest : Manifest
-        Description of the tokens, without shards.
-    codebook : ndarray or None
-        Vector of each code.
-    encode : callable
-        Takes images and a RandomState and returns codes of shape (n, n_views, n_tokens).
+    A manifest that exists must agree with the given one. `encode` takes images and a RandomState
+    and returns codes of shape (n, n_views, n_tokens).
     """
 
     def __init__(
         self, folder: Path, manifest: Manifest, codebook: np.ndarray | None, encode: Encode
     ):
         self.folder, self.encode = folder, encode
+        self.lock = FileLock(folder / ".lock")  # of the manifest
         folder.mkdir(parents=True, exist_ok=True)
-        with self.lock():
+        with self.lock:
             if not (folder / MANIFEST).exists():
                 if codebook is not None:
                     write_all(folder, {CODEBOOK: array_writer(codebook)})
                     manifest["codebook"] = hash_file(folder / CODEBOOK)
                 self.write_manifest(manifest)
         self.manifest = read_manifest(folder)
-        ignored = {"version", "codebook", "shards", "n_shards"}
-        self.refuse(
-            name
-            for name in manifest
-            if name not in ignored and self.manifest.get(name) != manifest.get(name)
-        )
+        names = manifest.keys() - {"version", "codebook", "shards", "n_shards"}
+        self.refuse(name for name in names if self.manifest.get(name) != manifest.get(name))
 
     def refuse(self, names: Iterable[str]) -> None:
         """Raise an error if there are names of things that differ from those in the folder."""
@@ -311,7 +260,7 @@ class ShardWriter:
         """Write shard k, unless a valid one exists; then check that its images are the same."""
         if str(k) in self.manifest["shards"]:
             try:
-                check_shard(self.folder, k, self.manifest, hashes=True)
+                map_shard(self.folder, k, self.manifest)
             except ValueError as exc:
                 warn(f"{exc} It is written again.", RuntimeWarning)
             else:
@@ -319,36 +268,27 @@ class ShardWriter:
         for abandoned in self.folder.glob(f".*-{k:06d}.*"):  # by a process that was killed
             abandoned.unlink()
         rng = np.random.RandomState([self.manifest["random_state"], k])
-        dtype = self.manifest["dtype"]
-        codes, labels, images_hash = read_chunks(
-            chunks, lambda images: self.encode(images, rng).astype(dtype)
-        )
-        tokens = np.concatenate(codes).reshape(-1, self.manifest["n_views"], *self.manifest["grid"])
+        codes, labels, images_hash = read_chunks(chunks, lambda images: self.encode(images, rng))
+        shape = (-1, self.manifest["n_views"], *self.manifest["grid"])
+        tokens = np.concatenate(codes).reshape(shape)
         writers = {shard_file("tokens", k): array_writer(tokens)}
         if labels is not None:
             writers[shard_file("labels", k)] = array_writer(labels)
         write_all(self.folder, writers)
-        hashes = [hash_file(self.folder / name) for name in writers]
         shard: ShardInfo = {
             "n": len(tokens),
-            "tokens": hashes[0],
-            "labels": hashes[1] if labels is not None else None,
+            "files": {name: hash_file(self.folder / name) for name in writers},
             "X": images_hash,
             "y": hash_object(labels),
         }
         self.update_manifest(lambda manifest: manifest["shards"].update({str(k): shard}))
 
     def check(self, k: int, chunks: Chunks) -> None:
-        """Check that shard k was made from these images and labels."""
+        """Check that the existing shard k was made from these images and labels."""
         _, labels, images_hash = read_chunks(chunks)
         shard = self.manifest["shards"][str(k)]
         same = {"X": images_hash == shard["X"], "y": hash_object(labels) == shard["y"]}
         self.refuse(name for name in same if not same[name])
-
-    def shards_of_other_parts(self, part: int) -> list[int]:
-        """Return the numbers of the existing shards that other parts have written."""
-        numbers = sorted(int(k) for k in self.manifest["shards"])
-        return [k for k in numbers if k % self.manifest["parts"] != part]
 
     def end_stream(self, part: int, n_shards: int) -> None:
         """Record the number of shards of a part whose stream has ended."""
@@ -356,21 +296,15 @@ class ShardWriter:
             self.refuse(["X"])
         self.update_manifest(lambda manifest: manifest["n_shards"].update({str(part): n_shards}))
 
-    def lock(self) -> FileLock:
-        """Return the lock of the manifest."""
-        return FileLock(self.folder / ".lock")
-
     def update_manifest(self, change: Callable[[Manifest], None]) -> None:
         """Change the manifest, which other processes may have changed meanwhile."""
-        with self.lock():
+        with self.lock:
             self.manifest = read_manifest(self.folder)
             change(self.manifest)
             self.write_manifest(self.manifest)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest file; the caller holds the lock."""
-        for abandoned in self.folder.glob(f".{MANIFEST}.*"):  # by a process that was killed
-            abandoned.unlink()
         text = json.dumps(manifest, indent=1) + "\n"
         write_all(self.folder, {MANIFEST: lambda path: Path(path).write_text(text)})
 
@@ -395,7 +329,7 @@ def array_writer(array: np.ndarray) -> Callable[[str], None]:
     """Return a function that writes an array to a path in NumPy's format."""
 
     def write(path: str) -> None:
-        with open(path, "wb") as file:
+        with open(path, "wb") as file:  # `np.save` would add a suffix to a path
             np.save(file, array, allow_pickle=False)
 
     return write

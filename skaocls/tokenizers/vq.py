@@ -1,29 +1,31 @@
-"""The published image tokenizers as scikit-learn transformers."""
+"""The published image tokenizers as scikit-learn transformers.
 
-import copy
+`fit` downloads or reads the weights and learns nothing from data.
+"""
+
 import os
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.utils import Tags, gen_batches
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils import gen_batches
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.devices import own_torch_state, resolve_device, resolve_precision, to_device
+from skaocls.devices import own_torch_state, resolve_device, to_device
 from skaocls.files import assign, find_file, read_state_dict
 from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader
-from skaocls.tokenizers.base import ImageTokenizer
+from skaocls.tokenizers.base import ImageTokenizer, pixels_in_batch
 from skaocls.tokenizers.checks import check_codes
 from skaocls.tokenizers.vq_networks import LlamaGenVQ, MaskGITVQ
 
 DOWNSAMPLING = 16  # pixels of a token, in both directions
+CUDA_BATCH_PIXELS = 2**20  # in all images of a batch; on the CPU a batch is one image
 UNUSED_WEIGHTS = ("quantize.codebook_used",)  # a training statistic
-
 
 PARAMETERS = """
     Parameters
@@ -36,17 +38,12 @@ PARAMETERS = """
         Branch, tag or commit of the repository.
     image_shape : tuple of int (height, width), default=(256, 256)
         Size of the images, multiples of 16. Files are resized to it and cropped.
-    batch_size : int or "auto", default="auto"
-        Images that are encoded together. Incomplete batches are padded, so that tokens do not
-        depend on the batch. ``"auto"`` is 1 on the CPU and 16 on CUDA.
     device : str or torch.device, default="auto"
         ``"auto"`` is CUDA if available, else the CPU.
-    precision : {"auto", "float32", "bfloat16"}, default="float32"
-        Precision of the convolutions. A lower precision changes some tokens.
     latent_noise : float, default=0.0
         Weight t of Gaussian noise, between 0 and 1: codes are those of
-        ``(1 - t) latent + t noise``. A classifier draws new noise for each order when it predicts,
-        and uses no noise when it trains.
+        ``(1 - t) latent + t noise``. A classifier adds noise when it predicts, new noise for each
+        order. Training and `transform` use no noise.
 
     Attributes
     ----------
@@ -58,8 +55,6 @@ PARAMETERS = """
         Size of the codebook.
     grid_ : tuple of int
         Rows and columns of tokens.
-    reader_ : Reader
-        Description of the images, by which they are validated and decoded.
     image_shape_ : tuple of int
         Height, width and channels of the images.
 """
@@ -73,9 +68,7 @@ class VQTokenizer(ImageTokenizer):
         "filename": [str, None],
         "revision": [str, None],
         "image_shape": [tuple, list],
-        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
-        "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "latent_noise": [Interval(Real, 0, 1, closed="both")],
     }
 
@@ -86,18 +79,14 @@ class VQTokenizer(ImageTokenizer):
         filename: str | None = None,
         revision: str | None = None,
         image_shape: Sequence[int] = (256, 256),
-        batch_size: int | str = "auto",
         device: str | torch.device = "auto",
-        precision: str = "float32",
         latent_noise: float = 0.0,
     ):
         self.source = source
         self.filename = filename
         self.revision = revision
         self.image_shape = image_shape
-        self.batch_size = batch_size
         self.device = device
-        self.precision = precision
         self.latent_noise = latent_noise
 
     @property
@@ -124,8 +113,7 @@ class VQTokenizer(ImageTokenizer):
         OSError
             If the weights cannot be found or downloaded.
         ValueError
-            If the weights are not those of this tokenizer, or `image_shape` is not a multiple of
-            16.
+            If the weights belong to another network, or `image_shape` is not a multiple of 16.
         """
         self._validate_params()
         source, filename = self.source, self.filename
@@ -159,37 +147,18 @@ class VQTokenizer(ImageTokenizer):
         )
         return self
 
-    def transform(self, X: object, *, seed: int = 0) -> np.ndarray:
-        """Tokenize images.
-
-        Parameters
-        ----------
-        X : array-like of images
-            Files are resized to `image_shape` and cropped; arrays must have that shape, with three
-            channels. Floats must be in [0, 1].
-        seed : int, default=0
-            Seed of the noise, which is the same for every image. Without effect if `latent_noise`
-            is 0.
-
-        Returns
-        -------
-        codes : int64 array of shape (n, rows, cols)
-            Tokens, from 0 to ``n_codes_ - 1``.
-        """
-        return np.concatenate([self._encode(images, seed=seed) for _, images in self._open(X)])
-
     @own_torch_state()
     def _encode(self, images: np.ndarray, *, seed: int | None = None) -> np.ndarray:
         """Tokenize decoded images; without a seed, no noise is added."""
-        device, autocast, batch_size = self._resolve()
+        device, batch_size = self._resolve()
         model = to_device(self.model_, device)
-        codes = []
+        codes, t = [], self.latent_noise
         for part in gen_batches(len(images), batch_size):
-            pixels = to_pixels(images[part], batch_size).to(device)
-            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                latents = model.encode(pixels).float()
-            if self.latent_noise and seed is not None:
-                latents = add_noise(latents, self.latent_noise, seed)
+            latents = model.encode(pixels_in_batch(images[part], batch_size).to(device))
+            if t and seed is not None:  # the same noise for every image
+                generator = torch.Generator().manual_seed(seed)
+                noise = torch.randn(latents.shape[1:], generator=generator, dtype=torch.float32)
+                latents = (1 - t) * latents + t * noise.to(device)
             codes.append(model.nearest(latents).cpu().numpy())
         return np.concatenate(codes)[: len(images)]
 
@@ -209,49 +178,19 @@ class VQTokenizer(ImageTokenizer):
         """
         check_is_fitted(self)
         codes = check_codes(codes, self.grid_, self.n_codes_)
-        device, autocast, batch_size = self._resolve()
+        device, batch_size = self._resolve()
         model = to_device(self.model_, device)
         images = []
         for part in gen_batches(len(codes), batch_size):
-            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                decoded = model.decode(torch.from_numpy(codes[part]).to(device))
-            images.append(model.to_unit(decoded.float()).permute(0, 2, 3, 1).cpu().numpy())
+            decoded = model.decode(torch.from_numpy(codes[part]).to(device))
+            images.append(model.to_unit(decoded).permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(images)
 
-    def _resolve(self) -> tuple[torch.device, torch.dtype | None, int]:
-        device, batch_size = resolve_device(self.device), self.batch_size
-        if isinstance(batch_size, str):
-            batch_size = 16 if device.type == "cuda" else 1
-        return device, resolve_precision(self.precision, device), batch_size
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.requires_fit = True
-        return tags
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__().copy()
-        if "model_" in state:  # models used on a GPU must load without one
-            state["model_"] = copy.deepcopy(state["model_"]).cpu()
-        return state
-
-
-def to_pixels(images: np.ndarray, batch_size: int) -> torch.Tensor:
-    """Convert images (n, height, width, 3) in [0, 1] to (batch_size, 3, height, width), padded."""
-    if images.min() < 0 or images.max() > 1:
-        raise ValueError(
-            "Images must have values in [0, 1] or dtype uint8, got values from "
-            f"{images.min():.3g} to {images.max():.3g}."
-        )
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return torch.cat([pixels, pixels[-1:].expand(batch_size - len(pixels), -1, -1, -1)])
-
-
-def add_noise(latents: torch.Tensor, t: float, seed: int) -> torch.Tensor:
-    """Return ``(1 - t) latents + t noise``, with the same noise for every image."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(latents.shape[1:], generator=generator, dtype=torch.float32)
-    return (1 - t) * latents + t * noise.to(latents.device)
+    def _resolve(self) -> tuple[torch.device, int]:
+        """Return the device and the number of images in a batch."""
+        device, (height, width, _) = resolve_device(self.device), self.image_shape_
+        is_cuda = device.type == "cuda"
+        return device, max(1, CUDA_BATCH_PIXELS // (height * width)) if is_cuda else 1
 
 
 class LlamaGenTokenizer(VQTokenizer):

@@ -1,30 +1,32 @@
-"""Networks of the two published tokenizers; modules have the names of the published weights."""
+"""Networks of the two published tokenizers: convolutional encoders and decoders with a codebook.
+
+Both have five levels of resolution, and the latent has a sixteenth of the image's height and width.
+Submodules have the names of the published weights, so that these load without renaming.
+"""
+
+from collections import OrderedDict
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WIDTH = 128
-MULTIPLIERS = (1, 1, 2, 2, 4)
+WIDTHS = [128, 128, 256, 256, 512]  # of each level, finest first
+TOP = WIDTHS[-1]
 LATENT = 256  # channels of the latent
+
+
+def named(**modules: nn.Module) -> nn.Sequential:
+    """Chain modules under their names."""
+    return nn.Sequential(OrderedDict(modules))
 
 
 def group_norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, width, eps=1e-6)
 
 
-def double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0)
-
-
 def conv3(n_in: int, n_out: int, bias: bool = True) -> nn.Conv2d:
     return nn.Conv2d(n_in, n_out, 3, padding=1, bias=bias)
-
-
-def level_widths() -> list[tuple[int, int]]:
-    """Return input and output width of each encoder level, finest first."""
-    outs = [WIDTH * m for m in MULTIPLIERS]
-    return list(zip([WIDTH, *outs[:-1]], outs, strict=True))
 
 
 class ResBlock(nn.Module):
@@ -49,8 +51,7 @@ class ResBlock(nn.Module):
         h = self.conv2(F.silu(self.norm2(h)))
         if hasattr(self, "nin_shortcut"):
             x = self.nin_shortcut(h if self.project_output else x)
-        out: Tensor = x + h
-        return out
+        return torch.add(x, h)
 
 
 class AttnBlock(nn.Module):
@@ -65,97 +66,64 @@ class AttnBlock(nn.Module):
         h = self.norm(x)
         q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-        out: Tensor = x + self.proj_out(h)
-        return out
-
-
-class Downsample(nn.Module):
-    """3x3 convolution with stride 2, padded on the right and at the bottom."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
-        return out
-
-
-class Upsample(nn.Module):
-    """Upsampling by two, then a 3x3 convolution."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.conv = conv3(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(double(x))
-        return out
+        return torch.add(x, self.proj_out(h))
 
 
 class LlamaGenLevel(nn.Module):
-    def __init__(self, n_in: int, n_out: int, depth: int, attention: bool, resample: str | None):
+    """Residual blocks, each followed by attention if `attention`, then a change of resolution."""
+
+    def __init__(self, n_in: int, n_out: int, depth: int, attention: bool, **resample: nn.Module):
         super().__init__()
-        self.res = nn.ModuleList(ResBlock(n_in if i == 0 else n_out, n_out) for i in range(depth))
-        self.attn = nn.ModuleList(AttnBlock(n_out) for _ in range(depth if attention else 0))
-        if resample == "down":
-            self.downsample = Downsample(n_out)
-        elif resample == "up":
-            self.upsample = Upsample(n_out)
+        widths = [n_in, *[n_out] * (depth - 1)]
+        self.res = nn.ModuleList(ResBlock(width, n_out) for width in widths)
+        self.attn = nn.ModuleList(AttnBlock(n_out) if attention else nn.Identity() for _ in widths)
+        self.resample = list(resample)
+        for name, module in resample.items():
+            self.add_module(name, module)
 
     def forward(self, x: Tensor) -> Tensor:
-        for i, res in enumerate(self.res):
-            x = res(x)
-            if len(self.attn):
-                x = self.attn[i](x)
-        for name in ("downsample", "upsample"):
-            if hasattr(self, name):
-                x = getattr(self, name)(x)
+        for res, attn in zip(self.res, self.attn, strict=True):
+            x = attn(res(x))
+        for name in self.resample:
+            x = self.get_submodule(name)(x)
         return x
 
 
-class LlamaGenEncoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        last = len(MULTIPLIERS) - 1
-        self.conv_in = conv3(3, WIDTH)
-        self.conv_blocks = nn.ModuleList(
-            LlamaGenLevel(n_in, n_out, 2, i == last, None if i == last else "down")
-            for i, (n_in, n_out) in enumerate(level_widths())
-        )
-        top = level_widths()[-1][1]
-        self.mid = nn.Sequential(ResBlock(top, top), AttnBlock(top), ResBlock(top, top))
-        self.norm_out = group_norm(top)
-        self.conv_out = conv3(top, LATENT)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for level in self.conv_blocks:
-            x = level(x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(x))))
-        return out
+def llamagen_middle() -> nn.Sequential:
+    return nn.Sequential(ResBlock(TOP, TOP), AttnBlock(TOP), ResBlock(TOP, TOP))
 
 
-class LlamaGenDecoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        outs = [WIDTH * m for m in reversed(MULTIPLIERS)]
-        top, last = outs[0], len(outs) - 1
-        self.conv_in = conv3(LATENT, top)
-        self.mid = nn.Sequential(ResBlock(top, top), AttnBlock(top), ResBlock(top, top))
-        self.conv_blocks = nn.ModuleList(
-            LlamaGenLevel(n_in, n_out, 3, i == 0, None if i == last else "up")
-            for i, (n_in, n_out) in enumerate(zip([top, *outs[:-1]], outs, strict=True))
-        )
-        self.norm_out = group_norm(outs[-1])
-        self.conv_out = conv3(outs[-1], 3)
+def llamagen_encoder() -> nn.Sequential:
+    levels = nn.Sequential()
+    for n_in, n_out in pairwise([WIDTHS[0], *WIDTHS[:-1]]):
+        down = named(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(n_out, n_out, 3, stride=2))
+        levels.append(LlamaGenLevel(n_in, n_out, 2, attention=False, downsample=down))
+    levels.append(LlamaGenLevel(WIDTHS[-2], TOP, 2, attention=True))
+    return named(
+        conv_in=conv3(3, WIDTHS[0]),
+        conv_blocks=levels,
+        mid=llamagen_middle(),
+        norm_out=group_norm(TOP),
+        swish=nn.SiLU(),
+        conv_out=conv3(TOP, LATENT),
+    )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
-        for level in self.conv_blocks:
-            x = level(x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
-        return out
+
+def llamagen_decoder() -> nn.Sequential:
+    levels, n_in = nn.Sequential(), TOP
+    for n_out in WIDTHS[:0:-1]:
+        up = named(enlarge=nn.Upsample(scale_factor=2.0), conv=conv3(n_out, n_out))
+        levels.append(LlamaGenLevel(n_in, n_out, 3, attention=not len(levels), upsample=up))
+        n_in = n_out
+    levels.append(LlamaGenLevel(n_in, WIDTHS[0], 3, attention=False))
+    return named(
+        conv_in=conv3(LATENT, TOP),
+        mid=llamagen_middle(),
+        conv_blocks=levels,
+        norm_out=group_norm(WIDTHS[0]),
+        swish=nn.SiLU(),
+        conv_out=conv3(WIDTHS[0], 3),
+    )
 
 
 class Codebook(nn.Module):
@@ -164,138 +132,104 @@ class Codebook(nn.Module):
         self.embedding = nn.Embedding(n_codes, dim)
 
 
-class LlamaGenVQ(nn.Module):
-    """LlamaGen's VQ-16 (Sun et al., arXiv 2406.06525) with 16384 codes of 8 dimensions."""
+class VQNetwork(nn.Module):
+    """Encoder, decoder and codebook. Pixels are in [0, 1] except in the output of `decode`."""
 
-    n_codes, code_dim = 16384, 8
+    n_codes: int
+    code_dim: int
+    unit_codes: bool  # whether latents and codes are scaled to unit length
+    signed_pixels: bool  # whether encoder and decoder expect pixels in [-1, 1] instead of [0, 1]
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.quantize = Codebook(self.n_codes, self.code_dim)
+        self.quant_conv: nn.Module = nn.Identity()
+        self.post_quant_conv: nn.Module = nn.Identity()
+
+    @property
+    def codebook(self) -> Tensor:
+        weight = self.quantize.embedding.weight
+        return F.normalize(weight, dim=-1) if self.unit_codes else weight
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return latents (n, code_dim, rows, cols) of pixels (n, 3, height, width)."""
+        pixels = 2 * pixels - 1 if self.signed_pixels else pixels
+        latents: Tensor = self.quant_conv(self.encoder(pixels))
+        return latents
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Return the nearest codes (n, rows, cols), compared in float32."""
+        latents = F.normalize(latents, dim=1) if self.unit_codes else latents
+        flat, book = latents.permute(0, 2, 3, 1).float(), self.codebook.float()
+        # ||z - e||^2, without the term ||z||^2, which all codes share
+        distance = torch.addmm(book.square().sum(1), flat.flatten(0, 2), book.T, alpha=-2.0)
+        return distance.argmin(1).view(flat.shape[:3])
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the decoder's pixels (n, 3, height, width) of codes (n, rows, cols)."""
+        latents = self.post_quant_conv(self.codebook[codes].permute(0, 3, 1, 2))
+        pixels: Tensor = self.decoder(latents)
+        return pixels
+
+    def to_unit(self, decoded: Tensor) -> Tensor:
+        """Convert pixels from `decode` to the range [0, 1]."""
+        return (decoded / 2 + 0.5 if self.signed_pixels else decoded).clamp(0, 1)
+
+
+class LlamaGenVQ(VQNetwork):
+    """LlamaGen's VQ-16 (Sun et al., arXiv 2406.06525)."""
+
+    n_codes, code_dim, unit_codes, signed_pixels = 16384, 8, True, True
 
     def __init__(self) -> None:
-        super().__init__()
-        self.encoder = LlamaGenEncoder()
-        self.decoder = LlamaGenDecoder()
-        self.quantize = Codebook(self.n_codes, self.code_dim)
+        super().__init__(llamagen_encoder(), llamagen_decoder())
         self.quant_conv = nn.Conv2d(LATENT, self.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(self.code_dim, LATENT, 1)
 
-    @property
-    def codebook(self) -> Tensor:
-        return F.normalize(self.quantize.embedding.weight, dim=-1)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Return latents (n, 8, rows, cols) of pixels (n, 3, height, width) in [0, 1]."""
-        latents: Tensor = self.quant_conv(self.encoder(2 * pixels - 1))
-        return latents
-
-    def nearest(self, latents: Tensor) -> Tensor:
-        """Return codes (n, rows, cols), nearest after normalization to unit length."""
-        return nearest_code(F.normalize(latents, dim=1), self.codebook)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return pixels (n, 3, height, width), about [-1, 1], of codes (n, rows, cols)."""
-        pixels: Tensor = self.decoder(
-            self.post_quant_conv(self.codebook[codes].permute(0, 3, 1, 2))
-        )
-        return pixels
-
-    def to_unit(self, decoded: Tensor) -> Tensor:
-        return (decoded / 2 + 0.5).clamp(0, 1)
+def maskgit_blocks(n_in: int, n_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        *(ResBlock(n, n_out, bias=False, project_output=True) for n in (n_in, n_out))
+    )
 
 
-class MaskGITLevel(nn.Module):
-    def __init__(self, n_in: int, n_out: int, up: bool):
-        super().__init__()
-        self.block = nn.ModuleList(
-            ResBlock(n, n_out, bias=False, project_output=True) for n in (n_in, n_out)
-        )
-        if up:
-            self.upsample_conv = conv3(n_out, n_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
-        return self.upsample_conv(double(x)) if hasattr(self, "upsample_conv") else x
-
-
-def maskgit_middle(width: int) -> nn.Sequential:
-    return nn.Sequential(*(ResBlock(width, width, False, True) for _ in range(2)))
+def maskgit_encoder() -> nn.Sequential:
+    levels = nn.Sequential(named(block=maskgit_blocks(WIDTHS[0], WIDTHS[0])))
+    for n_in, n_out in pairwise(WIDTHS):
+        levels.append(named(halve=nn.AvgPool2d(2), block=maskgit_blocks(n_in, n_out)))
+    return named(
+        conv_in=conv3(3, WIDTHS[0], bias=False),
+        down=levels,
+        mid=maskgit_blocks(TOP, TOP),
+        norm_out=group_norm(TOP),
+        swish=nn.SiLU(),
+        conv_out=nn.Conv2d(TOP, LATENT, 1),
+    )
 
 
-class MaskGITEncoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv_in = conv3(3, WIDTH, bias=False)
-        self.down = nn.ModuleList(MaskGITLevel(a, b, up=False) for a, b in level_widths())
-        top = level_widths()[-1][1]
-        self.mid = maskgit_middle(top)
-        self.norm_out = group_norm(top)
-        self.conv_out = nn.Conv2d(top, LATENT, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for i, level in enumerate(self.down):
-            x = level(F.avg_pool2d(x, 2) if i else x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(x))))
-        return out
-
-
-class MaskGITDecoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        outs = [WIDTH * m for m in MULTIPLIERS]
-        self.conv_in = conv3(LATENT, outs[-1])
-        self.mid = maskgit_middle(outs[-1])
-        # up[i] has the width of down[i]; forward runs them from coarse to fine
-        self.up = nn.ModuleList(
-            MaskGITLevel(n_in, n_out, up=i > 0)
-            for i, (n_in, n_out) in enumerate(zip([*outs[1:], outs[-1]], outs, strict=True))
-        )
-        self.norm_out = group_norm(WIDTH)
-        self.conv_out = conv3(WIDTH, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
-        for level in reversed(self.up):
-            x = level(x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
-        return out
+def maskgit_decoder() -> nn.Sequential:
+    levels: dict[str, nn.Module] = {}  # coarsest first, although their names count from the finest
+    n_in = TOP
+    for i in reversed(range(len(WIDTHS))):
+        n_out = WIDTHS[i]
+        up = {"enlarge": nn.Upsample(scale_factor=2.0), "upsample_conv": conv3(n_out, n_out)}
+        levels[str(i)] = named(block=maskgit_blocks(n_in, n_out), **(up if i else {}))
+        n_in = n_out
+    return named(
+        conv_in=conv3(LATENT, TOP),
+        mid=maskgit_blocks(TOP, TOP),
+        up=named(**levels),
+        norm_out=group_norm(WIDTHS[0]),
+        swish=nn.SiLU(),
+        conv_out=conv3(WIDTHS[0], 3),
+    )
 
 
-class MaskGITVQ(nn.Module):
-    """MaskGIT's VQGAN (Chang et al., arXiv 2202.04200) with 1024 codes of 256 dimensions."""
+class MaskGITVQ(VQNetwork):
+    """MaskGIT's VQGAN (Chang et al., arXiv 2202.04200)."""
 
-    n_codes, code_dim = 1024, LATENT
+    n_codes, code_dim, unit_codes, signed_pixels = 1024, LATENT, False, False
 
     def __init__(self) -> None:
-        super().__init__()
-        self.encoder = MaskGITEncoder()
-        self.decoder = MaskGITDecoder()
-        self.quantize = Codebook(self.n_codes, self.code_dim)
-
-    @property
-    def codebook(self) -> Tensor:
-        return self.quantize.embedding.weight
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Return latents (n, 256, rows, cols) of pixels (n, 3, height, width) in [0, 1]."""
-        latents: Tensor = self.encoder(pixels)
-        return latents
-
-    def nearest(self, latents: Tensor) -> Tensor:
-        """Return codes (n, rows, cols)."""
-        return nearest_code(latents, self.codebook)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return pixels (n, 3, height, width), about [0, 1], of codes (n, rows, cols)."""
-        pixels: Tensor = self.decoder(self.codebook[codes].permute(0, 3, 1, 2))
-        return pixels
-
-    def to_unit(self, decoded: Tensor) -> Tensor:
-        return decoded.clamp(0, 1)
-
-
-def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Return the index of the nearest code for latents (n, dim, rows, cols), in float32."""
-    flat, book = latents.permute(0, 2, 3, 1).float(), codebook.float()
-    # ||z - e||^2, without the term ||z||^2, which all codes share
-    distance = torch.addmm(book.square().sum(1), flat.flatten(0, 2), book.T, alpha=-2.0)
-    return distance.argmin(1).view(flat.shape[:3])
+        super().__init__(maskgit_encoder(), maskgit_decoder())

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from skaocls.distributed import broadcast_flag, is_main, run_on_main
+from skaocls.distributed import broadcast, is_main, run_on_main
 from skaocls.files import read_state_dict, tensor_writer, write_all
 from skaocls.hashing import hash_file
 from skaocls.training.state import Metadata, TrainingState
@@ -107,13 +107,13 @@ class Checkpoints:
 
     def restore(self, state: TrainingState) -> None:
         """Restore the state from the checkpoint that was found, if any."""
-        if broadcast_flag(self.found is not None):
+        if broadcast(self.found is not None):
             state.restore(*(self.found or ({}, {})))
             self.found = None
 
     def save_if_due(self, state: TrainingState) -> None:
         """Save the state if it is finite and enough time has passed. A failure only warns."""
-        if not (broadcast_flag(time.monotonic() >= self.next_time) and state.is_finite()):
+        if not (broadcast(time.monotonic() >= self.next_time) and state.is_finite()):
             return
         start = time.monotonic()
         tensors, metadata = state.tensors(), state.metadata()

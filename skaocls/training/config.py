@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from skaocls.devices import resolve_device, resolve_precision
 from skaocls.parameters import FineTuning
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.orders import DRAWN, resolve_orders
 from skaocls.training.defaults import (
     MAX_EPOCHS,

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from skaocls.priors.interface import Prior
 from skaocls.priors.shared_trunk import SharedTrunkPrior
+from skaocls.priors.transformer import Prior
 from skaocls.training.loss import POSTERIOR_STRIDE, number_of_rivals
 
 # Epochs. The budget takes about a minute on two cores for up to 1000 images and grows less than

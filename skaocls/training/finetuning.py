@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 

@@ -16,9 +16,9 @@ from sklearn.utils import gen_batches
 from torch import Tensor
 
 from skaocls.devices import own_torch_state
-from skaocls.distributed import all_reduce_sum, is_main, shard_rows, world_size
+from skaocls.distributed import all_reduce_sum, is_main, peer_errors, shard_rows, world_size
 from skaocls.images.lazy import of_views
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.progress import progress
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
@@ -234,8 +234,9 @@ class Trainer:
                         micro_batch, self.state.dropout_generator, first_token
                     )
                 loss = loss * ((part.stop - part.start) / self.batch_size)
-                # the sum over ranks is wanted, not the average
-                (loss * world_size()).backward()
+                with peer_errors():
+                    # the sum over ranks is wanted, not the average
+                    (loss * world_size()).backward()
             self.state.loss_sum += loss.detach()
 
     def end_epoch(self) -> None:

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from skaocls.distributed import broadcast_tensor, cpu_group, world_size
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 
 # Both constants limit the cost of the posterior. With nine rivals and every second token, a
 # training step takes about a third longer than without it (benchmarks/speed/steps.py).

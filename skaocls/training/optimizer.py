@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 
 # Weight decay and beta values are those of the published RandAR recipe (arXiv 2412.01827,
 # appendix). Momentum, coefficients and number of iterations are those of Muon's authors.
@@ -111,8 +111,8 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Return an optimizer for the trainable parameters of a prior. Vectors have no weight decay.
 
-    With `muon`, Muon trains the prior's :meth:`~skaocls.priors.interface.Prior.hidden_weights`, and
-    AdamW everything else.
+    With `muon`, Muon trains the weights that ``prior.hidden_weights()`` lists, and AdamW everything
+    else.
     """
     params = [p for p in prior.parameters() if p.requires_grad]
     matrices, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]

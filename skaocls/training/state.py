@@ -19,7 +19,7 @@ from skaocls.distributed import (
     rank,
     world_size,
 )
-from skaocls.priors.interface import Prior
+from skaocls.priors.transformer import Prior
 from skaocls.warn import warn
 
 Metadata: TypeAlias = dict[str, Any]  # of JSON types
