@@ -5,6 +5,7 @@ not scaled.
 """
 
 import io
+import math
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ TRANSPOSE = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-CROP_SCALE = 5, 4  # random crops are cut from images resized to up to 5/4 of the crop's size
+MAX_CROP_SCALE = 1.25  # random crops are cut from images resized to up to 5/4 of the crop's size
 
 
 class BadImage(ValueError):
@@ -272,8 +273,7 @@ def halve(image: Image.Image, height: int, width: int) -> Image.Image:
 
 def max_crop_source(shape: tuple[int, ...]) -> int:
     """Return the largest shorter side of the resized image that a crop is cut from."""
-    numerator, denominator = CROP_SCALE
-    return -(-min(shape[:2]) * numerator // denominator)
+    return math.ceil(MAX_CROP_SCALE * min(shape[:2]))
 
 
 def scaled_size(shape: tuple[int, ...], shorter_side: int) -> tuple[int, int]:

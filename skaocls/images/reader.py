@@ -155,7 +155,11 @@ def learn_reader(
         check_not_empty(data)
         if skip_unreadable:
             data, skipped = drop_unreadable(data, decoding)
-        shape = learn_shape(data, declared, decoding)
+        try:
+            shape = infer_image_shape(data, declared, decoding)
+        except BadImage as error:
+            unfinished = Reader(owner, declared, None, 0, decoding=decoding)
+            raise Batch(unfinished, data).error_for_all(error) from error.__cause__
         has_names = hasattr(X, "columns")
         n_features = 1 if has_names or getattr(X, "ndim", None) == 2 else int(np.prod(shape))
     else:
@@ -175,18 +179,6 @@ def learn_reader(
         decoding,
     )
     return Batch(reader, data, skipped)
-
-
-def learn_shape(
-    data: ArrayOrLazy, declared: tuple[int, ...] | None, decoding: str
-) -> tuple[int, ...]:
-    """Infer the shape of images; an error names all unreadable ones."""
-    try:
-        return infer_image_shape(data, declared, decoding)
-    except BadImage as error:
-        # only the decoding matters to the batch's search for unreadable images
-        batch = Batch(Reader("", declared, None, 0, decoding=decoding), data)
-        raise batch.error_for_all(error) from error.__cause__
 
 
 def drop_unreadable(data: Any, decoding: str) -> tuple[ArrayOrLazy, dict[int, str]]:
