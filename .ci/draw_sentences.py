@@ -17,12 +17,11 @@ def text_of_module(path):
     """Yield docstrings, and the messages of errors and warnings."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            # without examples, underlines and "name : type" lines
+            # without examples, section headings, underlines and "name : type" lines
             lines = (ast.get_docstring(node) or "").splitlines()
-            skipped = (
-                line for line in lines if not re.match(r"\s*(>>>|\.\.\.|-+$|[\w, *]+ : )", line)
-            )
-            yield "\n".join(skipped)
+            skipped = r"\s*(>>>|\.\.\.|-+$|[\w, *`]+ : |[A-Z][a-z ]+$|\*\*)"
+            kept = (line if not re.match(skipped, line) else "" for line in lines)
+            yield "\n".join(kept)
         elif isinstance(node, ast.Call) and re.search(r"Error|warn", ast.unparse(node.func)):
             for arg in node.args[:1]:
                 yield ast.unparse(arg).strip("f'\"")
@@ -32,7 +31,7 @@ def text_of_page(path):
     """Yield the paragraphs of a page, without code and tables."""
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.S)
     for paragraph in re.split(r"\n\s*\n", text):
-        if not re.match(r"\s*([|#<!:(]|---)", paragraph):
+        if not re.match(r"\s*([|#<!:(]|---|API: )", paragraph):
             yield paragraph
 
 

@@ -26,5 +26,5 @@ decoded = tokenizer.inverse_transform(codes)
 
 # %%
 # Show digits, their codes and the decoded images.
-display = ReconstructionDisplay.from_predictions(images, codes, decoded)
+display = ReconstructionDisplay(images, codes, decoded).plot()
 plt.show()

@@ -16,7 +16,7 @@ from sklearn.svm import SVC
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from skaocls import AnyOrderARClassifier, load_image_folder
-from skaocls.displays import OrderCurveDisplay, ReconstructionDisplay, write_report
+from skaocls.displays import write_report
 from skaocls.images.reader import learn_reader
 
 
@@ -46,10 +46,10 @@ def read_folder(folder, size):
     return batch.images(), np.array(labels)
 
 
-def timed_fit(clf, X, y):
+def timed(function, *args):
+    """Call a function; return its result and the duration in seconds."""
     start = time.perf_counter()
-    clf.fit(X, y)
-    return time.perf_counter() - start
+    return function(*args), time.perf_counter() - start
 
 
 def fit_baselines(X_train, X_test, y_train, y_test, seed):
@@ -74,7 +74,6 @@ def fit_baselines(X_train, X_test, y_train, y_test, seed):
 def main(argv=None):
     args = parse_args(argv)
     check_matplotlib_support("python -m skaocls")
-    args.output.mkdir(parents=True, exist_ok=True)
     if args.data is None:
         X, y = load_digits().images[..., None], load_digits().target
         name = "scikit-learn's digits"
@@ -92,7 +91,7 @@ def main(argv=None):
         params["max_iter"] = args.max_iter
     print("\nFitting AnyOrderARClassifier: tokens, then a transformer that reads them in any order")
     clf = AnyOrderARClassifier(**params)
-    seconds = timed_fit(clf, X_train, y_train)
+    _, seconds = timed(clf.fit, X_train, y_train)
     times = {"Fit": f"{seconds:.0f} s for {len(X_train)} samples"}
     rows, cols = clf.tokenizer_.grid_
     print(f"  {seconds:.0f} s; an image is {rows} x {cols} tokens of {clf.tokenizer_.n_codes_}")
@@ -103,37 +102,18 @@ def main(argv=None):
 
     print("\nFitting the same model for one order only, row by row")
     raster = AnyOrderARClassifier(**params, order="raster")
-    seconds = timed_fit(raster, X_train, y_train)
+    _, seconds = timed(raster.fit, X_train, y_train)
     baselines = {"raster order": raster.score(X_test, y_test)}
     print(f"  {seconds:.0f} s; test accuracy {baselines['raster order']:.4f}")
 
     print("\nFitting scikit-learn's classifiers to the pixels")
     baselines |= fit_baselines(X_train, X_test, y_train, y_test, args.seed)
 
-    start = time.perf_counter()
-    clf.predict(X_test)
-    seconds = (time.perf_counter() - start) / len(X_test)
-    times["Predict"] = f"{1000 * seconds:.2g} ms for each of {len(X_test)} samples"
-    write_plots(clf, X_test, y_test, staged, baselines, args.output)
+    _, seconds = timed(clf.predict, X_test)
+    times["Predict"] = f"{1000 * seconds / len(X_test):.2g} ms for each of {len(X_test)} samples"
     options = {"title": name, "subtitle": summary, "baselines": baselines, "times": times}
     report = write_report(clf, X_test, y_test, args.output / "report.html", **options)
     print(f"\nReport: {report}")
-    print(f"Plots: {args.output / 'orders.png'}, {args.output / 'reconstructions.png'}")
-
-
-def write_plots(clf, X, y, staged, baselines, folder):
-    """Plot accuracy against orders, and the tokens of one image of each class."""
-    orders = OrderCurveDisplay.from_predictions(
-        y,
-        staged,
-        baselines=baselines,
-        evaluations_per_order=clf.orders_.shape[1] * clf.model_.readings,
-        name=type(clf).__name__,
-    )
-    orders.figure_.savefig(folder / "orders.png", dpi=150)
-    examples = [np.flatnonzero(y == c)[0] for c in clf.classes_[:16]]
-    tokens = ReconstructionDisplay.from_estimator(clf, X[examples])
-    tokens.figure_.savefig(folder / "reconstructions.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -693,9 +693,8 @@ default="mean_log_likelihood"
             columns = joint.argmax(1) if columns is None else columns
             joint[np.arange(len(columns)), columns] = -np.inf
             rivals = joint.argmax(1) if runner_up else rivals
-        return prediction.explain(
-            model, batch, columns, rivals, self.orders_, **self._scoring_options()
-        )
+        options = self._scoring_options()
+        return prediction.explain(model, batch, columns, rivals, self.orders_, options)
 
     def sample(
         self,
@@ -851,8 +850,8 @@ default="mean_log_likelihood"
             self._joint_log_proba,
             check_random_state(random_state),
             options,
-            device=self.device,
-            precision=self.precision,
+            self.device,
+            self.precision,
         )
 
     @classmethod
@@ -1146,8 +1145,7 @@ default="mean_log_likelihood"
             model,
             batch.take(rows),
             model.orders(self.order, self.n_orders),
-            cache=open_cache(self.memory),
-            **self._scoring_options(),
+            self._scoring_options(cache=open_cache(self.memory)),
         )
         log_likelihood = np.concatenate([result.log_likelihood for result in results])
         log_prior = class_log_prior(self.class_prior, model.class_count)
@@ -1195,8 +1193,9 @@ default="mean_log_likelihood"
         self._check_class_prior(self.classes_)
         return self.model_
 
-    def _scoring_options(self):
-        return {name: getattr(self, name) for name in ("crop", "device", "precision", "n_jobs")}
+    def _scoring_options(self, **options):
+        parameters = {k: getattr(self, k) for k in ("crop", "device", "precision", "n_jobs")}
+        return prediction.ScoringOptions(**parameters, **options)
 
     def _early_stopping_rule(self):
         """Return the function that scores until the class is decided, or None to score all."""
@@ -1216,15 +1215,12 @@ default="mean_log_likelihood"
         """Yield the ScoringResult of a few images at a time."""
         with collective_call("A prediction"):
             model = self._checked_model()
-        return prediction.score_batches(
-            model,
-            model.reader.open(X),
-            self.orders_,
+        options = self._scoring_options(
             stopping=self._early_stopping_rule() if may_stop_early else None,
             cache=open_cache(self.memory),
-            verbose=self.verbose,
-            **self._scoring_options(),
         )
+        batch = model.reader.open(X)
+        return prediction.score_batches(model, batch, self.orders_, options, verbose=self.verbose)
 
     def _log_likelihoods(self, X):
         """Yield log p(tokens | class, order), (n, n_orders, n_classes), a few images at a time."""

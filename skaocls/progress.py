@@ -27,22 +27,9 @@ class LogProgress(tqdm):
 
 
 def progress(total: int, description: str, unit: str, verbose: int, initial: int = 0) -> tqdm:
-    """Return a tqdm progress bar, to be used as a context manager.
+    """Return a progress bar, to be used as a context manager, after `initial` of `total` units.
 
-    Parameters
-    ----------
-    total : int
-        Number of units to process.
-    description, unit : str
-        Texts of the bar.
-    verbose : int
-        The bar is hidden if `verbose` is 0.
-    initial : int, default=0
-        Number of units that are processed already.
-
-    Returns
-    -------
-    bar : tqdm
+    The bar is hidden if `verbose` is 0.
     """
     options = {
         "total": total,

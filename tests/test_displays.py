@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
@@ -30,11 +30,6 @@ from skaocls.displays import (
 def _close_figures():
     yield
     plt.close("all")
-
-
-def levels(line):
-    """Return the heights of a horizontal line, of which there should be one."""
-    return np.unique(line.get_ydata()).tolist()
 
 
 def test_order_curve_shows_accuracy_and_binomial_error(fitted, digits):
@@ -61,14 +56,11 @@ def test_baselines_are_scored_on_flattened_images(fitted, digits):
     expected = {"nb": nb.score(flat, y_test), "any-order": fitted.score(X_test, y_test)}
     assert display.baselines == expected | {"given": 0.5}
     for name, score in display.baselines.items():
-        assert levels(display.baseline_lines_[name]) == [score]
-    texts = [text.get_text() for text in display.ax_.get_legend().get_texts()]
-    assert texts[-1] == "given (0.500)"  # the lowest
+        assert set(display.baseline_lines_[name].get_ydata()) == {score}
+    assert display.ax_.get_legend().get_texts()[-1].get_text() == "given (0.500)"  # the lowest
 
 
 def test_baselines_read_the_values_of_arrays_and_files(fitted, digits, tmp_path):
-    from PIL import Image
-
     X, y, X_test, y_test = digits
     fitted = clone(fitted).set_params(max_iter=1)
     # the classifier scales 8-bit pixels, but the baselines are fitted to the original values
@@ -87,28 +79,6 @@ def test_baselines_read_the_values_of_arrays_and_files(fitted, digits, tmp_path)
     assert display.baselines["lr"] == unit.score(X_test.reshape(100, 64) / 255, y_test)
 
 
-def test_axis_of_costs(fitted, digits):
-    display = OrderCurveDisplay.from_estimator(fitted, digits[2][:20], digits[3][:20])
-    # 16 tokens, 3 classes
-    np.testing.assert_array_equal(display.cost_ax_.get_xticks(), display.ax_.get_xticks() * 48)
-    display.figure_.canvas.draw()
-    left, right = display.ax_.get_xlim()
-    assert display.cost_ax_.get_xlim() == pytest.approx((left * 48, right * 48))
-    assert OrderCurveDisplay([0.5]).plot().cost_ax_ is None
-
-
-def test_order_curve_from_predictions(fitted, digits):
-    X, y = digits[2], digits[3]
-    a = OrderCurveDisplay.from_estimator(fitted, X, y, baselines={"one": 0.9})
-    b = OrderCurveDisplay.from_predictions(
-        y, list(fitted.staged_predict(X)), baselines={"one": 0.9}, evaluations_per_order=48
-    )
-    for name in ("scores", "std_scores", "baselines", "evaluations_per_order"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        OrderCurveDisplay.from_predictions([0, 1], [[0, 1], [0, 1], [0, 1, 1]])
-
-
 def test_order_curve_on_given_axes():
     figure, ax = plt.subplots()
     display = OrderCurveDisplay.from_predictions(
@@ -116,10 +86,11 @@ def test_order_curve_on_given_axes():
     )
     assert display.ax_ is ax and display.figure_ is figure
     assert display.line_.get_color() == "red" and display.line_.get_label() == "mine"
-    assert display.plot() is display
-    assert display.ax_ is not ax
+    assert display.plot() is display and display.ax_ is not ax
     np.testing.assert_allclose(display.line_.get_ydata(), [0.5, 1])
     assert OrderCurveDisplay([0.5]).plot().fill_ is None
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        OrderCurveDisplay.from_predictions([0, 1], [[0, 1], [0, 1], [0, 1, 1]])
 
 
 def test_evidence_display_shows_explain(fitted, digits):
@@ -128,6 +99,8 @@ def test_evidence_display_shows_explain(fitted, digits):
     proba = fitted.predict_proba(X)
     ranked = fitted.classes_[(-proba).argsort(1)]
     assert display.axes_.shape == (4, 3)
+    largest = np.abs(display.evidence_maps).max()
+    assert {plotted.get_clim() for plotted in display.maps_.flat} == {(-largest, largest)}
     for j in range(2):
         evidence = fitted.explain(X, ranked[:, j])
         for i in range(4):
@@ -140,16 +113,6 @@ def test_evidence_display_shows_explain(fitted, digits):
             np.testing.assert_allclose(display.images_[i].get_array(), X[i] / X.max())
 
 
-def test_evidence_maps_share_a_symmetric_scale(fitted, digits):
-    display = EvidenceDisplay.from_estimator(fitted, digits[2][:4])
-    largest = np.abs(display.evidence_maps).max()
-    for plotted in display.maps_.flat:
-        assert plotted.get_clim() == (-largest, largest)
-    assert (display.colorbar_.vmin, display.colorbar_.vmax) == (-largest, largest)
-    display.plot(limit=2.0)
-    assert display.maps_[1, 1].get_clim() == (-2, 2)
-
-
 def test_evidence_against_rivals(fitted, digits):
     X = digits[2][:5]
     ranked = fitted.classes_[(-fitted.predict_proba(X)).argsort(1)]
@@ -158,7 +121,6 @@ def test_evidence_against_rivals(fitted, digits):
     np.testing.assert_array_equal(display.rivals, ranked[:, [1, 0, 0]])
     expected = fitted.explain(X, ranked[:, 2], rival="runner-up").maps
     np.testing.assert_allclose(display.evidence_maps[:, 2], expected, atol=1e-6)
-    np.testing.assert_allclose(display.evidence_maps[:, 0], -display.evidence_maps[:, 1], atol=1e-5)
     assert "rather than" in display.axes_[0, 1].get_title()
 
     rival = np.array([0, 1, 2, 0, 1])
@@ -172,28 +134,23 @@ def test_evidence_against_rivals(fitted, digits):
         EvidenceDisplay.from_estimator(fitted, X, rival=rival[1:])
 
 
-def test_evidence_from_predictions_on_given_axes(fitted, digits):
-    X = digits[2][:2]
-    a = EvidenceDisplay.from_estimator(fitted, X)
-    figure, axes = plt.subplots(2, 4)
-    b = EvidenceDisplay.from_predictions(
-        X, a.evidence_maps, a.labels, a.proba, standard_errors=a.standard_errors, ax=axes
-    )
-    assert b.figure_ is figure and b.axes_[1, 3] is axes[1, 3]
-    for one, other in zip(a.maps_.flat, b.maps_.flat, strict=True):
-        np.testing.assert_array_equal(one.get_array(), other.get_array())
-        np.testing.assert_array_equal(one.get_alpha(), other.get_alpha())
-    for one, other in zip(a.images_, b.images_, strict=True):
-        np.testing.assert_allclose(one.get_array(), other.get_array(), atol=1e-6)
-    assert b.plot() is b and b.figure_ is not figure
-    with pytest.raises(ValueError, match="ax has 3 axes, but 2 x 4 are needed"):
-        b.plot(axes[0, :3])
+def test_image_displays_plot_again_on_given_axes(fitted, digits):
+    for from_estimator, shape in (
+        (EvidenceDisplay.from_estimator, (2, 4)),
+        (ReconstructionDisplay.from_estimator, (3, 2)),
+    ):
+        display = from_estimator(fitted, digits[2][:2])
+        figure, axes = plt.subplots(*shape)
+        assert display.figure_ is not figure
+        assert display.plot(axes) is display and display.figure_ is figure
+        with pytest.raises(ValueError, match=r"ax has 1 axes, but \d x \d are needed"):
+            display.plot(axes[0, 0])
 
 
 def test_undefined_standard_errors_do_not_fade_evidence():
     evidence = np.ones((1, 1, 2, 2))
     error = np.full(evidence.shape, np.nan)
-    display = EvidenceDisplay.from_predictions([np.eye(2)], evidence, [[0]], standard_errors=error)
+    display = EvidenceDisplay([np.eye(2)], evidence, [[0]], standard_errors=error).plot()
     assert (display.maps_[0, 0].get_alpha() == 1).all()
 
 
@@ -210,12 +167,6 @@ def test_reconstructions(fitted, digits):
         # the font is large enough for numbers
         written = [int(text.get_text()) for text in display.axes_[1, i].texts]
         np.testing.assert_array_equal(written, codes[i].ravel())
-    again = ReconstructionDisplay.from_predictions(X, codes, decoded)
-    for one, other in zip(display.artists_.flat, again.artists_.flat, strict=True):
-        np.testing.assert_allclose(one.get_array(), other.get_array(), atol=1e-6)
-        assert one.get_clim() == other.get_clim()
-    figure, axes = plt.subplots(3, 6)
-    assert again.plot(axes).figure_ is figure
 
 
 def test_each_code_has_its_own_color(digits):
@@ -229,23 +180,18 @@ def test_each_code_has_its_own_color(digits):
 
 
 def test_samples_form_one_row_per_class():
-    class Sampler(BaseEstimator):
-        def fit(self, X=None, y=None):
-            self.image_shape_ = (2, 2, 1)
-            self.classes_ = np.array(["b", "a"])
-            return self
-
-        def sample(self, n, y=None, random_state=None):
-            assert n == 6 and random_state == 7
-            return (
-                np.stack([np.full((2, 2), float(i)) for i in range(6)])
-                + 10 * (y == "a")[:, None, None]
-            )
-
-    display = ReconstructionDisplay.from_samples(Sampler().fit(), n_per_class=3, random_state=7)
+    images = np.arange(6.0)[:, None, None] * np.ones((2, 2))
+    display = ReconstructionDisplay(images, labels=["b", "a", "a", "b", "a", "b"]).plot()
     values = [[artist.get_array()[0, 0] for artist in row] for row in display.artists_]
-    np.testing.assert_allclose(values, np.array([[0, 1, 2], [13, 14, 15]]) / 15)
+    np.testing.assert_allclose(values, np.array([[0, 3, 5], [1, 2, 4]]) / 5)
     assert [ax.get_ylabel() for ax in display.axes_[:, 0]] == ["b", "a"]
+
+
+def test_samples_of_a_classifier(fitted):
+    display = ReconstructionDisplay.from_samples(fitted, n_per_class=2, random_state=7)
+    y = np.repeat(fitted.classes_, 2)
+    np.testing.assert_array_equal(display.images, fitted.sample(y=y, random_state=7))
+    np.testing.assert_array_equal(display.labels, y)
 
 
 def test_color_scales_of_images():
@@ -281,7 +227,6 @@ def test_without_matplotlib(fitted, digits, monkeypatch):
     for plot in (
         lambda: OrderCurveDisplay.from_estimator(fitted, X, y),
         lambda: OrderCurveDisplay.from_predictions(y, [y]),
-        lambda: OrderCurveDisplay([0.5]).plot(),
         lambda: EvidenceDisplay.from_estimator(fitted, X),
         lambda: ReconstructionDisplay.from_estimator(fitted, X),
         lambda: ReconstructionDisplay.from_samples(fitted),
@@ -319,15 +264,15 @@ def test_report_is_complete_and_self_contained(fitted, digits, tmp_path):
         with Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) as picture:
             assert np.asarray(picture.convert("L")).std() > 5
     accuracy = np.mean(fitted.predict(X) == y)
-    for text in (
+    texts = {
         f"{accuracy:.1%}",
         "25.0%",
         "A & <i>B</i>",
         "Most confident mistakes",
         "Samples",
         "7 s",
-    ):
-        assert text in page.text
+    }
+    assert texts <= set(page.text)
     assert len(page.links) == 5
 
 

@@ -32,7 +32,10 @@ def model(estimator, digits):
 def likelihoods(model, X, n_orders=3):
     batch = model.reader.open(X)
     parts = prediction.score_batches(
-        model, batch, model.orders("random", n_orders), precision="float32"
+        model,
+        batch,
+        model.orders("random", n_orders),
+        prediction.ScoringOptions(precision="float32"),
     )
     return np.concatenate([result.log_likelihood for result in parts])
 

@@ -140,7 +140,7 @@ def test_dtype_is_used_for_matrix_products(read):
             ).log_likelihood
         ),
         "evidence": lambda **dtype: token_log_likelihoods(
-            prior, codes, orders, np.tile(labels, (3, 1)), **dtype
+            prior, codes, orders, np.full(3, 1), **dtype
         ),
         "known": lambda **dtype: known_log_likelihoods(
             prior, codes, np.tile(orders, (3, 1, 1)), labels, np.full(3, 4), **dtype

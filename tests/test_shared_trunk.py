@@ -81,8 +81,9 @@ def test_log_likelihoods_equal_the_formula(vocab_size, n_classes, seed):
     expected = naive(prior, codes, orders, labels)
     found = log_likelihoods(prior, codes, orders, labels)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    each = token_log_likelihoods(prior, codes, orders, np.tile(labels, (2, 1)))
-    np.testing.assert_allclose(each.sum(3), expected, atol=1e-4)
+    for i, label in enumerate(labels):
+        of_tokens = token_log_likelihoods(prior, codes, orders, np.full(2, label))
+        np.testing.assert_allclose(of_tokens.sum(2), expected[:, :, i], atol=1e-4)
     along = np.tile(orders, (2, 1, 1))
     known = known_log_likelihoods(prior, codes, along, labels, np.full(2, 6))
     np.testing.assert_allclose(known, expected, atol=1e-4)

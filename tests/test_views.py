@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
-from skaocls.fitted.prediction import log_likelihoods
+from skaocls.fitted.prediction import ScoringOptions, log_likelihoods
 from skaocls.fitted.tokenization import SCORING_STRENGTH
 from skaocls.images.views import random_views
 
@@ -27,15 +27,11 @@ def clf(fitted):
 
 
 def test_same_view_for_all_images(digits):
-    """The same transformation for all; a share of the limits draws the same, less far."""
     images = digits[0][:6, :, :, None]
     same = random_views(images, np.random.RandomState(3), same=True)
     for image, view in zip(images, same, strict=True):
         one = random_views(image[None], np.random.RandomState(3))
         assert_array_equal(view, one[0])
-    limits = {"shift": 0.05, "rotation": 4.0, "scale": 0.04, "shear": 0.04}
-    weaker = random_views(images, np.random.RandomState(3), strength=0.4)
-    assert_allclose(weaker, random_views(images, np.random.RandomState(3), **limits), atol=1e-5)
     assert_allclose(random_views(images, np.random.RandomState(3), strength=0.0), images, atol=1e-5)
 
 
@@ -64,7 +60,7 @@ def test_each_order_has_its_view_and_the_first_has_the_image(clf, digits):
         drawing = np.random.RandomState([model.order_seed, 2, k])
         view = random_views(images, drawing, strength=SCORING_STRENGTH, same=True) if k else images
         codes = model.tokenizer.transform(view).reshape(5, -1)
-        one = log_likelihoods(model, codes, clf.orders_[k : k + 1], device="cpu")
+        one = log_likelihoods(model, codes, clf.orders_[k : k + 1], ScoringOptions(device="cpu"))
         assert_allclose(ll[:, k : k + 1], one, rtol=1e-6)
     # the first orders of more are those of fewer
     fewer = np.concatenate(list(other(clf, n_orders=2)._log_likelihoods(X)))

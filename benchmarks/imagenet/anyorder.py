@@ -9,7 +9,7 @@ import torch
 from skaocls import AnyOrderARClassifier
 from skaocls.devices import resolve_device, resolve_precision
 from skaocls.files import write_all
-from skaocls.fitted.prediction import encode_part, log_likelihoods
+from skaocls.fitted.prediction import ScoringOptions, encode_part, log_likelihoods
 from skaocls.fitted.pretrained import load_published, published_tokenizer
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba
 
@@ -131,8 +131,8 @@ def score(clf, args, name, files, truth):
         codes = read_tokens(clf, files, args.tokens / name)
     else:
         codes = encode(clf, files, args.write_tokens and args.write_tokens / name)
-    params = {"device": args.device, "precision": args.precision}
-    ll = log_likelihoods(clf.model_, codes, clf.orders_, **params)
+    options = ScoringOptions(device=args.device, precision=args.precision)
+    ll = log_likelihoods(clf.model_, codes, clf.orders_, options)
     return hits_of_groups(ll, clf.class_log_prior_, truth)
 
 

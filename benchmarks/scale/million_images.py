@@ -162,7 +162,7 @@ def check_simulation(n_images, repeats):
     """Compare the simulation with two real processes that score the same chunks."""
     clf, X = make_job(n_images)
     model, orders = clf.model_, clf.orders_
-    options = ScoringOptions("center", None, "cpu", "float32", None, None)
+    options = ScoringOptions("center", device="cpu", precision="float32")
     batch = model.reader.open(X)
 
     def arguments(part):

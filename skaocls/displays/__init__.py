@@ -1,7 +1,7 @@
 """Plots of a fitted classifier, in the style of scikit-learn's displays.
 
-``from_estimator`` computes and plots, ``from_predictions`` plots given values, and ``plot`` plots
-again. matplotlib (the extra ``plot``) is only imported when something is plotted.
+``from_estimator`` computes and plots. A display that is created from given values plots them with
+``plot``. matplotlib (the extra ``plot``) is only imported when something is plotted.
 """
 
 from skaocls.displays.evidence_maps import EvidenceDisplay

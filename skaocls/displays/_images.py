@@ -7,12 +7,6 @@ from sklearn.utils.validation import check_is_fitted
 EMPTY_SHARE = 1 / 3
 
 
-def decode_images(clf, X, caller):
-    """Return X as the classifier reads it, float32 (n, height, width, channels)."""
-    check_images(clf, caller)
-    return clf.model_.reader.open(X).images()
-
-
 def check_images(clf, caller):
     """Raise an error if the classifier is not fitted, or was not fitted on images."""
     check_is_fitted(clf)
@@ -24,19 +18,18 @@ def check_images(clf, caller):
 class ImagePlotter:
     """Plot images with one color scale.
 
-    Gray images use the whole scale from black to white. RGB images are only rescaled if they exceed
-    [0, 1]. Images with another number of channels are plotted as their mean over channels.
+    Gray images use the whole scale from black to white; mostly empty ones are black on white. RGB
+    images are only rescaled if they exceed [0, 1]. Images with another number of channels are
+    plotted as their mean over channels.
     """
 
-    def __init__(self, images, cmap=None):
+    def __init__(self, images):
         images = average_channels(images)
         self.low, self.high = min(0.0, images.min()), images.max()
         if images.ndim == 4:
             self.high = max(1.0, self.high)
-        if cmap is None:
-            empty = images <= self.low + 0.1 * (self.high - self.low)
-            cmap = "gray_r" if empty.mean() > EMPTY_SHARE else "gray"
-        self.cmap = cmap
+        empty = images <= self.low + 0.1 * (self.high - self.low)
+        self.cmap = "gray_r" if empty.mean() > EMPTY_SHARE else "gray"
 
     def __call__(self, ax, image):
         image = average_channels(np.asarray(image)[None])[0]

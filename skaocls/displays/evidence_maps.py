@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.utils import check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skaocls.displays._images import ImagePlotter, axes_grid, decode_images
+from skaocls.displays._images import ImagePlotter, axes_grid, check_images
 
 INSIGNIFICANT_ALPHA = 0.35  # opacity of evidence that may be due to chance
 
@@ -12,21 +12,21 @@ INSIGNIFICANT_ALPHA = 0.35  # opacity of evidence that may be due to chance
 class EvidenceDisplay:
     """Plot images, and how strongly their parts support each of several classes.
 
-    Use :meth:`from_estimator` or :meth:`from_predictions` to create a display. All parameters are
-    stored as attributes.
+    Use :meth:`from_estimator` to compute and plot evidence maps. For given maps, create a display
+    and call :meth:`plot`. All parameters are stored as attributes.
 
     Parameters
     ----------
     images : array-like of shape (n_images, height, width[, channels])
         Gray or RGB images.
     evidence_maps : array-like of shape (n_images, n_classes, height, width)
-        Evidence in nats for a few classes of each image.
+        Evidence in nats for a few classes of each image, e.g. ``clf.explain(X, y).maps``.
     labels : array-like of shape (n_images, n_classes)
         Labels of these classes.
     proba : array-like of shape (n_images, n_classes), default=None
         Probabilities of these classes.
     standard_errors : array-like of shape (n_images, n_classes, height, width), default=None
-        Standard errors of the evidence.
+        Standard errors of the evidence, e.g. ``clf.explain(X, y).maps_standard_error``.
     rivals : array-like of shape (n_images, n_classes), default=None
         Labels of the classes that each class is compared with.
 
@@ -42,10 +42,6 @@ class EvidenceDisplay:
         Plotted evidence maps.
     colorbar_ : matplotlib Colorbar
         Color bar of the evidence maps.
-
-    See Also
-    --------
-    skaocls.AnyOrderARClassifier.explain : Compute evidence maps.
 
     Examples
     --------
@@ -68,7 +64,7 @@ class EvidenceDisplay:
         self.rivals = rivals
 
     @classmethod
-    def from_estimator(cls, clf, X, *, n_classes=3, rival=None, ax=None, **kwargs):
+    def from_estimator(cls, clf, X, *, n_classes=3, rival=None, ax=None, significance=2.0):
         """Plot the evidence for the most probable classes of a few images.
 
         Parameters
@@ -83,20 +79,13 @@ class EvidenceDisplay:
             Classes to compare with, as in :meth:`skaocls.AnyOrderARClassifier.explain`.
             ``"runner-up"`` is the most probable of the other classes. Given labels are not plotted
             themselves. None compares with no class.
-        ax : array-like of matplotlib Axes, of n_images x (1 + n_classes), default=None
-            Axes to plot on. None creates a figure.
-        **kwargs : dict
-            Keyword arguments of :meth:`plot`.
+        ax, significance : array-like and float
+            As in :meth:`plot`.
 
         Returns
         -------
         display : EvidenceDisplay
             Display with its plot.
-
-        Raises
-        ------
-        ValueError
-            If the classifier was not fitted on images, or if a rival is not one of its classes.
 
         Examples
         --------
@@ -110,7 +99,8 @@ class EvidenceDisplay:
         (2, 3, 8, 8)
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        images = decode_images(clf, X, cls.__name__)
+        check_images(clf, cls.__name__)
+        images = clf.model_.reader.open(X).images()
         proba = clf.predict_proba(X)
         names = getattr(clf, "class_names_", clf.classes_)
         ranked, rivals = (-proba).argsort(1, kind="stable"), None  # columns of classes
@@ -123,73 +113,25 @@ class EvidenceDisplay:
             ranked = ranked[ranked != given].reshape(len(ranked), -1)
             rivals = np.broadcast_to(given, ranked.shape)
         ranked = ranked[:, :n_classes]
-        if rivals is None:
-            evidence = [clf.explain(X, clf.classes_[column]) for column in ranked.T]
-        else:
+        others = [None] * ranked.shape[1]
+        if rivals is not None:
             rivals = rivals[:, :n_classes]
-            evidence = [
-                clf.explain(X, clf.classes_[column], clf.classes_[other])
-                for column, other in zip(ranked.T, rivals.T, strict=True)
-            ]
-        return cls.from_predictions(
+            others = clf.classes_[rivals.T]
+        evidence = [clf.explain(X, y, rival) for y, rival in zip(clf.classes_[ranked.T], others)]
+        display = cls(
             images,
             np.stack([e.maps for e in evidence], axis=1),
             names[ranked],
             np.take_along_axis(proba, ranked, 1),
             standard_errors=np.stack([e.maps_standard_error for e in evidence], axis=1),
             rivals=None if rivals is None else names[rivals],
-            ax=ax,
-            **kwargs,
         )
+        return display.plot(ax, significance=significance)
 
-    @classmethod
-    def from_predictions(
-        cls,
-        images,
-        evidence_maps,
-        labels,
-        proba=None,
-        *,
-        standard_errors=None,
-        rivals=None,
-        ax=None,
-        **kwargs,
-    ):
-        """Plot given evidence maps.
-
-        Parameters
-        ----------
-        images : array-like of shape (n_images, height, width[, channels])
-            Gray or RGB images.
-        evidence_maps : array-like of shape (n_images, n_classes, height, width)
-            ``clf.explain(X, y).maps`` for a few classes of each image.
-        labels : array-like of shape (n_images, n_classes)
-            Labels of these classes.
-        proba : array-like of shape (n_images, n_classes), default=None
-            Probabilities of these classes.
-        standard_errors : array-like of shape (n_images, n_classes, height, width), default=None
-            ``clf.explain(X, y).maps_standard_error``.
-        rivals : array-like of shape (n_images, n_classes), default=None
-            Labels of the classes that each class is compared with.
-        ax : array-like of matplotlib Axes, of n_images x (1 + n_classes), default=None
-            Axes to plot on. None creates a figure.
-        **kwargs : dict
-            Keyword arguments of :meth:`plot`.
-
-        Returns
-        -------
-        display : EvidenceDisplay
-            Display with its plot.
-        """
-        check_matplotlib_support(f"{cls.__name__}.from_predictions")
-        check_consistent_length(images, evidence_maps, labels, proba, standard_errors, rivals)
-        display = cls(
-            images, evidence_maps, labels, proba, standard_errors=standard_errors, rivals=rivals
-        )
-        return display.plot(ax, **kwargs)
-
-    def plot(self, ax=None, *, significance=2.0, limit=None, cmap="RdBu", image_cmap=None):
+    def plot(self, ax=None, *, significance=2.0):
         """Plot each image with its evidence maps in one row.
+
+        Blue is evidence for a class, red is evidence against it. All maps have one color scale.
 
         Parameters
         ----------
@@ -198,13 +140,6 @@ class EvidenceDisplay:
         significance : float, default=2.0
             Evidence below this number of standard errors is plotted pale, because other random
             orders might not confirm it. 0 plots everything opaque.
-        limit : float, default=None
-            Evidence in nats at both ends of the color scale. None is the largest absolute value.
-        cmap : str or matplotlib Colormap, default="RdBu"
-            Colors from evidence against the class to evidence for it.
-        image_cmap : str or matplotlib Colormap, default=None
-            Colors of gray images. None plots images that are mostly empty as black on white, and
-            other images as white on black.
 
         Returns
         -------
@@ -212,6 +147,7 @@ class EvidenceDisplay:
             Display with `axes_`, `figure_`, `images_`, `maps_` and `colorbar_`.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
+        check_consistent_length(self.images, self.evidence_maps, self.labels, self.proba)
         images, maps, labels = (
             np.asarray(a) for a in (self.images, self.evidence_maps, self.labels)
         )
@@ -220,17 +156,17 @@ class EvidenceDisplay:
         if self.standard_errors is not None:  # comparisons with NaN (one order) are False
             insignificant = np.abs(maps) < significance * np.asarray(self.standard_errors)
             alpha[insignificant] = INSIGNIFICANT_ALPHA
-        limit = limit or np.abs(maps).max() or 1.0
+        limit = np.abs(maps).max() or 1.0
         figsize = (1.8 * (1 + n_classes) + 1, 2.2 * n_images + 0.1)
         axes = axes_grid(ax, (n_images, 1 + n_classes), figsize)
-        plot_image = ImagePlotter(images, image_cmap)
+        plot_image = ImagePlotter(images)
         self.images_ = np.empty(n_images, dtype=object)
         self.maps_ = np.empty((n_images, n_classes), dtype=object)
         for i, image in enumerate(images):
             self.images_[i] = plot_image(axes[i, 0], image)
             for j in range(n_classes):
                 self.maps_[i, j] = axes[i, 1 + j].imshow(
-                    maps[i, j], cmap=cmap, vmin=-limit, vmax=limit, alpha=alpha[i, j]
+                    maps[i, j], cmap="RdBu", vmin=-limit, vmax=limit, alpha=alpha[i, j]
                 )
                 plot_outline(axes[i, 1 + j], image)
                 title = str(labels[i, j])

@@ -15,7 +15,7 @@ class OrderCurveDisplay:
     """Plot the score of a classifier against the number of orders that it averages over.
 
     Use :meth:`from_estimator` or :meth:`from_predictions` to create a display. All parameters are
-    stored as attributes.
+    stored as attributes. :func:`skaocls.selection.smallest_n_orders` chooses the number of orders.
 
     Parameters
     ----------
@@ -25,11 +25,6 @@ class OrderCurveDisplay:
         Standard errors of the scores, plotted as a band.
     baselines : dict of str to float, default=None
         Scores of other models, plotted as horizontal lines.
-    evaluations_per_order : int, default=None
-        Tokens that the prior evaluates for one image in one order. If given, a second axis at the
-        top shows the cost.
-    score_name : str, default="Accuracy"
-        Label of the vertical axis.
 
     Attributes
     ----------
@@ -43,12 +38,6 @@ class OrderCurveDisplay:
         Band of standard errors. None without `std_scores`.
     baseline_lines_ : dict of str to matplotlib Line2D
         Lines of the baselines.
-    cost_ax_ : matplotlib SecondaryAxis or None
-        Axis at the top. None without `evaluations_per_order`.
-
-    See Also
-    --------
-    skaocls.selection.smallest_n_orders : Choose the number of orders.
 
     Examples
     --------
@@ -58,20 +47,10 @@ class OrderCurveDisplay:
     array([1, 2, 3])
     """
 
-    def __init__(
-        self,
-        scores,
-        *,
-        std_scores=None,
-        baselines=None,
-        evaluations_per_order=None,
-        score_name="Accuracy",
-    ):
+    def __init__(self, scores, *, std_scores=None, baselines=None):
         self.scores = scores
         self.std_scores = std_scores
         self.baselines = baselines
-        self.evaluations_per_order = evaluations_per_order
-        self.score_name = score_name
 
     @classmethod
     def from_estimator(cls, clf, X, y, *, baselines=None, ax=None, name=None, **kwargs):
@@ -90,12 +69,8 @@ class OrderCurveDisplay:
         baselines : dict of str to float or classifier, default=None
             Accuracies of other models, or fitted classifiers to score on the same data. Classifiers
             of scikit-learn get each image as a flat row, with the values that X contains.
-        ax : matplotlib Axes, default=None
-            Axes to plot on. None creates a figure.
-        name : str, default=None
-            Name of the curve in the legend. None is the name of the estimator's class.
-        **kwargs : dict
-            Keyword arguments of matplotlib's ``plot`` for the curve.
+        ax, name, **kwargs
+            As in :meth:`plot`. The default name is that of the estimator's class.
 
         Returns
         -------
@@ -110,10 +85,8 @@ class OrderCurveDisplay:
         >>> from skaocls.displays import OrderCurveDisplay
         >>> X, y = load_iris(return_X_y=True)
         >>> clf = AnyOrderARClassifier(max_iter=20, n_orders=8, random_state=0).fit(X[::2], y[::2])
-        >>> svc = SVC().fit(X[::2], y[::2])
-        >>> display = OrderCurveDisplay.from_estimator(
-        ...     clf, X[1::2], y[1::2], baselines={"SVC": svc}
-        ... )
+        >>> baselines = {"SVC": SVC().fit(X[::2], y[::2])}
+        >>> display = OrderCurveDisplay.from_estimator(clf, X, y, baselines=baselines)
         >>> display.scores.shape
         (8,)
         """
@@ -125,27 +98,12 @@ class OrderCurveDisplay:
             else model
             for label, model in (baselines or {}).items()
         }
-        return cls.from_predictions(
-            y,
-            list(clf.staged_predict(X)),
-            baselines=scores,
-            evaluations_per_order=clf.orders_.shape[1] * clf.model_.readings,
-            ax=ax,
-            name=type(clf).__name__ if name is None else name,
-            **kwargs,
-        )
+        staged, name = list(clf.staged_predict(X)), name or type(clf).__name__
+        return cls.from_predictions(y, staged, baselines=scores, ax=ax, name=name, **kwargs)
 
     @classmethod
     def from_predictions(
-        cls,
-        y_true,
-        staged_y_pred,
-        *,
-        baselines=None,
-        evaluations_per_order=None,
-        ax=None,
-        name=None,
-        **kwargs,
+        cls, y_true, staged_y_pred, *, baselines=None, ax=None, name=None, **kwargs
     ):
         """Plot the accuracy of predictions with 1, 2, ... orders.
 
@@ -156,48 +114,24 @@ class OrderCurveDisplay:
         staged_y_pred : array-like of shape (n_orders, n_samples)
             Predictions, such as ``list(clf.staged_predict(X))``.
         baselines : dict of str to float, default=None
-            Accuracies of other models.
-        evaluations_per_order : int, default=None
-            Tokens that the prior evaluates for one image in one order. None omits the axis of
-            costs.
-        ax : matplotlib Axes, default=None
-            Axes to plot on. None creates a figure.
-        name : str, default=None
-            Name of the curve in the legend.
-        **kwargs : dict
-            Keyword arguments of matplotlib's ``plot`` for the curve.
+            Scores of other models.
+        ax, name, **kwargs
+            As in :meth:`plot`.
 
         Returns
         -------
         display : OrderCurveDisplay
             Display with its plot. `std_scores` are binomial standard errors,
             ``sqrt(accuracy * (1 - accuracy) / n_samples)``.
-
-        Raises
-        ------
-        ValueError
-            If predictions and labels have different lengths.
-
-        Examples
-        --------
-        >>> from skaocls.displays import OrderCurveDisplay
-        >>> display = OrderCurveDisplay.from_predictions([0, 1, 1], [[0, 0, 0], [0, 1, 1]])
-        >>> display.scores.round(2)
-        array([0.33, 1.  ])
         """
-        check_matplotlib_support(f"{cls.__name__}.from_predictions")
         check_consistent_length(y_true, *staged_y_pred)
         scores = (np.asarray(staged_y_pred) == np.asarray(y_true)).mean(1)
-        display = cls(
-            scores,
-            std_scores=np.sqrt(scores * (1 - scores) / len(y_true)),
-            baselines=baselines,
-            evaluations_per_order=evaluations_per_order,
-        )
+        errors = np.sqrt(scores * (1 - scores) / len(y_true))
+        display = cls(scores, std_scores=errors, baselines=baselines)
         return display.plot(ax, name=name, **kwargs)
 
     def plot(self, ax=None, *, name=None, **kwargs):
-        """Plot the curve, its standard errors, the baselines and the cost.
+        """Plot the curve, its standard errors and the baselines.
 
         Parameters
         ----------
@@ -215,20 +149,14 @@ class OrderCurveDisplay:
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         import matplotlib.pyplot as plt
-        from matplotlib.ticker import EngFormatter, MaxNLocator
+        from matplotlib.ticker import MaxNLocator
 
         if ax is None:
             _, ax = plt.subplots(figsize=(7, 4.6), layout="constrained")
         scores = np.asarray(self.scores)
         orders = np.arange(1, len(scores) + 1)
-        style = {
-            "color": CURVE_COLOR,
-            "marker": "o",
-            "markersize": 5,
-            "linewidth": 2,
-            "label": name,
-        }
-        (self.line_,) = ax.plot(orders, scores, **(style | kwargs))
+        style = {"color": CURVE_COLOR, "marker": "o", "markersize": 5, "linewidth": 2}
+        (self.line_,) = ax.plot(orders, scores, **(style | {"label": name} | kwargs))
         self.fill_ = None
         if self.std_scores is not None:
             std = np.asarray(self.std_scores)
@@ -253,18 +181,9 @@ class OrderCurveDisplay:
                 label=f"{label} ({score:.3f})",
                 zorder=1.5,  # behind the curve
             )
-        ticks = np.asarray(MaxNLocator(6, integer=True).tick_values(1, len(scores)))
-        ticks = np.unique(ticks[ticks <= len(scores)].clip(1)).astype(int)
-        ax.set(xlabel="Orders averaged over", ylabel=self.score_name, xticks=ticks)
+        ax.set(xlabel="Orders averaged over", ylabel="Accuracy")
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.grid(alpha=0.25)
-        self.cost_ax_ = None
-        if (cost := self.evaluations_per_order) is not None:
-            self.cost_ax_ = ax.secondary_xaxis(
-                "top", functions=(lambda k: k * cost, lambda n: n / cost)
-            )
-            self.cost_ax_.set_xticks(ticks * cost)
-            self.cost_ax_.xaxis.set_major_formatter(EngFormatter(sep=""))
-            self.cost_ax_.set_xlabel("Token evaluations for one image")
         if ax.get_legend_handles_labels()[1]:
             ax.legend(loc="best", framealpha=0.95)
         self.ax_, self.figure_ = ax, ax.figure

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.utils import check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skaocls.displays._images import ImagePlotter, axes_grid, check_images, decode_images
+from skaocls.displays._images import ImagePlotter, axes_grid, check_images
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 PANEL_INCHES = 1.15  # width and height of an image
@@ -16,8 +15,8 @@ MIN_FONT_SIZE = 5  # points; smaller numbers in tokens are omitted
 class ReconstructionDisplay:
     """Plot images, their tokens and the images decoded from the tokens, or one row per class.
 
-    Use :meth:`from_estimator`, :meth:`from_predictions` or :meth:`from_samples` to create a
-    display. All parameters are stored as attributes.
+    Use :meth:`from_estimator` or :meth:`from_samples` to compute and plot images. For given images,
+    create a display and call :meth:`plot`. All parameters are stored as attributes.
 
     Parameters
     ----------
@@ -42,15 +41,10 @@ class ReconstructionDisplay:
 
     Examples
     --------
-    >>> from sklearn.datasets import load_digits
-    >>> from skaocls import PatchTokenizer
+    >>> import numpy as np
     >>> from skaocls.displays import ReconstructionDisplay
-    >>> images = load_digits().images[:5]
-    >>> tokenizer = PatchTokenizer(n_codes=16, random_state=0).fit(images)
-    >>> codes = tokenizer.transform(images)
-    >>> decoded = tokenizer.inverse_transform(codes)
-    >>> ReconstructionDisplay(images, codes, decoded).plot().axes_.shape
-    (3, 5)
+    >>> ReconstructionDisplay(np.eye(4).reshape(2, 2, 4), labels=["a", "b"]).plot().axes_.shape
+    (2, 1)
     """
 
     def __init__(self, images, codes=None, decoded=None, labels=None):
@@ -60,7 +54,7 @@ class ReconstructionDisplay:
         self.labels = labels
 
     @classmethod
-    def from_estimator(cls, clf, X, *, ax=None, **kwargs):
+    def from_estimator(cls, clf, X, *, ax=None):
         """Plot a few images with the tokens of a classifier's tokenizer.
 
         Parameters
@@ -71,18 +65,11 @@ class ReconstructionDisplay:
             A few images.
         ax : array-like of matplotlib Axes, of 3 x n_images, default=None
             Axes to plot on. None creates a figure.
-        **kwargs : dict
-            Keyword arguments of :meth:`plot`.
 
         Returns
         -------
         display : ReconstructionDisplay
             Display with its plot.
-
-        Raises
-        ------
-        ValueError
-            If the classifier was not fitted on images.
 
         Examples
         --------
@@ -96,39 +83,13 @@ class ReconstructionDisplay:
         (5, 4, 4)
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        images = decode_images(clf, X, cls.__name__)
+        check_images(clf, cls.__name__)
+        images = clf.model_.reader.open(X).images()
         codes = clf.tokenizer_.transform(images)
-        decoded = clf.tokenizer_.inverse_transform(codes)
-        return cls.from_predictions(images, codes, decoded, ax=ax, **kwargs)
+        return cls(images, codes, clf.tokenizer_.inverse_transform(codes)).plot(ax)
 
     @classmethod
-    def from_predictions(cls, images, codes, decoded, *, ax=None, **kwargs):
-        """Plot given images, tokens and decoded images.
-
-        Parameters
-        ----------
-        images : array-like of shape (n_images, height, width[, channels])
-            Gray or RGB images.
-        codes : int array-like of shape (n_images, rows, cols)
-            ``tokenizer.transform(images)``.
-        decoded : array-like of shape (n_images, height, width[, channels])
-            ``tokenizer.inverse_transform(codes)``.
-        ax : array-like of matplotlib Axes, of 3 x n_images, default=None
-            Axes to plot on. None creates a figure.
-        **kwargs : dict
-            Keyword arguments of :meth:`plot`.
-
-        Returns
-        -------
-        display : ReconstructionDisplay
-            Display with its plot.
-        """
-        check_matplotlib_support(f"{cls.__name__}.from_predictions")
-        check_consistent_length(images, codes, decoded)
-        return cls(images, codes, decoded).plot(ax, **kwargs)
-
-    @classmethod
-    def from_samples(cls, clf, *, n_per_class=8, random_state=None, ax=None, **kwargs):
+    def from_samples(cls, clf, *, n_per_class=8, random_state=None, ax=None):
         """Plot images sampled by a classifier, one row per class.
 
         To sample with other options, call ``clf.sample`` and
@@ -144,18 +105,11 @@ class ReconstructionDisplay:
             Passed to ``clf.sample``.
         ax : array-like of matplotlib Axes, of n_classes x n_per_class, default=None
             Axes to plot on. None creates a figure.
-        **kwargs : dict
-            Keyword arguments of :meth:`plot`.
 
         Returns
         -------
         display : ReconstructionDisplay
             Display with its plot.
-
-        Raises
-        ------
-        ValueError
-            If the classifier was not fitted on images.
 
         Examples
         --------
@@ -174,21 +128,15 @@ class ReconstructionDisplay:
         y = clf.classes_[columns]
         images = clf.sample(len(y), y=y, random_state=random_state)
         names = getattr(clf, "class_names_", clf.classes_)
-        return cls(images, labels=names[columns]).plot(ax, **kwargs)
+        return cls(images, labels=names[columns]).plot(ax)
 
-    def plot(self, ax=None, *, cmap=None, codes_cmap="twilight"):
+    def plot(self, ax=None):
         """Plot the images.
 
         Parameters
         ----------
         ax : array-like of matplotlib Axes, of n_rows x n_columns, default=None
             Axes to plot on. None creates a figure.
-        cmap : str or matplotlib Colormap, default=None
-            Colors of gray images. None plots images that are mostly empty as black on white, and
-            other images as white on black.
-        codes_cmap : str or matplotlib Colormap, default="twilight"
-            Colors of the tokens. Consecutive codes get different colors, because they need not be
-            similar.
 
         Returns
         -------
@@ -197,7 +145,7 @@ class ReconstructionDisplay:
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         images = np.asarray(self.images)
-        plot_image = ImagePlotter(images, cmap)
+        plot_image = ImagePlotter(images)
         rows: list[tuple[str, Callable[..., object], np.ndarray]]
         if self.labels is not None:
             labels = np.asarray(self.labels)
@@ -207,7 +155,7 @@ class ReconstructionDisplay:
             rows = [("image", plot_image, images)]
             if self.codes is not None:
                 codes = np.asarray(self.codes)
-                rows.append(("tokens", CodesPlotter(codes, codes_cmap), codes))
+                rows.append(("tokens", CodesPlotter(codes), codes))
             if self.decoded is not None:
                 rows.append(("decoded", plot_image, np.asarray(self.decoded)))
         shape = len(rows), len(rows[0][2])
@@ -222,17 +170,19 @@ class ReconstructionDisplay:
 
 
 class CodesPlotter:
-    """Plot grids of codes: one color per code, and its number if the font is large enough."""
+    """Plot grids of codes: one color per code, and its number if the font is large enough.
 
-    def __init__(self, codes, cmap):
+    Consecutive codes get different colors, because they need not be similar.
+    """
+
+    def __init__(self, codes):
         from matplotlib import colormaps
         from matplotlib.colors import ListedColormap
 
         self.n_codes = int(codes.max()) + 1
-        # The most frequent code, often the background, gets the first color. It is almost white in
-        # the default colormap.
+        # The most frequent code, often the background, gets the first color, which is almost white.
         place = np.arange(self.n_codes) - np.bincount(codes.ravel()).argmax()
-        self.cmap = ListedColormap(colormaps.get_cmap(cmap)((place * GOLDEN_RATIO) % 1))
+        self.cmap = ListedColormap(colormaps["twilight"]((place * GOLDEN_RATIO) % 1))
         self.fontsize = (
             72 * PANEL_INCHES / codes.shape[2] / (0.7 * max(3, len(str(codes.max()))) + 0.6)
         )

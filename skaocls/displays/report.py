@@ -7,14 +7,15 @@ from pathlib import Path
 from string import Template
 
 import numpy as np
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score
 from sklearn.utils import _safe_indexing
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.displays._images import ImagePlotter, axes_grid
 from skaocls.displays.evidence_maps import EvidenceDisplay
 from skaocls.displays.order_curve import OrderCurveDisplay
+from skaocls.displays.reconstructions import ReconstructionDisplay
 from skaocls.files import write_all
 from skaocls.scoring.calibration import expected_calibration_error
 from skaocls.version import __version__
@@ -108,14 +109,14 @@ def write_report(
     path, y, baselines = Path(path), np.asarray(y), baselines or {}
     staged = list(clf.staged_predict(X))
     proba = clf.predict_proba(X)
+    name = type(clf).__name__
+    curve = OrderCurveDisplay.from_predictions(y, staged, baselines=baselines, name=name)
     sections = [
         section(
             "Accuracy against orders",
             "Test accuracy with different numbers of orders. Horizontal lines are other "
             "classifiers.",
-            OrderCurveDisplay.from_predictions(
-                y, staged, baselines=baselines, name=type(clf).__name__
-            ).figure_,
+            curve.figure_,
         ),
         section(
             "Confusion",
@@ -145,24 +146,21 @@ def write_report(
 
 
 def image_sections(clf, X, y, proba):
-    """Return the sections that only exist for images."""
-    sections = []
+    """Yield the sections that only exist for images."""
     wrong = np.flatnonzero(clf.classes_[proba.argmax(1)] != y)
     if len(wrong):
         confident = wrong[np.argsort(-proba[wrong].max(1), kind="stable")][:MAX_MISTAKES]
         labels = ", ".join(str(label) for label in y[confident])
-        sections.append(
-            section(
-                "Most confident mistakes",
-                "Evidence for the most probable classes, in nats: blue supports a class, red "
-                f"contradicts it. True classes, from top to bottom: {labels}.",
-                EvidenceDisplay.from_estimator(clf, _safe_indexing(X, confident)).figure_,
-            )
+        yield section(
+            "Most confident mistakes",
+            "Evidence for the most probable classes, in nats: blue supports a class, red "
+            f"contradicts it. True classes, from top to bottom: {labels}.",
+            EvidenceDisplay.from_estimator(clf, _safe_indexing(X, confident)).figure_,
         )
-    samples = section(
-        "Samples", "Images sampled from the model, one row per class.", plot_samples(clf)
-    )
-    return [*sections, samples]
+    sampled = np.repeat(clf.classes_[:MAX_SAMPLED_CLASSES], SAMPLES_PER_CLASS)
+    samples = ReconstructionDisplay(clf.sample(y=sampled, random_state=0), labels=sampled)
+    text = "Images sampled from the model, one row per class."
+    yield section("Samples", text, samples.plot().figure_)
 
 
 def section(title, text, figure):
@@ -194,10 +192,7 @@ def key_figures(clf, y, staged, proba, baselines):
     figures["Calibration error"] = f"{expected_calibration_error(proba[known], columns):.1%}"
     figures["Test samples"] = str(len(y))
     figures["Classes"] = str(len(clf.classes_))
-    return "".join(
-        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
-        for name, value in figures.items()
-    )
+    return html_items(figures, "<div><dt>{}</dt><dd>{}</dd></div>")
 
 
 def plot_confusion(y, predicted):
@@ -223,35 +218,16 @@ def plot_calibration(clf, y, proba):
     """Plot accuracy against confidence, and the share of predictions in each bin."""
     import matplotlib.pyplot as plt
 
-    n_bins, confidence = CONFIDENCE_BINS, proba.max(1)
+    confidence = proba.max(1).clip(max=1)
     correct = clf.classes_[proba.argmax(1)] == y
-    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    count = np.bincount(bins, minlength=n_bins)
-    used = count > 0
+    accuracy, mean_confidence = calibration_curve(correct, confidence, n_bins=CONFIDENCE_BINS)
     figure, ax = plt.subplots(figsize=(5.5, 4), layout="constrained")
-    ax.bar((np.arange(n_bins) + 0.5) / n_bins, count / count.sum(), 0.9 / n_bins, color="#d0d7de")
+    share = np.full(len(y), 1 / len(y))
+    ax.hist(confidence, CONFIDENCE_BINS, range=(0, 1), weights=share, rwidth=0.9, color="#d0d7de")
     ax.plot([0, 1], [0, 1], ":", color="gray")
-    ax.plot(
-        np.bincount(bins, confidence, n_bins)[used] / count[used],
-        np.bincount(bins, correct, n_bins)[used] / count[used],
-        "o-",
-    )
+    ax.plot(mean_confidence, accuracy, "o-")
     ax.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1.02))
     return figure
-
-
-def plot_samples(clf):
-    """Plot a few sampled images of each class."""
-    classes = clf.classes_[:MAX_SAMPLED_CLASSES]
-    images = clf.sample(y=np.repeat(classes, SAMPLES_PER_CLASS), random_state=0)
-    plot_image = ImagePlotter(images)
-    shape = len(classes), SAMPLES_PER_CLASS
-    axes = axes_grid(None, shape, (1.2 * shape[1] + 0.8, 1.2 * shape[0]))
-    for ax, image in zip(axes.flat, images, strict=True):
-        plot_image(ax, image)
-    for ax, label in zip(axes[:, 0], classes, strict=True):
-        ax.set_ylabel(str(label), rotation="horizontal", ha="right", va="center")
-    return axes.flat[0].figure
 
 
 def settings_section(clf, times):
@@ -270,11 +246,13 @@ def settings_section(clf, times):
         for name, value in clf.get_params(deep=False).items()
         if repr(value) != repr(defaults[name])
     }
-    lines = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in entries.items()
-    )
+    lines = html_items(entries, "<tr><th>{}</th><td>{}</td></tr>")
     return (
         "<section><h2>Settings and times</h2><p>Parameters that are not listed have their default "
         f'value.</p><div class="wide"><table>{lines}</table></div></section>'
     )
+
+
+def html_items(texts, item):
+    """Return a dict of texts as HTML; `item` is the format of a key and a value."""
+    return "".join(item.format(html.escape(k), html.escape(v)) for k, v in texts.items())

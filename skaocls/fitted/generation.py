@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import TransformerMixin
 
 from skaocls.devices import resolve_device
 from skaocls.fitted.model import FittedModel
@@ -17,7 +18,6 @@ from skaocls.scoring.sampling import (
     generate,
     known_first,
     known_log_likelihoods,
-    tokens_in_mask,
 )
 
 Device = str | torch.device
@@ -32,58 +32,35 @@ def generate_images(
     options: SamplingOptions,
     *,
     codes: np.ndarray | None = None,
-    n_known: np.ndarray | None = None,
+    n_known: int | np.ndarray = 0,
     device: Device = "auto",
-    statistics: np.ndarray | None = None,
+    **tokenizer_options: np.ndarray,
 ) -> np.ndarray:
-    """Sample images of given classes, each along its own order.
+    """Sample images of the classes in these columns, each along its own order.
 
-    Parameters
-    ----------
-    model : FittedModel
-    columns : int array of shape (n,)
-        Column of each image's class.
-    orders : int array of shape (n, n_tokens)
-    rng : RandomState
-    options : SamplingOptions
-        Options of :func:`skaocls.scoring.sampling.generate`.
-    codes : int array of shape (n, n_tokens), default=None
-        Known tokens.
-    n_known : int array of shape (n,), default=None
-        Number of known tokens at the start of each order.
-    device : str or torch.device, default="auto"
-    statistics : array, default=None
-        Mean and contrast of each image, for tokenizers that normalize them.
-
-    Returns
-    -------
-    images : array
-        Output of the tokenizer's `inverse_transform`, without the axis of a single channel.
+    `codes`, `n_known` and `options` are those of :func:`skaocls.scoring.sampling.generate`.
+    Returns the output of the tokenizer's `inverse_transform`, without the axis of a single channel.
     """
     if not hasattr(model.tokenizer, "inverse_transform"):
         raise NotImplementedError(
             f"{type(model.tokenizer).__name__} has no inverse_transform, so tokens cannot be "
             "converted to images. To generate images, use a tokenizer such as PatchTokenizer."
         )
-    if n_known is None:
-        n_known = np.zeros(len(columns), dtype=int)
+    codes = np.zeros_like(orders) if codes is None else codes
+    n_known = np.broadcast_to(n_known, len(columns))
     sampled = np.empty_like(orders)
     for prior, where in model.by_prior(columns, resolve_device(device)):
         sampled[where] = generate(
             prior,
             model.rows[columns[where]],
             orders[where],
-            None if codes is None else codes[where],
+            codes[where],
             n_known[where],
             **options,
             seed=rng.randint(2**31 - 1),
         )
     grids = sampled.reshape(-1, *model.prior.grid)
-    images: np.ndarray
-    if statistics is None:
-        images = model.tokenizer.inverse_transform(grids)
-    else:
-        images = model.tokenizer.inverse_transform(grids, statistics=statistics)
+    images: np.ndarray = model.tokenizer.inverse_transform(grids, **tokenizer_options)
     gray = model.reader.image_shape is not None and images.ndim == 4 and images.shape[-1] == 1
     return images[..., 0] if gray else images
 
@@ -98,47 +75,20 @@ def inpaint_images(
     joint_log_proba: Callable[[np.ndarray], np.ndarray],
     rng: np.random.RandomState,
     options: SamplingOptions,
-    *,
-    device: Device = "auto",
-    precision: str = "auto",
+    device: Device,
+    precision: str,
 ) -> np.ndarray:
     """Sample the masked tokens of images; see :meth:`skaocls.AnyOrderARClassifier.inpaint`.
 
-    Parameters
-    ----------
-    model : FittedModel
-    batch : Batch
-        Images, rows of a table or tokens.
-    mask : bool array-like
-        Shape (height, width) or (n, height, width); for tables (n_features,) or (n, n_features);
-        for tokens (rows, cols) or (n, rows, cols).
-    columns : int array of shape (n,) or None
-        Column of each image's class. None uses the most probable class given the known tokens.
-    order, n_orders
-        As in the classifier.
-    joint_log_proba : callable
-        Maps log p(known tokens | class, order) to log p(known tokens, class).
-    rng : RandomState
-    options : SamplingOptions
-        Options of :func:`skaocls.scoring.sampling.generate`.
-    device : str or torch.device, default="auto"
-    precision : {"auto", "float32", "bfloat16"}, default="auto"
-
-    Returns
-    -------
-    images : array
-        Known pixels are copied from the input.
-
-    Raises
-    ------
-    ValueError
-        If the mask has another shape or type, or if the tokens of `batch` have several crops.
+    `columns` has the column of each image's class; None selects the most probable class given the
+    known tokens. `joint_log_proba` maps log p(known tokens | class, order) to log p(known tokens,
+    class).
     """
     n, grid, is_image = len(batch), model.prior.grid, model.reader.image_shape is not None
     if model.reader.grid is not None and batch.values().ndim == 4:
         raise ValueError(f"inpaint takes tokens of one crop, (n, {grid[0]}, {grid[1]}).")
-    mask = check_mask(mask, n, mask_shape(model))
-    unknown = unknown_tokens(model, mask)
+    mask = check_mask(model, mask, n)
+    unknown = unknown_tokens(model.tokenizer, mask, grid)
     images = batch.images() if is_image else batch.values()
     pixel_mask = mask[..., None] if is_image else mask
     known = images
@@ -150,19 +100,14 @@ def inpaint_images(
         tokenizer_options["statistics"] = model.tokenizer.image_statistics(known, ~mask)
     codes = encode_data(model.tokenizer, known, is_image=is_image, **tokenizer_options)
     if columns is None:
-        ll = known_token_log_likelihoods(
-            model,
-            codes,
-            unknown,
-            model.orders(order, n_orders),
-            device=device,
-            precision=precision,
-        )
+        orders = model.orders(order, n_orders)
+        ll = known_token_log_likelihoods(model, codes, unknown, orders, device, precision)
         columns = joint_log_proba(ll).argmax(1)
+    orders = known_first(generation_orders(model, order, n_orders, n, rng), unknown)
     sampled = generate_images(
         model,
         columns,
-        known_first(generation_orders(model, order, n_orders, n, rng), unknown),
+        orders,
         rng,
         options,
         codes=codes,
@@ -175,23 +120,15 @@ def inpaint_images(
             f"{type(model.tokenizer).__name__}.inverse_transform returns images of shape "
             f"{sampled.shape[1:]}, but the images to fill in have shape {images.shape[1:]}."
         )
-    filled = np.where(pixel_mask, sampled.reshape(images.shape), images)
-    result: np.ndarray = filled.reshape(sampled.shape)
-    return result
+    filled: np.ndarray = np.where(pixel_mask, sampled.reshape(images.shape), images)
+    return filled.reshape(sampled.shape)
 
 
-def mask_shape(model: FittedModel) -> tuple[int, ...]:
-    """Return the shape of one image's mask."""
-    reader = model.reader
-    if reader.grid is not None:
-        return model.prior.grid
-    if reader.image_shape is None:
-        return (reader.n_features,)
-    return reader.image_shape[:2]
-
-
-def check_mask(mask: np.ndarray, n: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the mask as a bool array of shape (n, *shape), or raise a ValueError."""
+def check_mask(model: FittedModel, mask: np.ndarray, n: int) -> np.ndarray:
+    """Return the mask of each of n images, or raise a ValueError."""
+    shape = (model.reader.image_shape or (model.reader.n_features,))[:2]
+    if model.reader.grid is not None:
+        shape = model.prior.grid
     mask = np.asarray(mask)
     if mask.dtype != bool:
         raise ValueError(f"mask must be boolean, True where X is unknown; got dtype {mask.dtype}.")
@@ -200,11 +137,16 @@ def check_mask(mask: np.ndarray, n: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(mask, (n, *shape))
 
 
-def unknown_tokens(model: FittedModel, mask: np.ndarray) -> np.ndarray:
-    """Return which tokens (n, n_tokens) have masked pixels, features or tokens."""
+def unknown_tokens(
+    tokenizer: TransformerMixin, mask: np.ndarray, grid: tuple[int, int]
+) -> np.ndarray:
+    """Return which tokens (n, n_tokens) have a masked pixel, feature or token."""
     mask = mask.reshape(len(mask), *(1, *mask.shape[1:])[-2:])  # a row of a table is an image
-    pixels = tokens_of_pixels(model.tokenizer, mask.shape[1:], model.prior.grid)
-    return tokens_in_mask(mask, *pixels, model.prior.grid)
+    rows, cols = tokens_of_pixels(tokenizer, mask.shape[1:], grid)
+    for axis, (token_of_pixel, n) in enumerate(zip((rows, cols), grid), start=1):
+        starts = token_of_pixel.searchsorted(np.arange(n)).clip(max=len(token_of_pixel) - 1)
+        mask = np.logical_or.reduceat(mask, starts, axis)
+    return mask.reshape(len(mask), -1)
 
 
 def known_token_log_likelihoods(
@@ -212,14 +154,10 @@ def known_token_log_likelihoods(
     codes: np.ndarray,
     unknown: np.ndarray,
     orders: np.ndarray,
-    *,
     device: Device = "auto",
     precision: str = "auto",
 ) -> np.ndarray:
-    """Compute log p(known tokens | class, order), shape (n, n_orders, n_classes).
-
-    `codes` and the bool array `unknown` are (n, n_tokens), `orders` is (n_orders, n_tokens).
-    """
+    """Compute log p(known tokens | class, order), shape (n, n_orders, n_classes)."""
     shape = (len(codes), *orders.shape)
     reordered = known_first(
         np.broadcast_to(orders, shape), np.broadcast_to(unknown[:, None], shape)

@@ -106,7 +106,7 @@ def map_pieces(
     with ExitStack() as stack:
         if getattr(backend, "supports_sharedmem", False):
             stack.enter_context(torch_threads(threads))
-            call = partial(delayed(run_in_thread), function, model)
+            call = partial(delayed(call_with), function, model)
         else:
             call = partial(delayed(run_in_process), function, threads, *pack_model(model, backend))
         while n_done < len(pieces):
@@ -117,7 +117,8 @@ def map_pieces(
                     n_done, n_losses = n_done + 1, 0
             except Exception as exc:
                 n_losses += 1
-                if not is_lost_worker(exc) or n_losses == MAX_LOSSES:
+                lost = not LOST_WORKER_ERRORS.isdisjoint(cls.__name__ for cls in type(exc).__mro__)
+                if not lost or n_losses == MAX_LOSSES:
                     raise
                 warn(
                     f"A worker was lost ({type(exc).__name__}). {len(pieces) - n_done} of "
@@ -126,13 +127,7 @@ def map_pieces(
                 )
 
 
-def is_lost_worker(exc: Exception) -> bool:
-    return any(cls.__name__ in LOST_WORKER_ERRORS for cls in type(exc).__mro__)
-
-
-def run_in_thread(
-    function: Callable[..., R], model: FittedModel, arguments: tuple[object, ...]
-) -> R:
+def call_with(function: Callable[..., R], model: FittedModel, arguments: tuple[object, ...]) -> R:
     return function(model, *arguments)
 
 

@@ -1,7 +1,7 @@
 """Log-likelihoods and evidence of a fitted model for new images."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
 
@@ -19,8 +19,7 @@ from skaocls.fitted.tokenization import encode_for_orders, tokens_of_pixels
 from skaocls.hashing import hash_object
 from skaocls.images.batch import Batch
 from skaocls.progress import progress
-from skaocls.scoring import evidence
-from skaocls.scoring.evidence import Evidence
+from skaocls.scoring.evidence import Evidence, token_log_likelihoods
 from skaocls.scoring.exhaustive import ScoringResult, lanes_at_once, scoring_dtype
 from skaocls.scoring.exhaustive import log_likelihoods as score_exhaustively
 
@@ -29,82 +28,44 @@ from skaocls.scoring.exhaustive import log_likelihoods as score_exhaustively
 BATCH_SIZE = 256
 WIDE_PRIOR, WIDE_PRIOR_BATCH_SIZE = 512, 32
 
-Device = str | torch.device
 Stopping = Callable[..., ScoringResult]
 
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How images are read and scored; see :func:`score_batches`."""
+    """How images are read and scored; most options are parameters of the classifier.
 
-    crop: str
-    stopping: Stopping | None
-    device: Device
-    precision: str
-    cache: ResultCache | None
-    n_jobs: int | None
+    ``stopping(prior, codes, orders, labels, dtype=dtype)`` returns a `ScoringResult`. Without it,
+    every class is scored in every order, as with models of several priors. `cache` is for the
+    log-likelihoods of exhaustive scoring.
+    """
+
+    crop: str = "auto"
+    stopping: Stopping | None = None
+    device: str | torch.device = "auto"
+    precision: str = "auto"
+    cache: ResultCache | None = None
+    n_jobs: int | None = None
+
+
+DEFAULT_OPTIONS = ScoringOptions()
 
 
 def score_batches(
     model: FittedModel,
     batch: Batch,
     orders: np.ndarray,
+    options: ScoringOptions = DEFAULT_OPTIONS,
     *,
-    crop: str = "auto",
-    stopping: Stopping | None = None,
-    device: Device = "auto",
-    precision: str = "auto",
-    cache: ResultCache | None = None,
-    n_jobs: int | None = None,
     verbose: int = 0,
 ) -> Iterator[ScoringResult]:
-    """Yield log p(tokens | class, order) of a few images at a time.
+    """Yield the results of consecutive images, a few images at a time.
 
     If ``torchrun`` has started several processes, each scores a part of the images, and all yield
     all results.
-
-    Parameters
-    ----------
-    model : FittedModel
-    batch : Batch
-        Images, rows of a table or tokens, from ``model.reader.open``.
-    orders : int array of shape (n_orders, n_tokens)
-    crop : {"auto", "center", "random", "views"}, default="auto"
-        Which crop or view of the image each order reads, see
-        :func:`skaocls.fitted.tokenization.encode_for_orders`. ``"auto"`` is ``"views"`` if the
-        model was trained on views, else ``"center"``.
-    stopping : callable, default=None
-        Early stopping: ``stopping(prior, codes, orders, labels, dtype=dtype)`` returns a
-        `ScoringResult`. None scores every class in every order, as do models with several priors.
-    device : str or torch.device, default="auto"
-    precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Type of the matrix products.
-    cache : ResultCache, default=None
-        Cache for the log-likelihoods of exhaustive scoring.
-    n_jobs : int, default=None
-        Number of joblib workers, see :mod:`skaocls.fitted.parallel`.
-    verbose : int, default=0
-        Whether to show a progress bar.
-
-    Yields
-    ------
-    result : ScoringResult
-        Results of consecutive images.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_digits
-    >>> from skaocls import AnyOrderARClassifier
-    >>> from skaocls.fitted.prediction import score_batches
-    >>> X, y = load_digits(n_class=2, return_X_y=True)
-    >>> clf = AnyOrderARClassifier(image_shape=(8, 8), max_iter=5, random_state=0).fit(X, y)
-    >>> batch = clf.model_.reader.open(X[:5])
-    >>> [result.log_likelihood.shape for result in score_batches(clf.model_, batch, clf.orders_)]
-    [(5, 20, 2)]
     """
     if len(model.priors) > 1:
-        stopping = None
-    options = ScoringOptions(crop, stopping, device, precision, cache, n_jobs)
+        options = replace(options, stopping=None)
     score = score_on_ranks if world_size() > 1 else score_in_process
     with progress(len(batch), "scoring", "image", verbose if is_main() else 0) as bar:
         for result in score(model, batch, orders, options):
@@ -115,19 +76,13 @@ def score_batches(
 def score_on_ranks(
     model: FittedModel, batch: Batch, orders: np.ndarray, options: ScoringOptions
 ) -> Iterator[ScoringResult]:
-    """Score a part of the images on each rank, and yield all results on all ranks.
-
-    Ranks score batches of the same size as a single process does, or smaller ones if there are too
-    few images.
-    """
+    """Score a part of the images on each rank, and yield all results on all ranks."""
     size = min(images_per_batch(model), ceil_div(len(batch), world_size()))
     for part in gen_batches(len(batch), size * world_size()):
         with collective_call("A prediction"):
             start = min(part.start + rank() * size, part.stop)
             own = batch.take(slice(start, min(start + size, part.stop)))
-            results: list[list[ScoringResult]] = map_ranks(
-                partial(list, score_in_process(model, own, orders, options))
-            )
+            results = map_ranks(lambda: list(score_in_process(model, own, orders, options)))
         yield from chain.from_iterable(results)
 
 
@@ -186,14 +141,7 @@ def score_codes(
         prior = to_device(model.prior, resolve_device(options.device))
         dtype = scoring_dtype(prior, options.precision)
         return options.stopping(prior, codes, orders, model.rows, dtype=dtype)
-    ll = log_likelihoods(
-        model,
-        codes,
-        orders,
-        device=options.device,
-        precision=options.precision,
-        cache=options.cache,
-    )
+    ll = log_likelihoods(model, codes, orders, options)
     return ScoringResult(ll, np.full(len(codes), orders.size * model.readings))
 
 
@@ -201,36 +149,21 @@ def log_likelihoods(
     model: FittedModel,
     codes: np.ndarray,
     orders: np.ndarray,
-    *,
-    device: Device = "auto",
-    precision: str = "auto",
-    cache: ResultCache | None = None,
+    options: ScoringOptions = DEFAULT_OPTIONS,
 ) -> np.ndarray:
-    """Compute log p(tokens | class, order) by exhaustive scoring.
+    """Compute log p(tokens | class, order) by exhaustive scoring, with the prior of each class.
 
-    Parameters
-    ----------
-    model : FittedModel
-        Each class is scored by the prior that it belongs to.
-    codes : int array of shape (n_images, n_tokens) or (n_images, n_orders, n_tokens)
-    orders : int array of shape (n_orders, n_tokens)
-    device : str or torch.device, default="auto"
-    precision : {"auto", "float32", "bfloat16"}, default="auto"
-    cache : ResultCache, default=None
-
-    Returns
-    -------
-    log_likelihood : float64 array of shape (n_images, n_orders, n_classes)
-        In nats.
+    `codes` are (n_images, n_tokens) or (n_images, n_orders, n_tokens), log-likelihoods are
+    (n_images, n_orders, n_classes).
     """
     columns = np.arange(len(model.classes))
     ll = np.empty((len(codes), len(orders), len(columns)))
-    for prior, where in model.by_prior(columns, resolve_device(device)):
+    for prior, where in model.by_prior(columns, resolve_device(options.device)):
         score = partial(score_exhaustively, prior)
-        if cache is not None:
+        if options.cache is not None:
             prior_hash = hash_object(prior_weights(prior))
-            score = partial(cached_log_likelihoods, cache, prior, prior_hash)
-        dtype = scoring_dtype(prior, precision)
+            score = partial(cached_log_likelihoods, options.cache, prior, prior_hash)
+        dtype = scoring_dtype(prior, options.precision)
         ll[:, :, where] = score(codes, orders, labels=model.rows[where], dtype=dtype)
     return ll
 
@@ -238,7 +171,10 @@ def log_likelihoods(
 def encode_part(
     model: FittedModel, batch: Batch, part: slice, n_orders: int, crop: str
 ) -> np.ndarray:
-    """Return the tokens of a part of the images, for each order if orders read different views."""
+    """Return the tokens of a part of the images, for each order if orders read different views.
+
+    The crop ``"auto"`` is ``"views"`` if the model was trained on views, else ``"center"``.
+    """
     if crop == "auto":
         crop = "views" if model.views else "center"
     seed = model.order_seed
@@ -255,30 +191,14 @@ def explain(
     columns: np.ndarray,
     rival_columns: np.ndarray | None,
     orders: np.ndarray,
-    *,
-    crop: str = "auto",
-    device: Device = "auto",
-    precision: str = "auto",
-    n_jobs: int | None = None,
+    options: ScoringOptions = DEFAULT_OPTIONS,
 ) -> Evidence:
-    """Compute each token's evidence for a class over a rival.
+    """Compute the evidence of each token for a class over a rival, with maps if X has images.
 
-    Parameters
-    ----------
-    model, batch, orders, crop, device, precision, n_jobs
-        As in :func:`score_batches`.
-    columns : int array of shape (n_images,)
-        Column of the class to explain, for each image.
-    rival_columns : int array of shape (n_images,) or None
-        Column of the rival class. None compares with the null class, log p(tokens).
-
-    Returns
-    -------
-    evidence : Evidence
-        With maps if `batch` has images.
+    `columns` and `rival_columns` are the columns of both classes for each image. Without a rival,
+    the class is compared with the null class, log p(tokens).
     """
-    options = ScoringOptions(crop, None, device, precision, None, n_jobs)
-    n_workers, size = joblib.effective_n_jobs(n_jobs), images_per_batch(model)
+    n_workers, size = joblib.effective_n_jobs(options.n_jobs), images_per_batch(model)
     pieces = split_work(len(batch), 1, n_workers, batch_size=size, keep_batches=n_workers == 1)
 
     def arguments(piece: Piece) -> tuple[object, ...]:
@@ -286,13 +206,12 @@ def explain(
         rivals = None if rival_columns is None else rival_columns[rows]
         return batch.take(rows), columns[rows], rivals, orders, options
 
-    parts = list(map_pieces(explain_piece, model, pieces, arguments, n_jobs))
-    tokens = np.concatenate([part.tokens for part in parts])
-    error = np.concatenate([part.standard_error for part in parts])
+    parts = list(map_pieces(explain_piece, model, pieces, arguments, options.n_jobs))
+    tokens, error = (np.concatenate(values) for values in zip(*parts))
     if model.reader.image_shape is None:
         return Evidence(tokens, error)
-    pixels = tokens_of_pixels(model.tokenizer, model.reader.image_shape[:2], model.prior.grid)
-    maps = (evidence.spread_to_pixels(values, *pixels) for values in (tokens, error))
+    rows, cols = tokens_of_pixels(model.tokenizer, model.reader.image_shape[:2], model.prior.grid)
+    maps = (values[:, rows][:, :, cols] for values in (tokens, error))
     return Evidence(tokens, error, *maps)
 
 
@@ -303,8 +222,8 @@ def explain_piece(
     rival_columns: np.ndarray | None,
     orders: np.ndarray,
     options: ScoringOptions,
-) -> Evidence:
-    """Compute the evidence in the tokens of a few images."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the evidence in the tokens of a few images, and its standard error."""
     codes = encode_part(model, batch, slice(0, len(batch)), len(orders), options.crop)
 
     def log_prob(columns: np.ndarray, null_class: bool = False) -> np.ndarray:
@@ -314,10 +233,13 @@ def explain_piece(
             if null_class:
                 labels = np.full(len(where), prior.num_classes)
             dtype = scoring_dtype(prior, options.precision)
-            out[where] = evidence.token_log_likelihoods(
-                prior, codes[where], orders, labels[:, None], dtype=dtype
-            )[:, :, 0]
+            out[where] = token_log_likelihoods(prior, codes[where], orders, labels, dtype=dtype)
         return out
 
     rival = log_prob(columns, True) if rival_columns is None else log_prob(rival_columns)
-    return evidence.evidence_over_rival(log_prob(columns), rival, model.prior.grid)
+    ratio = log_prob(columns) - rival
+    ratio = ratio.reshape(*ratio.shape[:2], *model.prior.grid)
+    error = np.full_like(ratio[:, 0], np.nan)
+    if len(orders) > 1:
+        error = ratio.std(1, ddof=1) / len(orders) ** 0.5
+    return ratio.mean(1), error

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import gen_batches
 
 from skaocls.distributed import map_ranks, run_on_main, world_size
 from skaocls.images.batch import Batch
@@ -31,7 +30,6 @@ SCORING_STRENGTH = 0.5  # of the random views that orders read, relative to trai
 # Memory
 MAX_FIT_NUMBERS = 2**27  # in the images that a tokenizer is fitted to
 MAX_TOKEN_BYTES = 2**26  # of training tokens in memory; more are written to a file
-PROGRESS_IMAGES = 8  # between two updates of the progress bar, for slow tokenizers
 
 
 def fit_tokenizer(
@@ -65,7 +63,7 @@ def fit_new(
     if len(rows) < len(batch):
         batch, y = batch.take(rows), y[rows]
     if not is_image:
-        fitted = tokenizer.fit(batch.values(), y)
+        fitted = tokenizer.fit(batch.data, y)  # tokens in files know their codebook
     elif has_library_method(tokenizer, "fit"):
         tokenizer._validate_params()
         fitted = tokenizer._fit(batch, y)
@@ -169,18 +167,11 @@ def views_of(
     tokenizer: Any, images: np.ndarray, n_views: int, rng: np.random.RandomState, bar: Any
 ) -> np.ndarray:
     """Tokenize images and random views of them, (n, n_views, n_tokens)."""
-    step = PROGRESS_IMAGES if is_slow(tokenizer) else len(images)
-
-    def encode_view(view: np.ndarray) -> np.ndarray:
-        codes = []
-        for part in gen_batches(len(view), step):
-            codes.append(encode_data(tokenizer, view[part]))
-            bar.update(len(codes[-1]))
-        return np.concatenate(codes)
-
-    views = [encode_view(images)] * n_views
+    views = [encode_data(tokenizer, images)] * n_views
+    bar.update(len(images))
     for view in random_view_indices(n_views):
-        views[view] = encode_view(random_views(images, rng))
+        views[view] = encode_data(tokenizer, random_views(images, rng))
+        bar.update(len(images))
     return np.stack(views, axis=1)
 
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from sklearn.utils import gen_batches
 
 from skaocls.devices import prefetch
 from skaocls.distributed import rank_slice
-from skaocls.hashing import hash_bytes, hash_chunks
+from skaocls.hashing import hash_bytes
 from skaocls.images.decoding import (
     BadImage,
     convert_mode,
@@ -22,17 +21,15 @@ from skaocls.images.decoding import (
     read_item,
     unreadable_items,
 )
-from skaocls.images.inputs import as_array, is_items
-from skaocls.images.lazy import ArrayOrLazy, Lazy, in_memory, rows_of
+from skaocls.images.inputs import as_array
+from skaocls.images.lazy import ALL, ArrayOrLazy, Lazy, in_memory, rows_of
 
 if TYPE_CHECKING:
     from skaocls.images.reader import Reader
 
 T = TypeVar("T")
 Rows = slice | np.ndarray
-ALL = slice(None)
 BLOCK_IMAGES, BLOCK_NUMBERS = 512, 2**24  # upper limits of a block of images in memory
-HASHED_ROWS = 1024  # rows of an array hashed together
 MAX_REASONS = 5  # unreadable images described in an error
 
 
@@ -71,7 +68,7 @@ class Batch:
     @property
     def mergeable(self) -> bool:
         """Whether equal samples can be found without reading items of a data set."""
-        return not isinstance(self.data, Lazy) or self.data.mergeable
+        return not self.lazy or self.data.shape is not None
 
     def take(self, rows: Rows) -> "Batch":
         """Return the batch of some rows, given as a slice, indices or a mask."""
@@ -122,18 +119,13 @@ class Batch:
         reasons = list(unreadable_items(whole.data, whole.index, self.reader.decoding).values())
         if len(reasons) < 2:
             return error
-        more = ["..."] if len(reasons) > MAX_REASONS else []
-        return BadImage(
-            "\n".join(
-                [
-                    f"{len(reasons)} of {len(whole)} images cannot be read:",
-                    *reasons[:MAX_REASONS],
-                    *more,
-                    "skaocls.images.find_unreadable(X) returns the indices of all; "
-                    'on_bad_image="skip" makes fit leave them out.',
-                ]
-            )
+        listed = reasons[:MAX_REASONS] + ["..."] * (len(reasons) > MAX_REASONS)
+        hint = (
+            "skaocls.images.find_unreadable(X) returns the indices of all; "
+            'on_bad_image="skip" makes fit leave them out.'
         )
+        first_line = f"{len(reasons)} of {len(whole)} images cannot be read:"
+        return BadImage("\n".join([first_line, *listed, hint]))
 
     def values(self, rows: Rows = ALL) -> np.ndarray:
         """Return table rows or tokens, in memory."""
@@ -153,65 +145,34 @@ class Batch:
         """
         reader = self.reader
         settings = f"{reader.declared_shape} {reader.decoding} {len(self)}"
-        if not self._is_array:
-            return hash_bytes(settings.encode(), *map(str.encode, self._item_hashes(files=True)))
-        first = numeric(self.data[:1])
-        settings += f" {first.dtype.str} {first.shape[1:]}"
-
-        def chunks() -> Iterator[bytes | memoryview]:
-            yield settings.encode()
-            for part in self._array_parts():
-                yield part.data
-
-        return hash_chunks(chunks())
+        return hash_bytes(settings.encode(), *map(str.encode, self._hashes(read_files=True)))
 
     def row_hashes(self) -> np.ndarray:
         """Return a hash of each row, str (n,); equal samples have equal hashes.
 
-        Arrays and PIL images are hashed by content, files by absolute path, so that they are not read.
+        Arrays and PIL images are hashed by content, files by absolute path, which is faster.
         PIL images that cannot be decoded have different hashes.
         """
-        if not self._is_array:
-            return np.array(list(self._item_hashes(files=False)))
-        return np.array([hash_array(row) for part in self._array_parts() for row in part])
+        return np.array(list(self._hashes(read_files=False)))
 
-    @property
-    def _is_array(self) -> bool:
-        """Whether the data are one array, in memory or on disk."""
-        if isinstance(self.data, Lazy):
-            return self.data.shape is not None
-        return not is_items(self.data)
-
-    def _array_parts(self) -> Iterator[np.ndarray]:
-        """Yield the rows of one array, some at a time."""
-        if isinstance(self.data, Lazy):
-            parts = self.data.parts()
-        else:
-            parts = (self.data[part] for part in gen_batches(len(self), HASHED_ROWS))
-        for part in parts:
-            yield np.ascontiguousarray(numeric(part))
-
-    def _item_hashes(self, *, files: bool) -> Iterator[str]:
-        """Yield a hash of each file or image; of files the content, or else the path."""
+    def _hashes(self, *, read_files: bool) -> Iterator[str]:
+        """Yield a hash of each row; of a file its content or its path."""
         for i, item in zip(self.index.tolist(), self.data, strict=True):
-            if isinstance(item, (str, os.PathLike)) and not files:
+            if isinstance(item, (str, os.PathLike)) and not read_files:
                 yield hash_bytes(os.fsencode(os.path.abspath(item)))
                 continue
             try:
                 yield hash_item(item, i, self.reader.decoding)
             except BadImage as error:
-                if files:
+                if read_files:
                     raise self.error_for_all(error) from error.__cause__
                 yield hash_bytes(f"unreadable {i}".encode())  # decoding raises the error
 
 
-def numeric(array: np.ndarray) -> np.ndarray:
-    """Return an array of Python objects as numbers; None becomes NaN."""
-    return array.astype(np.float64) if array.dtype.hasobject else array
-
-
 def hash_array(array: np.ndarray) -> str:
     """Return a hash of type, shape and content."""
+    if array.dtype.hasobject:
+        array = array.astype(np.float64)  # None becomes NaN
     array = np.ascontiguousarray(array)
     return hash_bytes(f"{array.dtype.str} {array.shape}".encode(), array.data)
 

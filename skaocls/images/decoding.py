@@ -141,21 +141,22 @@ def decode_originals(
     them. They and 8-bit arrays stay 8-bit.
     """
     data = in_memory(data)
-    images, size = [], scaled_size(shape, max_crop_source(shape))
-    for row, (i, item) in enumerate(zip(index.tolist(), data, strict=True)):
+    size = scaled_size(shape, max_crop_source(shape))
+
+    def decode(row: int) -> np.ndarray:
+        item, one = data[row], slice(row, row + 1)
+        image: np.ndarray
         is_file = is_items(data) and not hasattr(as_array(item), "dtype")
         if is_file and resize:
-            large = read_item(item, i, lambda x: halve(convert_mode(x, decoding), *size))
-            image = to_pixels(large, shape[2], decoding)
-        else:
-            part = slice(row, row + 1)
-            image = decode_images(
-                data[part], shape, resize=resize, decoding=decoding, index=index[part]
-            )[0]
-            if is_file or as_array(item).dtype == np.uint8:
-                image = np.rint(image * 255).astype(np.uint8)
-        images.append(image)
-    return images
+            large = read_item(item, index[row], lambda x: halve(convert_mode(x, decoding), *size))
+            return to_pixels(large, shape[2], decoding)
+        [image] = decode_images(
+            data[one], shape, resize=resize, decoding=decoding, index=index[one]
+        )
+        is_8_bit = is_file or as_array(item).dtype == np.uint8
+        return np.rint(image * 255).astype(np.uint8) if is_8_bit else image
+
+    return [decode(row) for row in range(len(data))]
 
 
 def item_pixels(image: Any, shape: tuple[int, ...], resize: bool, decoding: str) -> np.ndarray:
@@ -175,31 +176,14 @@ def channels_last(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def to_pixels(image: Image.Image, channels: int, decoding: str = "as_seen") -> np.ndarray:
-    """Convert one PIL image to 8-bit pixels.
+    """Convert one PIL image to uint8 pixels (height, width, channels), grayscale or RGB.
 
-    Parameters
-    ----------
-    image : PIL.Image.Image
-    channels : {1, 3}
-        Grayscale or RGB.
-    decoding : {"as_seen", "plain"}, default="as_seen"
-        ``"as_seen"`` decodes the image as a viewer shows it. EXIF rotation is applied,
-        transparency is blended with white, palettes are expanded, other color modes such as CMYK
-        are converted, and 16-bit values are scaled to 8 bits. Images of 32-bit numbers (modes I and
-        F) have no defined white and are an error. ``"plain"`` is ``image.convert("RGB")`` and
-        nothing else, which reproduces the published results: EXIF rotation and transparency are
-        ignored, and values above 255 are clipped.
-
-    Returns
-    -------
-    pixels : uint8 array of shape (height, width, channels)
-
-    Examples
-    --------
-    >>> from PIL import Image
-    >>> from skaocls.images import to_pixels
-    >>> to_pixels(Image.new("RGBA", (1, 1), (255, 0, 0, 0)), 3)  # transparent becomes white
-    array([[[255, 255, 255]]], dtype=uint8)
+    ``"as_seen"`` decodes the image as a viewer shows it. EXIF rotation is applied, transparency is
+    blended with white, palettes are expanded, other color modes such as CMYK are converted, and
+    16-bit values are scaled to 8 bits. Images of 32-bit numbers (modes I and F) have no defined
+    white and are an error. ``"plain"`` is ``image.convert("RGB")`` and nothing else, which
+    reproduces the published results: EXIF rotation and transparency are ignored, and values above
+    255 are clipped.
     """
     a = np.asarray(convert_mode(image, decoding).convert("L" if channels == 1 else "RGB"))
     return a.reshape(*a.shape[:2], channels)
@@ -228,21 +212,12 @@ def convert_mode(image: Image.Image, decoding: str) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def exif_of(image: Image.Image) -> Image.Exif | None:
-    """Return EXIF metadata, or None if they cannot be read."""
-    try:
-        return Image.Image.getexif(image)  # PNG's own getexif would decode the whole file
-    except Exception:  # damaged metadata raise errors of any type
-        return None
-
-
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1, upright, if there is none."""
-    try:
-        exif = exif_of(image)
-        orientation = 1 if exif is None else exif.get(ORIENTATION, 1)
+    try:  # PNG's own getexif would decode the whole file
+        orientation = Image.Image.getexif(image).get(ORIENTATION, 1)
         return int(orientation) if orientation in range(1, 9) else 1
-    except Exception:
+    except Exception:  # damaged metadata raise errors of any type
         return 1
 
 

@@ -53,7 +53,7 @@ def convert_input(
 def convert_array(X: Any) -> Any:
     """Convert arrays, tensors, columns and lists; tables are returned unchanged."""
     if hasattr(X, "detach"):
-        return tensor_to_array(X)
+        return as_array(X)
     table = X
     if hasattr(X, "to_numpy"):  # pandas, polars
         table = X.to_numpy() if len(getattr(X, "columns", "1")) == 1 else X
@@ -99,18 +99,15 @@ def keep_mapped(array: np.ndarray) -> np.ndarray | Mapped:
     return Mapped(array) if is_mapped(array) else array
 
 
-def as_array(item: object) -> Any:
+def as_array(item: Any) -> Any:
     """Return a tensor as an array, anything else unchanged."""
-    return tensor_to_array(item) if hasattr(item, "detach") else item
-
-
-def tensor_to_array(x: Any) -> np.ndarray:
+    if not hasattr(item, "detach"):
+        return item
     try:
-        x = x.detach().cpu()
-        a: np.ndarray = (x.float() if x.is_floating_point() else x).numpy()
+        tensor = item.detach().cpu()
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     except (NotImplementedError, TypeError) as exc:  # sparse, or without values
         raise TypeError(f"X has a tensor that cannot be converted to an array: {exc}") from exc
-    return a
 
 
 def is_item(x: object) -> bool:
@@ -174,16 +171,12 @@ def check_first_row(X: object, first: object) -> None:
     """Reject images that come together with labels."""
     if isinstance(first, dict):
         names = [name for name, value in first.items() if is_image_file(value)]
-        if names and hasattr(X, "column_names"):  # a table of the library `datasets`
-            raise ValueError(
-                f"X is a table whose column {names[0]!r} contains images. Pass that column alone, "
-                f"X[{names[0]!r}]; its images are read when they are needed."
-            )
         if names:
             label = next((name for name in first if name not in names), "label")
+            column = "X[{!r}]" if hasattr(X, "column_names") else "[x[{!r}] for x in X]"
             raise ValueError(
-                f"X is a list of dicts with images in {names[0]!r}. Pass images and labels "
-                f"separately: [x[{names[0]!r}] for x in X] as X, [x[{label!r}] for x in X] as y."
+                f"X has images in {names[0]!r}. Pass images and labels separately: "
+                f"{column.format(names[0])} as X, {column.format(label)} as y."
             )
     elif isinstance(first, (tuple, list)) and len(first) > 1:
         if is_image_file(first[0]) and not is_image_file(first[1]):

@@ -9,26 +9,27 @@ import math
 import mmap
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from sklearn.utils import gen_batches
 
 PART_BYTES, PART_ROWS = 2**23, 1024  # largest part of a sequence that is read at once
+ALL = slice(None)
 SAMPLE_SIZE = 16  # items from which the shape and range of a data set are inferred
 
 
 class Lazy:
     """Base class of a sequence of images or tokens that is not in memory.
 
-    Slices and arrays of indices return rows in memory. `shape` and `dtype` are None where only the
-    items have them. `mergeable` says whether `fit` merges equal rows, for which it reads all rows.
-    `n_codes` and `codebook` describe the tokenizer of tokens, if known.
+    Slices and arrays of indices return rows in memory. `shape` and `dtype` are None if only the
+    items have them. `n_codes` and `codebook` describe the codebook of tokens, if known.
     """
 
     shape: tuple[int, ...] | None = None
     dtype: np.dtype | None = None
-    mergeable = True
     n_codes: int | None = None
     codebook: np.ndarray | None = None
 
@@ -45,7 +46,7 @@ class Lazy:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         if isinstance(rows, tuple):  # scikit-learn indexes X[rows, ...]
-            key = (slice(None), *rows[1:])
+            key = (ALL, *rows[1:])
             selected: np.ndarray = self[rows[0]][key]
             return selected
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
@@ -74,13 +75,10 @@ class Lazy:
         """Return indices of a few rows, evenly spaced."""
         return np.unique(np.linspace(0, self.n - 1, SAMPLE_SIZE).astype(int))
 
+    @cached_property
     def sample(self) -> np.ndarray:
-        """Return a few rows, evenly spaced."""
+        """A few rows, evenly spaced."""
         return self[self.sample_index()]
-
-    def range_parts(self) -> Iterator[np.ndarray]:
-        """Yield the rows from which the range of values is computed."""
-        return self.parts()
 
 
 class Mapped(Lazy):
@@ -106,12 +104,9 @@ class Items(Lazy):
     as rarely as possible: equal ones are not merged, and a sample determines shape and range.
     """
 
-    mergeable = False
-
     def __init__(self, data: Any, stack: Callable[[list[object]], np.ndarray]):
         super().__init__(len(data))
         self.data, self.stack = data, stack
-        self.cached_sample: np.ndarray | None = None
 
     def items(self, rows: np.ndarray) -> list[object]:
         """Return items unchanged."""
@@ -121,14 +116,6 @@ class Items(Lazy):
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         return self.stack([image_of(item) for item in self.items(rows)])
-
-    def sample(self) -> np.ndarray:
-        if self.cached_sample is None:
-            self.cached_sample = super().sample()
-        return self.cached_sample
-
-    def range_parts(self) -> Iterator[np.ndarray]:
-        yield self.sample()
 
 
 class Picked(Lazy):
@@ -143,8 +130,7 @@ class Picked(Lazy):
     ):
         super().__init__(len(source) if index is None else len(index))
         self.source, self.index, self.function = source, index, function
-        self.dtype, self.mergeable = source.dtype, source.mergeable
-        self.n_codes, self.codebook = source.n_codes, source.codebook
+        self.dtype, self.n_codes, self.codebook = source.dtype, source.n_codes, source.codebook
         if row_shape is not None or source.shape is not None:
             self.shape = (self.n, *((source.shape or ())[1:] if row_shape is None else row_shape))
 
@@ -163,16 +149,12 @@ def rows_of(source: ArrayOrLazy, rows: np.ndarray) -> Any:
     return Picked(source, np.arange(len(source))[rows])
 
 
-def first_views(codes: ArrayOrLazy, rows: slice | np.ndarray = slice(None)) -> Any:
+def first_views(codes: ArrayOrLazy, rows: slice | np.ndarray = ALL) -> Any:
     """Return codes[rows, 0] of codes (n, n_views, n_tokens); the result is lazy if codes are."""
     if not isinstance(codes, Lazy):
         return codes[rows, 0]
     assert codes.shape is not None
-    return Picked(codes, np.arange(len(codes))[rows], first_column, codes.shape[2:])
-
-
-def first_column(taken: np.ndarray) -> np.ndarray:
-    return taken[:, 0]
+    return Picked(codes, np.arange(len(codes))[rows], itemgetter((ALL, 0)), codes.shape[2:])
 
 
 def of_views(codes: ArrayOrLazy, rows: np.ndarray, views: int | np.ndarray) -> np.ndarray:

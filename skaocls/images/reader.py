@@ -1,7 +1,6 @@
 """Validation of X: what `fit` learns about its data, and what later data must agree with."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,45 +21,23 @@ MAX_EXCESS = 8
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Description of the data seen in `fit`, by which later data are validated and decoded.
+    """Description of the data seen in `fit`, by which later data are validated and decoded."""
 
-    Attributes
-    ----------
-    owner : str
-        Class name of the estimator, for error messages.
-    declared_shape : tuple of int or None
-        The user's `image_shape`. Files are resized to it, and flat rows have it.
-    image_shape : tuple of int or None
-        Height, width and channels; None for tables and tokens.
-    n_features : int
-        Number of columns of a table, or of numbers in one image.
-    feature_names : ndarray or None
-        Column names of a data frame, if all of them are strings.
-    signals : bool
-        Whether rows of a 2-D X are images one pixel high, not rows of a table.
-    value_range : tuple of float or None
-        Smallest and largest number in the images of `fit`, after division by the full scale.
-    decoding : {"as_seen", "plain"}
-        How files and PIL images are decoded, see :func:`skaocls.images.to_pixels`.
-    grid : tuple of int or None
-        Rows and columns of tokens, if the data are tokens.
-    """
-
-    owner: str
-    declared_shape: tuple[int, ...] | None
-    image_shape: tuple[int, ...] | None
-    n_features: int
-    feature_names: np.ndarray | None = None
-    signals: bool = False
-    value_range: tuple[float, float] | None = None
-    decoding: str = "as_seen"
-    grid: tuple[int, int] | None = None
+    owner: str  # class name of the estimator, for error messages
+    declared_shape: tuple[int, ...] | None  # the user's image_shape: files are resized to it
+    image_shape: tuple[int, ...] | None  # height, width, channels; None for tables and tokens
+    n_features: int  # columns of a table, or numbers in one image
+    feature_names: np.ndarray | None = None  # of a data frame, if all of them are strings
+    signals: bool = False  # rows of a 2-D X are images one pixel high, not rows of a table
+    value_range: tuple[float, float] | None = None  # in fit, after division by the full scale
+    decoding: str = "as_seen"  # or "plain", see skaocls.images.to_pixels
+    grid: tuple[int, int] | None = None  # rows and columns of tokens
 
     def open(self, X: object, *, check_scale: bool = True, skip_unreadable: bool = False) -> Batch:
         """Validate X against the data of `fit`. Images are not decoded yet.
 
-        With `check_scale`, images far outside the range of `fit` are an error. With `skip_unreadable`,
-        unreadable images are left out, see :attr:`Batch.skipped`.
+        `check_scale` rejects images far outside the range of `fit`. `skip_unreadable` leaves out
+        unreadable images, see `Batch.skipped`.
         """
         if self.grid is not None:
             return Batch(self, check_tokens(X, self.grid))
@@ -117,23 +94,14 @@ class Reader:
 
     def _check_feature_names(self, X: object) -> None:
         """Compare column names with those of `fit`, with scikit-learn's messages."""
-        names = _get_feature_names(X)
-        if names is not None and self.feature_names is None:
-            warn(f"X has feature names, but {self.owner} was fitted without feature names")
-        elif names is None and self.feature_names is not None:
-            warn(
-                f"X does not have valid feature names, but {self.owner} was fitted with feature "
-                "names"
-            )
-        else:
-            fitted = SimpleNamespace(feature_names_in_=self.feature_names)
-            _check_feature_names(fitted, X, reset=False)
+        fitted = type(self.owner, (), {"feature_names_in_": self.feature_names})
+        _check_feature_names(fitted(), X, reset=False)
 
     def _check_range(self, numbers: tuple[float, float], has_scale: bool) -> None:
         """Reject images on another scale than those of `fit`, whose predictions would be wrong.
 
         Values slightly outside the range, and very faint images, are allowed with a warning.
-        `has_scale` says that the scale of X is known, as that of files and of 8-bit and 16-bit arrays.
+        `has_scale` says that the scale of X is known, as for files and 8-bit and 16-bit arrays.
         """
         assert self.value_range is not None
         (low, high), (smallest, largest) = self.value_range, numbers
@@ -240,7 +208,7 @@ def check_not_empty(data: ArrayOrLazy) -> None:
     if isinstance(data, Lazy) and data.shape is not None:  # nothing is read
         data = np.broadcast_to(np.zeros((), data.dtype), data.shape)
     elif isinstance(data, Lazy):
-        data = data.sample()
+        data = data.sample
     for array in [x for x in data if isinstance(x, np.ndarray)] if is_items(data) else [data]:
         if not array.size:
             raise ValueError(f"X has images of shape {array.shape}, which have no pixels.")
@@ -251,7 +219,8 @@ def check_not_empty(data: ArrayOrLazy) -> None:
 def value_range(data: ArrayOrLazy) -> tuple[float, float]:
     """Return the smallest and largest number in images; files and PIL images count as 0 to 1."""
     if isinstance(data, Lazy):
-        ranges = [value_range(part) for part in data.range_parts()]
+        parts = [data.sample] if data.shape is None else data.parts()
+        ranges = [value_range(part) for part in parts]
     elif is_items(data):
         items = map(as_array, data)
         ranges = [value_range(x) if isinstance(x, np.ndarray) else (0.0, 1.0) for x in items]
@@ -265,7 +234,7 @@ def value_range(data: ArrayOrLazy) -> tuple[float, float]:
 
 def has_full_scale(data: ArrayOrLazy) -> bool:
     """Return whether the types of all images have a full scale."""
-    data = data.sample() if isinstance(data, Lazy) else data
+    data = data.sample if isinstance(data, Lazy) else data
     if not is_items(data):
         return full_scale(data.dtype) > 1
     arrays = [x for x in map(as_array, data) if isinstance(x, np.ndarray)]

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from sklearn.utils import check_array
 
-from skaocls.images.decoding import exif_of, item_name, orientation_of, read_item
+from skaocls.images.decoding import item_name, orientation_of, read_item
 from skaocls.images.inputs import as_array, is_items, object_array
 from skaocls.images.lazy import Lazy
 from skaocls.warn import warn
@@ -28,16 +28,16 @@ def infer_image_shape(
     `image_shape` is the shape of flat rows, and the size to which files and PIL images are resized.
     Files and PIL images have one channel if all of them are grayscale, else three.
     """
-    index: Sequence[int] = range(len(data))
     if isinstance(data, Lazy) and data.shape is None:
-        data, index = object_array(data.sample()), data.sample_index().tolist()
+        index = data.sample_index().tolist()
+        return infer_from_items(object_array(data.sample), index, image_shape, decoding)
     if is_items(data):
-        return infer_from_items(data, index, image_shape, decoding)
+        return infer_from_items(data, range(len(data)), image_shape, decoding)
     shape: tuple[int, ...]
     if data.ndim == 4:
         shape = array_shape(data.shape[1:], image_shape)
     else:
-        shape = (*image_shape, 1)[:3] if image_shape and data.ndim == 2 else data.shape[1:]
+        shape = image_shape if image_shape and data.ndim == 2 else data.shape[1:]
         shape = (*shape, 1)[:3]
     if image_shape and (
         shape[: len(image_shape)] != image_shape
@@ -112,9 +112,7 @@ def has_damaged_metadata(image: Image.Image) -> bool:
     if not image.info.get("exif"):
         return False
     try:
-        exif = exif_of(image)
-        assert exif is not None
-        exif.tobytes()
+        Image.Image.getexif(image).tobytes()
     except Exception:  # damaged metadata raise errors of any type
         return True
     return False

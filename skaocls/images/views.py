@@ -10,6 +10,13 @@ from torch.nn import functional as F
 from skaocls.devices import own_torch_state
 from skaocls.images.decoding import full_scale, max_crop_source, resize_to_cover, scaled_size
 
+# Largest random transformation
+MAX_SHIFT = 0.125  # fraction of height and width
+MAX_ROTATION = math.radians(10.0)
+MAX_STRETCH = 0.1  # relative change of size
+MAX_SHEAR = 0.1
+
+# Random crops
 SHIFT_MARGIN = 0.1  # padding of a small image before cropping, as a fraction of its size
 SHIFTED_BELOW = 64  # pixels; smaller images are shifted, because resizing would blur them
 
@@ -19,28 +26,22 @@ def random_views(
     images: np.ndarray,
     rng: np.random.RandomState,
     *,
-    shift: float = 0.125,
-    rotation: float = 10.0,
-    scale: float = 0.1,
-    shear: float = 0.1,
     strength: float = 1.0,
     same: bool = False,
 ) -> np.ndarray:
     """Apply a small random affine transformation to each image; edges are repeated outside.
 
-    Images are float (n, height, width, channels). `shift` is the maximum shift as a fraction of
-    height and width, `rotation` the maximum angle in degrees, `scale` the maximum relative change
-    of size and `shear` the maximum shear. `strength` multiplies all four. With `same`, all images
-    get the same transformation. There are no flips and no changes of color, because these alter the
-    meaning of letters, digits and many other images.
+    Images are float (n, height, width, channels). `strength` scales the largest transformation.
+    With `same`, all images get the same transformation. There are no flips and no changes of color,
+    because these alter the meaning of letters, digits and many other images.
     """
     n = 1 if same else len(images)
     angle, stretch, slant = (
         torch.from_numpy(rng.uniform(-strength * limit, strength * limit, n)).float()
-        for limit in (math.radians(rotation), scale, shear)
+        for limit in (MAX_ROTATION, MAX_STRETCH, MAX_SHEAR)
     )
     # affine_grid has coordinates from -1 to 1, so that the image is 2 wide
-    limit = 2 * strength * shift
+    limit = 2 * strength * MAX_SHIFT
     dx, dy = torch.from_numpy(rng.uniform(-limit, limit, (2, n))).float()
     size = 1 + stretch
     rows = [
@@ -61,9 +62,9 @@ def random_crop(
 
     `image` comes from :meth:`skaocls.images.batch.Batch.originals`. The shorter side is resized to
     between 1 and 5/4 of the window's, with box-filtered halvings while the image is at least twice
-    as large, then a bicubic filter. `size` in [0, 1) selects that side, and `position`, 2 numbers in
-    [0, 1), the top and left of the window. The window may lie anywhere, also along the longer side.
-    These are the random crops of the code of arXiv 2105.05233.
+    as large, then a bicubic filter. `size` in [0, 1) selects this side. `position`, two numbers in
+    [0, 1), selects top and left of the window, which may be anywhere in the resized image. These
+    are the random crops of the code of arXiv 2105.05233.
 
     An image below 64 pixels that already has the window's size is padded with its edges and shifted
     instead, because resizing would blur it; this is not part of the cited method.

@@ -1,17 +1,19 @@
 """Sampling tokens from a prior, with any subset of the tokens given.
 
-Tokens are sampled along an order, one or several per step. Keys and values of earlier positions
-are cached, so that each step only computes its new positions.
+Tokens are sampled along an order, one or several per step (Pang et al., "RandAR", arXiv 2412.01827,
+section 3). Keys and values of earlier positions are cached, so that each step only computes its new
+positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import TypedDict
 
 import numpy as np
 import torch
-from sklearn.utils._param_validation import Interval, validate_params
+from sklearn.utils._param_validation import Interval
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,7 +48,6 @@ class SamplingOptions(TypedDict, total=False):
 
 
 @own_torch_state()
-@validate_params(SAMPLING_CONSTRAINTS, prefer_skip_nested_validation=True)
 def generate(
     prior: Prior,
     labels: np.ndarray,
@@ -61,71 +62,20 @@ def generate(
     guidance: float = 1.0,
     seed: int,
 ) -> np.ndarray:
-    """Sample the tokens of images, each along its own order.
+    """Sample the tokens (n_images, n_tokens) of images, each along its own order.
 
-    Parameters
-    ----------
-    prior : Prior
-        Sampling runs on its device and in its type.
-    labels : int array of shape (n_images,)
-        Rows of the class table. ``prior.num_classes`` is the null class.
-    orders : int array of shape (n_images, n_tokens)
-        Raster index of the token sampled at each step.
-    codes : int array of shape (n_images, n_tokens), default=None
-        Known tokens in raster order. Values at unknown positions are ignored. None if no token is
-        known.
-    n_known : int or int array of shape (n_images,), default=0
-        Number of known tokens. They come first in the image's order and are not changed.
-    n_steps : int, default=None
-        Number of steps in which the unknown tokens are sampled. None samples one token per step,
-        which is exact. With fewer steps, the tokens of one step are sampled independently of each
-        other; see :func:`step_ends` for their number.
-    temperature : float, default=1.0
-        Logits are divided by it. Values below 1 favour likely tokens. It must be positive; use
-        ``top_k=1`` for the most likely token.
-    top_k : int, default=None
-        Sample from the `top_k` most likely tokens.
-    top_p : float, default=None
-        Sample from the smallest set of most likely tokens whose total probability reaches `top_p`,
-        after `temperature` and `top_k`.
-    guidance : float, default=1.0
-        Scale g of classifier-free guidance: logits are ``null + g * (class - null)``. Values above
-        1 make samples more typical of the class. Any value other than 1 doubles the work.
-    seed : int
-        The random numbers of an image do not depend on the images after it.
-
-    Returns
-    -------
-    codes : int64 array of shape (n_images, n_tokens)
-        Tokens in raster order.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is out of its range.
-
-    References
-    ----------
-    Pang et al., "RandAR", arXiv 2412.01827, section 3 (parallel decoding); Ho and Salimans,
-    "Classifier-Free Diffusion Guidance", arXiv 2207.12598; Holtzman et al., "The Curious Case of
-    Neural Text Degeneration", arXiv 1904.09751, section 3.1 (`top_p`).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls import AnyOrderPrior
-    >>> from skaocls.scoring.sampling import generate
-    >>> prior = AnyOrderPrior(vocab_size=8, grid=(2, 2), num_classes=3, dim=32, n_layer=1)
-    >>> orders, codes = np.array([[0, 1, 2, 3], [3, 1, 0, 2]]), np.array([[1, 5, 0, 0]] * 2)
-    >>> sampled = generate(prior, np.array([0, 2]), orders, codes, n_known=[2, 0], seed=0)
-    >>> sampled.shape, sampled[0, :2]
-    ((2, 4), array([1, 5]))
+    The image's first `n_known` tokens in its order are copied from `codes`, which are in raster
+    order. Labels are rows of the class table; ``prior.num_classes`` is the null class. Options are
+    those of :meth:`skaocls.AnyOrderARClassifier.sample`, which checks them. `top_p` (Holtzman et
+    al., arXiv 1904.09751, section 3.1) applies after `temperature` and `top_k`. With guidance g (Ho
+    and Salimans, arXiv 2207.12598), logits are ``null + g * (class - null)``. The random numbers of
+    an image do not depend on the images after it.
     """
     prior.eval()
-    device = prior.device
     n_known = np.broadcast_to(n_known, len(orders))
     uniforms = np.random.RandomState(seed).uniform(size=np.shape(orders))
     out = np.zeros(uniforms.shape, np.int64) if codes is None else np.array(codes, np.int64)
+    sample = partial(sample_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
     batch_size = lanes_at_once(prior)
     if guidance != 1:
         batch_size = max(1, batch_size // 2)
@@ -135,11 +85,11 @@ def generate(
         while len(rows):
             batch = rows[:batch_size]
             inputs = [
-                torch.as_tensor(np.asarray(a)[batch], device=device)
+                torch.as_tensor(np.asarray(a)[batch], device=prior.device)
                 for a in (labels, orders, out, uniforms)
             ]
             try:
-                tokens = generate_batch(prior, inputs, ends, guidance, temperature, top_k, top_p)
+                tokens = generate_batch(prior, inputs, ends, guidance, sample)
             except torch.OutOfMemoryError:
                 if batch_size == 1:
                     raise
@@ -151,39 +101,16 @@ def generate(
 
 
 def step_ends(n: int, n_steps: int | None = None) -> np.ndarray:
-    """Return the number of tokens that are sampled by the end of each step.
+    """Return the number of tokens, of n, that are sampled by the end of each step.
 
-    After a step, a share of ``cos(pi / 2 * step / n_steps)`` of the tokens is left. Early steps
-    sample fewer tokens, because tokens depend on each other most when few are known. Every step
-    samples at least one token.
-
-    Parameters
-    ----------
-    n : int
-        Number of tokens to sample.
-    n_steps : int, default=None
-        Number of steps, at most `n`. None is `n`.
-
-    Returns
-    -------
-    ends : int array of shape (min(n, n_steps),)
-        The last value is `n`.
-
-    References
-    ----------
-    Chang et al., "MaskGIT", arXiv 2202.04200, section 3.3.
-
-    Examples
-    --------
-    >>> from skaocls.scoring.sampling import step_ends
-    >>> step_ends(16, 5)
-    array([ 1,  4,  7, 12, 16])
+    After a step, a share of ``cos(pi / 2 * step / n_steps)`` of the tokens is left (Chang et al.,
+    "MaskGIT", arXiv 2202.04200, section 3.3). Early steps sample fewer tokens, because tokens
+    depend on each other most when few are known. Every step samples at least one token.
     """
     n_steps = n if n_steps is None else min(n, n_steps)
     step = np.arange(1, n_steps + 1)
-    ends: np.ndarray = np.maximum(
-        step, n - np.floor(n * np.cos(np.pi / 2 * (step / n_steps))).astype(int)
-    )
+    n_left = np.floor(n * np.cos(np.pi / 2 * (step / n_steps))).astype(int)
+    ends: np.ndarray = np.maximum(step, n - n_left)
     return ends
 
 
@@ -192,13 +119,12 @@ def generate_batch(
     inputs: Sequence[Tensor],
     ends: Sequence[int],
     guidance: float,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+    sample: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """Sample the tokens of one batch.
 
-    `inputs` are labels, orders, codes and uniform random numbers. ``ends[0]`` is the number of
+    `inputs` are labels, orders, codes and uniform random numbers. `sample` maps logits and random
+    numbers to tokens. ``ends[0]`` is the number of
     known tokens, ``ends[i]`` the number of tokens after step i.
     """
     labels, orders, codes, uniforms = inputs
@@ -228,9 +154,7 @@ def generate_batch(
         if guided:
             given, null = logits.chunk(2)
             logits = null + guidance * (given - null)
-        tokens[:, start:stop] = sample_tokens(
-            logits, uniforms[:, start:stop], temperature, top_k, top_p
-        )
+        tokens[:, start:stop] = sample(logits, uniforms[:, start:stop])
         # Only the first instruction was read with the same mask as in training. The others are
         # read again in the next step.
         n_cached = instructions + 1
@@ -273,11 +197,7 @@ def read_positions(prior: Prior, cache: Cache, x: Tensor, rope: Tensor, mask: Te
 
 
 def sample_tokens(
-    logits: Tensor,
-    uniforms: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | None, top_p: float | None
 ) -> Tensor:
     """Sample tokens (...,) from logits (..., vocab_size) by inverse transform sampling."""
     logits = logits.double()
@@ -307,36 +227,10 @@ def known_log_likelihoods(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> np.ndarray:
-    """Compute the log-likelihood of the first tokens in each order.
+    """Compute log p(known tokens | class, order), shape (n_images, n_orders, n_classes).
 
-    Parameters
-    ----------
-    prior : Prior
-    codes : int array of shape (n_images, n_tokens)
-        Tokens in raster order.
-    orders : int array of shape (n_images, n_orders, n_tokens)
-        Orders of each image, which begin with its known positions.
-    labels : int array of shape (n_classes,)
-        Rows of the class table.
-    n_known : int array of shape (n_images,)
-        Number of known tokens.
-    dtype : torch.dtype, default=torch.float32
-        Type of the matrix products.
-
-    Returns
-    -------
-    log_likelihood : float64 array of shape (n_images, n_orders, n_classes)
-        log p(known tokens | class, order), in nats; 0 where no token is known.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls import AnyOrderPrior
-    >>> from skaocls.scoring.sampling import known_log_likelihoods
-    >>> prior = AnyOrderPrior(vocab_size=8, grid=(2, 2), num_classes=3, dim=32, n_layer=1)
-    >>> codes, orders = np.array([[1, 5, 0, 7]]), np.array([[[1, 3, 0, 2], [3, 1, 2, 0]]])
-    >>> known_log_likelihoods(prior, codes, orders, np.arange(3), np.array([2])).shape
-    (1, 2, 3)
+    `codes` are (n_images, n_tokens). `orders` are (n_images, n_orders, n_tokens), because those of
+    an image begin with its own `n_known` known positions.
     """
     prior.eval()
     device = prior.device
@@ -348,12 +242,9 @@ def known_log_likelihoods(
         all_pairs = np.flatnonzero(np.repeat(n_known == known, n_orders))
         for start in range(0, len(all_pairs), tile_pairs):
             rows = all_pairs[start : start + tile_pairs]
-            order = orders.reshape(len(out), -1)[rows, :known]
+            inputs = codes[rows // n_orders], orders.reshape(len(out), -1)[rows, :known]
             pairs = engine.pairs(
-                *(
-                    torch.as_tensor(a, dtype=torch.long, device=device)
-                    for a in (codes[rows // n_orders], order)
-                )
+                *(torch.as_tensor(a, dtype=torch.long, device=device) for a in inputs)
             )
             for c in range(0, n_classes, tile_classes):
                 label = torch.arange(c, min(c + tile_classes, n_classes), device=device)
@@ -365,31 +256,9 @@ def known_log_likelihoods(
 
 
 def known_first(orders: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-    """Move known positions to the start of orders (..., n_tokens).
+    """Move known positions to the start of orders (..., n_tokens) without other changes.
 
-    `unknown` is a bool array of the same shape, in raster order. Known and unknown positions each
-    keep their relative order.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skaocls.scoring.sampling import known_first
-    >>> known_first(np.array([[3, 1, 0, 2]]), np.array([[False, True, False, True]]))
-    array([[0, 2, 3, 1]])
+    `unknown` is a bool array of the same shape, in raster order.
     """
     last = np.take_along_axis(unknown, orders, -1)
     return np.take_along_axis(orders, last.argsort(-1, kind="stable"), -1)
-
-
-def tokens_in_mask(
-    mask: np.ndarray, rows: np.ndarray, cols: np.ndarray, grid: tuple[int, int]
-) -> np.ndarray:
-    """Find the tokens (n, n_tokens) that have at least one pixel in a mask (n, height, width).
-
-    `rows` (height,) and `cols` (width,) are the token row of each pixel row and the token column of
-    each pixel column.
-    """
-    for axis, (token_of_pixel, n) in enumerate(zip((rows, cols), grid, strict=True), start=1):
-        starts = token_of_pixel.searchsorted(np.arange(n)).clip(max=len(token_of_pixel) - 1)
-        mask = np.logical_or.reduceat(mask, starts, axis)
-    return mask.reshape(len(mask), -1)

@@ -111,8 +111,8 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Return an optimizer for the trainable parameters of a prior. Vectors have no weight decay.
 
-    With `muon`, Muon trains the prior's :meth:`~skaocls.priors.transformer.Prior.hidden_weights`, and
-    AdamW everything else.
+    With `muon`, Muon trains the weights that ``prior.hidden_weights()`` lists, and AdamW everything
+    else.
     """
     params = [p for p in prior.parameters() if p.requires_grad]
     matrices, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]
