@@ -154,18 +154,26 @@ def tokenize_dataset(
             codebook,
             lambda images, rng: views_of(tokenizer, images, n_views, rng, bar).astype(dtype),
         )
-        others = [k for k in map(int, writer.manifest["shards"]) if k % n_parts != i]
-        if n is not None and others:
-            writer.check(others[0], chunks_of(others[0]))
-        for k in count(i, n_parts):
-            chunks = chunks_of(k)
-            if not (first := list(islice(chunks, 1))):
-                break
-            writer.write(k, chain(first, chunks))
-        if n is None:
-            writer.end_stream(i, k // n_parts)
+        write_part(writer, chunks_of, i, is_stream=n is None)
     complete = not shard_numbers(read_manifest(Path(folder)))[1]
     return TokenDataset(folder, check=False) if complete else None
+
+
+def write_part(
+    writer: ShardWriter, chunks_of: Callable[[int], Chunks], part: int, *, is_stream: bool
+) -> None:
+    """Write the shards of a part; check one shard of another part unless X is a stream."""
+    n_parts = writer.manifest["parts"]
+    others = [k for k in map(int, writer.manifest["shards"]) if k % n_parts != part]
+    if others and not is_stream:
+        writer.check(others[0], chunks_of(others[0]))
+    for k in count(part, n_parts):
+        chunks = chunks_of(k)
+        if not (first := list(islice(chunks, 1))):
+            break
+        writer.write(k, chain(first, chunks))
+    if is_stream:
+        writer.end_stream(part, k // n_parts)
 
 
 # Images and labels ------------------------------------------------------------------------------
