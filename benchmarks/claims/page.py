@@ -52,9 +52,10 @@ STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 INTRO = Path(__file__).with_name("intro.md")
 PUBLISHED = """
 `python -m benchmarks.imagenet --data imagenet=FOLDER --data imagenet-a=FOLDER` runs the same
-comparison with published weights on ImageNet, V2, A, R, Sketch, C and ObjectNet folders. It scores
-with 1 to 20 orders, in raster order, and with a diffusion classifier on DiT weights, and counts the
-operations of each. It has not been run on the real data, which is not available here.
+comparison with published weights on folders with the images of ImageNet, ImageNet-V2, -A, -R,
+-Sketch, -C and ObjectNet. The script scores the images with 1 to 20 orders, in raster order, and
+with a diffusion classifier that uses published DiT weights. It counts the operations of each
+method. The script has not been run on the real ImageNet data, which are not available here.
 """
 REMEDIES = Path(__file__).with_name("remedies.md")
 TUNING = common.RESULTS / "claims-tuning.json"
