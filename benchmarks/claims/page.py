@@ -184,7 +184,7 @@ def fast_search_row(results, task, name, setting):
 
 
 def orders_table(results):
-    """Return accuracies by number of orders and aggregation, and of single orders."""
+    """Return accuracies for each number of orders and aggregation, and for single orders."""
     counts = sorted({p["orders"] for p in results.standard(results.tasks[0], OURS)[0]["points"]})
     rows = [
         [f"{k} order{'s' * (k > 1)}, {how}"]
@@ -239,7 +239,7 @@ def shortcut_table(results):
 
 
 def remedies(results):
-    """Return the section on changes of our method, or nothing if none were run."""
+    """Return the section on changes of our method, or an empty list if no change was run."""
     rows = results.find("remedy")
     if not rows:
         return []
