@@ -73,8 +73,8 @@ def page(record):
         "training images and evaluated on the other 20 %. *Weight* is `posterior_weight`. All "
         "other parameters have their default values. Orders use the original image "
         '(`crop="center"`) or a different view for each order (`crop="views"`). '
-        "*Nats per image* is the mean negative log-probability of the true class. *Nats per token* is the mean negative "
-        "log-likelihood of a token under the true class.",
+        "*Nats per image* is the mean negative log-probability of the true class. *Nats per "
+        "token* is the mean negative log-likelihood of a token under the true class.",
         common.table(heads, rows),
     )
 

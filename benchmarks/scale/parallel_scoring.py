@@ -177,8 +177,8 @@ def page(record, command):
         f"`{command}`; {record['machine']} for each process, two processors; load of the machine "
         f"before the run: {record['load']:.1f}. {record['images']} images of 16 tokens are scored "
         "in 20 orders for 10 classes, with a prior of the default size for digits. The variants "
-        "run alternately, and the times are medians. *Largest difference* compares the results with "
-        "those of one process.",
+        "run alternately, and the times are medians. *Largest difference* compares the results "
+        "with those of one process.",
         common.table(
             ["", "seconds", "speed-up, median (lowest, highest)", "largest difference"], speed
         ),
