@@ -82,7 +82,9 @@ def score_on_ranks(
         with collective_call("A prediction"):
             start = min(part.start + rank() * size, part.stop)
             own = batch.take(slice(start, min(start + size, part.stop)))
-            results = map_ranks(lambda: list(score_in_process(model, own, orders, options)))
+            results: list[list[ScoringResult]] = map_ranks(
+                partial(list, score_in_process(model, own, orders, options))
+            )
         yield from chain.from_iterable(results)
 
 
