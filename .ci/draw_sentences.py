@@ -18,6 +18,7 @@ def text_of_module(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
             # without examples, section headings, underlines and "name : type" lines
+            lines = (ast.get_docstring(node) or "").splitlines()
             skipped = r"\s*(>>>|\.\.\.|-+$|[\w, *`]+ : |[A-Z][a-z ]+$|\*\*)"
             kept = (line if not re.match(skipped, line) else "" for line in lines)
             yield "\n".join(kept)

@@ -18,7 +18,7 @@ from sklearn.svm import SVC
 
 from skaocls import AnyOrderARClassifier
 from skaocls.displays import OrderCurveDisplay
-from skaocls.selection import smallest_n_orders
+from skaocls.order_selection import smallest_n_orders
 
 # %%
 # Split into training, validation and test images.

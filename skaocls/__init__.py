@@ -3,7 +3,7 @@
 from skaocls.classifier import AnyOrderARClassifier
 from skaocls.fitted.token_dataset import tokenize_dataset
 from skaocls.images.folders import load_image_folder
-from skaocls.parameters import FineTuning, PretrainedWeights
+from skaocls.parameter_objects import FineTuning, PretrainedWeights
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import AnyOrderPrior
 from skaocls.tokenizers import (
@@ -14,7 +14,7 @@ from skaocls.tokenizers import (
     PrecomputedTokenizer,
     QuantileTokenizer,
 )
-from skaocls.tokenizers.checks import check_tokenizer
+from skaocls.tokenizers.contract import check_tokenizer
 from skaocls.tokenizers.token_files import load_tokens
 from skaocls.version import __version__
 

@@ -1,6 +1,5 @@
 """The scikit-learn estimator."""
 
-import copy
 import os
 from dataclasses import fields, replace
 from functools import partial
@@ -22,28 +21,28 @@ from sklearn.utils._param_validation import (
 )
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.attributes import read_from
+from skaocls.attribute_alias import read_from
 from skaocls.distributed import broadcast, collective_call
 from skaocls.fitted import generation, prediction, saving
 from skaocls.fitted.fit import extend_model, fit_model
-from skaocls.fitted.initialization import is_new, new_prior_sizes, resolve_prior
+from skaocls.fitted.initial_prior import is_new, new_prior_sizes, resolve_prior
 from skaocls.fitted.labels import class_log_prior, known_classes, read_labels
-from skaocls.fitted.pretrained import is_published, load_pretrained_model, reading_tokens
+from skaocls.fitted.pretrained import load_pretrained_model, reading_tokens
 from skaocls.fitted.result_cache import open_cache
-from skaocls.images.inputs import convert_input
+from skaocls.images.input_types import convert_input
 from skaocls.images.reader import learn_reader, learn_tokens
-from skaocls.parameters import (
+from skaocls.parameter_objects import (
     FINETUNE_MODES,
     FineTuning,
     PretrainedWeights,
     validated_finetuning,
+    validated_weights,
 )
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.early_stopping import score_until_decided
 from skaocls.scoring.orders import DRAWN
-from skaocls.scoring.sampling import SAMPLING_CONSTRAINTS, SamplingOptions
 from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.training.config import TrainingConfig
 from skaocls.warn import warn
@@ -94,62 +93,55 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
     prior : "auto", "shared_trunk", "randar", dict, module, str, path or PretrainedWeights, \
 default="auto"
         The network that models log p(tokens | class, order). ``"auto"`` and ``"shared_trunk"``
-        create a :class:`SharedTrunkPrior`, ``"randar"`` creates an :class:`AnyOrderPrior`, and a
-        dict sets the sizes of a new prior, such as ``{"dim": 64, "n_layer": 2}``. Other strings,
-        paths and :class:`PretrainedWeights` load weights, and a module is copied; both are then
-        fine-tuned. Pass a module together with its frozen tokenizer
-        (``sklearn.frozen.FrozenEstimator``).
+        create a :class:`SharedTrunkPrior`, ``"randar"`` an :class:`AnyOrderPrior`, and a dict
+        contains the sizes of a new prior, such as ``{"dim": 64, "n_layer": 2}``. All other values
+        are weights to fine-tune: a module with its frozen tokenizer, or a source as in
+        :class:`PretrainedWeights`.
     tokenizer : "auto", "precomputed" or transformer, default="auto"
         Turns images into tokens. ``"auto"`` is a :class:`PatchTokenizer` for images, a
         :class:`QuantileTokenizer` for tables, and the matching tokenizer for pretrained weights.
-        With ``"precomputed"``, X contains tokens, see :class:`PrecomputedTokenizer`. A transformer
-        is cloned and fitted, unless it is frozen.
+        With ``"precomputed"``, X contains tokens, see :class:`PrecomputedTokenizer`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        Shape of the images if X contains flat rows. Image files are resized to it. None uses the
+        Shape of images in flat rows, and the size to which image files are resized. None uses the
         shape of the images in X.
     decoding : {"as_seen", "plain"}, default="as_seen"
-        How image files and PIL images are decoded. ``"as_seen"`` applies the EXIF rotation and
-        blends transparency with white; ``"plain"`` converts to RGB and ignores both. Predictions
-        use the value of the last `fit` or :meth:`from_pretrained`.
+        How image files and PIL images are decoded, from the next `fit` on. ``"as_seen"`` applies
+        the EXIF rotation and blends transparency with white; ``"plain"`` ignores both.
     on_bad_image : {"raise", "skip"}, default="raise"
-        What to do in `fit` and `partial_fit` if images cannot be read. ``"raise"`` names all of
-        them in one error. ``"skip"`` warns and trains on the other images. Predictions always
-        raise.
+        Whether unreadable images in `fit` and `partial_fit` raise an error, or are skipped with a
+        warning. Predictions always raise.
     n_orders : int, default=20
-        Number of orders to average over. The orders are nested: ``n_orders=5`` uses the first five
-        orders of ``n_orders=20``.
+        Number of orders to average over. Fewer orders are the first ones of more orders.
     order : {"random", "antithetic", "raster"} or array-like of shape (n, n_tokens), \
 default="random"
         ``"random"`` draws permutations. ``"antithetic"`` draws half as many and also reads each
-        one backwards. ``"raster"`` is the single order row by row. An array contains permutations
+        one backwards. ``"raster"`` is the single order row by row; an array contains permutations
         of raster indices.
     crop : {"auto", "center", "views", "random"}, default="auto"
-        Which crop or view of the image each order reads. ``"center"`` reads the same image in every
-        order. ``"views"`` reads a slightly shifted, turned and stretched view in every order but
-        the first; ``"auto"`` selects it if training used views and the tokenizer is fast.
-        ``"random"`` reads a random crop in every order, as in the paper.
+        What each order reads: the same image (``"center"``), a slightly shifted, rotated and
+        stretched view in every order but the first (``"views"``), or a random crop as in the paper
+        (``"random"``). ``"auto"`` is ``"views"`` if training used views and the tokenizer is fast,
+        else ``"center"``.
     aggregation : {"mean_log_likelihood", "mean_posterior", "logsumexp"}, \
 default="mean_log_likelihood"
-        How orders are combined, see :func:`skaocls.scoring.aggregation.joint_log_proba`.
+        Whether orders are combined by the mean of log-likelihoods, of class probabilities, or of
+        likelihoods.
     temperature : float or "auto", default=1.0
         Divides the log-likelihoods. Values above 1 make probabilities less extreme. ``"auto"``
-        holds out `validation_fraction` of the data in `fit` and selects the temperature with the
-        best log-loss on them (:func:`skaocls.scoring.calibration.fit_temperature`).
+        holds out `validation_fraction` of the data in `fit` and minimizes their log-loss.
     class_prior : array-like of shape (n_classes,), default=None
         Prior probabilities of the classes. None uses the weighted class frequencies of y.
     search : {"auto", "exhaustive"} or float, default="auto"
-        ``"exhaustive"`` scores every class in every order. ``"auto"`` stops reading an image once
-        its class is decided, which is faster. A float in (0, 0.5) does the same with that allowed
-        probability of selecting another class than exhaustive scoring; ``"auto"`` allows 0.001.
-        Only predictions with ``aggregation="mean_log_likelihood"`` and ``memory=None`` stop early.
+        ``"exhaustive"`` scores every class in every order. A float in (0, 0.5) stops early, with
+        that allowed probability of selecting another class; ``"auto"`` allows 0.001. Only
+        predictions with ``aggregation="mean_log_likelihood"`` and ``memory=None`` stop early.
     augmentation : int, "auto" or None, default="auto"
         Number of views of each image to train on: the image, and small random shifts, rotations and
         stretches of it. ``"auto"`` is 16, or 4 with the published tokenizers. None trains on the
-        images alone. Tables are never augmented.
+        images alone, as for tables.
     max_iter : int or "auto", default="auto"
-        Number of epochs. ``"auto"`` depends on the size of the data and the prior: at most 120 for
-        images and 30 for tables, at least 10 (:mod:`skaocls.training.defaults`). For fine-tuning on
-        images it is 120.
+        Number of epochs. ``"auto"`` depends on the size of the data and the prior: from 10 to 120
+        for images, and from 10 to 30 for tables.
     batch_size : int or "auto", default="auto"
         Images or rows per training step. ``"auto"`` selects a value from 16 to 64.
     learning_rate_init : float or "auto", default="auto"
@@ -157,10 +149,9 @@ default="mean_log_likelihood"
         ``"auto"`` is ``0.4 / dim`` for a new prior. Fine-tuning multiplies it by 0.1 (``"full"``),
         0.5 (``"lora"``), 1 (``"head"``) or 5 (``"class_embedding"``).
     posterior_weight : float or "auto", default="auto"
-        Weight of the loss -log p(class | tokens, order) added to -log p(tokens | class, order). 0
-        trains by likelihood alone, as in the paper. ``"auto"`` is at most 5 if a whole
-        :class:`SharedTrunkPrior` is trained, less for tables and for fewer than 48 tokens, and 0
-        for the published architecture.
+        Weight of -log p(class | tokens, order) in the loss, added to -log p(tokens | class,
+        order). 0 trains by likelihood alone, as in the paper. ``"auto"`` is at most 5 for a
+        :class:`SharedTrunkPrior`, and 0 for the published architecture.
     class_weight : dict, "balanced" or None, default=None
         Class weights, which multiply the sample weights. ``"balanced"`` uses
         ``n_samples / (n_classes * np.bincount(y))``.
@@ -179,33 +170,30 @@ default="mean_log_likelihood"
         How a prior that already has weights is trained, see :class:`FineTuning`. A string is its
         `mode`. A new prior is always trained in full.
     memory : str, path or joblib.Memory, default=None
-        Folder in which to cache fitted models and log-likelihoods. A search over `n_orders`,
-        `aggregation`, `temperature` or `class_prior` then trains once per fold. The cache grows to
-        10 GiB at most. It contains pickles, so use only folders that you trust.
+        Folder in which to cache fitted models and log-likelihoods, at most 10 GiB. A search over
+        `n_orders`, `aggregation`, `temperature` or `class_prior` then trains once per fold. The
+        cache contains pickles, so use only folders that you trust.
     checkpoint_dir : str or path, default=None
-        Folder for checkpoints of `fit`. If `fit` is interrupted, calling it again with the same
-        data and parameters resumes from the last checkpoint. The checkpoints are removed when `fit`
-        ends.
+        Folder for checkpoints of `fit`. Calling an interrupted `fit` again with the same data and
+        parameters resumes from the last one. The checkpoints are removed when `fit` ends.
     n_jobs : int, default=None
-        Number of joblib workers for predictions and `explain`. Results do not depend on it. None
-        is 1 unless ``joblib.parallel_config`` is set; -1 uses all processors. Training does not use
-        it.
+        Number of joblib workers for predictions and `explain`. None is 1 unless
+        ``joblib.parallel_config`` is set; -1 uses all processors. Results do not depend on it.
     device : str or torch.device, default="auto"
         ``"auto"`` is CUDA if available, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Type of matrix products. ``"auto"`` is bfloat16 where the hardware supports it and a test
-        shows that predictions keep their accuracy, else float32.
+        Type of matrix products. ``"auto"`` is bfloat16 where the hardware supports it and
+        predictions keep their accuracy, else float32.
     random_state : int, RandomState instance or None, default=None
-        Seed of tokenizer, initial weights, training and orders. Pass an int for reproducible
-        results.
+        Seed of tokenizer, initial weights, training and orders.
     verbose : int, default=0
         1 shows progress. 2 also reports the values chosen for parameters set to ``"auto"``.
 
     Attributes
     ----------
     model_ : FittedModel
-        The fitted model, see :class:`skaocls.fitted.FittedModel`. The attributes below that
-        describe it are read from it.
+        Everything that `fit` has learned, as one object, including the priors that `partial_fit`
+        has added.
     classes_ : ndarray of shape (n_classes,)
         Class labels.
     prior_ : SharedTrunkPrior or AnyOrderPrior
@@ -214,17 +202,10 @@ default="mean_log_likelihood"
         The fitted tokenizer.
     orders_ : int64 ndarray of shape (at most n_orders, n_tokens)
         Orders that predictions average over: the raster index of the token read in each step.
-        Follows `order` and `n_orders`.
     class_count_ : ndarray of shape (n_classes,)
         Number of training images of each class, or the sum of their weights.
     class_prior_, class_log_prior_ : ndarray of shape (n_classes,)
-        Prior probability of each class, and its logarithm. Follows `class_prior`.
-    added_priors_ : list of priors
-        Priors of the classes that `partial_fit` added.
-    class_sources_ : int ndarray of shape (n_classes,)
-        Index of the prior of each class: 0 is `prior_`, k is ``added_priors_[k - 1]``.
-    class_rows_ : int ndarray of shape (n_classes,)
-        Row of each class in the class table of its prior.
+        Prior probability of each class, and its logarithm.
     class_names_, wordnet_ids_ : ndarray of shape (n_classes,)
         Names and WordNet IDs, if the classes are those of ImageNet.
     image_shape_ : tuple of int or None
@@ -268,11 +249,8 @@ default="mean_log_likelihood"
 
     classes_ = read_from("model_.classes")
     prior_ = read_from("model_.prior")
-    added_priors_ = read_from("model_.added_priors")
     tokenizer_ = read_from("model_.tokenizer")
     class_count_ = read_from("model_.class_count")
-    class_sources_ = read_from("model_.sources")
-    class_rows_ = read_from("model_.rows")
     class_names_ = read_from("model_.class_names", optional=True)
     wordnet_ids_ = read_from("model_.wordnet_ids", optional=True)
     image_shape_ = read_from("model_.reader.image_shape")
@@ -386,18 +364,17 @@ default="mean_log_likelihood"
         Parameters
         ----------
         X : array-like
-            Images: arrays or tensors of shape (n_samples, height, width),
-            (n_samples, height, width, channels) or (n_samples, channels, height, width), flat rows
-            with `image_shape`, paths of image files, or PIL images. Tables of shape
-            (n_samples, n_features). With ``tokenizer="precomputed"``, integer tokens of shape
-            (n_samples, rows, cols) or (n_samples, n_crops, rows, cols). Memory-mapped arrays,
-            files, and data sets such as ``torch.utils.data.Dataset`` are read in small batches and
-            may be larger than memory.
+            Images: arrays or tensors of shape (n_samples, height, width), with an optional axis of
+            channels at the end or after the samples; flat rows with `image_shape`; paths of image
+            files; PIL images. Tables of shape (n_samples, n_features). With
+            ``tokenizer="precomputed"``, integer tokens of shape (n_samples, rows, cols) or
+            (n_samples, n_crops, rows, cols). Memory-mapped arrays, files and data sets such as
+            ``torch.utils.data.Dataset`` are read in small batches.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights in the loss and in the class frequencies. A weight of n is equivalent to n equal
-            samples, and a weight of 0 to none.
+            samples.
 
         Returns
         -------
@@ -407,8 +384,7 @@ default="mean_log_likelihood"
         Raises
         ------
         ValueError
-            If a parameter, X or y is invalid, if `checkpoint_dir` contains checkpoints of other
-            data or parameters, or if training diverges at every learning rate tried.
+            If a parameter, X or y is invalid, or if training diverges at every learning rate tried.
         OSError
             If `checkpoint_dir` cannot be written to, or is in use by another `fit`.
 
@@ -433,15 +409,11 @@ default="mean_log_likelihood"
 
         Parameters
         ----------
-        X : array-like
-            As in `fit`.
-        y : array-like of shape (n_samples,)
+        X, y, sample_weight : array-like
             As in `fit`.
         classes : array-like of shape (n_classes,), default=None
-            All classes known so far. They are optional, and later calls may add more. A class
-            without images has probability 0 unless `class_prior` is set.
-        sample_weight : array-like of shape (n_samples,), default=None
-            As in `fit`.
+            All classes known so far; later calls may add more. A class without images has
+            probability 0 unless `class_prior` is set.
 
         Returns
         -------
@@ -457,7 +429,7 @@ default="mean_log_likelihood"
         References
         ----------
         van de Ven, Li, Tolias, "Class-incremental learning with generative classifiers",
-        arXiv 2104.10093, for a separate likelihood model for each class.
+        arXiv 2104.10093.
 
         Examples
         --------
@@ -502,10 +474,9 @@ default="mean_log_likelihood"
             log p(x, y) in nats; columns follow `classes_`. The log-likelihood in it is divided by
             `temperature_`.
         stats : dict
-            Only if `return_stats`. ``"evaluations"``: int ndarray of shape (n_samples,), the
-            number of tokens that the transformer read, over all classes and orders.
-            ``"exhaustive_evaluations"``: int, the same number for one sample with
-            ``search="exhaustive"``.
+            Only if `return_stats`. ``"evaluations"`` is the number of tokens that the transformer
+            read for each sample. ``"exhaustive_evaluations"`` is the same number for one sample
+            with ``search="exhaustive"``.
         """
         joints, evaluations = [], []
         for result in self._score(X, may_stop_early=True):
@@ -696,18 +667,7 @@ default="mean_log_likelihood"
         options = self._scoring_options()
         return prediction.explain(model, batch, columns, rivals, self.orders_, options)
 
-    def sample(
-        self,
-        n_samples=None,
-        y=None,
-        *,
-        n_steps=None,
-        temperature=1.0,
-        top_k=None,
-        top_p=None,
-        guidance=1.0,
-        random_state=None,
-    ):
+    def sample(self, n_samples=None, y=None, *, random_state=None, **options):
         """Draw images from the model.
 
         Parameters
@@ -716,6 +676,8 @@ default="mean_log_likelihood"
             Number of images. None is the number of labels in `y`, or one.
         y : label or array-like of shape (n_samples,), default=None
             Class of all images, or of each. None draws classes from `class_prior_`.
+        random_state : int, RandomState instance or None, default=None
+            Seed of classes, orders and tokens.
         n_steps : int, default=None
             Number of sampling steps. None draws one token per step, which is exact. Fewer steps
             are faster, but tokens of one step are drawn independently.
@@ -728,20 +690,17 @@ default="mean_log_likelihood"
         guidance : float, default=1.0
             Scale of classifier-free guidance. Values above 1 give images that are more typical of
             their class. Values other than 1 double the cost.
-        random_state : int, RandomState instance or None, default=None
-            Seed of classes, orders and tokens. Pass an int for reproducible images.
 
         Returns
         -------
         images : float array of shape (n_samples, height, width[, channels])
-            Images as returned by the tokenizer's `inverse_transform`. For tables an array of shape
-            (n_samples, n_features); for tokens an array of tokens.
+            Images as returned by the tokenizer's `inverse_transform`; rows of a table or tokens if
+            the classifier was fitted to those.
 
         Raises
         ------
         ValueError
-            If `y` contains unknown classes, if its length is not `n_samples`, or if another
-            parameter is out of range.
+            If a parameter is out of range, or `y` contains unknown classes or has another length.
 
         References
         ----------
@@ -758,40 +717,19 @@ default="mean_log_likelihood"
         (3, 8, 8)
         """
         model = self._checked_model()
-        options = SamplingOptions(
-            n_steps=n_steps,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            guidance=guidance,
-        )
-        checked = {"n_samples": n_samples, **options}
-        validate_parameter_constraints(SAMPLING_CONSTRAINTS | N_SAMPLES, checked, "sample")
+        validate_parameter_constraints(N_SAMPLES, {"n_samples": n_samples}, "sample")
         rng = check_random_state(random_state)
         if n_samples is None:
             n_samples = len(y) if np.ndim(y) else 1
         if y is None:
-            probabilities = self.class_prior_
-            n_classes, total = len(probabilities), probabilities.sum()
-            columns = rng.choice(n_classes, n_samples, p=probabilities / total)
+            probabilities = self.class_prior_ / self.class_prior_.sum()
+            columns = rng.choice(len(probabilities), n_samples, p=probabilities)
         else:
             columns = self._columns_for(y, n_samples)
         orders = generation.generation_orders(model, self.order, self.n_orders, n_samples, rng)
         return generation.generate_images(model, columns, orders, rng, options, device=self.device)
 
-    def inpaint(
-        self,
-        X,
-        mask,
-        y=None,
-        *,
-        n_steps=None,
-        temperature=1.0,
-        top_k=None,
-        top_p=None,
-        guidance=1.0,
-        random_state=None,
-    ):
+    def inpaint(self, X, mask, y=None, *, random_state=None, **options):
         """Fill in missing parts of images.
 
         Tokens with at least one masked pixel are drawn; all other tokens are given and read first.
@@ -799,46 +737,32 @@ default="mean_log_likelihood"
         Parameters
         ----------
         X : array-like
-            As in `fit`. Masked pixels may contain any valid number (not NaN). Tokenizers that
-            encode patches separately, such as :class:`PatchTokenizer`, ignore them. Convolutional
-            tokenizers do not; set masked pixels to gray for those.
+            As in `fit`. Masked pixels may contain any valid number (not NaN). Set them to gray for
+            convolutional tokenizers; the others ignore them.
         mask : bool array-like of shape (height, width) or (n_samples, height, width)
             True for unknown pixels. For tables of shape (n_features,) or (n_samples, n_features);
             for tokens of shape (rows, cols) or (n_samples, rows, cols).
         y : label or array-like of shape (n_samples,), default=None
             Class of all images, or of each. None uses the most probable class given the known
             tokens.
-        n_steps, temperature, top_k, top_p, guidance : int or float
-            As in :meth:`sample`. Only the masked tokens are drawn.
         random_state : int, RandomState instance or None, default=None
             Seed of orders and tokens.
+        **options
+            `n_steps`, `temperature`, `top_k`, `top_p` and `guidance`, as in :meth:`sample`.
 
         Returns
         -------
         images : float array of shape (n_samples, height, width[, channels])
             The pixels of X where `mask` is False (8-bit values divided by 255), and pixels from
-            the tokenizer's `inverse_transform` elsewhere. For tables an array of shape
-            (n_samples, n_features).
+            the tokenizer's `inverse_transform` elsewhere.
 
         Raises
         ------
         ValueError
             If `mask` is not boolean or has a wrong shape, if `y` contains unknown classes or
             differs from X in length, or if another parameter is out of range.
-
-        References
-        ----------
-        Pang et al., "RandAR", arXiv 2412.01827 (zero-shot inpainting).
         """
         model = self._checked_model()
-        options = SamplingOptions(
-            n_steps=n_steps,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            guidance=guidance,
-        )
-        validate_parameter_constraints(SAMPLING_CONSTRAINTS, options, "inpaint")
         batch = model.reader.open(X, check_scale=False)
         return generation.inpaint_images(
             model,
@@ -855,20 +779,7 @@ default="mean_log_likelihood"
         )
 
     @classmethod
-    def from_pretrained(
-        cls,
-        source,
-        *,
-        filename=None,
-        revision=None,
-        token=None,
-        tokenizer="auto",
-        classes=None,
-        grid=None,
-        n_head=None,
-        num_classes=None,
-        **params,
-    ):
+    def from_pretrained(cls, source, *, token=None, tokenizer="auto", classes=None, **params):
         """Load a fitted classifier: published weights, or the result of `save_pretrained`.
 
         Published ImageNet weights classify without `fit`. Their `classes_` are ImageNet's indices,
@@ -877,40 +788,25 @@ default="mean_log_likelihood"
 
         Parameters
         ----------
-        source : str, path or module
+        source : str, path, PretrainedWeights or module
             A folder or hub repository written by `save_pretrained` or `push_to_hub`; weights of
-            the published architecture (:func:`skaocls.fitted.pretrained.load_published`); or a
-            prior, which is copied.
-        filename : str, default=None
-            File of weights in the folder or repository.
-        revision : str, default=None
-            Branch, tag or commit of the repository.
+            the published architecture, see :class:`PretrainedWeights`; or a prior, which is copied.
         token : str or bool, default=None
             Access token, as in ``huggingface_hub``.
         tokenizer : "auto", "precomputed" or transformer, default="auto"
             Tokenizer of published weights and priors. ``"auto"`` loads the published tokenizer with
             the same vocabulary. ``"precomputed"`` reads tokens, also with saved classifiers. A
-            fitted transformer is used as it is; any other is cloned and fitted.
+            fitted transformer is used as it is.
         classes : list of int or str, default=None
             Subset of the classes of published weights: ImageNet indices, WordNet IDs or names. The
             other classes cost nothing.
-        grid : tuple of int (rows, cols), default=None
-            Token grid of published weights. None uses the grid of the tokenizer or of
-            `image_shape`, or else 16 x 16.
-        n_head : int, default=None
-            Number of attention heads of published weights. None is ``dim / 64``.
-        num_classes : int, default=None
-            Number of classes of published weights. None guesses whether the last row of the class
-            table is the null class, and warns if that is uncertain
-            (:func:`skaocls.priors.loading.prior_from_state_dict`).
         **params
             Other parameters of the classifier.
 
         Returns
         -------
         clf : AnyOrderARClassifier
-            The fitted classifier. A later `fit` fine-tunes the same weights: its parameter `prior`
-            is the source, or the loaded module if `grid`, `n_head` or `num_classes` is given.
+            The fitted classifier. A later `fit` fine-tunes the same weights.
 
         Raises
         ------
@@ -918,10 +814,6 @@ default="mean_log_likelihood"
             If a file cannot be found or downloaded.
         ValueError
             If a file or argument is invalid.
-
-        References
-        ----------
-        Sudakov, Babenko, Baranchuk, arXiv 2603.19122, section 4.
 
         Examples
         --------
@@ -936,49 +828,38 @@ default="mean_log_likelihood"
         >>> bool((restored.predict_proba(X) == clf.predict_proba(X)).all())
         True
         """
-        if filename is None and not is_published(source) and not isinstance(source, Prior):
-            config = saving.read_config(source, revision=revision, token=token)
-            if config is not None:
-                model = saving.load(config, source, revision=revision, token=token)
-                return cls._from_saved(model, config, source, tokenizer, params)
-        located = filename is not None or revision is not None
-        prior = PretrainedWeights(source, filename, revision) if located else source
-        clf = cls(prior=prior, tokenizer=tokenizer, **params)
-        clf._validate_params()
-        sizes = {"grid": grid, "n_head": n_head, "num_classes": num_classes}
-        model = load_pretrained_model(
-            prior,
-            tokenizer,
-            classes,
-            check_random_state(clf.random_state),
-            cls.__name__,
-            image_shape=clf.image_shape,
-            decoding=clf.decoding,
-            token=token,
-            sizes=sizes,
-        )
-        if any(size is not None for size in sizes.values()):
-            clf.prior = copy.deepcopy(model.prior)
+        saved, history = None, dict[str, Any]()
+        if not isinstance(source, Prior):
+            saved = saving.load(validated_weights(source), token=token)
+        if saved is None:
+            clf = cls(prior=source, tokenizer=tokenizer, **params)
+            clf._validate_params()
+            model = load_pretrained_model(
+                source,
+                tokenizer,
+                classes,
+                check_random_state(clf.random_state),
+                cls.__name__,
+                image_shape=clf.image_shape,
+                decoding=clf.decoding,
+                token=token,
+            )
+        else:
+            model, config = saved
+            names = cls._get_param_names()
+            known, history = saving.read_parameters(config, source, names, TRAINING_HISTORY)
+            if isinstance(tokenizer, str) and tokenizer == "precomputed":
+                model = reading_tokens(model)
+                params = params | {"tokenizer": tokenizer}
+            clf = cls(**(known | params))
+            clf._validate_params()
+            if "decoding" in params:
+                model = replace(model, reader=replace(model.reader, decoding=clf.decoding))
         class_log_prior(clf.class_prior, model.class_count)
-        return clf._set_fitted(model)
-
-    @classmethod
-    def _from_saved(cls, model, config, source, tokenizer, params):
-        """Restore a classifier from its saved model and configuration."""
-        names = cls._get_param_names()
-        saved, history = saving.read_parameters(config, source, names, TRAINING_HISTORY)
-        if isinstance(tokenizer, str) and tokenizer == "precomputed":
-            model = reading_tokens(model)
-            params = params | {"tokenizer": tokenizer}
-        clf = cls(**(saved | params))
-        clf._validate_params()
-        class_log_prior(clf.class_prior, model.class_count)
-        if "decoding" in params:
-            model = replace(model, reader=replace(model.reader, decoding=clf.decoding))
         return clf._set_fitted(model, **history)
 
     def save_pretrained(self, folder):
-        """Save the fitted classifier as JSON and safetensors; see :mod:`skaocls.fitted.saving`.
+        """Save the fitted classifier as JSON and safetensors.
 
         A prior module in the parameters is saved as its sizes. A RandomState, `memory` and
         `checkpoint_dir` are saved as None.
@@ -996,9 +877,7 @@ default="mean_log_likelihood"
         check_is_fitted(self)
         saving.save(self.model_, folder, self._state_to_save())
 
-    def push_to_hub(
-        self, repo_id, *, metrics=None, private=False, token=None, commit_message="Add classifier"
-    ):
+    def push_to_hub(self, repo_id, *, metrics=None, private=False, token=None):
         """Upload the fitted classifier and a model card to the Hugging Face hub.
 
         Parameters
@@ -1011,8 +890,6 @@ default="mean_log_likelihood"
             Whether a new repository is private.
         token : str or bool, default=None
             Access token, as in ``huggingface_hub``.
-        commit_message : str, default="Add classifier"
-            Message of the commit.
 
         Returns
         -------
@@ -1020,21 +897,13 @@ default="mean_log_likelihood"
             URL of the commit.
         """
         check_is_fitted(self)
-        return saving.push(
-            self.model_,
-            repo_id,
-            self._state_to_save(),
-            metrics or {},
-            private=private,
-            token=token,
-            commit_message=commit_message,
-        )
+        state = self._state_to_save()
+        return saving.push(self.model_, repo_id, state, metrics or {}, private=private, token=token)
 
     @property
     def orders_(self):
         """Orders that predictions average over, of shape (at most n_orders, n_tokens)."""
-        if not hasattr(self, "model_"):
-            raise NotFittedError("orders_ is only available after fit.")
+        check_is_fitted(self)
         return self.model_.orders(self.order, self.n_orders)
 
     @property
@@ -1141,12 +1010,7 @@ default="mean_log_likelihood"
     def _held_out_temperature(self, model, batch, held_out):
         """Select the temperature on held-out data."""
         rows, columns, weights = held_out
-        results = prediction.score_batches(
-            model,
-            batch.take(rows),
-            model.orders(self.order, self.n_orders),
-            self._scoring_options(cache=open_cache(self.memory)),
-        )
+        results = self._score_batch(model, batch.take(rows))
         log_likelihood = np.concatenate([result.log_likelihood for result in results])
         log_prior = class_log_prior(self.class_prior, model.class_count)
         return broadcast(
@@ -1197,12 +1061,16 @@ default="mean_log_likelihood"
         parameters = {k: getattr(self, k) for k in ("crop", "device", "precision", "n_jobs")}
         return prediction.ScoringOptions(**parameters, **options)
 
+    def _score_batch(self, model, batch, stopping=None):
+        """Yield the ScoringResult of a few images at a time."""
+        orders = model.orders(self.order, self.n_orders)
+        options = self._scoring_options(stopping=stopping, cache=open_cache(self.memory))
+        return prediction.score_batches(model, batch, orders, options, verbose=self.verbose)
+
     def _early_stopping_rule(self):
         """Return the function that scores until the class is decided, or None to score all."""
         by_mean = self.aggregation == "mean_log_likelihood"
         if self.search == "exhaustive" or not by_mean or self.memory is not None:
-            return None
-        if len(self.model_.priors) > 1:  # added classes are scored by priors of their own
             return None
         return partial(
             score_until_decided,
@@ -1212,15 +1080,10 @@ default="mean_log_likelihood"
         )
 
     def _score(self, X, may_stop_early=False):
-        """Yield the ScoringResult of a few images at a time."""
         with collective_call("A prediction"):
             model = self._checked_model()
-        options = self._scoring_options(
-            stopping=self._early_stopping_rule() if may_stop_early else None,
-            cache=open_cache(self.memory),
-        )
-        batch = model.reader.open(X)
-        return prediction.score_batches(model, batch, self.orders_, options, verbose=self.verbose)
+        stopping = self._early_stopping_rule() if may_stop_early else None
+        return self._score_batch(model, model.reader.open(X), stopping)
 
     def _log_likelihoods(self, X):
         """Yield log p(tokens | class, order), (n, n_orders, n_classes), a few images at a time."""
@@ -1280,19 +1143,7 @@ default="mean_log_likelihood"
         owner = type(self).__name__.lower()
         return np.array([f"{owner}_{label}" for label in self.classes_], dtype=object)
 
-    def set_params(self, **params):
-        """Set parameters, including nested ones such as ``tokenizer__n_codes``.
-
-        Parameters
-        ----------
-        **params : dict
-            Parameter names and values.
-
-        Returns
-        -------
-        self : AnyOrderARClassifier
-            This classifier.
-        """
+    def set_params(self, **params):  # inherits the docstring
         for name in params:
             parent, nested, _ = name.partition("__")
             value = params.get(parent, getattr(self, parent, None))

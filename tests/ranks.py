@@ -59,7 +59,7 @@ def fit(case, clf=None):
 
 def results(clf):
     """Return everything that a classifier learned, and its predictions, as arrays."""
-    priors = [clf.prior_, *clf.added_priors_]
+    priors = clf.model_.priors
     arrays = {f"{i}.{k}": v for i, p in enumerate(priors) for k, v in p.state_dict().items()}
     arrays |= {"loss": np.array(clf.loss_curve_), "temperature": np.array(clf.temperature_)}
     arrays |= {"scores": np.array(clf.validation_scores_ or []), "best": np.array(clf.best_iter_)}

@@ -14,11 +14,11 @@ PACKAGE = Path(__file__).parents[1] / "skaocls"
 LAYERS = [
     {
         "version",
-        "attributes",
+        "attribute_alias",
         "devices",
         "distributed",
         "hashing",
-        "parameters",
+        "parameter_objects",
         "progress",
         "warn",
     },
@@ -28,7 +28,7 @@ LAYERS = [
     {"training"},
     {"fitted"},
     {"classifier"},
-    {"displays", "selection"},
+    {"displays", "order_selection"},
     {"__init__"},
     {"__main__"},
 ]
@@ -93,7 +93,7 @@ def test_parameters_of_the_classifier():
 def test_api_reference_lists_the_public_names():
     text = (PACKAGE.parent / "docs" / "api.rst").read_text(encoding="utf-8")
     public = {*skaocls.__all__} - {"__version__"} | {f"displays.{n}" for n in displays.__all__}
-    public |= {"selection.smallest_n_orders", "scoring.evidence.Evidence"}
+    public |= {"order_selection.smallest_n_orders", "scoring.evidence.Evidence"}
     public |= {"images.resize_crop", "images.find_unreadable"}
     public |= {"scoring.calibration.expected_calibration_error"}
     public |= {f"distributed.{n}" for n in ("is_main", "rank", "single_process", "world_size")}

@@ -14,10 +14,10 @@ from test_scoring import make_prior
 from test_shared_trunk import make_prior as make_shared_prior
 
 from skaocls import AnyOrderARClassifier, SharedTrunkPrior
-from skaocls.scoring import early_stopping, engine, tiles
+from skaocls.scoring import early_stopping, engine, token_scores
 from skaocls.scoring.early_stopping import Comparison, score_until_decided
 from skaocls.scoring.exhaustive import log_likelihoods
-from skaocls.scoring.sampling import generate
+from skaocls.scoring.token_sampling import generate
 
 NEVER, OFTEN = 1e-12, 0.05
 MAKE = {"randar": make_prior, "shared_trunk": make_shared_prior}
@@ -142,7 +142,7 @@ def test_without_drops_it_is_exhaustive(
         return torch.full((len(image), n_classes), torch.inf, dtype=torch.float64)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "CACHE_BYTES", cache)
+        patch.setattr(token_scores, "CACHE_BYTES", cache)
         patch.setattr(early_stopping, "KEPT_NUMBERS", kept)
         patch.setattr(Comparison, "_bound", endless)
         result = score_until_decided(prior, codes, orders, labels, np.zeros(n_classes))

@@ -55,7 +55,7 @@ def test_evidence_without_a_rival_and_its_standard_error(fitted, digits):
     best = fitted.predict_joint_log_proba(X).argmax(1)
     given, null = (
         token_log_likelihoods(fitted.prior_, codes, fitted.orders_, labels)
-        for labels in (fitted.class_rows_[best], np.full(3, fitted.prior_.num_classes))
+        for labels in (fitted.model_.rows[best], np.full(3, fitted.prior_.num_classes))
     )
     difference = (given - null).reshape(3, 4, 4, 4)
     np.testing.assert_allclose(evidence.tokens, difference.mean(1), atol=1e-6)

@@ -17,8 +17,8 @@ from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
 from skaocls.fitted import generation
 from skaocls.fitted.generation import unknown_tokens
-from skaocls.scoring import sampling
-from skaocls.scoring.sampling import generate, known_log_likelihoods, step_ends
+from skaocls.scoring import token_sampling
+from skaocls.scoring.token_sampling import generate, known_log_likelihoods, step_ends
 
 N_SAMPLES = 20_000
 ORDERS = np.array([[2, 0, 3, 1]])
@@ -181,7 +181,7 @@ def test_an_image_does_not_depend_on_its_batch(monkeypatch):
     first = generate(prior, *(a[:7] for a in args), **options)
     np.testing.assert_array_equal(first, expected[:7])
     for lanes in (1, 2, 7):
-        monkeypatch.setattr(sampling, "lanes_at_once", lambda prior, lanes=lanes: lanes)
+        monkeypatch.setattr(token_sampling, "lanes_at_once", lambda prior, lanes=lanes: lanes)
         np.testing.assert_array_equal(generate(prior, *args, **options), expected)
     assert (generate(prior, *args, **options | {"seed": 4}) != expected).any()
 
@@ -190,7 +190,7 @@ def test_batch_size_is_halved_when_memory_runs_out(monkeypatch):
     prior = make_prior(5, (2, 2), 2)
     labels, orders = np.ones(9, int), np.repeat(ORDERS, 9, 0)
     expected = generate(prior, labels, orders, seed=0)
-    generate_batch, sizes = sampling.generate_batch, []
+    generate_batch, sizes = token_sampling.generate_batch, []
 
     def limited(prior, inputs, *args):
         sizes.append(len(inputs[0]))
@@ -198,18 +198,20 @@ def test_batch_size_is_halved_when_memory_runs_out(monkeypatch):
             raise torch.OutOfMemoryError
         return generate_batch(prior, inputs, *args)
 
-    monkeypatch.setattr(sampling, "lanes_at_once", lambda prior: 8)
-    monkeypatch.setattr(sampling, "generate_batch", limited)
+    monkeypatch.setattr(token_sampling, "lanes_at_once", lambda prior: 8)
+    monkeypatch.setattr(token_sampling, "generate_batch", limited)
     np.testing.assert_array_equal(generate(prior, labels, orders, seed=0), expected)
     assert sizes == [8, 4, 2, 2, 2, 2, 1]
-    monkeypatch.setattr(sampling, "generate_batch", lambda prior, *args: limited(prior, [range(3)]))
+    monkeypatch.setattr(
+        token_sampling, "generate_batch", lambda prior, *args: limited(prior, [range(3)])
+    )
     with pytest.raises(torch.OutOfMemoryError):
         generate(prior, labels, orders, seed=0)
 
 
 @pytest.mark.parametrize("lanes", [2, 100])
 def test_known_log_likelihoods(monkeypatch, lanes):
-    monkeypatch.setattr(sampling, "lanes_at_once", lambda prior: lanes)
+    monkeypatch.setattr(token_sampling, "lanes_at_once", lambda prior: lanes)
     prior = make_prior(5, (2, 3), 4)
     rng = np.random.RandomState(0)
     codes, n_known = rng.randint(5, size=(4, 6)), np.array([0, 2, 6, 2])
@@ -396,7 +398,7 @@ def test_class_with_an_added_prior(digits):
     X, y, X_test, _ = digits
     two = small_classifier(AnyOrderARClassifier, augmentation=None).fit(X[y < 2], y[y < 2])
     clf = copy.deepcopy(two).partial_fit(X[y == 2], y[y == 2])
-    assert len(clf.added_priors_) == 1
+    assert len(clf.model_.priors) == 2
     np.testing.assert_array_equal(
         clf.sample(10, 1, random_state=0), two.sample(10, 1, random_state=0)
     )

@@ -18,9 +18,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer
 from skaocls.images import find_unreadable, load_image_folder, resize_crop, to_pixels
-from skaocls.images.inputs import contains_images, convert_input
+from skaocls.images.augmentation import random_crop
+from skaocls.images.input_types import contains_images, convert_input
 from skaocls.images.reader import Reader, learn_reader
-from skaocls.images.views import random_crop
 
 
 @pytest.fixture

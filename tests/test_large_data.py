@@ -191,6 +191,7 @@ def test_classifier_of_tokens_in_files(images, tokenizer, tmp_path):
     expected = make(tokenizer=precomputed, **params).fit(tokens[:], y)
     clf = make(tokenizer="precomputed", **params).fit(tokens, tokens.labels)
     assert same_weights(clf, expected)
+    np.testing.assert_array_equal(clf.tokenizer_.codebook_, tokens.codebook)
     np.testing.assert_array_equal(clf.predict_proba(tokens), expected.predict_proba(tokens[:]))
     with pytest.raises(ValueError, match=r"codes must be in 0 \.\.\. 3"):
         make(tokenizer=PrecomputedTokenizer(4)).fit(tokens, y)

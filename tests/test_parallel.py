@@ -21,8 +21,8 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
 from skaocls.devices import torch_threads
-from skaocls.fitted import parallel, prediction
-from skaocls.fitted.parallel import split_work
+from skaocls.fitted import joblib_workers, prediction
+from skaocls.fitted.joblib_workers import split_work
 from skaocls.images.decoding import BadImage
 
 pytestmark = pytest.mark.slow
@@ -182,20 +182,24 @@ def test_weights_are_not_part_of_the_pickle(shared_trunk):
     prior.register_buffer("scalar", torch.tensor(7))
     prior.register_buffer("empty", torch.empty(0, 2))
     model = dataclasses.replace(shared_trunk.model_, priors=(prior,))
-    digest, pickled, buffers = parallel.pack_model(model, joblib.parallel.get_active_backend()[0])
+    digest, pickled, buffers = joblib_workers.pack_model(
+        model, joblib.parallel.get_active_backend()[0]
+    )
     n_bytes = sum(buffer.nbytes for buffer in buffers)
     assert len(pickled) < 2e4 < 4 * sum(p.numel() for p in prior.parameters()) <= n_bytes
-    rebuilt = parallel.run_in_process(lambda model: model, 1, digest, pickled, buffers, ())
+    rebuilt = joblib_workers.run_in_process(lambda model: model, 1, digest, pickled, buffers, ())
     found, expected = rebuilt.prior.state_dict(), prior.state_dict()
     assert list(found) == list(expected)
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
-    assert parallel.run_in_process(lambda model: model, 1, digest, b"unused", [], ()) is rebuilt
+    assert (
+        joblib_workers.run_in_process(lambda model: model, 1, digest, b"unused", [], ()) is rebuilt
+    )
 
 
 def test_processes_map_large_weights(tmp_path):
     weights = torch.zeros(2**19)  # 2 MiB, above joblib's limit for mapping
-    (names,) = set(parallel.map_pieces(mapped_files, weights, [0, 1], lambda piece: (), 2))
+    (names,) = set(joblib_workers.map_pieces(mapped_files, weights, [0, 1], lambda piece: (), 2))
     assert names
 
 
@@ -268,7 +272,7 @@ def failing_parallel(monkeypatch, n_results, error):
             if len(tasks) > n_results:
                 raise error
 
-    monkeypatch.setattr(parallel, "Parallel", FailingParallel)
+    monkeypatch.setattr(joblib_workers, "Parallel", FailingParallel)
     return n_tasks
 
 
@@ -291,7 +295,7 @@ def test_retries_end_if_no_result_arrives(fitted, X, monkeypatch, small_tiles):
         pytest.raises(BrokenProcessPool, match="no workers left"),
     ):
         copy_fitted(fitted).predict(X)
-    assert n_tasks == [5] * parallel.MAX_LOSSES
+    assert n_tasks == [5] * joblib_workers.MAX_LOSSES
 
 
 def test_other_errors_are_raised_at_once(fitted, X):

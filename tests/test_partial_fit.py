@@ -44,7 +44,7 @@ def test_new_classes_leave_others_unchanged(parts, two, digits, finetune):
     np.testing.assert_array_equal(clf.classes_, [0, 1, 2])
     after = clf.transform(X_test)
     np.testing.assert_allclose(after[:, :2], before, rtol=0, atol=1e-4)  # rounding of other tiles
-    assert len(clf.added_priors_) == (0 if finetune == "class_embedding" else 1)
+    assert len(clf.model_.priors) == (1 if finetune == "class_embedding" else 2)
     for name, weight in two.prior_.state_dict().items():
         weight_after = clf.prior_.state_dict()[name]
         if name == "cls_embedding.embedding_table.weight" and finetune == "class_embedding":
@@ -104,7 +104,7 @@ def test_several_priors(parts, two, digits, tmp_path):
     restored = AnyOrderARClassifier.from_pretrained(tmp_path)
     for same in (restored, pickle.loads(pickle.dumps(clf))):
         np.testing.assert_array_equal(same.predict_proba(X), proba)
-        assert len(same.added_priors_) == 1
+        assert len(same.model_.priors) == 2
     evidence = clf.explain(X, np.full(20, 2), rival=np.zeros(20, dtype=int))
     difference = clf.transform(X) @ [-1, 0, 1]
     np.testing.assert_allclose(evidence.tokens.sum((1, 2)), difference, atol=1e-4)

@@ -9,7 +9,13 @@ from safetensors.torch import save_file
 from sklearn.frozen import FrozenEstimator
 
 from conftest import small_classifier
-from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, PrecomputedTokenizer
+from skaocls import (
+    AnyOrderARClassifier,
+    AnyOrderPrior,
+    PatchTokenizer,
+    PrecomputedTokenizer,
+    PretrainedWeights,
+)
 from skaocls.fitted.prediction import encode_part
 from skaocls.fitted.tokenization import training_tokens
 from skaocls.images.reader import learn_tokens
@@ -174,7 +180,8 @@ def test_published_weights_on_tokens_without_a_tokenizer(tmp_path):
     codes = np.random.RandomState(0).randint(40, size=(6, 2, 3, 2))  # rare codes may be missing
     how = {"tokenizer": "precomputed", "n_orders": 2, "random_state": 0}
     how |= {"precision": "float32", "device": "cpu"}
-    clf = AnyOrderARClassifier.from_pretrained(tmp_path, grid=(3, 2), num_classes=4, **how)
+    weights = PretrainedWeights(tmp_path, grid=(3, 2), num_classes=4)
+    clf = AnyOrderARClassifier.from_pretrained(weights, **how)
     ll = prior.log_prob(
         torch.tensor(codes[:, 1].reshape(6, 6)),
         torch.tensor(clf.orders_[1:]),

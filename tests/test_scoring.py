@@ -17,7 +17,7 @@ from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_pos
 from skaocls.scoring.early_stopping import score_until_decided
 from skaocls.scoring.evidence import token_log_likelihoods
 from skaocls.scoring.exhaustive import log_likelihoods
-from skaocls.scoring.sampling import known_log_likelihoods
+from skaocls.scoring.token_sampling import known_log_likelihoods
 
 
 def make_prior(vocab_size, grid, num_classes, seed=0, n_layer=2):

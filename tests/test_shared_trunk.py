@@ -17,11 +17,11 @@ import reference
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, SharedTrunkPrior
 from skaocls.priors.shared_trunk import group_size, similar_slots
-from skaocls.scoring import heads
+from skaocls.scoring import shared_trunk_engine
 from skaocls.scoring.evidence import token_log_likelihoods
 from skaocls.scoring.exhaustive import log_likelihoods
-from skaocls.scoring.heads import make_engine
-from skaocls.scoring.sampling import generate, known_log_likelihoods
+from skaocls.scoring.shared_trunk_engine import make_engine
+from skaocls.scoring.token_sampling import generate, known_log_likelihoods
 
 SIZES = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32, "width": 24, "rank": 8}
 
@@ -107,8 +107,8 @@ def test_scores_do_not_depend_on_other_classes_or_tiles(monkeypatch):
     together = log_likelihoods(prior, codes, orders, np.arange(30))
     alone = np.concatenate([log_likelihoods(prior, codes, orders, [c]) for c in range(30)], 2)
     np.testing.assert_allclose(alone, together, atol=1e-5)
-    monkeypatch.setattr(heads, "NUMBERS_PER_BLOCK", 1)
-    monkeypatch.setattr(heads, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(shared_trunk_engine, "NUMBERS_PER_BLOCK", 1)
+    monkeypatch.setattr(shared_trunk_engine, "LOGITS_AT_ONCE", 1)
     np.testing.assert_allclose(
         log_likelihoods(prior, codes, orders, np.arange(30)), together, atol=1e-5
     )
@@ -116,8 +116,8 @@ def test_scores_do_not_depend_on_other_classes_or_tiles(monkeypatch):
 
 @pytest.mark.parametrize("block", [1, 2**12, 2**20])
 def test_reading_lanes_equals_reading_each_alone(monkeypatch, block):
-    monkeypatch.setattr(heads, "NUMBERS_PER_BLOCK", block)
-    monkeypatch.setattr(heads, "ROWS_PER_BLOCK", 13)
+    monkeypatch.setattr(shared_trunk_engine, "NUMBERS_PER_BLOCK", block)
+    monkeypatch.setattr(shared_trunk_engine, "ROWS_PER_BLOCK", 13)
     prior = make_prior(20, (2, 3), 40)
     rng = np.random.RandomState(0)
     codes = torch.from_numpy(rng.randint(20, size=(4, 6)))
@@ -128,7 +128,7 @@ def test_reading_lanes_equals_reading_each_alone(monkeypatch, block):
     mixed = torch.from_numpy(rng.permutation(len(pair)))
     pair, label = pair[mixed], label[mixed]
     with torch.inference_mode():
-        engine = heads.HeadEngine(prior, torch.arange(40))
+        engine = shared_trunk_engine.HeadEngine(prior, torch.arange(40))
         read, _ = engine.read(engine.pairs(codes, orders), pair, label, 2, 5)
         expected = prior.log_prob(codes[pair], orders[pair], label)[:, 2:5]
     torch.testing.assert_close(read, expected, atol=1e-5, rtol=0)
@@ -258,7 +258,7 @@ def test_new_classes_leave_the_scores_of_others_unchanged(clf, digits, finetune)
     grown = copy.deepcopy(two).set_params(finetune=finetune).partial_fit(X[y == 2], y[y == 2])
     after = grown.transform(X_test)
     np.testing.assert_allclose(after[:, :2], before, atol=1e-4)
-    assert len(grown.added_priors_) == (finetune != "class_embedding")
+    assert len(grown.model_.priors) - 1 == (finetune != "class_embedding")
     new = y_test == 2
     assert (after[new].argmax(1) == 2).mean() > 0.6
 

@@ -19,7 +19,7 @@ from sklearn.model_selection import cross_val_score
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, QuantileTokenizer
-from skaocls.fitted.parallel import pickle_out_of_band
+from skaocls.fitted.joblib_workers import pickle_out_of_band
 from skaocls.priors.loading import load_prior
 
 

@@ -8,8 +8,8 @@ from sklearn.metrics import roc_auc_score
 
 import reference
 from skaocls import PatchTokenizer
+from skaocls.order_selection import smallest_n_orders
 from skaocls.scoring.aggregation import AGGREGATIONS
-from skaocls.selection import smallest_n_orders
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

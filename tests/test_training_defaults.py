@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, SharedTrunkPrior
-from skaocls.fitted.initialization import DEFAULT_SIZES
+from skaocls.fitted.initial_prior import DEFAULT_SIZES
 from skaocls.training import defaults, loop
 from skaocls.training.config import ResolvedConfig
 from skaocls.training.defaults import (

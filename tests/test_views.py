@@ -12,7 +12,7 @@ from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
 from skaocls.fitted.prediction import ScoringOptions, log_likelihoods
 from skaocls.fitted.tokenization import SCORING_STRENGTH
-from skaocls.images.views import random_views
+from skaocls.images.augmentation import random_views
 
 
 def other(fitted, **params):

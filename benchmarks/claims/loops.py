@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from skaocls.fitted.tokenization import N_VIEWS, SHARP_EVERY
-from skaocls.images.views import random_views
+from skaocls.images.augmentation import random_views
 from skaocls.training.loop import AVERAGE_DECAY, CLIP_NORM, schedule
 from skaocls.training.optimizer import make_optimizer
 from skaocls.training.state import assign

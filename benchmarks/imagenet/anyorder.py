@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from skaocls import AnyOrderARClassifier
+from skaocls import AnyOrderARClassifier, PretrainedWeights
 from skaocls.devices import resolve_device, resolve_precision
 from skaocls.files import write_all
 from skaocls.fitted.prediction import ScoringOptions, encode_part, log_likelihoods
@@ -17,37 +17,36 @@ from ..claims.flops import ar_flops
 from .folders import CLASSES, WORDNET_IDS, open_image
 from .records import weights_hash
 
-PARAMS = ("filename", "revision", "n_orders", "order", "crop", "decoding")
+PARAMS = ("n_orders", "order", "crop", "decoding")
 
 
-def make_tokenizer(args):
-    if args.tokenizer is None and not args.latent_noise:
+def make_tokenizer(args, weights):
+    if args.tokens is not None:
+        return "precomputed"
+    if args.tokenizer is None:
         return "auto"
-    prior = load_published(args.prior, args.filename, revision=args.revision)
-    return published_tokenizer(prior).set_params(
-        source=args.tokenizer or "auto", latent_noise=args.latent_noise
-    )
+    return published_tokenizer(load_published(weights)).set_params(source=args.tokenizer)
 
 
 def make_classifier(args):
+    weights = PretrainedWeights(args.prior, args.filename, args.revision)
     clf = AnyOrderARClassifier.from_pretrained(
-        args.prior,
-        tokenizer=make_tokenizer(args) if args.tokens is None else "precomputed",
+        weights,
+        tokenizer=make_tokenizer(args, weights),
         device=args.device,
         precision=args.precision,
         random_state=args.seed,
         **{name: getattr(args, name) for name in PARAMS},
     )
-    if "device" in clf.tokenizer_.get_params():
-        clf.tokenizer_.set_params(device=args.device)
+    if "latent_noise" in clf.tokenizer_.get_params():
+        clf.tokenizer_.set_params(device=args.device, latent_noise=args.latent_noise)
     return clf
 
 
 def settings_of(clf, args):
     """Return everything that predictions depend on; `clf` may have another order than `args`."""
-    settings = {
-        name: getattr(args, name) for name in ("prior", "tokenizer", "latent_noise", *PARAMS)
-    }
+    names = ("prior", "filename", "revision", "tokenizer", "latent_noise", *PARAMS)
+    settings = {name: getattr(args, name) for name in names}
     settings["tokens"] = None if args.tokens is None else str(args.tokens)
     settings["order"] = clf.order
     precision = resolve_precision(args.precision, resolve_device(args.device))

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from skaocls import AnyOrderARClassifier, PatchTokenizer
-from skaocls.images.views import random_views
+from skaocls.images.augmentation import random_views
 from skaocls.tokenizers.normalization import NORMALIZATIONS
 
 from .. import common

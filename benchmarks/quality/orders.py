@@ -57,7 +57,7 @@ def measure(seed, params):
     n_tokens = codes.shape[1]
 
     def scores(orders):
-        return log_likelihoods(clf.prior_, codes, orders, clf.class_rows_)
+        return log_likelihoods(clf.prior_, codes, orders, clf.model_.rows)
 
     reference = scores(draw_orders(N_REFERENCE, n_tokens, seed=99)).mean(1).argmax(1)
     rng = np.random.RandomState(seed)

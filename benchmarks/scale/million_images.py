@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, SharedTrunkPrior
-from skaocls.fitted.parallel import map_pieces
+from skaocls.fitted.joblib_workers import map_pieces
 from skaocls.fitted.prediction import ScoringOptions, score_piece
 from skaocls.images.reader import learn_reader
 from skaocls.tokenizers.vq_networks import LlamaGenVQ

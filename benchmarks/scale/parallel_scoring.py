@@ -19,7 +19,7 @@ from joblib.parallel import get_active_backend
 from sklearn.datasets import load_digits
 
 from skaocls import AnyOrderARClassifier
-from skaocls.fitted.parallel import map_pieces, pack_model, split_work
+from skaocls.fitted.joblib_workers import map_pieces, pack_model, split_work
 from skaocls.fitted.prediction import images_per_batch
 
 from .. import common

@@ -18,7 +18,7 @@ from skaocls import AnyOrderPrior, SharedTrunkPrior
 from skaocls.scoring.early_stopping import score_until_decided
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
-from skaocls.scoring.sampling import generate
+from skaocls.scoring.token_sampling import generate
 
 from .. import common
 from ..claims.flops import ar_flops

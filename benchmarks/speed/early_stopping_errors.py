@@ -40,7 +40,7 @@ def exhaustive(clf, codes, folder):
         file = folder / f"{start:05d}.npy"
         if not file.exists():
             ll = log_likelihoods(
-                clf.prior_, codes[start : start + CHUNK], clf.orders_, clf.class_rows_
+                clf.prior_, codes[start : start + CHUNK], clf.orders_, clf.model_.rows
             )
             np.save(file.with_suffix(".tmp.npy"), np.stack([ll[:, 0], ll.mean(1)]))
             file.with_suffix(".tmp.npy").rename(file)
@@ -52,15 +52,15 @@ def exhaustive(clf, codes, folder):
 def exhaustive_seconds(clf, codes):
     """Time exhaustive scoring of one image in this run."""
     codes = codes[:TIMED]
-    job = clf.prior_, codes, clf.orders_, clf.class_rows_
+    job = clf.prior_, codes, clf.orders_, clf.model_.rows
     return common.timed(log_likelihoods, *job)[0] / len(codes)
 
 
 def error_curve(clf, codes, labels, exact):
     """Measure work and agreement for several allowed errors."""
     rows = []
-    n_evaluations = clf.orders_.size * len(clf.class_rows_)
-    job = clf.prior_, codes, clf.orders_, clf.class_rows_, clf.class_log_prior_
+    n_evaluations = clf.orders_.size * len(clf.model_.rows)
+    job = clf.prior_, codes, clf.orders_, clf.model_.rows, clf.class_log_prior_
     for error in ERRORS:
         seconds, result = common.timed(score_until_decided, *job, error=error)
         predicted = result.log_likelihood.mean(1).argmax(1)
@@ -83,7 +83,7 @@ def class_curve(clf, codes, labels, n_images):
     rows = []
     for n in CLASS_COUNTS:
         chosen = codes[np.flatnonzero(labels < n)[:n_images]]
-        job = clf.prior_, chosen, clf.orders_, clf.class_rows_[:n], common.uniform(n)
+        job = clf.prior_, chosen, clf.orders_, clf.model_.rows[:n], common.uniform(n)
         seconds, result = common.timed(score_until_decided, *job)
         rows.append(
             {
@@ -101,7 +101,7 @@ def measure_digits():
     X_train, X_test, y_train, y_test = common.digits()
     clf = AnyOrderARClassifier("randar", random_state=0, **common.LIKELIHOOD_ONLY)
     codes = common.codes_of(clf.fit(X_train, y_train), X_test)
-    ll = log_likelihoods(clf.prior_, codes, clf.orders_, clf.class_rows_)
+    ll = log_likelihoods(clf.prior_, codes, clf.orders_, clf.model_.rows)
     exact = ll.mean(1) + clf.class_log_prior_
     return {
         "n_images": len(codes),

@@ -5,8 +5,8 @@
 """
 
 from skaocls.displays.evidence_maps import EvidenceDisplay
+from skaocls.displays.html_report import write_report
 from skaocls.displays.order_curve import OrderCurveDisplay
 from skaocls.displays.reconstructions import ReconstructionDisplay
-from skaocls.displays.report import write_report
 
 __all__ = ["EvidenceDisplay", "OrderCurveDisplay", "ReconstructionDisplay", "write_report"]

@@ -15,7 +15,8 @@ class OrderCurveDisplay:
     """Plot the score of a classifier against the number of orders that it averages over.
 
     Use :meth:`from_estimator` or :meth:`from_predictions` to create a display. All parameters are
-    stored as attributes. :func:`skaocls.selection.smallest_n_orders` chooses the number of orders.
+    stored as attributes. To choose `n_orders`, see
+    :func:`skaocls.order_selection.smallest_n_orders`.
 
     Parameters
     ----------

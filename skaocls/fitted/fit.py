@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 
 from skaocls.devices import own_torch_state, resolve_device
 from skaocls.distributed import check_same_on_ranks, is_main, world_size
-from skaocls.fitted.initialization import initial_prior, start_finetuning
+from skaocls.fitted.initial_prior import initial_prior, start_finetuning
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.result_cache import ResultCache, prior_weights
 from skaocls.fitted.tokenization import fit_tokenizer, has_views, training_tokens

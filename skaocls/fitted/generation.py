@@ -13,8 +13,7 @@ from skaocls.fitted.tokenization import encode_data, tokens_of_pixels
 from skaocls.images.batch import Batch
 from skaocls.scoring.exhaustive import scoring_dtype
 from skaocls.scoring.orders import DRAWN
-from skaocls.scoring.sampling import (
-    SamplingOptions,
+from skaocls.scoring.token_sampling import (
     generate,
     known_first,
     known_log_likelihoods,
@@ -29,7 +28,7 @@ def generate_images(
     columns: np.ndarray,
     orders: np.ndarray,
     rng: np.random.RandomState,
-    options: SamplingOptions,
+    options: dict[str, Any],
     *,
     codes: np.ndarray | None = None,
     n_known: int | np.ndarray = 0,
@@ -38,7 +37,7 @@ def generate_images(
 ) -> np.ndarray:
     """Sample images of the classes in these columns, each along its own order.
 
-    `codes`, `n_known` and `options` are those of :func:`skaocls.scoring.sampling.generate`.
+    `codes`, `n_known` and `options` are those of :func:`skaocls.scoring.token_sampling.generate`.
     Returns the output of the tokenizer's `inverse_transform`, without the axis of a single channel.
     """
     if not hasattr(model.tokenizer, "inverse_transform"):
@@ -74,7 +73,7 @@ def inpaint_images(
     n_orders: int,
     joint_log_proba: Callable[[np.ndarray], np.ndarray],
     rng: np.random.RandomState,
-    options: SamplingOptions,
+    options: dict[str, Any],
     device: Device,
     precision: str,
 ) -> np.ndarray:

@@ -27,17 +27,8 @@ def read_labels(
 
     A sample of weight n is equivalent to n samples. So that both train alike, equal samples are
     merged if samples repeat or weights differ, and sorted independently of their order in `batch`.
-    Items of data sets are not merged, because all of them would have to be read.
-
-    `y` and `sample_weight` include the unreadable images that the batch has skipped. `class_weight`
-    is as in scikit-learn, and multiplied by `sample_weight`.
-
-    Returns
-    -------
-    batch : Batch
-        Distinct samples.
-    y : array of shape (n_distinct,)
-    sample_weight : float64 array of shape (n_distinct,)
+    Items of data sets are not merged, because all of them would have to be read. `y` and
+    `sample_weight` include entries for the unreadable images that the batch has skipped.
     """
     y = check_labels(y, owner)
     all_rows = np.empty((len(batch) + len(batch.skipped), 1))
@@ -91,8 +82,7 @@ def expand_class_weight(
         counts = np.bincount(columns, sample_weight)
         n_classes = np.count_nonzero(counts)
         weights = sample_weight.sum() / (n_classes * np.where(counts, counts, np.inf))
-    expanded: np.ndarray = weights[columns]
-    return expanded
+    return np.asarray(weights[columns])
 
 
 def known_classes(y: np.ndarray, classes: ArrayLike | None = None) -> np.ndarray:
@@ -109,13 +99,7 @@ def known_classes(y: np.ndarray, classes: ArrayLike | None = None) -> np.ndarray
 
 
 def class_log_prior(class_prior: ArrayLike | None, class_count: np.ndarray) -> np.ndarray:
-    """Return the log of the class prior, or of the class frequencies if it is None.
-
-    Raises
-    ------
-    ValueError
-        If the class prior is not a probability for each class.
-    """
+    """Return the log of the class prior, or of the class frequencies if it is None."""
     if class_prior is None:
         class_prior = class_count / class_count.sum()
     class_prior = np.asarray(class_prior, dtype=np.float64)
@@ -129,5 +113,4 @@ def class_log_prior(class_prior: ArrayLike | None, class_count: np.ndarray) -> n
     if (class_prior < 0).any():
         raise ValueError("class_prior must not be negative.")
     with np.errstate(divide="ignore"):
-        log_prior: np.ndarray = np.log(class_prior)
-    return log_prior
+        return np.asarray(np.log(class_prior))

@@ -1,4 +1,4 @@
-"""The fitted model: tokenizer, priors and classes as one immutable value."""
+"""The fitted model: reader, tokenizer, priors and classes as one immutable value."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -17,73 +17,34 @@ from skaocls.images.reader import Reader
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.orders import resolve_orders
 
+# Fields of a model with one entry per class, besides the classes themselves
+CLASS_ARRAYS = ("sources", "rows", "class_count", "class_names", "wordnet_ids")
+
 
 @dataclass(frozen=True, eq=False)
 class FittedModel:
     """Everything that turns images into log-likelihoods of classes.
 
     A model is immutable: training it further returns a new model. Only the device of its networks
-    may change.
-
-    Attributes
-    ----------
-    reader : Reader
-        Validates X and decodes images.
-    tokenizer : transformer
-        Turns decoded images, tables or tokens into codes.
-    priors : tuple of Prior
-        The first prior, and the priors of classes that were added later.
-    classes : ndarray of shape (n_classes,)
-        Sorted labels. *Columns* are indices into this array.
-    sources : int ndarray of shape (n_classes,)
-        Index of the prior of each class.
-    rows : int ndarray of shape (n_classes,)
-        Row of each class in the class table of its prior.
-    class_count : float64 ndarray of shape (n_classes,)
-        Number of training images of each class, or the sum of their weights.
-    order_seed : int
-        Seed of the orders, and of the crops, views and noise of each order.
-    views : bool
-        Whether the first prior was trained on random views, so that each order may read another
-        view.
-    class_names, wordnet_ids : ndarray of shape (n_classes,) or None
-        Names and WordNet IDs of ImageNet classes.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_digits
-    >>> from skaocls import AnyOrderARClassifier
-    >>> X, y = load_digits(n_class=2, return_X_y=True)
-    >>> clf = AnyOrderARClassifier(image_shape=(8, 8), max_iter=5, random_state=0).fit(X, y)
-    >>> model = clf.model_
-    >>> batch = model.reader.open(X[:5])
-    >>> codes = model.tokenizer.transform(batch.images()).reshape(5, -1)
-    >>> from skaocls.fitted.prediction import log_likelihoods
-    >>> log_likelihoods(model, codes, model.orders("random", 3)).shape
-    (5, 3, 2)
+    may change. *Columns* are indices into `classes`.
     """
 
-    reader: Reader
-    tokenizer: TransformerMixin
-    priors: tuple[Prior, ...]
-    classes: np.ndarray
-    sources: np.ndarray
-    rows: np.ndarray
-    class_count: np.ndarray
-    order_seed: int
-    views: bool = False
-    class_names: np.ndarray | None = None
-    wordnet_ids: np.ndarray | None = None
+    reader: Reader  # validates X and decodes images
+    tokenizer: TransformerMixin  # turns decoded images, tables or tokens into codes
+    priors: tuple[Prior, ...]  # the first prior, and the priors of classes that were added later
+    classes: np.ndarray  # sorted labels; all arrays below have one entry per class
+    sources: np.ndarray  # index of the prior
+    rows: np.ndarray  # row in the class table of that prior
+    class_count: np.ndarray  # float64 number of training images, or the sum of their weights
+    order_seed: int  # seed of the orders, and of the crops, views and noise of each order
+    views: bool = False  # whether the first prior was trained on random views
+    class_names: np.ndarray | None = None  # names of ImageNet classes
+    wordnet_ids: np.ndarray | None = None  # WordNet IDs of ImageNet classes
 
     @property
     def prior(self) -> Prior:
         """The first prior."""
         return self.priors[0]
-
-    @property
-    def added_priors(self) -> list[Prior]:
-        """Priors of classes that were added later."""
-        return list(self.priors[1:])
 
     @property
     def readings(self) -> int:
@@ -118,10 +79,8 @@ class FittedModel:
 
     def restricted(self, columns: Sequence[int]) -> "FittedModel":
         """Return the model of a subset of its classes."""
-        kept = np.asarray(columns)
-        names = ("classes", "sources", "rows", "class_count", "class_names", "wordnet_ids")
-        arrays = {name: getattr(self, name) for name in names}
-        subset: dict[str, Any] = {k: a if a is None else a[kept] for k, a in arrays.items()}
+        arrays = {name: getattr(self, name) for name in ("classes", *CLASS_ARRAYS)}
+        subset: dict[str, Any] = {k: a if a is None else a[columns] for k, a in arrays.items()}
         return replace(self, **subset)
 
     def with_classes(self, classes: np.ndarray) -> "FittedModel":
@@ -135,28 +94,17 @@ class FittedModel:
             )
         merged = np.union1d(old, classes)
         positions = np.searchsorted(merged, old)
-
-        def extended(values: np.ndarray, default: float) -> np.ndarray:
-            out = np.full(len(merged), default, dtype=values.dtype)
-            out[positions] = values
-            return out
-
-        def extended_names(values: np.ndarray | None) -> np.ndarray | None:
-            if values is None:
-                return None
-            names = merged.astype(str).astype(object)
-            names[positions] = values
-            return names.astype(str)
-
-        return replace(
-            self,
-            classes=merged,
-            class_count=extended(self.class_count, 0.0),
-            sources=extended(self.sources, 0),
-            rows=extended(self.rows, self.prior.num_classes),
-            class_names=extended_names(self.class_names),
-            wordnet_ids=extended_names(self.wordnet_ids),
-        )
+        names = merged.astype(str)
+        defaults: list[ArrayLike] = [0, self.prior.num_classes, 0.0, names, names]
+        changes: dict[str, Any] = {"classes": merged}
+        for name, default in zip(CLASS_ARRAYS, defaults, strict=True):
+            values = getattr(self, name)
+            if values is not None:
+                extended = np.empty(len(merged), dtype=np.result_type(values, default))
+                extended[:] = default
+                extended[positions] = values
+                changes[name] = extended
+        return replace(self, **changes)
 
     def chosen_sizes(self) -> dict[str, object]:
         """Return the sizes of the prior, and the values that the tokenizer chose in `fit`."""

@@ -12,8 +12,8 @@ from sklearn.utils import gen_batches
 
 from skaocls.devices import prefetch, resolve_device, to_device
 from skaocls.distributed import collective_call, is_main, map_ranks, rank, world_size
+from skaocls.fitted.joblib_workers import Piece, ceil_div, map_pieces, split_work
 from skaocls.fitted.model import FittedModel
-from skaocls.fitted.parallel import Piece, ceil_div, map_pieces, split_work
 from skaocls.fitted.result_cache import ResultCache, cached_log_likelihoods, prior_weights
 from skaocls.fitted.tokenization import encode_for_orders, tokens_of_pixels
 from skaocls.hashing import hash_object

@@ -1,12 +1,16 @@
-"""Published priors and tokenizers, by short name."""
+"""Published weights: their short names, tokenizers and classes.
+
+`load_published` loads a RandAR prior. `load_pretrained_model` adds the tokenizer and ImageNet's
+classes, so that the model classifies without `fit`.
+"""
 
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from csv import DictReader
 from dataclasses import replace
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.base import TransformerMixin, clone
@@ -15,7 +19,7 @@ from sklearn.frozen import FrozenEstimator
 from skaocls.fitted.model import FittedModel
 from skaocls.images.reader import Reader, token_reader
 from skaocls.images.shapes import check_image_shape
-from skaocls.parameters import PretrainedWeights, validated_weights
+from skaocls.parameter_objects import PretrainedWeights, validated_weights
 from skaocls.priors.loading import load_prior
 from skaocls.priors.transformer import AnyOrderPrior, Prior
 from skaocls.tokenizers import LlamaGenTokenizer, MaskGITTokenizer, PrecomputedTokenizer
@@ -43,54 +47,28 @@ PUBLISHED_TOKENIZERS = {t._network.n_codes: t for t in (LlamaGenTokenizer, MaskG
 
 
 def load_published(
-    source: str | os.PathLike[str],
-    filename: str | None = None,
+    weights: str | os.PathLike[str] | PretrainedWeights,
     *,
-    revision: str | None = None,
+    default_grid: Sequence[int] | None = None,
     token: str | bool | None = None,
-    **sizes: Any,
 ) -> AnyOrderPrior:
-    """Load a RandAR prior.
-
-    Parameters
-    ----------
-    source : str or path
-        A short name, a hub repository, a folder or a file. The short names are ``"randar-l"``,
-        ``"randar-xl"``, ``"randar-l-maskgit"`` and ``"randar-l-classifier"``, the weights of the
-        paper, trained on random crops. The repository ``ziqipang/RandAR`` stands for its L model
-        unless `filename` is given.
-    filename : str, default=None
-        File in the repository or folder. None selects the only file of weights.
-    revision : str, default=None
-        Branch, tag or commit of the repository.
-    token : str or bool, default=None
-        Access token, as in ``huggingface_hub``.
-    **sizes
-        `grid`, `n_head` and `num_classes`, which cannot be read from the weights; see
-        :func:`skaocls.priors.loading.prior_from_state_dict`.
-
-    Returns
-    -------
-    prior : AnyOrderPrior
-
-    Raises
-    ------
-    OSError
-        If the weights cannot be found or downloaded.
-    ValueError
-        If the weights are not those of a RandAR prior.
-    """
-    if is_published(source):
+    """Load a RandAR prior. `token` is an access token, as in ``huggingface_hub``."""
+    weights = validated_weights(weights)
+    source, filename = weights.source, weights.filename
+    if source in PUBLISHED:
         published = PUBLISHED[str(source)]
         source, filename = published.repo, filename or published.filename
-    elif source == RANDAR and filename is None:
+    elif source == RANDAR and filename is None:  # the repository stands for its L model
         filename = PUBLISHED["randar-l"].filename
-    return load_prior(source, filename, revision=revision, token=token, **sizes)
-
-
-def is_published(source: object) -> bool:
-    """Return whether this is a short name of published weights."""
-    return isinstance(source, str) and source in PUBLISHED
+    return load_prior(
+        source,
+        filename,
+        revision=weights.revision,
+        token=token,
+        grid=weights.grid or default_grid,
+        n_head=weights.n_head,
+        num_classes=weights.num_classes,
+    )
 
 
 def published_tokenizer(prior: Prior) -> LlamaGenTokenizer | MaskGITTokenizer:
@@ -126,65 +104,21 @@ def load_pretrained_model(
     image_shape: Sequence[int] | None = None,
     decoding: str = "as_seen",
     token: str | bool | None = None,
-    sizes: Mapping[str, object],
 ) -> FittedModel:
     """Load published weights as a model that classifies without `fit`.
 
-    Parameters
-    ----------
-    source : str, path, PretrainedWeights or Prior
-        Location of the weights, see :func:`load_published`, or a prior, which is copied.
-    tokenizer : "auto", "precomputed" or transformer
-        ``"auto"`` loads the published tokenizer with the same vocabulary. ``"precomputed"`` makes
-        the model read tokens. A transformer is cloned and fitted if it is not fitted yet.
-    classes : iterable of int or str, or None
-        Subset of the classes, see :func:`find_imagenet_classes`. None uses all classes.
-    rng : RandomState
-        Draws the seed of the orders.
-    owner : str
-        Name of the estimator in messages.
-    image_shape : tuple of int (height, width), default=None
-        Expected shape of the images of the tokenizer.
-    decoding : {"as_seen", "plain"}, default="as_seen"
-        How files are decoded, see :func:`skaocls.images.to_pixels`.
-    token : str or bool, default=None
-        Access token, as in ``huggingface_hub``.
-    sizes : dict
-        `grid`, `n_head` and `num_classes`; None where unknown.
-
-    Returns
-    -------
-    model : FittedModel
-        Its classes are the rows of the class table.
-
-    Raises
-    ------
-    OSError
-        If a file cannot be found or downloaded.
-    ValueError
-        If an argument is invalid, or prior and tokenizer do not match.
+    The arguments are those of :meth:`skaocls.AnyOrderARClassifier.from_pretrained`. `rng` draws
+    the seed of the orders, and `owner` is the name of the estimator in messages.
     """
     if isinstance(tokenizer, FrozenEstimator):
         tokenizer = tokenizer.estimator
     elif not isinstance(tokenizer, str) and not hasattr(tokenizer, "n_codes_"):
         tokenizer = clone(tokenizer).fit()
     if isinstance(source, Prior):
-        if any(size is not None for size in sizes.values()):
-            raise ValueError(
-                "grid, n_head and num_classes describe files of weights, but source is a "
-                f"{type(source).__name__}. Remove them."
-            )
         prior = copy.deepcopy(source).eval()
     else:
-        weights = validated_weights(source)
-        grid = sizes.get("grid") or grid_for(tokenizer, image_shape)
-        prior = load_published(
-            weights.source,
-            weights.filename,
-            revision=weights.revision,
-            token=token,
-            **{**sizes, "grid": grid},
-        )
+        default_grid = grid_for(tokenizer, image_shape)
+        prior = load_published(source, default_grid=default_grid, token=token)
     if isinstance(tokenizer, str):
         precomputed = tokenizer == "precomputed"
         tokenizer = (precomputed_for if precomputed else published_tokenizer)(prior).fit()
@@ -267,57 +201,17 @@ def check_match(prior: Prior, tokenizer: TransformerMixin) -> None:
 
 
 def imagenet_classes() -> list[dict[str, str]]:
-    """Return ImageNet's 1000 classes in the order of the published weights.
-
-    Returns
-    -------
-    classes : list of dict
-        With the keys ``"wordnet_id"`` and ``"name"``.
-
-    Examples
-    --------
-    >>> from skaocls.fitted.pretrained import imagenet_classes
-    >>> imagenet_classes()[1]
-    {'wordnet_id': 'n01443537', 'name': 'goldfish'}
-    """
+    """Return `wordnet_id` and `name` of ImageNet's classes, in the order of published weights."""
     with (files("skaocls.fitted") / "imagenet_classes.csv").open(encoding="utf-8") as file:
-        return [{"wordnet_id": r["wordnet_id"], "name": r["name"]} for r in DictReader(file)]
+        return list(DictReader(file))
 
 
 def find_imagenet_classes(classes: Iterable[int | str]) -> list[int]:
-    """Return the sorted indices of ImageNet classes.
-
-    Parameters
-    ----------
-    classes : iterable of int or str
-        Indices, WordNet IDs or names.
-
-    Returns
-    -------
-    indices : list of int
-
-    Raises
-    ------
-    ValueError
-        If a class is unknown, ambiguous or repeated.
-
-    Examples
-    --------
-    >>> from skaocls.fitted.pretrained import find_imagenet_classes
-    >>> find_imagenet_classes(["goldfish", "n01440764"])
-    [0, 1]
-    """
+    """Return the sorted indices of ImageNet classes, given as indices, WordNet IDs or names."""
     table = imagenet_classes()
-    by_id = {row["wordnet_id"]: i for i, row in enumerate(table)}
-    by_name: dict[str, list[int]] = {}
-    for i, row in enumerate(table):
-        by_name.setdefault(row["name"], []).append(i)
-    indices = []
+    indices: list[int] = []
     for c in classes:
-        if isinstance(c, str):
-            matches = [by_id[c]] if c in by_id else by_name.get(c, [])
-        else:
-            matches = [int(c)] if 0 <= int(c) < len(table) else []
+        matches = [i for i, row in enumerate(table) if c in (i, row["wordnet_id"], row["name"])]
         if not matches:
             raise ValueError(
                 f"{c!r} is not an ImageNet class. Pass indices from 0 to 999, WordNet IDs such as "

@@ -9,7 +9,8 @@ ones.
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from sklearn.frozen import FrozenEstimator
 
 from skaocls.devices import own_torch_state
 from skaocls.files import find_file, read_state_dict, tensor_writer, write_all
-from skaocls.fitted.model import FittedModel
+from skaocls.fitted.model import CLASS_ARRAYS, FittedModel
+from skaocls.fitted.pretrained import PUBLISHED
 from skaocls.fitted.saving_checks import Config, check_config, check_model
 from skaocls.images.reader import Reader
-from skaocls.parameters import FineTuning, PretrainedWeights
+from skaocls.parameter_objects import FineTuning, PretrainedWeights
 from skaocls.priors.loading import own_prior_from_state_dict, shared_trunk_from_state_dict
 from skaocls.priors.transformer import Prior
 from skaocls.tokenizers import (
@@ -40,7 +42,6 @@ from skaocls.version import __version__
 FORMAT = 1
 MAX_CONFIG_BYTES = 2**26
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
-CLASS_ARRAYS = ("sources", "rows", "class_count", "class_names", "wordnet_ids")
 SHAPES = ("declared_shape", "image_shape", "value_range", "grid")  # tuples of a Reader
 Source = str | os.PathLike[str]
 Token = str | bool | None
@@ -66,30 +67,42 @@ TOKENIZER_VALUES: dict[str, Callable[[Any], object]] = {
 }
 TOKENIZER_ARRAYS = ("codebook_", "typical_patches_")
 TOKENIZER_LISTS = ("thresholds_", "bin_means_")
+CARD = """---
+library_name: skaocls
+pipeline_tag: {task}-classification
+tags: [any-order-autoregressive, generative-classifier, scikit-learn]
+---
+
+# {title}
+
+A generative classifier of {data}, made with skaocls {version}: an any-order autoregressive
+transformer of {n_parameters:,} parameters over {grid} tokens, averaged over orders
+([arXiv 2603.19122](https://arxiv.org/abs/2603.19122)).
+
+```python
+from skaocls import AnyOrderARClassifier
+
+clf = AnyOrderARClassifier.from_pretrained("{repo_id}")
+clf.predict_proba(X)
+```
+
+Classes ({n_classes}): {classes}
+"""
 
 
 @own_torch_state()
 def save(model: FittedModel, folder: Source, extra: Config | None = None) -> None:
-    """Save a model to a folder.
+    """Save a model to a folder, which is created if it does not exist.
 
-    Parameters
-    ----------
-    model : FittedModel
-    folder : path
-        Created if it does not exist.
-    extra : dict, default=None
-        Further entries of the configuration, with values that :func:`to_json` supports, such as
-        the parameters of an estimator.
-
-    Raises
-    ------
-    TypeError
-        If the tokenizer is not one of this library's.
+    `extra` contains further entries of the configuration, with values that :func:`to_json`
+    supports. A tokenizer that is not one of this library's raises a TypeError.
     """
     config: Config = {"format": FORMAT, "library": "skaocls", "version": __version__}
     config |= {name: to_json(value) for name, value in (extra or {}).items()}
-    classes = model.classes
-    config["classes"] = {"dtype": classes.dtype.str, "values": labels_to_json(classes)}
+    labels, dtype = model.classes, model.classes.dtype
+    if dtype.kind in "mM":  # dates and durations become integers
+        labels = labels.astype(np.int64)
+    config["classes"] = {"dtype": dtype.str, "values": to_json(labels)}
     config |= {name: to_json(getattr(model, name)) for name in CLASS_ARRAYS}
     config |= {"order_seed": model.order_seed, "views": model.views}
     config["reader"] = to_json(vars(model.reader))
@@ -108,14 +121,51 @@ def save(model: FittedModel, folder: Source, extra: Config | None = None) -> Non
     write_all(folder, writers)
 
 
-def read_config(
-    source: Source, *, revision: str | None = None, token: Token = None
-) -> Config | None:
-    """Return the configuration of a saved model, or None if the source is not one."""
+@own_torch_state(grad=True)
+def load(weights: PretrainedWeights, *, token: Token = None) -> tuple[FittedModel, Config] | None:
+    """Load the model that :func:`save` wrote, and its configuration; None for other weights."""
+    source = weights.source
+    if weights.filename is not None or source in PUBLISHED:
+        return None
+
+    def find(name: str) -> Path:
+        return find_file(source, name, revision=weights.revision, token=token)
+
+    def tensors(name: str) -> tuple[dict[str, torch.Tensor], str]:
+        path = find(name)
+        return read_state_dict(path), str(path)
+
     try:
-        path = find_file(source, CONFIG, revision=revision, token=token)
+        config = read_config(find(CONFIG))
     except FileNotFoundError:
         return None
+    if config is None:
+        return None
+    with explained(source, "model"):
+        check_config(config)
+        arrays: Config = {
+            name: None if config[name] is None else np.array(config[name]) for name in CLASS_ARRAYS
+        }
+        dtype = config["classes"]["dtype"]
+        stored = np.int64 if np.dtype(dtype).kind in "mM" else dtype
+        model = FittedModel(
+            reader=restore_reader(config["reader"]),
+            tokenizer=restore_tokenizer(config["tokenizer"], tensors(TOKENIZER)[0]),
+            priors=tuple(
+                restore_prior(config["prior"], *tensors(model_file(i)))
+                for i in range(1 + config["added_priors"])
+            ),
+            classes=np.array(config["classes"]["values"], dtype=stored).astype(dtype),
+            order_seed=config["order_seed"],
+            views=config["views"],
+            **arrays,
+        )
+        check_model(model)
+    return model, config
+
+
+def read_config(path: Path) -> Config | None:
+    """Return the configuration of a saved model, or None if the file is not one."""
     if path.name != CONFIG:  # the source is a file of weights
         return None
     try:
@@ -135,104 +185,31 @@ def read_config(
     return config
 
 
-@own_torch_state(grad=True)
-def load(
-    config: Config, source: Source, *, revision: str | None = None, token: Token = None
-) -> FittedModel:
-    """Load the model that :func:`save` wrote.
-
-    Parameters
-    ----------
-    config : dict
-        Result of :func:`read_config`.
-    source : str or path
-        A folder or a hub repository.
-    revision : str, default=None
-        Branch, tag or commit of the repository.
-    token : str or bool, default=None
-        Access token, as in ``huggingface_hub``.
-
-    Returns
-    -------
-    model : FittedModel
-
-    Raises
-    ------
-    OSError
-        If a file is missing.
-    ValueError
-        If a file is truncated or was changed and does not describe a model.
-    """
-
-    def tensors(name: str) -> tuple[dict[str, torch.Tensor], str]:
-        path = find_file(source, name, revision=revision, token=token)
-        return read_state_dict(path), str(path)
-
+@contextmanager
+def explained(source: Source, content: str) -> Iterator[None]:
+    """Raise a ValueError that names the source for anything that a damaged configuration raises."""
     try:
-        check_config(config)
-        arrays: Config = {
-            name: None if config[name] is None else np.array(config[name]) for name in CLASS_ARRAYS
-        }
-        model = FittedModel(
-            reader=restore_reader(config["reader"]),
-            tokenizer=restore_tokenizer(config["tokenizer"], tensors(TOKENIZER)[0]),
-            priors=tuple(
-                restore_prior(config["prior"], *tensors(model_file(i)))
-                for i in range(1 + config["added_priors"])
-            ),
-            classes=labels_from_json(**config["classes"]),
-            order_seed=config["order_seed"],
-            views=config["views"],
-            **arrays,
-        )
-        check_model(model)
+        yield
     except OSError:
         raise
-    except Exception as exc:  # a damaged configuration can raise anything
+    except Exception as exc:
         reason = exc if isinstance(exc, ValueError) else repr(exc)
-        raise ValueError(f"{source!s} does not contain a valid model: {reason}.") from exc
-    return model
+        raise ValueError(f"{source!s} does not contain a valid {content}: {reason}.") from exc
 
 
 def read_parameters(
     config: Config, source: Source, names: Iterable[str], attributes: Iterable[str]
 ) -> tuple[Config, Config]:
-    """Return an estimator's parameters and fitted attributes from a configuration.
+    """Return an estimator's parameters and those of the fitted attributes that were saved.
 
-    Parameters
-    ----------
-    config : dict
-        Result of :func:`read_config`.
-    source : str or path
-        Named in errors.
-    names : iterable of str
-        Names of the estimator's parameters.
-    attributes : iterable of str
-        Fitted attributes to read; others are ignored.
-
-    Returns
-    -------
-    params, attributes : dict
-
-    Raises
-    ------
-    ValueError
-        If the configuration has other parameters, or is damaged.
+    `names` are the names of all parameters; other parameters in the configuration are an error.
     """
-    if "params" not in config:
-        raise ValueError(
-            f"{source!s} contains a model without the parameters of a classifier. Load it with "
-            "skaocls.fitted.saving.load."
-        )
-    try:
+    with explained(source, "classifier"):
         params = {name: from_json(value) for name, value in config["params"].items()}
         history = config["history"]
         found = {name: history[name] for name in attributes if name in history}
         if unknown := sorted(params.keys() - set(names)):
             raise ValueError(f"the parameters {unknown} are unknown")
-    except Exception as exc:
-        reason = exc if isinstance(exc, ValueError) else repr(exc)
-        raise ValueError(f"{source!s} does not contain a valid classifier: {reason}.") from exc
     return params, found
 
 
@@ -244,7 +221,6 @@ def push(
     *,
     private: bool,
     token: Token,
-    commit_message: str,
 ) -> str:
     """Upload a model and its model card, and return the URL of the commit."""
     api = HfApi(token=token)
@@ -254,49 +230,33 @@ def push(
         Path(folder, "README.md").write_text(card, encoding="utf-8")
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, commit_message=commit_message
+            repo_id=repo_id, folder_path=folder, commit_message="Add classifier"
         )
     return str(commit.commit_url)
 
 
 def model_card(model: FittedModel, repo_id: str, metrics: dict[str, float]) -> str:
     """Return the README of a repository: contents, accuracy and usage."""
-    names = [str(c) for c in (model.classes if model.class_names is None else model.class_names)]
-    listed = ", ".join(names[:100]) + (", ..." if len(names) > 100 else "")
-    shape = model.reader.image_shape
-    kind, data = "tabular", "tables"
-    if shape or model.reader.grid:
-        kind, data = "image", "tokens of images"
+    labels = model.classes if model.class_names is None else model.class_names
+    shape, grid = model.reader.image_shape, model.prior.grid
+    data = "tokens of images" if model.reader.grid else "tables"
     if shape:
         data = f"images of {shape[0]} x {shape[1]} x {shape[2]}"
-    rows, cols = model.prior.grid
-    n_parameters = sum(p.numel() for p in model.prior.parameters())
-    lines = [
-        "---",
-        "library_name: skaocls",
-        f"pipeline_tag: {kind}-classification",
-        "tags: [any-order-autoregressive, generative-classifier, scikit-learn]",
-        "---",
-        "",
-        f"# {repo_id.split('/')[-1]}",
-        "",
-        f"A generative classifier of {data}, made with skaocls {__version__}: an any-order "
-        f"autoregressive transformer of {n_parameters:,} parameters over {rows} x {cols} tokens, "
-        "averaged over orders ([arXiv 2603.19122](https://arxiv.org/abs/2603.19122)).",
-        "",
-        "```python",
-        "from skaocls import AnyOrderARClassifier",
-        "",
-        f'clf = AnyOrderARClassifier.from_pretrained("{repo_id}")',
-        "clf.predict_proba(X)",
-        "```",
-        "",
-        f"Classes ({len(names)}): {listed}",
-    ]
+    card = CARD.format(
+        task="tabular" if data == "tables" else "image",
+        title=repo_id.split("/")[-1],
+        data=data,
+        version=__version__,
+        n_parameters=sum(p.numel() for p in model.prior.parameters()),
+        grid=f"{grid[0]} x {grid[1]}",
+        repo_id=repo_id,
+        n_classes=len(labels),
+        classes=", ".join(map(str, labels[:100])) + (", ..." if len(labels) > 100 else ""),
+    )
     if metrics:
-        lines += ["", "| metric | value |", "|---|---|"]
-        lines += [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
-    return "\n".join(lines) + "\n"
+        card += "\n| metric | value |\n|---|---|\n"
+        card += "".join(f"| {name} | {value:.4f} |\n" for name, value in metrics.items())
+    return card
 
 
 def model_file(i: int) -> str:
@@ -357,19 +317,6 @@ def restore_reader(config: Config) -> Reader:
     if (names := values["feature_names"]) is not None:
         values["feature_names"] = np.array(names, dtype=object)
     return Reader(**values)
-
-
-def labels_to_json(labels: np.ndarray) -> list[object]:
-    """Return class labels as a JSON list; dates and durations become integers."""
-    if labels.dtype.kind in "mM":
-        labels = labels.astype(np.int64)
-    values: list[object] = to_json(labels)
-    return values
-
-
-def labels_from_json(values: list[object], dtype: str) -> np.ndarray:
-    stored = np.int64 if np.dtype(dtype).kind in "mM" else dtype
-    return np.array(values, dtype=stored).astype(dtype)
 
 
 def to_json(value: object) -> Any:

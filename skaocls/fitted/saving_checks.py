@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from skaocls.fitted.model import FittedModel
+from skaocls.fitted.model import CLASS_ARRAYS, FittedModel
+from skaocls.fitted.pretrained import check_match
 from skaocls.tokenizers.normalization import NORMALIZATIONS
 
 MAX_TOKENS = 2**18  # of an image
@@ -15,17 +16,11 @@ MAX_ORDER_ENTRIES = 2**24  # of all orders together
 MAX_PIXELS = 2**30  # numbers in an image
 MAX_LABEL_BYTES = 2**30
 
-
 Config = dict[str, Any]  # JSON
 
 
 def check_config(config: Config) -> None:
-    """Reject sizes that are impossible or contradict each other.
-
-    Raises
-    ------
-    ValueError
-    """
+    """Reject sizes that are impossible or contradict each other."""
     grid = check_sizes("grid", config["prior"]["grid"], 2, MAX_TOKENS)
     check_sizes("n_head", [config["prior"]["n_head"]], 1, MAX_TOKENS)
     n_orders = config.get("params", {}).get("n_orders", 1)
@@ -61,14 +56,9 @@ def check_sizes(name: str, sizes: Sequence[int], n: int, maximum: int) -> list[i
 
 
 def check_model(model: FittedModel) -> None:
-    """Reject a model whose parts do not match.
-
-    Raises
-    ------
-    ValueError
-    """
+    """Reject a model whose parts do not match."""
     n = len(model.classes)
-    for name in ("sources", "rows", "class_count", "class_names", "wordnet_ids"):
+    for name in CLASS_ARRAYS:
         values = getattr(model, name)
         optional = name in ("class_names", "wordnet_ids")
         if np.shape(values) != (n,) and not (optional and values is None):
@@ -81,12 +71,7 @@ def check_model(model: FittedModel) -> None:
     check_sizes("order_seed", [model.order_seed + 1], 1, 2**32)
     if not isinstance(model.views, bool):
         raise ValueError(f"views={model.views!r} is not a boolean")
-    tokenizer = model.tokenizer
     for prior in model.priors:
         if not all(weight.isfinite().all() for weight in prior.state_dict().values()):
             raise ValueError("the weights contain NaN or infinity")
-        if (prior.vocab_size, prior.grid) != (tokenizer.n_codes_, tuple(tokenizer.grid_)):
-            raise ValueError(
-                f"the prior expects {prior.vocab_size} token values on the grid {prior.grid}, the "
-                f"tokenizer has {tokenizer.n_codes_} on {tuple(tokenizer.grid_)}"
-            )
+        check_match(prior, model.tokenizer)

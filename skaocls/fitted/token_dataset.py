@@ -19,11 +19,11 @@ from skaocls.fitted.saving import TOKENIZERS, tokenizer_state
 from skaocls.fitted.tokenization import random_view_indices, views_of
 from skaocls.hashing import hash_object
 from skaocls.images.batch import Batch, block_size
-from skaocls.images.inputs import stack_items
+from skaocls.images.input_types import stack_items
 from skaocls.images.lazy import Items, image_of
 from skaocls.images.reader import Reader, learn_reader
 from skaocls.progress import progress
-from skaocls.tokenizers.checks import code_dtype
+from skaocls.tokenizers.contract import code_dtype
 from skaocls.tokenizers.token_files import (
     FORMAT,
     Chunks,
@@ -117,13 +117,14 @@ def tokenize_dataset(
     i, n_parts = part
     if not 0 <= i < n_parts:
         raise ValueError(f"part={part!r} must be (i, n) with 0 <= i < n.")
-    if n_views < 1 or shard_size < 1:
-        raise ValueError(f"n_views={n_views} and shard_size={shard_size} must be at least 1.")
-    if not isinstance(random_state, Integral):
-        raise ValueError(f"random_state={random_state!r} must be an int, the same for all parts.")
+    if n_views < 1 or shard_size < 1 or not isinstance(random_state, Integral):
+        raise ValueError(
+            f"n_views={n_views!r} and shard_size={shard_size!r} must be at least 1, and "
+            f"random_state={random_state!r} an int."
+        )
     tokenizer, reader = tokenizer_and_reader(tokenizer)
-    owner = type(tokenizer).__name__
-    reader, n, y_hash, chunks_of = open_source(X, y, reader, owner, shard_size)
+    reader, n, y_hash, chunks_of = open_source(X, y, tokenizer, reader, shard_size)
+    dtype = code_dtype(tokenizer.n_codes_)
     manifest: Manifest = {
         "library": "skaocls",
         "format": FORMAT,
@@ -134,7 +135,7 @@ def tokenize_dataset(
         "parts": int(n_parts),
         "grid": [int(side) for side in tokenizer.grid_],
         "n_codes": int(tokenizer.n_codes_),
-        "dtype": code_dtype(tokenizer.n_codes_).name,
+        "dtype": dtype.name,
         "random_state": int(random_state),
         "tokenizer": hash_tokenizer(tokenizer, reader),
         "y": y_hash,
@@ -144,39 +145,48 @@ def tokenize_dataset(
     }
     codebook = getattr(tokenizer, "codebook_", None)
     codebook = np.asarray(codebook) if np.ndim(codebook) == 2 else None
-    views_per_image = 1 + len(random_view_indices(n_views))
-    total = None if n is None else n * views_per_image // n_parts
+    total = None if n is None else n * (1 + len(random_view_indices(n_views))) // n_parts
     with progress(total, "tokenizing", "view", verbose) as bar:
-
-        def encode(images: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-            return views_of(tokenizer, images, n_views, rng, bar).astype(manifest["dtype"])
-
-        writer = ShardWriter(Path(folder), manifest, codebook, encode)
-        others = [k for k in map(int, writer.manifest["shards"]) if k % n_parts != i]
-        if n is not None and others:
-            writer.check(others[0], chunks_of(others[0]))
-        for k in count(i, n_parts):
-            chunks = chunks_of(k)
-            if not (first := list(islice(chunks, 1))):
-                break
-            writer.write(k, chain(first, chunks))
-        if n is None:
-            writer.end_stream(i, k // n_parts)
+        writer = ShardWriter(
+            Path(folder),
+            manifest,
+            codebook,
+            lambda images, rng: views_of(tokenizer, images, n_views, rng, bar).astype(dtype),
+        )
+        write_part(writer, chunks_of, i, is_stream=n is None)
     complete = not shard_numbers(read_manifest(Path(folder)))[1]
     return TokenDataset(folder, check=False) if complete else None
+
+
+def write_part(
+    writer: ShardWriter, chunks_of: Callable[[int], Chunks], part: int, *, is_stream: bool
+) -> None:
+    """Write the shards of a part; check one shard of another part unless X is a stream."""
+    n_parts = writer.manifest["parts"]
+    others = [k for k in map(int, writer.manifest["shards"]) if k % n_parts != part]
+    if others and not is_stream:
+        writer.check(others[0], chunks_of(others[0]))
+    for k in count(part, n_parts):
+        chunks = chunks_of(k)
+        if not (first := list(islice(chunks, 1))):
+            break
+        writer.write(k, chain(first, chunks))
+    if is_stream:
+        writer.end_stream(part, k // n_parts)
 
 
 # Images and labels ------------------------------------------------------------------------------
 
 
 def open_source(
-    X: Any, y: Any, reader: Reader | None, owner: str, shard_size: int
+    X: Any, y: Any, tokenizer: Any, reader: Reader | None, shard_size: int
 ) -> tuple[Reader, int | None, str | None, Callable[[int], Chunks]]:
     """Validate X and y; without a reader, learn one from X.
 
     Returns the reader, the number of images (None for a stream), the hash of y, and a function that
     returns the decoded images and labels of a shard. It is called with ascending numbers.
     """
+    owner = type(tokenizer).__name__
     if is_stream(X):
         if y is not None:
             raise ValueError("y is not supported where X is a stream: X must yield (image, label).")

@@ -11,14 +11,14 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from skaocls.distributed import map_ranks, run_on_main, world_size
+from skaocls.images.augmentation import random_crop, random_views
 from skaocls.images.batch import Batch
 from skaocls.images.lazy import Picked, concatenate
 from skaocls.images.reader import Reader
-from skaocls.images.views import random_crop, random_views
 from skaocls.progress import progress, say
 from skaocls.tokenizers import FeatureTokenizer, PatchTokenizer, QuantileTokenizer
 from skaocls.tokenizers.base import ImageTokenizer
-from skaocls.tokenizers.checks import check_fitted_tokenizer, check_transformed, code_dtype
+from skaocls.tokenizers.contract import check_fitted_tokenizer, check_transformed, code_dtype
 from skaocls.tokenizers.vq import VQTokenizer
 from skaocls.warn import warn
 
@@ -53,8 +53,7 @@ def fit_new(
     tokenizer: Any, batch: Batch, y: np.ndarray, rows: np.ndarray, seed: int, verbose: int
 ) -> Any:
     """Fit a clone of the tokenizer, or the default one, to some rows."""
-    is_default, is_image = isinstance(tokenizer, str), batch.reader.image_shape is not None
-    tokenizer = default_tokenizer(batch) if is_default else clone(tokenizer)
+    tokenizer = default_tokenizer(batch) if isinstance(tokenizer, str) else clone(tokenizer)
     name = type(tokenizer).__name__
     params = tokenizer.get_params(deep=False)
     if "random_state" in params:
@@ -62,8 +61,8 @@ def fit_new(
     say(verbose, f"fitting {name} to {len(rows)} samples")
     if len(rows) < len(batch):
         batch, y = batch.take(rows), y[rows]
-    if not is_image:
-        fitted = tokenizer.fit(batch.values(), y)
+    if batch.reader.image_shape is None:
+        fitted = tokenizer.fit(batch.data, y)  # tokens in files know their codebook
     elif has_library_method(tokenizer, "fit"):
         tokenizer._validate_params()
         fitted = tokenizer._fit(batch, y)
@@ -72,9 +71,8 @@ def fit_new(
             tokenizer.set_params(image_shape=batch.reader.image_shape)
         fitted = tokenizer.fit(batch.images(), y)
     check_usable(tokenizer, batch, fitted)
-    (n_rows, n_cols), kind = tokenizer.grid_, "images" if is_image else "tables"
-    reason = f", the default for {kind}" if is_default else ""
-    say(verbose, f"{name}{reason}: {n_rows} x {n_cols} tokens of {tokenizer.n_codes_} values", 2)
+    n_rows, n_cols = tokenizer.grid_
+    say(verbose, f"{name}: {n_rows} x {n_cols} tokens of {tokenizer.n_codes_} values", 2)
     return tokenizer
 
 
@@ -142,13 +140,14 @@ def training_tokens(
             return Picked(batch.data, function=crops_as_views, row_shape=codes.shape[1:])
         return codes
     n_views = resolve_n_views(tokenizer, augmentation)
-    if isinstance(augmentation, str):
-        speed = "slow" if is_slow(tokenizer) else "fast"
-        say(verbose, f"{n_views} views of each image: its tokenizer is {speed}", 2)
+    say(verbose, f"{n_views} views of each image", 2)
     seed = rng.randint(2**31 - 1) if random_view_indices(n_views) else 0
+    own_blocks = batch.rank_blocks()
+
+    own_blocks = batch.rank_blocks()
 
     def encode_blocks() -> Iterator[np.ndarray]:
-        for block, images in batch.rank_blocks():
+        for block, images in own_blocks:
             block_rng = np.random.RandomState([seed, block])
             yield views_of(tokenizer, images, n_views, block_rng, bar)
 
@@ -208,8 +207,7 @@ def crops_as_views(codes: np.ndarray) -> np.ndarray:
 
 def encode(tokenizer: Any, batch: Batch, part: slice) -> np.ndarray:
     """Tokenize batch[part]: (n, n_tokens), or (n, n_crops, n_tokens) for tokens of crops."""
-    image_shape = batch.reader.image_shape
-    if image_shape is None:
+    if batch.reader.image_shape is None:
         return encode_data(tokenizer, batch.values(part), is_image=False)
     blocks = batch.image_blocks(part)
     return np.concatenate([encode_data(tokenizer, images) for _, images in blocks])
@@ -257,15 +255,13 @@ def encode_for_orders(
         return encode(tokenizer, batch, part)
     rng = np.random.RandomState(seed)
     sizes = np.random.RandomState([seed, 1]).uniform(size=n_orders)
-    originals = batch.originals(part) if crop == "random" else []
-    images = np.empty(0) if crop == "random" else batch.images(part)
+    images: Any = batch.originals(part) if crop == "random" else batch.images(part)
     codes_by_order = []
     for order, size in enumerate(sizes):
         position, noise_seed = rng.uniform(size=2), rng.randint(2**31 - 1)
         view = images
         if crop == "random":
-            crops = [random_crop(x, reader.image_shape, size, position) for x in originals]
-            view = np.stack(crops)
+            view = np.stack([random_crop(x, reader.image_shape, size, position) for x in images])
         elif crop == "views" and order:
             view_rng = np.random.RandomState([seed, 2, order])
             view = random_views(images, view_rng, strength=SCORING_STRENGTH, same=True)

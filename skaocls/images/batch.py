@@ -21,7 +21,7 @@ from skaocls.images.decoding import (
     read_item,
     unreadable_items,
 )
-from skaocls.images.inputs import as_array
+from skaocls.images.input_types import as_array
 from skaocls.images.lazy import ALL, ArrayOrLazy, Lazy, in_memory, rows_of
 
 if TYPE_CHECKING:
@@ -94,11 +94,11 @@ class Batch:
         yield from zip(blocks, prefetch(map(self.images, blocks)), strict=True)
 
     def rank_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield number and decoded images of the blocks that belong to this rank."""
+        """Return an iterator over number and decoded images of this rank's blocks."""
         assert self.reader.image_shape is not None
         size = block_size(self.reader.image_shape)
-        for rows, images in self.image_blocks(rank_slice(len(self), size)):
-            yield rows.start // size, images
+        own = rank_slice(len(self), size)  # before `map_ranks`, in which a rank works alone
+        return ((rows.start // size, images) for rows, images in self.image_blocks(own))
 
     def originals(self, rows: Rows = ALL) -> list[np.ndarray]:
         """Return images decoded at the size that random crops are cut from."""

@@ -5,6 +5,7 @@ not scaled.
 """
 
 import io
+import math
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from PIL import Image
 from sklearn.utils import check_array
 
 from skaocls.devices import map_in_threads
-from skaocls.images.inputs import as_array, convert_input, is_item, is_items
+from skaocls.images.input_types import as_array, convert_input, is_item, is_items
 from skaocls.images.lazy import ArrayOrLazy, in_memory
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ TRANSPOSE = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-CROP_SCALE = 5, 4  # random crops are cut from images resized to up to 5/4 of the crop's size
+MAX_CROP_SCALE = 1.25  # random crops are cut from images resized to up to 5/4 of the crop's size
 
 
 class BadImage(ValueError):
@@ -145,6 +146,7 @@ def decode_originals(
 
     def decode(row: int) -> np.ndarray:
         item, one = data[row], slice(row, row + 1)
+        image: np.ndarray
         is_file = is_items(data) and not hasattr(as_array(item), "dtype")
         if is_file and resize:
             large = read_item(item, index[row], lambda x: halve(convert_mode(x, decoding), *size))
@@ -271,8 +273,7 @@ def halve(image: Image.Image, height: int, width: int) -> Image.Image:
 
 def max_crop_source(shape: tuple[int, ...]) -> int:
     """Return the largest shorter side of the resized image that a crop is cut from."""
-    numerator, denominator = CROP_SCALE
-    return -(-min(shape[:2]) * numerator // denominator)
+    return math.ceil(MAX_CROP_SCALE * min(shape[:2]))
 
 
 def scaled_size(shape: tuple[int, ...], shorter_side: int) -> tuple[int, int]:

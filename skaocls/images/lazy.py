@@ -46,7 +46,8 @@ class Lazy:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         if isinstance(rows, tuple):  # scikit-learn indexes X[rows, ...]
-            selected: np.ndarray = self[rows[0]][(ALL, *rows[1:])]
+            key = (ALL, *rows[1:])
+            selected: np.ndarray = self[rows[0]][key]
             return selected
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
             row: np.ndarray = self[np.array([rows])][0]
@@ -203,24 +204,17 @@ def image_of(item: Any) -> Any:
     return item[0] if isinstance(item, (tuple, list)) and item else item
 
 
-def is_mapped(array: object) -> bool:
-    """Return whether an array is memory-mapped."""
-    return isinstance(array, np.ndarray) and mapping_of(array)[0] is not None
-
-
-def mapping_of(array: object) -> tuple[mmap.mmap | None, str | None]:
-    """Return the memory mapping that contains an array, and its mode."""
-    mode = None
-    while array is not None and not isinstance(array, mmap.mmap):
-        if mode is None and isinstance(array, np.memmap):
-            mode = array.mode
+def memmap_of(array: object) -> np.memmap | None:
+    """Return the memory-mapped array that an array is a view of, or None."""
+    while array is not None and getattr(array, "_mmap", None) is None:
         array = getattr(array, "base", None)
-    return (array, mode) if mode is not None else (None, None)
+    return array if isinstance(array, np.memmap) else None
 
 
 def give_back(array: np.ndarray) -> None:
     """Release the memory pages of a mapped array; the file keeps its content."""
-    mapping, mode = mapping_of(array)
+    mapped: Any = memmap_of(array)
+    mapping = getattr(mapped, "_mmap", None)
     # copy-on-write mappings may have changes that are not in the file
-    if mapping is not None and mode != "c" and hasattr(mapping, "madvise"):
+    if mapping is not None and mapped.mode != "c" and hasattr(mapping, "madvise"):
         mapping.madvise(mmap.MADV_DONTNEED)

@@ -9,7 +9,13 @@ from sklearn.utils.validation import _check_feature_names, _get_feature_names
 
 from skaocls.images.batch import Batch
 from skaocls.images.decoding import BadImage, full_scale, unreadable_items
-from skaocls.images.inputs import as_array, contains_images, convert_input, is_items, keep_mapped
+from skaocls.images.input_types import (
+    as_array,
+    contains_images,
+    convert_input,
+    is_items,
+    keep_mapped,
+)
 from skaocls.images.lazy import ArrayOrLazy, Lazy, Mapped
 from skaocls.images.shapes import check_image_shape, infer_image_shape, shorten
 from skaocls.warn import warn
@@ -149,7 +155,11 @@ def learn_reader(
         check_not_empty(data)
         if skip_unreadable:
             data, skipped = drop_unreadable(data, decoding)
-        shape = learn_shape(data, declared, decoding)
+        try:
+            shape = infer_image_shape(data, declared, decoding)
+        except BadImage as error:
+            unfinished = Reader(owner, declared, None, 0, decoding=decoding)
+            raise Batch(unfinished, data).error_for_all(error) from error.__cause__
         has_names = hasattr(X, "columns")
         n_features = 1 if has_names or getattr(X, "ndim", None) == 2 else int(np.prod(shape))
     else:
@@ -169,18 +179,6 @@ def learn_reader(
         decoding,
     )
     return Batch(reader, data, skipped)
-
-
-def learn_shape(
-    data: ArrayOrLazy, declared: tuple[int, ...] | None, decoding: str
-) -> tuple[int, ...]:
-    """Infer the shape of images; an error names all unreadable ones."""
-    try:
-        return infer_image_shape(data, declared, decoding)
-    except BadImage as error:
-        # only the decoding matters to the batch's search for unreadable images
-        batch = Batch(Reader("", declared, None, 0, decoding=decoding), data)
-        raise batch.error_for_all(error) from error.__cause__
 
 
 def drop_unreadable(data: Any, decoding: str) -> tuple[ArrayOrLazy, dict[int, str]]:

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.utils import check_array
 
 from skaocls.images.decoding import item_name, orientation_of, read_item
-from skaocls.images.inputs import as_array, is_items, object_array
+from skaocls.images.input_types import as_array, is_items, object_array
 from skaocls.images.lazy import Lazy
 from skaocls.warn import warn
 

@@ -83,7 +83,7 @@ def number_of_classes(n_rows: int, num_classes: int | None, source: str) -> int:
             warnings.warn(
                 f"{source} has a class table of {n_rows} rows, which is read as {num_classes} "
                 f"classes with {last} for the null class. Pass num_classes={num_classes} to "
-                f"load_prior or from_pretrained if this is right, num_classes={other} if not.",
+                f"load_prior or PretrainedWeights if this is right, num_classes={other} if not.",
                 UserWarning,
                 stacklevel=2,
             )

@@ -52,8 +52,8 @@ from skaocls.devices import own_torch_state
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import Cache, Engine
 from skaocls.scoring.exhaustive import ScoringResult, check_not_nan, lanes_at_once
-from skaocls.scoring.heads import HeadEngine, make_engine
-from skaocls.scoring.tiles import cache_limit, open_tile, read_lanes, read_pairs
+from skaocls.scoring.shared_trunk_engine import HeadEngine, make_engine
+from skaocls.scoring.token_scores import cache_limit, open_tile, read_lanes, read_pairs
 
 # Rules, chosen by benchmarks/speed/early_stopping_errors.py:
 # fractions of the first order after which classes may be dropped

@@ -8,7 +8,7 @@ import torch
 from skaocls.devices import own_torch_state
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.exhaustive import lanes_at_once
-from skaocls.scoring.heads import make_engine
+from skaocls.scoring.shared_trunk_engine import make_engine
 
 
 class Evidence(NamedTuple):

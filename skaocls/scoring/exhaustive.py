@@ -13,7 +13,7 @@ import torch
 
 from skaocls.devices import own_torch_state
 from skaocls.priors.transformer import Prior
-from skaocls.scoring.heads import make_engine
+from skaocls.scoring.shared_trunk_engine import make_engine
 
 # Numbers in the residual stream of one tile (benchmarks/speed/tiles.py). On the CPU a tile fits the
 # caches, but has enough rows that multiplying takes longer than loading wide weight matrices. On

@@ -5,7 +5,7 @@ A tokenizer learns a codebook by ``fit(X)``, maps data to integer codes of shape
 attributes are ``grid_``, the rows and columns of tokens, and ``n_codes_``, the codebook's size.
 """
 
-from skaocls.tokenizers.feature import FeatureTokenizer
+from skaocls.tokenizers.feature_map import FeatureTokenizer
 from skaocls.tokenizers.patch import PatchTokenizer
 from skaocls.tokenizers.precomputed import PrecomputedTokenizer
 from skaocls.tokenizers.quantile import QuantileTokenizer

@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.attributes import read_from
+from skaocls.attribute_alias import read_from
 from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader, learn_reader
 

@@ -17,13 +17,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from skaocls.images.batch import Batch
 from skaocls.tokenizers.base import POSITIVE_INTEGER, ImageTokenizer
-from skaocls.tokenizers.checks import check_codes
 from skaocls.tokenizers.codebook import (
     best_normalization,
     choose_codebook,
     class_labels,
     fit_components,
 )
+from skaocls.tokenizers.contract import check_codes
 from skaocls.tokenizers.normalization import (
     NORMALIZATIONS,
     extrapolate_statistics,

@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls.images.reader import learn_tokens, token_reader
-from skaocls.tokenizers.checks import check_codes
+from skaocls.tokenizers.contract import check_codes
 
 
 class PrecomputedTokenizer(TransformerMixin, BaseEstimator):

@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skaocls.tokenizers.checks import check_codes
+from skaocls.tokenizers.contract import check_codes
 
 MAX_BINS = 64  # with n_bins="auto" (benchmarks/quality/tables.py)
 FLOATS = (np.float64, np.float32)

@@ -20,7 +20,7 @@ from skaocls.files import assign, find_file, read_state_dict
 from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader
 from skaocls.tokenizers.base import ImageTokenizer, pixels_in_batch
-from skaocls.tokenizers.checks import check_codes
+from skaocls.tokenizers.contract import check_codes
 from skaocls.tokenizers.vq_networks import LlamaGenVQ, MaskGITVQ
 
 DOWNSAMPLING = 16  # pixels of a token, in both directions

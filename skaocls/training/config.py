@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from skaocls.devices import resolve_device, resolve_precision
-from skaocls.parameters import FineTuning
+from skaocls.parameter_objects import FineTuning
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.orders import DRAWN, resolve_orders
 from skaocls.training.defaults import (

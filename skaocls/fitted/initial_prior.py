@@ -16,14 +16,13 @@ from skaocls.devices import own_torch_state, resolve_device
 from skaocls.fitted.pretrained import (
     check_match,
     grid_for,
-    is_published,
     load_published,
     precomputed_for,
     published_tokenizer,
 )
-from skaocls.fitted.saving import load, read_config
+from skaocls.fitted.saving import load
 from skaocls.images.lazy import first_views
-from skaocls.parameters import FineTuning, PretrainedWeights, validated_weights
+from skaocls.parameter_objects import FineTuning, PretrainedWeights, validated_weights
 from skaocls.priors.shared_trunk import SharedTrunkPrior, similar_slots
 from skaocls.priors.transformer import AnyOrderPrior, Prior
 from skaocls.progress import say
@@ -82,17 +81,13 @@ def resolve_prior(
         return None, tokenizer, image_shape
     assert not isinstance(prior, dict)
     weights = validated_weights(prior)
-    source, filename, revision = weights.source, weights.filename, weights.revision
-    config = None
-    if not is_published(source) and filename is None:
-        config = read_config(source, revision=revision)
-    if config is not None:
-        model = load(config, source, revision=revision)
+    saved = load(weights)
+    if saved is not None:
+        model = saved[0]
         pretrained, own = model.prior, FrozenEstimator(model.tokenizer)
         own_shape = model.reader.declared_shape
     else:
-        grid = grid_for(tokenizer, image_shape)
-        pretrained = load_published(source, filename, revision=revision, grid=grid)
+        pretrained = load_published(weights, default_grid=grid_for(tokenizer, image_shape))
         own = published_tokenizer(pretrained) if isinstance(tokenizer, str) else None
         own_shape = getattr(own or tokenizer, "image_shape", None)
     return pretrained, own if isinstance(tokenizer, str) else tokenizer, image_shape or own_shape

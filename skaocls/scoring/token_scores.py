@@ -8,7 +8,7 @@ from torch import Tensor
 
 from skaocls.scoring.engine import Cache, Engine, Pairs
 from skaocls.scoring.exhaustive import lanes_at_once
-from skaocls.scoring.heads import HeadEngine, HeadPairs
+from skaocls.scoring.shared_trunk_engine import HeadEngine, HeadPairs
 
 T = TypeVar("T")
 

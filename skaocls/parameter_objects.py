@@ -1,6 +1,7 @@
 """Groups of related classifier parameters, as scikit-learn parameter objects."""
 
 import os
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Literal
 
@@ -74,18 +75,28 @@ class FineTuning(BaseEstimator):
 class PretrainedWeights(BaseEstimator):
     """Location of pretrained weights.
 
-    Pass it as the `prior` parameter of :class:`~skaocls.AnyOrderARClassifier` to choose a file or a
-    revision. Without these, the source alone is enough: ``prior="randar-l"``.
+    Pass it as the `prior` parameter of :class:`~skaocls.AnyOrderARClassifier`, or to
+    :meth:`~skaocls.AnyOrderARClassifier.from_pretrained`. If the defaults suffice, the source alone
+    is enough: ``prior="randar-l"``.
 
     Parameters
     ----------
     source : str or path
-        A short name such as ``"randar-l"``, a Hugging Face repository, a folder, or a file. See
-        :func:`skaocls.fitted.pretrained.load_published`.
+        A Hugging Face repository, a folder, a file or a short name: ``"randar-l"``,
+        ``"randar-xl"``, ``"randar-l-maskgit"``, or ``"randar-l-classifier"``, the weights of the
+        paper, trained on random crops.
     filename : str, default=None
         File in the repository or folder. None selects the only file of weights.
     revision : str, default=None
         Branch, tag or commit of the repository.
+    grid : tuple of int (rows, cols), default=None
+        Token grid of the prior. None uses the grid of the tokenizer or of `image_shape`, or else
+        16 x 16.
+    n_head : int, default=None
+        Number of attention heads. None is ``dim / 64``.
+    num_classes : int, default=None
+        Number of classes. None guesses whether the last row of the class table is the null class,
+        and warns if that is uncertain.
 
     Examples
     --------
@@ -99,6 +110,9 @@ class PretrainedWeights(BaseEstimator):
         "source": [str, os.PathLike],
         "filename": [str, None],
         "revision": [str, None],
+        "grid": [tuple, list, None],
+        "n_head": [Interval(Integral, 1, None, closed="left"), None],
+        "num_classes": [Interval(Integral, 1, None, closed="left"), None],
     }
 
     def __init__(
@@ -106,33 +120,28 @@ class PretrainedWeights(BaseEstimator):
         source: str | os.PathLike[str],
         filename: str | None = None,
         revision: str | None = None,
+        *,
+        grid: Sequence[int] | None = None,
+        n_head: int | None = None,
+        num_classes: int | None = None,
     ):
         self.source = source
         self.filename = filename
         self.revision = revision
+        self.grid = grid
+        self.n_head = n_head
+        self.num_classes = num_classes
 
 
 def validated_finetuning(finetune: str | FineTuning) -> FineTuning:
-    """Return fine-tuning options with valid values; a string is a mode.
-
-    Raises
-    ------
-    ValueError
-        If an option is invalid.
-    """
+    """Return fine-tuning options with valid values; a string is a mode."""
     options = FineTuning(finetune) if isinstance(finetune, str) else finetune  # type: ignore[arg-type]
     options._validate_params()
     return options
 
 
 def validated_weights(source: str | os.PathLike[str] | PretrainedWeights) -> PretrainedWeights:
-    """Return a location of weights with valid values.
-
-    Raises
-    ------
-    ValueError
-        If a value is invalid.
-    """
+    """Return a location of weights with valid values."""
     weights = source if isinstance(source, PretrainedWeights) else PretrainedWeights(source)
     weights._validate_params()
     return weights

@@ -31,7 +31,7 @@ def smallest_n_orders(clf, X, y):
     --------
     >>> from sklearn.datasets import load_iris
     >>> from skaocls import AnyOrderARClassifier
-    >>> from skaocls.selection import smallest_n_orders
+    >>> from skaocls.order_selection import smallest_n_orders
     >>> X, y = load_iris(return_X_y=True)
     >>> clf = AnyOrderARClassifier(max_iter=20, n_orders=8, random_state=0).fit(X[::2], y[::2])
     >>> 1 <= smallest_n_orders(clf, X[1::2], y[1::2]) <= 8

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import TypedDict
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from skaocls.priors.layers import rotate
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import tile_shape
 from skaocls.scoring.exhaustive import lanes_at_once
-from skaocls.scoring.heads import make_engine
+from skaocls.scoring.shared_trunk_engine import make_engine
 
 # For each layer: keys and values (sequences, n_head, 1 + 2 n_tokens, head_dim) of the class token
 # and of the positions p1 t1 p2 t2 ... (position instruction, token)
@@ -35,16 +34,6 @@ SAMPLING_CONSTRAINTS = {
     "top_p": [Interval(Real, 0, 1, closed="right"), None],
     "guidance": [Interval(Real, 0, None, closed="left")],
 }
-
-
-class SamplingOptions(TypedDict, total=False):
-    """Keyword arguments of :func:`generate` that a user can choose."""
-
-    n_steps: int | None
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    guidance: float
 
 
 @own_torch_state()

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 from skaocls.images.folders import EXTENSIONS
-from skaocls.images.lazy import Items, Lazy, Mapped, image_of, is_mapped
+from skaocls.images.lazy import Items, Lazy, Mapped, image_of, memmap_of
 
 FILES_AND_IMAGES = (str, os.PathLike, bytes, io.IOBase, Image.Image)
 
@@ -96,10 +96,10 @@ def object_array(items: Sequence[object] | np.ndarray) -> np.ndarray:
 
 def keep_mapped(array: np.ndarray) -> np.ndarray | Mapped:
     """Wrap a memory-mapped array, so that it is read a few rows at a time."""
-    return Mapped(array) if is_mapped(array) else array
+    return array if memmap_of(array) is None else Mapped(array)
 
 
-def as_array(item: Any) -> Any:
+def as_array(item: object) -> Any:
     """Return a tensor as an array, anything else unchanged."""
     if not hasattr(item, "detach"):
         return item
