@@ -5,14 +5,13 @@ is a file, a folder, or a repository ``owner/name`` on the Hugging Face hub. ``h
 handles the cache, offline mode and access tokens (``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_TOKEN``).
 """
 
-import json
 import logging
 import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Timer
 from typing import TypeVar
 from uuid import uuid4
@@ -37,8 +36,6 @@ from skaocls.devices import own_torch_state
 
 T = TypeVar("T")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-INDEX = ".index.json"  # ending of the index of a file that is split into shards
-SHARD = re.compile(r"-\d+-of-\d+(?=\.)")
 # Files that accelerate and transformers store next to the weights to resume training.
 TRAINING_STATE = re.compile(
     r"(.*/)?(optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args|dl_state_dict)"
@@ -77,8 +74,7 @@ def find_file(
     """Return the path of a file of weights; download it if necessary.
 
     The source is a file, a folder, or a hub repository ``owner/name``. `filename` is optional if
-    there is only one file of weights. For weights in shards, it is their index,
-    ``*.safetensors.index.json``. `revision` is a branch, tag or commit.
+    there is only one file of weights. `revision` is a branch, tag or commit.
     """
     path = Path(source)
     if path.is_file():
@@ -110,21 +106,13 @@ def download(
         raise OSError(
             f"{where}: the file name {filename!r} is refused: it leads out of the repository."
         )
-    path = Path(ask_hub(where, repr(filename), fetch, filename))
-    for shard in shard_names(path):
-        name = str(PurePosixPath(filename).parent / shard)
-        ask_hub(where, repr(name), fetch, name)
-    return path
+    return Path(ask_hub(where, repr(filename), fetch, filename))
 
 
 def weight_files(names: list[str]) -> list[str]:
-    """Return the files of weights among some names; of weights in shards, only the index."""
-    endings = (*SUFFIXES, *(suffix + INDEX for suffix in SUFFIXES))
+    """Return the files of weights among some names."""
     visible = [name for name in names if not any(p.startswith(".") for p in name.split("/"))]
-    found = [name for name in visible if name.endswith(endings) and not TRAINING_STATE.match(name)]
-    return [
-        name for name in found if not (SHARD.search(name) and SHARD.sub("", name) + INDEX in found)
-    ]
+    return [name for name in visible if name.endswith(SUFFIXES) and not TRAINING_STATE.match(name)]
 
 
 def single_file(names: list[str], where: str) -> str:
@@ -133,20 +121,6 @@ def single_file(names: list[str], where: str) -> str:
         return names[0]
     found = f"several: {', '.join(sorted(names))}" if names else "no weights file"
     raise OSError(f"{where} has {found}. Pass filename.")
-
-
-def shard_names(path: Path) -> list[str]:
-    """Return the names of the files in an index; an empty list if the path is not an index."""
-    if not path.name.endswith(INDEX):
-        return []
-    try:
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
-        raise ValueError(f"{path} is not a valid index of weights in shards: {exc!r}.") from exc
-    for shard in shards:
-        if PurePosixPath(shard).name != shard or not shard.endswith(SUFFIXES):
-            raise ValueError(f"{path} names {shard!r}, which is not a file of weights next to it.")
-    return shards
 
 
 def ask_hub(where: str, what: str, function: Callable[..., T], *args: str | int | float) -> T:
@@ -173,7 +147,7 @@ def ask_hub(where: str, what: str, function: Callable[..., T], *args: str | int 
 
 @own_torch_state(grad=True)
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the tensors of a file of weights, or of the shards that an index names.
+    """Read the tensors of a file of weights.
 
     Nothing in the file is executed. A state dict stored under ``"ema"``, ``"model"``, ``"module"``
     or ``"state_dict"`` is unwrapped; the first of these keys that exists is used. Prefixes added by
@@ -181,13 +155,6 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     with half precision converted to float32. Peak memory is little more than their size.
     """
     path = Path(path)
-    if path.name.endswith(INDEX):
-        merged: dict[str, Tensor] = {}
-        for shard in shard_names(path):
-            if not (path.parent / shard).is_file():
-                raise FileNotFoundError(f"{path} names {shard!r}, which is not next to it.")
-            merged |= read_state_dict(path.parent / shard)
-        return merged
     mapped = map_state_dict(path)
     copies: dict[str, Tensor] = {}
     mapped_bytes = 0

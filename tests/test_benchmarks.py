@@ -35,7 +35,7 @@ RUNS = {
     "quality.tables": ["--tables", "iris", "--splits", "2"],
     "quality.tasks.__main__": ["--only", "iris", "--seeds", "1", "--jobs", "1"]
     + ["--cache", OUT, "--docs", OUT],
-    "reliability.same_predictions": ["--data", "wine", "--epochs", "1"],
+    "reliability.same_predictions": ["--data", "wine"],
     "scale.larger_than_memory": ["--sizes", "1000", "--kinds", "memmap"],
     "speed.classes": ["--counts", "1", "3", "--docs", OUT],
     "speed.early_stopping": ["--classes", "2", "--cpu-seconds", "0"],

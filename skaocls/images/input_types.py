@@ -105,7 +105,9 @@ def as_array(item: object) -> Any:
         return item
     try:
         tensor = item.detach().cpu()
-        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        # NumPy has no bfloat16
+        is_half = tensor.is_floating_point() and tensor.element_size() < 4
+        return (tensor.float() if is_half else tensor).numpy()
     except (NotImplementedError, TypeError) as exc:  # sparse, or without values
         raise TypeError(f"X has a tensor that cannot be converted to an array: {exc}") from exc
 
