@@ -67,7 +67,7 @@ def check_transformed(tokenizer: Any, codes: ArrayLike, n: int) -> np.ndarray:
     try:
         checked = check_codes(flat, grid, int(tokenizer.n_codes_))
         if len(codes) != n:
-            raise ValueError(f"codes of {len(codes)} images were returned, but X has {n} images.")
+            raise ValueError(f"codes are of {len(codes)} images, but there are {n} images in X.")
     except ValueError as error:
         raise ValueError(f"{type(tokenizer).__name__}.transform: {error}") from None
     return checked.reshape(codes.shape)
