@@ -862,7 +862,6 @@ default="mean_log_likelihood"
             The other classes need no computation.
         **params
             Other parameters of the classifier, by name.
-            Other parameters of the classifier.
 
         Returns
         -------
@@ -1045,14 +1044,6 @@ default="mean_log_likelihood"
         temperature = None
         if self.temperature == "auto":
             temperature = self._held_out_temperature(model, batch, held_out)
-        # max_iter="auto" ends training on tables before it converges, to avoid overfitting
-        limited = isinstance(self.max_iter, str) and model.reader.tabular
-        if not limited and not all(h.converged or h.interrupted for h in histories):
-            warn(
-                f"Stochastic Optimizer: Maximum iterations ({n_iter}) reached and the "
-                "optimization hasn't converged yet. Consider increasing max_iter.",
-                ConvergenceWarning,
-            )
         self._set_fitted(
             model,
             _fitted_temperature=temperature,
@@ -1065,6 +1056,14 @@ default="mean_log_likelihood"
         )
         if checkpoints is not None:
             checkpoints.clear()
+        # max_iter="auto" ends training on tables before it converges, to avoid overfitting
+        limited = isinstance(self.max_iter, str) and model.reader.tabular
+        if not limited and not all(h.converged or h.interrupted for h in histories):
+            warn(
+                f"Stochastic Optimizer: Maximum iterations ({n_iter}) reached and the "
+                "optimization hasn't converged yet. Consider increasing max_iter.",
+                ConvergenceWarning,
+            )
         return self
 
     def _held_out_temperature(self, model, batch, held_out):
