@@ -58,7 +58,7 @@ OTHER_OBJECTS = (
 HUB_ERRORS: dict[type[Exception], str] = {  # the first type that matches counts
     GatedRepoError: "{where} is gated: ask the owner for access and pass token.",
     RepositoryNotFoundError: "{where} does not exist, or is private. If it is private, pass token.",
-    RevisionNotFoundError: "{where} does not exist: the repository has no such revision.",
+    RevisionNotFoundError: "{where} does not exist: there is no such revision.",
     LocalEntryNotFoundError: "{where}: {what} is not in the cache, and the hub cannot be reached "
     "or HF_HUB_OFFLINE is set. Pass a local file or folder, or call this while online.",
     EntryNotFoundError: "{where} has no file {what}.",

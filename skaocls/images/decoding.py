@@ -289,8 +289,8 @@ def to_unit(a: np.ndarray, name: str) -> np.ndarray:
     checked = check_array(a, dtype=np.float32, allow_nd=True, input_name=name)
     if np.abs(checked).max(initial=0) > MAX_VALUE:
         raise ValueError(
-            f"{name} has numbers up to {np.abs(checked).max():.3g}, but the largest number "
-            f"allowed in images is {MAX_VALUE:.0e}. Divide the images by the value of white."
+            f"{name} has numbers up to {np.abs(checked).max():.3g}, but images may have up to "
+            f"{MAX_VALUE:.0e} as the largest number. Divide the images by the value of white."
         )
     scaled: np.ndarray = checked / np.float32(full_scale(a.dtype))
     return scaled

@@ -303,7 +303,9 @@ def resolve_patch_size(
         return min(side, h), min(side, w)
     size = (patch_size, patch_size) if isinstance(patch_size, int | np.integer) else patch_size
     if len(size) != 2 or not all(isinstance(s, Integral) and int(s) >= 1 for s in size):
-        raise ValueError(f"patch_size={patch_size!r} must be one int >= 1 or two ints >= 1.")
+        raise ValueError(
+            f"patch_size={patch_size!r} must be an int >= 1 or two of them: (height, width)."
+        )
     return min(int(size[0]), h), min(int(size[1]), w)
 
 
