@@ -96,8 +96,8 @@ default="auto"
         Network that models log p(tokens | class, order). ``"auto"`` and ``"shared_trunk"`` create
         a :class:`SharedTrunkPrior`, and ``"randar"`` creates an :class:`AnyOrderPrior`. A dict
         such as ``{"dim": 64, "n_layer": 2}`` creates a new prior of these sizes. To fine-tune
-        pretrained weights, pass the source of the weights, as in :class:`PretrainedWeights`. You
-        can also fine-tune a prior module; pass its tokenizer too, as a frozen estimator.
+        pretrained weights, pass the source of the weights, as in :class:`PretrainedWeights`. To
+        fine-tune a prior module, also pass the tokenizer of this prior as a frozen estimator.
     tokenizer : "auto", "precomputed" or transformer, default="auto"
         Estimator that turns images into tokens. ``"auto"`` selects a :class:`PatchTokenizer` for
         images, a :class:`QuantileTokenizer` for tables, and the matching tokenizer for pretrained
@@ -107,19 +107,20 @@ default="auto"
         the classifier uses the shape of the images in X.
     decoding : {"as_seen", "plain"}, default="as_seen"
         How image files and PIL images are decoded. ``"as_seen"`` applies the EXIF rotation and
-        blends transparent pixels with white. ``"plain"`` ignores rotation and transparency. A new
-        value takes effect at the next `fit`.
+        blends transparent pixels with white. ``"plain"`` ignores rotation and transparency. If you
+        change `decoding`, the new value takes effect at the next `fit`.
     on_bad_image : {"raise", "skip"}, default="raise"
         What `fit` and `partial_fit` do if an image is unreadable. ``"raise"`` raises an error, and
-        ``"skip"`` skips the image with a warning. Predictions always raise an error.
+        ``"skip"`` skips the image with a warning. For unreadable images, predictions always raise
+        an error.
     n_orders : int, default=20
         Number of orders to average over. For example, ``n_orders=5`` uses the first five of the
         orders that ``n_orders=20`` uses.
     order : {"random", "antithetic", "raster"} or array-like of shape (n, n_tokens), \
 default="random"
-        ``"random"`` draws random permutations of the tokens. ``"antithetic"`` draws half as many
-        permutations and uses each one forwards and backwards. ``"raster"`` is the single order row
-        by row. In an array, each row is a permutation of the raster indices.
+        ``"random"`` draws `n_orders` random permutations of the tokens. ``"antithetic"`` draws half
+        as many random permutations, and uses each one forwards and backwards. ``"raster"`` is a
+        single order: row by row. In an array, each row is a permutation of the raster indices.
     crop : {"auto", "center", "views", "random"}, default="auto"
         Which part of the image is used for each order. ``"center"`` uses the same image for all
         orders. ``"views"`` uses the image for the first order, and a slightly shifted, rotated and
@@ -128,20 +129,22 @@ default="random"
         tokenizer is fast, and ``"center"`` otherwise.
     aggregation : {"mean_log_likelihood", "mean_posterior", "logsumexp"}, \
 default="mean_log_likelihood"
-        What is averaged over the orders. ``"mean_log_likelihood"`` averages log-likelihoods,
-        ``"mean_posterior"`` averages class probabilities, and ``"logsumexp"`` averages likelihoods.
+        Quantity that is averaged over the orders. ``"mean_log_likelihood"`` averages
+        log-likelihoods, ``"mean_posterior"`` averages class probabilities, and ``"logsumexp"``
+        averages likelihoods.
     temperature : float or "auto", default=1.0
         Number that divides the log-likelihoods. Values above 1 make probabilities less extreme.
-        With ``"auto"``, `fit` holds out `validation_fraction` of the data. It then selects the
+        With ``"auto"``, `fit` holds out `validation_fraction` of the data, and selects the
         temperature with the smallest log-loss on the held-out data.
     class_prior : array-like of shape (n_classes,), default=None
         Prior probabilities of the classes. If None, the classifier uses the frequencies of the
         classes in y, computed with the sample weights.
     search : {"auto", "exhaustive"} or float, default="auto"
         ``"exhaustive"`` scores every class in every order. With a float in (0, 0.5), predictions
-        stop early. The float is the allowed probability that early stopping selects a different
-        class than ``"exhaustive"``. ``"auto"`` allows a probability of 0.001. Early stopping is
-        only used for predictions with ``aggregation="mean_log_likelihood"`` and ``memory=None``.
+        stop scoring an image early. The float is the allowed probability that early stopping
+        selects a different class than ``"exhaustive"``. ``"auto"`` is equivalent to 0.001. Early
+        stopping also requires ``aggregation="mean_log_likelihood"`` and ``memory=None``. Only
+        predictions stop early.
     augmentation : int, "auto" or None, default="auto"
         Number of views of each image to train on. The views are the image itself, and copies with
         small random shifts, rotations and stretches. ``"auto"`` selects 16 views, or 4 views with
@@ -169,8 +172,8 @@ default="mean_log_likelihood"
         Whether training stops when the log-likelihood of held-out data no longer improves. If True,
         `fit` holds out `validation_fraction` of the data and keeps the best weights.
     validation_fraction : float, default=0.1
-        Fraction of the training data to hold out. It is only used with ``early_stopping=True`` or
-        ``temperature="auto"``.
+        Fraction of the training data to hold out. `fit` only holds out data with
+        ``early_stopping=True`` or ``temperature="auto"``.
     n_iter_no_change : int, default=10
         Number of epochs without an improvement of at least `tol` after which `early_stopping` ends
         training.
@@ -186,12 +189,12 @@ default="mean_log_likelihood"
         fold. The cache contains pickles, so use only folders that you trust.
     checkpoint_dir : str or path, default=None
         Folder for training checkpoints. To resume an interrupted `fit` from the last checkpoint,
-        call `fit` again with the same data and parameters. `fit` removes the checkpoints at its
-        end.
+        call `fit` again with the same data and parameters. At the end of training, `fit` removes
+        the checkpoints.
     n_jobs : int, default=None
-        Number of joblib workers for predictions and `explain`. The default None is one worker
-        unless ``joblib.parallel_config`` is set; -1 uses all processors. Results do not depend on
-        the number of workers.
+        Number of joblib workers for predictions and `explain`. None means one worker unless
+        ``joblib.parallel_config`` sets another number, and -1 means one worker per processor.
+        Results do not depend on the number of workers.
     device : str or torch.device, default="auto"
         Device that runs the networks. ``"auto"`` selects CUDA if it is available, and the CPU
         otherwise.
@@ -201,14 +204,14 @@ default="mean_log_likelihood"
     random_state : int, RandomState instance or None, default=None
         Seed of the tokenizer, the initial weights, the training and the orders.
     verbose : int, default=0
-        If 1, the classifier shows progress. If 2, it also reports the values that it chose for
-        parameters set to ``"auto"``.
+        With ``verbose=1``, the classifier shows progress. With ``verbose=2``, it also reports the
+        values that it chose for parameters set to ``"auto"``.
 
     Attributes
     ----------
     model_ : FittedModel
-        Everything that `fit` has learned, as one object. It includes the priors that `partial_fit`
-        has added.
+        Everything that `fit` has learned, as one object. The object includes the priors that
+        `partial_fit` has added.
     classes_ : ndarray of shape (n_classes,)
         Class labels.
     prior_ : SharedTrunkPrior or AnyOrderPrior
@@ -219,12 +222,12 @@ default="mean_log_likelihood"
         Orders that predictions average over. Each row is one order: the raster indices of the
         tokens, from the first step to the last.
     class_count_ : ndarray of shape (n_classes,)
-        Number of training images of each class. If samples have weights, it is the sum of the
-        weights instead.
+        Number of training images of each class. If samples have weights, the sum of the weights
+        replaces this number.
     class_prior_, class_log_prior_ : ndarray of shape (n_classes,)
         Prior probability of each class, and the logarithm of this probability.
     class_names_, wordnet_ids_ : ndarray of shape (n_classes,)
-        Names and WordNet IDs of the classes. Only defined if the classes are those of ImageNet.
+        Names and WordNet IDs of the classes. These attributes only exist for ImageNet classes.
     image_shape_ : tuple of int or None
         Height, width and number of channels of the images, or None for tables and tokens.
     skipped_images_ : list of int
@@ -234,7 +237,7 @@ default="mean_log_likelihood"
     temperature_ : float
         Temperature that predictions use.
     validation_scores_ : list of float or None
-        Log-likelihood of the held-out data after each epoch, in nats per token. It is None if
+        Log-likelihood of the held-out data after each epoch, in nats per token, or None if
         `early_stopping` is False.
     n_iter_ : int
         Number of epochs of the training.
@@ -422,20 +425,22 @@ default="mean_log_likelihood"
         """Continue training on additional images of known or new classes.
 
         The first call is equivalent to `fit`. Later calls keep the tokenizer and the orders, and
-        train for `max_iter` epochs on X alone. The predictions for classes that are not in y do not
-        change. Each call that adds classes gives them a prior of their own: a copy of the first
-        prior, trained with the mode of `finetune`. In the modes ``"class_embedding"`` and
+        train for `max_iter` epochs on X alone. The log-likelihoods of classes that are not in y do
+        not change. Each call that adds classes creates a prior for these classes: a copy of the
+        first prior, trained with the mode of `finetune`. In the modes ``"class_embedding"`` and
         ``"head"``, a new class only gets an embedding in the first prior. If y contains all classes
         of a prior, all weights of this prior are trained. Otherwise, only the embeddings of the
         classes in y are trained.
 
         Parameters
         ----------
-        X, y, sample_weight : array-like
+        X, y : array-like
             As in `fit`.
         classes : array-like of shape (n_classes,), default=None
             All classes known so far. Later calls may add more classes. A class without images has
             probability 0 unless `class_prior` is set.
+        sample_weight : array-like of shape (n_samples,), default=None
+            As in `fit`.
 
         Returns
         -------
@@ -445,8 +450,8 @@ default="mean_log_likelihood"
         Raises
         ------
         ValueError
-            If y has labels that are not in `classes`. Also if ``temperature="auto"`` or
-            ``class_weight="balanced"``, because both require images of all classes at once.
+            If y has labels that are not in `classes`, or if ``temperature="auto"`` or
+            ``class_weight="balanced"``. These two values require images of all classes at once.
 
         References
         ----------
@@ -496,9 +501,9 @@ default="mean_log_likelihood"
             Natural logarithm of p(image, class). The columns follow the order of `classes_`. The
             log-likelihoods are divided by `temperature_` before the class prior is added.
         stats : dict
-            Only returned if `return_stats` is True. ``"evaluations"`` is the number of tokens that
-            the transformer processed for each sample. ``"exhaustive_evaluations"`` is the number
-            per sample with ``search="exhaustive"``.
+            This dict is only returned if `return_stats` is True. ``"evaluations"`` is the number of
+            tokens that the transformer processed for each sample. ``"exhaustive_evaluations"`` is
+            the number of tokens per sample that ``search="exhaustive"`` would process.
         """
         joints, evaluations = [], []
         for result in self._score(X, may_stop_early=True):
@@ -633,7 +638,7 @@ default="mean_log_likelihood"
     def score_samples(self, X):
         """Compute the log-likelihood of each image, averaged over classes and orders.
 
-        Images that differ from the training images of every class have low values.
+        Images that differ from the training images of every class have low log-likelihoods.
 
         Parameters
         ----------
@@ -712,32 +717,35 @@ default="mean_log_likelihood"
         Parameters
         ----------
         n_samples : int, default=None
-            Number of images. If None, it is the number of labels in `y`, or one for a single label.
+            Number of images. If None, `sample` draws one image for each label in `y`, or a single
+            image if `y` is a label or None.
         y : label or array-like of shape (n_samples,), default=None
             One class for all images, or a class for each image. If None, the classes are drawn from
             `class_prior_`.
         random_state : int, RandomState instance or None, default=None
             Seed of the classes, orders and tokens.
         n_steps : int, default=None
-            Number of sampling steps. If None, each step draws one token, which is exact. Fewer
-            steps are faster than one step per token, but draw the tokens of a step independently.
+            Number of sampling steps. If None, each step draws one token, and sampling is exact. If
+            there are fewer steps than tokens, sampling is faster, but the tokens of a step are
+            drawn independently.
         temperature : float, default=1.0
-            Number that divides the logits. Images are more typical and less varied with values
-            below 1 than with 1.
+            Number that divides the logits. Temperatures below 1 give more typical and less varied
+            images than a temperature of 1.
         top_k : int, default=None
-            Number of most likely tokens from which each token is drawn. If None, all are allowed.
+            Each token is drawn from this number of most likely tokens. If None, all tokens are
+            allowed.
         top_p : float, default=None
             Each token is drawn from the smallest set of tokens with at least this total
             probability. If None, all tokens are allowed.
         guidance : float, default=1.0
-            Scale of classifier-free guidance. Images are more typical of their class with values
-            above 1 than with 1. Values other than 1 double the computation.
+            Scale of classifier-free guidance. A guidance above 1 gives images that are more typical
+            of their class than a guidance of 1. Any guidance other than 1 doubles the computation.
 
         Returns
         -------
         images : float array of shape (n_samples, height, width[, channels])
-            Images that the tokenizer's `inverse_transform` returns. If the classifier was fitted to
-            a table or to tokens, the result contains table rows or tokens.
+            Images that the tokenizer's `inverse_transform` returns. A classifier that was fitted to
+            tables or tokens returns table rows or tokens.
 
         Raises
         ------
@@ -788,8 +796,8 @@ default="mean_log_likelihood"
     ):
         """Fill in missing parts of images.
 
-        Tokens with at least one masked pixel are drawn. All other tokens are known, and come first
-        in the order.
+        Tokens with at least one masked pixel are drawn from the model. All other tokens are known,
+        and come before the drawn tokens in each order.
 
         Parameters
         ----------
@@ -798,7 +806,7 @@ default="mean_log_likelihood"
             tokenizers, set masked pixels to gray. All other tokenizers ignore masked pixels.
         mask : bool array-like of shape (height, width) or (n_samples, height, width)
             True for unknown pixels. For tables, the shape is (n_features,) or (n_samples,
-            n_features). For tokens, it is (rows, cols) or (n_samples, rows, cols).
+            n_features). For tokens, the shape is (rows, cols) or (n_samples, rows, cols).
         y : label or array-like of shape (n_samples,), default=None
             One class for all images, or a class for each image. If None, the most probable class
             given the known tokens is used.
@@ -840,16 +848,16 @@ default="mean_log_likelihood"
     def from_pretrained(cls, source, *, token=None, tokenizer="auto", classes=None, **params):
         """Load a fitted classifier from published weights or from a saved classifier.
 
-        Published ImageNet weights can classify images without `fit`. In this case, `classes_` are
-        ImageNet's indices, which `class_names_` and `wordnet_ids_` describe. The class prior is
-        uniform, and image files are resized and cropped as in the paper.
+        Published ImageNet weights can classify images without `fit`. Their `classes_` are the
+        ImageNet indices, which `class_names_` and `wordnet_ids_` describe. Their class prior is
+        uniform. Image files are resized and cropped as in the paper.
 
         Parameters
         ----------
         source : str, path, PretrainedWeights or module
-            Source of the classifier: a folder or hub repository that `save_pretrained` or
-            `push_to_hub` has written, or weights of the published architecture, see
-            :class:`PretrainedWeights`. A prior module is also possible, and is copied.
+            Folder or hub repository that `save_pretrained` or `push_to_hub` has written. For
+            weights of the published architecture, see :class:`PretrainedWeights`. If `source` is a
+            prior module, it is copied.
         token : str or bool, default=None
             Access token of the hub, as in ``huggingface_hub``.
         tokenizer : "auto", "precomputed" or transformer, default="auto"
@@ -922,11 +930,12 @@ default="mean_log_likelihood"
         """Save the fitted classifier as JSON and safetensors.
 
         If the parameter `prior` is a module, only its sizes are saved. The parameters `memory` and
-        `checkpoint_dir` are saved as None, and so is a RandomState.
+        `checkpoint_dir` are saved as None. If `random_state` is a RandomState, it is saved as None.
+
         Parameters
         ----------
         folder : path
-            Folder to write to. It is created if it does not exist.
+            Folder to write to. If the folder does not exist, it is created.
 
         Raises
         ------
@@ -942,9 +951,9 @@ default="mean_log_likelihood"
         Parameters
         ----------
         repo_id : str
-            Repository as ``owner/name``. It is created if it does not exist.
+            Repository as ``owner/name``. If the repository does not exist, it is created.
         metrics : dict of str to float, default=None
-            Metrics for the model card, e.g. ``{"test accuracy": clf.score(X_test, y_test)}``.
+            Metrics for the model card, such as ``{"test accuracy": 0.97}``.
         private : bool, default=False
             Whether the repository is private if it is created.
         token : str or bool, default=None
@@ -1077,7 +1086,7 @@ default="mean_log_likelihood"
         )
 
     def _set_fitted(self, model, **attributes):
-        """Set all fitted attributes in one step, so that no failure leaves only some of them."""
+        """Set all fitted attributes in one step, so that an error cannot leave a partial update."""
         self.__dict__.update({"model_": model, "_fitted_temperature": None} | attributes)
         return self
 
@@ -1121,7 +1130,7 @@ default="mean_log_likelihood"
         return prediction.ScoringOptions(**parameters, **options)
 
     def _score_batch(self, model, batch, stopping=None):
-        """Yield one ScoringResult for every few images."""
+        """Score the images in small batches, and yield one ScoringResult per batch."""
         orders = model.orders(self.order, self.n_orders)
         options = self._scoring_options(stopping=stopping, cache=open_cache(self.memory))
         return prediction.score_batches(model, batch, orders, options, verbose=self.verbose)
@@ -1191,7 +1200,7 @@ default="mean_log_likelihood"
         Parameters
         ----------
         input_features : object
-            Ignored, as the names depend only on the classes.
+            Ignored, because the names only depend on the estimator and the classes.
 
         Returns
         -------

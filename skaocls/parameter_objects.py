@@ -26,10 +26,10 @@ class FineTuning(BaseEstimator):
         embeddings. ``"head"`` freezes the transformer and trains a new class head on top of the
         transformer, see :class:`~skaocls.SharedTrunkPrior`.
     lora_rank : int, default=8
-        Rank of the low-rank updates. It is only used with ``mode="lora"``.
+        Rank of the low-rank updates. Only ``mode="lora"`` uses this parameter.
     lora_alpha : float, default=16.0
-        Scale of the low-rank updates, which are multiplied by ``lora_alpha / lora_rank``. It is
-        only used with ``mode="lora"``.
+        Scale of the low-rank updates, which are multiplied by ``lora_alpha / lora_rank``. Only
+        ``mode="lora"`` uses this parameter.
     dropout : float or "auto", default="auto"
         Dropout rate of token embeddings and residual branches during fine-tuning. ``"auto"``
         selects the published rate of 0.1 for the modes ``"full"`` and ``"lora"``, and 0 for the
@@ -87,15 +87,16 @@ class PretrainedWeights(BaseEstimator):
     source : str or path
         A Hugging Face repository, a folder, a file or a short name. The short names are
         ``"randar-l"``, ``"randar-xl"``, ``"randar-l-maskgit"`` and ``"randar-l-classifier"``. The
-        last of these refers to the weights of the paper, which were trained on random crops.
+        weights of the paper are ``"randar-l-classifier"``, and were trained on random crops.
     filename : str, default=None
         Name of the weights file in the repository or folder. If None, the repository or folder must
         contain a single weights file.
     revision : str, default=None
-        Branch, tag or commit of the repository. If None, the default branch is used.
+        Branch, tag or commit of the repository. If None, the default branch of the repository is
+        used.
     grid : tuple of int (rows, cols), default=None
         Token grid of the prior. If None, the grid follows from the tokenizer or `image_shape`. If
-        these do not define a grid, it is 16 x 16.
+        neither defines a grid, the grid is 16 x 16.
     n_head : int, default=None
         Number of attention heads. If None, the prior has ``dim / 64`` heads.
     num_classes : int, default=None
@@ -138,7 +139,7 @@ class PretrainedWeights(BaseEstimator):
 
 
 def validated_finetuning(finetune: str | FineTuning) -> FineTuning:
-    """Return valid fine-tuning options. If `finetune` is a string, it is the mode."""
+    """Return valid fine-tuning options. A string `finetune` selects the mode."""
     options = FineTuning(finetune) if isinstance(finetune, str) else finetune  # type: ignore[arg-type]
     options._validate_params()
     return options

@@ -109,8 +109,8 @@ def fit_model(
     pretrained : Prior, default=None
         Prior that is fine-tuned in place. If None, a new prior is trained.
     cache : ResultCache, default=None
-        Cache of results. If it contains the same fit, the cached result is returned. Otherwise the
-        new result is stored, unless the training was interrupted.
+        Cache of results. If the cache contains the same fit, the cached result is returned.
+        Otherwise the new result is stored in the cache, unless the training was interrupted.
     checkpoint_dir : path, default=None
         Folder for checkpoints, which allow an interrupted training to continue.
     seeded : bool, default=True
@@ -198,9 +198,9 @@ def extend_model(
     Classes in y that share a prior are trained together. If y contains all classes of a prior, all
     weights of that prior are trained. Otherwise only the vectors of the classes in y are trained.
     Other classes do not change. New classes get vectors in the first prior with
-    ``finetune="class_embedding"`` or ``"head"``. With other modes, they get their own fine-tuned
-    copy of the first prior. Ctrl-C raises KeyboardInterrupt instead of returning a model in which
-    only some classes are trained.
+    ``finetune="class_embedding"`` or ``"head"``. With other modes, new classes get their own
+    fine-tuned copy of the first prior. Ctrl-C raises KeyboardInterrupt instead of returning a model
+    in which only some classes are trained.
     """
     config = config_for(config, batch, y, weights)
     columns = np.searchsorted(model.classes, y)
@@ -297,8 +297,8 @@ def train_classes(
 ) -> tuple[History, np.ndarray | None]:
     """Train a prior in place, and return the history and the rows that were held out.
 
-    `mode` is the fine-tuning mode. If it is None, all weights are trained with the learning rate of
-    a new prior.
+    `mode` is the fine-tuning mode. If `mode` is None, all weights are trained with the learning
+    rate of a new prior.
     """
     train, held_out = split_validation(samples.labels, config, rng)
     validation = None

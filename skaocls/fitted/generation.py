@@ -81,8 +81,8 @@ def inpaint_images(
 ) -> np.ndarray:
     """Sample the masked tokens of images; see :meth:`skaocls.AnyOrderARClassifier.inpaint`.
 
-    `columns` contains the class column of each image. If it is None, the most probable class given
-    the known tokens is used. `joint_log_proba` maps log p(known tokens | class, order) to
+    `columns` contains the class column of each image. If `columns` is None, the most probable class
+    given the known tokens is used. `joint_log_proba` maps log p(known tokens | class, order) to
     log p(known tokens, class).
     """
     n, grid, is_image = len(batch), model.prior.grid, model.reader.image_shape is not None

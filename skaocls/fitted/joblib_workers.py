@@ -62,10 +62,10 @@ def split_work(
 ) -> list[Piece]:
     """Split images, then orders, into a few pieces for each worker.
 
-    A piece has at most `batch_size` images. If possible, it has at least `tile_size` pairs of image
-    and order, because the engine pads smaller tiles to this size. With `keep_batches`, all pieces
-    have `batch_size` images, so that the cache keys equal those of a single process. Pieces with
-    the same images are adjacent in the result.
+    A piece has at most `batch_size` images. If possible, a piece has at least `tile_size` pairs of
+    image and order, because the engine pads smaller tiles to this size. With `keep_batches`, all
+    pieces have `batch_size` images, so that the cache keys equal those of a single process. Pieces
+    with the same images are adjacent in the result.
     """
     n_pieces = PIECES_PER_WORKER * n_workers
     images, orders = batch_size, n_orders
@@ -122,7 +122,7 @@ def map_pieces(
                 if not lost or n_losses == MAX_LOSSES:
                     raise
                 warn(
-                    f"A worker was lost ({type(exc).__name__}). Its work is repeated: "
+                    f"A worker was lost ({type(exc).__name__}). The lost work is repeated: "
                     f"{len(pieces) - n_done} of {len(pieces)} pieces are sent again.",
                     RuntimeWarning,
                 )
@@ -140,7 +140,7 @@ def run_in_process(
     buffers: list[np.ndarray],
     arguments: tuple[object, ...],
 ) -> R:
-    """Call a function with a packed model, which is rebuilt if it is not in this process's cache.
+    """Call a function with a packed model, which is rebuilt if the process has not cached it.
 
     `arguments` is a tuple because Dask would keep an array argument on a single worker. If this
     worker died, the array would be lost.

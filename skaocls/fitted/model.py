@@ -84,7 +84,7 @@ class FittedModel:
         return replace(self, **subset)
 
     def with_classes(self, classes: np.ndarray) -> "FittedModel":
-        """Return a model with additional classes. These classes do not have a trained prior yet."""
+        """Return a model with additional classes, for which no prior has been trained yet."""
         old = self.classes
         kinds = {"i" if a.dtype.kind == "u" else a.dtype.kind for a in (old, classes)}
         if len(kinds) > 1:

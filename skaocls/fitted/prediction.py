@@ -173,7 +173,7 @@ def log_likelihoods(
 def encode_part(
     model: FittedModel, batch: Batch, part: slice, n_orders: int, crop: str
 ) -> np.ndarray:
-    """Return the tokens of a part of the images; if orders use different views, for each order.
+    """Return the tokens of a part of the images, with one set of tokens per order for views.
 
     ``crop="auto"`` selects ``"views"`` if the model was trained on views, and ``"center"``
     otherwise.

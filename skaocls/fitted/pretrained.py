@@ -207,7 +207,7 @@ def imagenet_classes() -> list[dict[str, str]]:
 
 
 def find_imagenet_classes(classes: Iterable[int | str]) -> list[int]:
-    """Return the sorted indices of ImageNet classes. `classes` can be indices, IDs or names."""
+    """Return the sorted indices of ImageNet classes. `classes` may be indices, IDs or names."""
     table = imagenet_classes()
     indices: list[int] = []
     for c in classes:

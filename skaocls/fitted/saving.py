@@ -123,7 +123,7 @@ def save(model: FittedModel, folder: Source, extra: Config | None = None) -> Non
 
 @own_torch_state(grad=True)
 def load(weights: PretrainedWeights, *, token: Token = None) -> tuple[FittedModel, Config] | None:
-    """Return the saved model and its configuration, or None if `weights` is no saved model."""
+    """Return the saved model and its configuration, or None for other weights."""
     source = weights.source
     if weights.filename is not None or source in PUBLISHED:
         return None
@@ -170,7 +170,7 @@ def read_config(path: Path) -> Config | None:
         return None
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
+            raise ValueError(f"the file is larger than {MAX_CONFIG_BYTES} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as exc:
         raise ValueError(f"{path} is not readable JSON: {exc}.") from exc
