@@ -70,16 +70,14 @@ def train_prior(
 
     Each training step draws a batch of images. For each image, the step draws one of the image's
     views and an order. The step also replaces the label of each image by the null class with
-    probability 0.1. The
-    optimizer is AdamW, or Muon for the weight matrices of new priors. The learning rate first
-    increases linearly to its peak. It then decreases along a cosine to 5 % of the peak. Gradients
-    are clipped to norm 1. If the activations of a batch exceed a fixed memory limit, gradients are
-    accumulated over micro-batches (:mod:`skaocls.training.defaults`).
+    probability 0.1. The optimizer is AdamW, or Muon for the weight matrices of new priors. The
+    learning rate first increases linearly to its peak. It then decreases along a cosine to 5 % of
+    the peak. Gradients are clipped to norm 1. If the activations of a batch exceed a fixed memory
+    limit, gradients are accumulated over micro-batches (:mod:`skaocls.training.defaults`).
 
     The trained prior gets a running average of the weights. If validation data are given, the prior
-    gets
-    the average after the epoch with the highest validation log-likelihood. If the loss or a weight
-    is not finite after an epoch, the epoch is repeated at a tenth of the learning rate. This
+    gets the average from the epoch with the highest validation log-likelihood. If the loss or a
+    weight is not finite after an epoch, the epoch is repeated at a tenth of the learning rate. This
     happens at most three times per training, and a further divergence raises a ValueError. Ctrl-C
     ends training with a warning, and the weights are kept. During the first epoch, or if training
     runs on several ranks, Ctrl-C raises KeyboardInterrupt instead.
@@ -246,7 +244,7 @@ class Trainer:
             self.state.loss_sum += loss.detach()
 
     def end_epoch(self) -> None:
-        """Record the loss and evaluate the averaged weights, or restart the epoch if it diverged."""
+        """Record the loss and evaluate the averaged weights. Restart the epoch if it diverged."""
         state, history, config = self.state, self.state.history, self.config
         if not state.is_finite():
             state.restart_epoch()
