@@ -110,8 +110,7 @@ def score_until_decided(
 def score_group(
     engine: Engine | HeadEngine, codes: Tensor, orders: Tensor, log_prior: Tensor, error: float
 ) -> tuple[Tensor, Tensor]:
-    """Score images. Return log-likelihoods (n_images, n_orders, n_classes) and evaluations
-    (n_images,)."""
+    """Return log-likelihoods (n_images, n_orders, n_classes) and evaluation counts (n_images,)."""
     n_tokens = orders.shape[1]
     views, shared = codes.ndim == 3, isinstance(engine, HeadEngine)
     comparison = Comparison(len(codes), orders.shape, log_prior, error, views, shared)
@@ -269,8 +268,7 @@ class Comparison:
         return bound.minimum(quantile * standard_error)
 
     def log_likelihoods(self) -> Tensor:
-        """Return log-likelihoods (n_images, n_orders, n_classes), with estimates for unscored
-        orders."""
+        """Return log-likelihoods (n_images, n_orders, n_classes), estimated if not computed."""
         ll = self.by_order
         unread = ll.isnan() & self.active[:, None]
         ll = torch.where(unread, ll.nanmean(1, keepdim=True), ll)
