@@ -1,7 +1,8 @@
 """Plots of a fitted classifier, in the style of scikit-learn's displays.
 
-``from_estimator`` computes and plots. A display that is created from given values plots them with
-``plot``. matplotlib (the extra ``plot``) is only imported when something is plotted.
+``from_estimator`` computes values and plots them. To plot values that you already have, create a
+display with these values and call ``plot``. matplotlib (the extra ``plot``) is imported only when
+something is plotted.
 """
 
 from skaocls.displays.evidence_maps import EvidenceDisplay

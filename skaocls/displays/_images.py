@@ -1,14 +1,14 @@
-"""Helpers for plots of images."""
+"""Functions that plot images."""
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-# Gray images with at least this share of empty pixels are plotted as dark ink on white paper.
+# Gray images are plotted as dark ink on white paper if more than this fraction of pixels is empty.
 EMPTY_SHARE = 1 / 3
 
 
 def check_images(clf, caller):
-    """Raise an error if the classifier is not fitted, or was not fitted on images."""
+    """Raise an error if the classifier is not fitted, or if it was not fitted on images."""
     check_is_fitted(clf)
     if clf.image_shape_ is None:
         kind = "tabular data" if clf.model_.reader.grid is None else "tokens"
@@ -16,11 +16,11 @@ def check_images(clf, caller):
 
 
 class ImagePlotter:
-    """Plot images with one color scale.
+    """Plot images that share one color scale.
 
-    Gray images use the whole scale from black to white; mostly empty ones are black on white. RGB
-    images are only rescaled if they exceed [0, 1]. Images with another number of channels are
-    plotted as their mean over channels.
+    Gray images use the whole scale from black to white. If most pixels are empty, the images are
+    black on white. RGB images are rescaled only if their values exceed [0, 1]. For images with
+    another number of channels, the mean over the channels is plotted.
     """
 
     def __init__(self, images):
@@ -44,7 +44,7 @@ def average_channels(images):
 
 
 def axes_grid(ax, shape, figsize):
-    """Return a grid of axes without ticks: the given axes, or those of a new figure."""
+    """Return a grid of axes without ticks. If `ax` is None, create a new figure with axes."""
     import matplotlib.pyplot as plt
 
     if ax is None:

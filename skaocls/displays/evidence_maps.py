@@ -10,10 +10,10 @@ INSIGNIFICANT_ALPHA = 0.35  # opacity of evidence that may be due to chance
 
 
 class EvidenceDisplay:
-    """Plot images, and how strongly their parts support each of several classes.
+    """Plot images with maps that show how strongly each part of an image supports a class.
 
-    Use :meth:`from_estimator` to compute and plot evidence maps. For given maps, create a display
-    and call :meth:`plot`. All parameters are stored as attributes.
+    Use :meth:`from_estimator` to compute and plot evidence maps. To plot maps that you already
+    have, create a display and call :meth:`plot`. All parameters are stored as attributes.
 
     Parameters
     ----------
@@ -22,13 +22,13 @@ class EvidenceDisplay:
     evidence_maps : array-like of shape (n_images, n_classes, height, width)
         Evidence in nats for a few classes of each image, e.g. ``clf.explain(X, y).maps``.
     labels : array-like of shape (n_images, n_classes)
-        Labels of these classes.
+        Labels of the classes in `evidence_maps`.
     proba : array-like of shape (n_images, n_classes), default=None
-        Probabilities of these classes.
+        Probabilities of the classes in `evidence_maps`.
     standard_errors : array-like of shape (n_images, n_classes, height, width), default=None
-        Standard errors of the evidence, e.g. ``clf.explain(X, y).maps_standard_error``.
+        Standard errors of the evidence maps, e.g. ``clf.explain(X, y).maps_standard_error``.
     rivals : array-like of shape (n_images, n_classes), default=None
-        Labels of the classes that each class is compared with.
+        Label of the rival class with which each class is compared.
 
     Attributes
     ----------
@@ -74,18 +74,18 @@ class EvidenceDisplay:
         X : array-like
             A few images.
         n_classes : int, default=3
-            Number of classes to plot for each image, the most probable ones.
+            Number of classes to plot for each image. The most probable classes are plotted.
         rival : "runner-up", array-like of shape (n_images,) or None, default=None
-            Classes to compare with, as in :meth:`skaocls.AnyOrderARClassifier.explain`.
-            ``"runner-up"`` is the most probable of the other classes. Given labels are not plotted
-            themselves. None compares with no class.
+            Rival class of each image, as in :meth:`skaocls.AnyOrderARClassifier.explain`.
+            ``"runner-up"`` is the most probable other class. If labels are given, these classes are
+            not plotted themselves. If None, log p(token | class) is compared with log p(token).
         ax, significance : array-like and float
-            As in :meth:`plot`.
+            See :meth:`plot`.
 
         Returns
         -------
         display : EvidenceDisplay
-            Display with its plot.
+            Display after its method :meth:`plot` was called.
 
         Examples
         --------
@@ -103,7 +103,7 @@ class EvidenceDisplay:
         images = clf.model_.reader.open(X).images()
         proba = clf.predict_proba(X)
         names = getattr(clf, "class_names_", clf.classes_)
-        ranked, rivals = (-proba).argsort(1, kind="stable"), None  # columns of classes
+        ranked, rivals = (-proba).argsort(1, kind="stable"), None  # columns of `proba`
         if isinstance(rival, str) and rival == "runner-up":
             best, second = ranked[:, :1], ranked[:, 1:2]
             rivals = np.where(ranked == best, second, best)
@@ -131,20 +131,21 @@ class EvidenceDisplay:
     def plot(self, ax=None, *, significance=2.0):
         """Plot each image with its evidence maps in one row.
 
-        Blue is evidence for a class, red is evidence against it. All maps have one color scale.
+        Blue is evidence for a class, red is evidence against the class. All maps use the same color
+        scale.
 
         Parameters
         ----------
         ax : array-like of matplotlib Axes, of n_images x (1 + n_classes), default=None
-            Axes to plot on. None creates a figure.
+            Axes to plot on. If None, a new figure is created.
         significance : float, default=2.0
-            Evidence below this number of standard errors is plotted pale, because other random
-            orders might not confirm it. 0 plots everything opaque.
+            Evidence is plotted pale if it is smaller than this number of standard errors, because
+            it may be due to the random choice of orders. If 0, all evidence is opaque.
 
         Returns
         -------
         self : EvidenceDisplay
-            Display with `axes_`, `figure_`, `images_`, `maps_` and `colorbar_`.
+            The display, with attributes `axes_`, `figure_`, `images_`, `maps_` and `colorbar_`.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         check_consistent_length(self.images, self.evidence_maps, self.labels, self.proba)
@@ -153,7 +154,7 @@ class EvidenceDisplay:
         )
         n_images, n_classes = maps.shape[:2]
         alpha = np.ones(maps.shape)
-        if self.standard_errors is not None:  # comparisons with NaN (one order) are False
+        if self.standard_errors is not None:  # NaN for a single order, so that nothing is pale
             insignificant = np.abs(maps) < significance * np.asarray(self.standard_errors)
             alpha[insignificant] = INSIGNIFICANT_ALPHA
         limit = np.abs(maps).max() or 1.0
@@ -187,7 +188,7 @@ class EvidenceDisplay:
 
 
 def plot_outline(ax, image):
-    """Plot the contour of an image at the middle of its range."""
+    """Plot a contour line of an image, at the middle of the range of its values."""
     gray = image if image.ndim == 2 else image.mean(-1)
     if gray.min() == gray.max():
         return

@@ -20,10 +20,10 @@ from skaocls.files import write_all
 from skaocls.scoring.calibration import expected_calibration_error
 from skaocls.version import __version__
 
-MAX_MISTAKES = 4  # mistakes with evidence maps
+MAX_MISTAKES = 4  # number of mistakes shown with evidence maps
 SAMPLES_PER_CLASS, MAX_SAMPLED_CLASSES = 4, 12
 CONFIDENCE_BINS = 10
-MAX_HORIZONTAL_LABEL = 3  # characters; longer labels of the confusion matrix are vertical
+MAX_HORIZONTAL_LABEL = 3  # in characters; longer labels of the confusion matrix are vertical
 PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -66,9 +66,10 @@ def write_report(
 ):
     """Write a self-contained HTML page about a classifier's predictions for test data.
 
-    The page shows the accuracy against the number of orders, the confusion matrix, the calibration,
-    and tables of settings and times. For images it also shows evidence maps of the most confident
-    mistakes, and samples of each class. All plots are embedded in the file.
+    The page contains the confusion matrix, a calibration plot, and a plot of the accuracy against
+    the number of orders. It also contains a table of settings and times. For images, it also
+    contains evidence maps of the most confident mistakes, and samples of each class. All plots are
+    embedded in the file.
 
     Parameters
     ----------
@@ -79,18 +80,18 @@ def write_report(
     y : array-like of shape (n_samples,)
         True labels.
     path : str or path
-        File to write. An existing file is only replaced by a complete new one.
+        File to write. An existing file is replaced only when the new file is complete.
     title, subtitle : str
-        Headings, as plain text.
+        Title and subtitle of the page, as plain text.
     baselines : dict of str to float, default=None
         Accuracies of other classifiers on the same data.
     times : dict of str to str, default=None
-        Durations for the table of settings, e.g. ``{"Fit": "7 s"}``.
+        Durations to show in the table of settings, e.g. ``{"Fit": "7 s"}``.
 
     Returns
     -------
     path : Path
-        Path of the file.
+        Path of the written file.
 
     Examples
     --------
@@ -114,8 +115,8 @@ def write_report(
     sections = [
         section(
             "Accuracy against orders",
-            "Test accuracy with different numbers of orders. Horizontal lines are other "
-            "classifiers.",
+            "Accuracy on the test data with different numbers of orders. Horizontal lines show "
+            "other classifiers.",
             curve.figure_,
         ),
         section(
@@ -125,8 +126,9 @@ def write_report(
         ),
         section(
             "Calibration",
-            "Accuracy of predictions against their confidence; the diagonal is perfect "
-            "calibration. Bars are the share of predictions with that confidence.",
+            "The curve shows the accuracy of predictions against their confidence. The diagonal "
+            "is perfect calibration. Bars show the fraction of predictions in each range of "
+            "confidence.",
             plot_calibration(clf, y, proba),
         ),
     ]
@@ -146,15 +148,15 @@ def write_report(
 
 
 def image_sections(clf, X, y, proba):
-    """Yield the sections that only exist for images."""
+    """Yield the sections that a report contains only for images."""
     wrong = np.flatnonzero(clf.classes_[proba.argmax(1)] != y)
     if len(wrong):
         confident = wrong[np.argsort(-proba[wrong].max(1), kind="stable")][:MAX_MISTAKES]
         labels = ", ".join(str(label) for label in y[confident])
         yield section(
             "Most confident mistakes",
-            "Evidence for the most probable classes, in nats: blue supports a class, red "
-            f"contradicts it. True classes, from top to bottom: {labels}.",
+            "Evidence for the most probable classes, in nats. Blue supports a class, and red "
+            f"contradicts the class. True classes, from top to bottom: {labels}.",
             EvidenceDisplay.from_estimator(clf, _safe_indexing(X, confident)).figure_,
         )
     sampled = np.repeat(clf.classes_[:MAX_SAMPLED_CLASSES], SAMPLES_PER_CLASS)
@@ -178,7 +180,7 @@ def section(title, text, figure):
 
 
 def key_figures(clf, y, staged, proba, baselines):
-    """Return the figures at the top of the page as HTML."""
+    """Return the key figures (numbers) for the top of the page, as HTML."""
     accuracy = accuracy_score(y, clf.classes_[proba.argmax(1)])
     figures = {
         f"Accuracy, {len(staged)} orders": f"{accuracy:.1%}",
@@ -215,7 +217,7 @@ def plot_confusion(y, predicted):
 
 
 def plot_calibration(clf, y, proba):
-    """Plot accuracy against confidence, and the share of predictions in each bin."""
+    """Plot the accuracy against the confidence, and the fraction of predictions in each bin."""
     import matplotlib.pyplot as plt
 
     confidence = proba.max(1).clip(max=1)
@@ -231,7 +233,7 @@ def plot_calibration(clf, y, proba):
 
 
 def settings_section(clf, times):
-    """Return a table of times, fitted values and parameters without their default value."""
+    """Return an HTML table of times, fitted values and parameters that differ from the default."""
     rows, cols = clf.prior_.grid
     trunk = clf.prior_.transformer
     entries = times | {
@@ -254,5 +256,5 @@ def settings_section(clf, times):
 
 
 def html_items(texts, item):
-    """Return a dict of texts as HTML; `item` is the format of a key and a value."""
+    """Return a dict of texts as HTML. `item` is the format string for a key and its value."""
     return "".join(item.format(html.escape(k), html.escape(v)) for k, v in texts.items())

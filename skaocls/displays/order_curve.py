@@ -12,7 +12,7 @@ BASELINE_STYLES = ["--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (8, 3))]
 
 
 class OrderCurveDisplay:
-    """Plot the score of a classifier against the number of orders that it averages over.
+    """Plot the score of a classifier against the number of orders over which it averages.
 
     Use :meth:`from_estimator` or :meth:`from_predictions` to create a display. All parameters are
     stored as attributes. To choose `n_orders`, see
@@ -21,11 +21,11 @@ class OrderCurveDisplay:
     Parameters
     ----------
     scores : array-like of shape (n_orders,)
-        Scores with 1, 2, ... orders.
+        Scores with 1, 2, ..., `n_orders` orders.
     std_scores : array-like of shape (n_orders,), default=None
-        Standard errors of the scores, plotted as a band.
+        Standard errors of the scores. They are plotted as a band.
     baselines : dict of str to float, default=None
-        Scores of other models, plotted as horizontal lines.
+        Scores of other models. They are plotted as horizontal lines.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class OrderCurveDisplay:
     line_ : matplotlib Line2D
         Curve of the scores.
     fill_ : matplotlib PolyCollection or None
-        Band of standard errors. None without `std_scores`.
+        Band of standard errors. None if `std_scores` is None.
     baseline_lines_ : dict of str to matplotlib Line2D
         Lines of the baselines.
 
@@ -55,9 +55,9 @@ class OrderCurveDisplay:
 
     @classmethod
     def from_estimator(cls, clf, X, y, *, baselines=None, ax=None, name=None, **kwargs):
-        """Plot the accuracy of a classifier with 1, 2, ... `n_orders` orders.
+        """Plot the accuracy of a classifier with 1, 2, ..., `n_orders` orders.
 
-        Every order is evaluated once.
+        Each order is scored only once.
 
         Parameters
         ----------
@@ -68,15 +68,15 @@ class OrderCurveDisplay:
         y : array-like of shape (n_samples,)
             True labels.
         baselines : dict of str to float or classifier, default=None
-            Accuracies of other models, or fitted classifiers to score on the same data. Classifiers
-            of scikit-learn get each image as a flat row, with the values that X contains.
+            Accuracies of other models, or fitted classifiers. The classifiers are scored on the
+            same data. Scikit-learn classifiers get each image as a flat row of its values.
         ax, name, **kwargs
-            As in :meth:`plot`. The default name is that of the estimator's class.
+            See :meth:`plot`. The default of `name` is the class name of the classifier.
 
         Returns
         -------
         display : OrderCurveDisplay
-            Display with its plot.
+            Display after its method :meth:`plot` was called.
 
         Examples
         --------
@@ -106,23 +106,23 @@ class OrderCurveDisplay:
     def from_predictions(
         cls, y_true, staged_y_pred, *, baselines=None, ax=None, name=None, **kwargs
     ):
-        """Plot the accuracy of predictions with 1, 2, ... orders.
+        """Plot the accuracy of given predictions with 1, 2, ... orders.
 
         Parameters
         ----------
         y_true : array-like of shape (n_samples,)
             True labels.
         staged_y_pred : array-like of shape (n_orders, n_samples)
-            Predictions, such as ``list(clf.staged_predict(X))``.
+            Predictions with 1, 2, ... orders, such as ``list(clf.staged_predict(X))``.
         baselines : dict of str to float, default=None
             Scores of other models.
         ax, name, **kwargs
-            As in :meth:`plot`.
+            See :meth:`plot`.
 
         Returns
         -------
         display : OrderCurveDisplay
-            Display with its plot. `std_scores` are binomial standard errors,
+            Display after plotting. Its `std_scores` are binomial standard errors,
             ``sqrt(accuracy * (1 - accuracy) / n_samples)``.
         """
         check_consistent_length(y_true, *staged_y_pred)
@@ -137,7 +137,7 @@ class OrderCurveDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to plot on. None creates a figure.
+            Axes to plot on. If None, a new figure is created.
         name : str, default=None
             Name of the curve in the legend.
         **kwargs : dict
@@ -146,7 +146,7 @@ class OrderCurveDisplay:
         Returns
         -------
         self : OrderCurveDisplay
-            Display with `ax_`, `figure_`, `line_` and the other artists.
+            The display, with attributes `ax_`, `figure_`, `line_` and the other artists.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         import matplotlib.pyplot as plt
@@ -171,7 +171,7 @@ class OrderCurveDisplay:
                 label="± 1 standard error",
             )
         self.baseline_lines_ = {}
-        # the legend has the order of the lines in the plot, best first
+        # the legend lists the baselines from the highest line to the lowest
         ranked = sorted((self.baselines or {}).items(), key=lambda item: -item[1])
         for i, (label, score) in enumerate(ranked):
             self.baseline_lines_[label] = ax.axhline(
@@ -192,7 +192,7 @@ class OrderCurveDisplay:
 
 
 def flat_rows(clf, X):
-    """Return X for scikit-learn's classifiers: tables unchanged, each image as a flat row."""
+    """Return X for scikit-learn's classifiers: each image as a flat row, tables unchanged."""
     reader = clf.model_.reader
     batch = reader.open(X)
     if reader.image_shape is None:

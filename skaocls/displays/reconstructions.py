@@ -8,15 +8,16 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 from skaocls.displays._images import ImagePlotter, axes_grid, check_images
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
-PANEL_INCHES = 1.15  # width and height of an image
-MIN_FONT_SIZE = 5  # points; smaller numbers in tokens are omitted
+PANEL_INCHES = 1.15  # width and height of each plotted image
+MIN_FONT_SIZE = 5  # in points; token numbers are omitted if they would be smaller
 
 
 class ReconstructionDisplay:
-    """Plot images, their tokens and the images decoded from the tokens, or one row per class.
+    """Plot images with their tokens and the images decoded from the tokens, or one row per class.
 
-    Use :meth:`from_estimator` or :meth:`from_samples` to compute and plot images. For given images,
-    create a display and call :meth:`plot`. All parameters are stored as attributes.
+    Use :meth:`from_estimator` or :meth:`from_samples` to compute and plot images. To plot images
+    that you already have, create a display and call :meth:`plot`. All parameters are stored as
+    attributes.
 
     Parameters
     ----------
@@ -27,8 +28,8 @@ class ReconstructionDisplay:
     decoded : array-like of shape (n_images, height, width[, channels]), default=None
         Images decoded from the tokens.
     labels : array-like of shape (n_images,), default=None
-        Labels of the images. If given, images of one class form a row. Every class must have the
-        same number of images.
+        Labels of the images. If labels are given, the images of each class form a row. Every class
+        must have the same number of images.
 
     Attributes
     ----------
@@ -55,7 +56,7 @@ class ReconstructionDisplay:
 
     @classmethod
     def from_estimator(cls, clf, X, *, ax=None):
-        """Plot a few images with the tokens of a classifier's tokenizer.
+        """Plot a few images, their tokens, and the images that are decoded from the tokens.
 
         Parameters
         ----------
@@ -64,12 +65,12 @@ class ReconstructionDisplay:
         X : array-like
             A few images.
         ax : array-like of matplotlib Axes, of 3 x n_images, default=None
-            Axes to plot on. None creates a figure.
+            Axes to plot on. If None, a new figure is created.
 
         Returns
         -------
         display : ReconstructionDisplay
-            Display with its plot.
+            Display after its method :meth:`plot` was called.
 
         Examples
         --------
@@ -92,7 +93,7 @@ class ReconstructionDisplay:
     def from_samples(cls, clf, *, n_per_class=8, random_state=None, ax=None):
         """Plot images sampled by a classifier, one row per class.
 
-        To sample with other options, call ``clf.sample`` and
+        To sample with other options, call ``clf.sample`` and plot its result with
         ``ReconstructionDisplay(images, labels=y).plot()``.
 
         Parameters
@@ -102,14 +103,14 @@ class ReconstructionDisplay:
         n_per_class : int, default=8
             Number of images of each class.
         random_state : int, RandomState instance or None, default=None
-            Passed to ``clf.sample``.
+            Random state that is passed to ``clf.sample``.
         ax : array-like of matplotlib Axes, of n_classes x n_per_class, default=None
-            Axes to plot on. None creates a figure.
+            Axes to plot on. If None, a new figure is created.
 
         Returns
         -------
         display : ReconstructionDisplay
-            Display with its plot.
+            Display after its method :meth:`plot` was called.
 
         Examples
         --------
@@ -136,12 +137,12 @@ class ReconstructionDisplay:
         Parameters
         ----------
         ax : array-like of matplotlib Axes, of n_rows x n_columns, default=None
-            Axes to plot on. None creates a figure.
+            Axes to plot on. If None, a new figure is created.
 
         Returns
         -------
         self : ReconstructionDisplay
-            Display with `axes_`, `figure_` and `artists_`.
+            The display, with attributes `axes_`, `figure_` and `artists_`.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         images = np.asarray(self.images)
@@ -170,9 +171,9 @@ class ReconstructionDisplay:
 
 
 class CodesPlotter:
-    """Plot grids of codes: one color per code, and its number if the font is large enough.
+    """Plot grids of codes. Each code has its own color, and its number is shown if legible.
 
-    Consecutive codes get different colors, because they need not be similar.
+    Codes with consecutive numbers get different colors, because they need not be similar.
     """
 
     def __init__(self, codes):
@@ -180,7 +181,8 @@ class CodesPlotter:
         from matplotlib.colors import ListedColormap
 
         self.n_codes = int(codes.max()) + 1
-        # The most frequent code, often the background, gets the first color, which is almost white.
+        # The most frequent code is often the background. It gets the first color, which is almost
+        # white.
         place = np.arange(self.n_codes) - np.bincount(codes.ravel()).argmax()
         self.cmap = ListedColormap(colormaps["twilight"]((place * GOLDEN_RATIO) % 1))
         self.fontsize = (

@@ -1,1 +1,1 @@
-"""Priors: networks that know log p(tokens | class, order), and their weights."""
+"""Priors: neural networks that compute log p(tokens | class, order), and their weights."""

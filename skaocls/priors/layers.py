@@ -1,4 +1,4 @@
-"""Layers of the transformer, with the parameter names of the published RandAR checkpoints."""
+"""Layers of the transformer. The parameter names are those of published RandAR checkpoints."""
 
 import torch
 from torch import Generator, Tensor, nn
@@ -20,7 +20,7 @@ class RMSNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout that can draw its mask from a given generator."""
+    """Dropout that draws its mask with a given generator, or with torch's global generator."""
 
     def __init__(self, p: float):
         super().__init__()
@@ -34,11 +34,11 @@ class Dropout(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention of the tokens, which also attend to the class token.
+    """Causal self-attention, in which all tokens also attend to the class token.
 
-    The rotation of the class token is all zeros, so its query and key are zero. The class token
-    attends only to itself, and every other token attends to it with score 0. Its value depends only
-    on the class and is passed in as `class_value`.
+    The rotary embedding multiplies the query and the key of the class token by zero. The class
+    token attends only to itself. Every other token attends to the class token with score 0. The
+    value of the class token depends only on the class, and is the argument `class_value`.
     """
 
     def __init__(self, dim: int, n_head: int, dropout: float):
@@ -117,16 +117,17 @@ class Block(nn.Module):
         return out
 
     def read_class(self, x: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return the attention value of the class token x (..., dim), and the block's output."""
+        """Process the class token x (..., dim). Return its attention value and block output."""
         v = self.attention.class_value(self.attention_norm(x))
         x = x + self.attention.dropout(self.attention.wo(v), generator)
         return v, x + self.feed_forward(self.ffn_norm(x), generator)
 
 
 def rope_table(grid: tuple[int, int], head_dim: int) -> Tensor:
-    """Return cosines and sines of the 2D rotary embedding, (n_tokens, head_dim / 2, 2).
+    """Return the cosines and sines of the 2D rotary embedding, (n_tokens, head_dim / 2, 2).
 
-    The first half of the channel pairs rotates with the row, the second half with the column.
+    The angles of the first half of the channel pairs depend on the row of the token. The angles of
+    the second half depend on the column.
     """
     rows, cols = grid
     freqs = ROPE_BASE ** (-torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))
@@ -137,6 +138,6 @@ def rope_table(grid: tuple[int, int], head_dim: int) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate interleaved channel pairs of x (..., head_dim) by rope (..., head_dim / 2, 2)."""
+    """Rotate the interleaved channel pairs of x (..., head_dim) by rope (..., head_dim / 2, 2)."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.view_as_complex(rope)).flatten(-2).type_as(x)

@@ -1,7 +1,7 @@
 """Load priors from weights with the parameter names of the published checkpoints.
 
-The shapes of the weights determine the sizes of the prior. The grid, the number of heads and the
-number of classes cannot be read from the weights and are arguments.
+The shapes of the weights determine the sizes of the prior. The weights do not contain the grid, the
+number of heads and the number of classes, which are therefore arguments.
 """
 
 import os
@@ -32,13 +32,14 @@ def prior_from_state_dict(
     num_classes: int | None = None,
     source: str = "The state dict",
 ) -> AnyOrderPrior:
-    """Create a prior in evaluation mode from weights; their shapes determine its sizes.
+    """Create a prior from weights, in evaluation mode.
 
-    Float32 tensors become the prior's parameters without a copy. Weights do not store `grid` and
-    `n_head`: None means the published 16 x 16 and ``dim / 64``. The class table has a row for each
-    class, and may have one more for the null class. A missing null class is replaced by the mean of
-    the class vectors. This affects only evidence without a rival, guidance, ``finetune="head"`` and
-    class dropout. `source` names the weights in error messages.
+    The shapes of the weights determine the sizes of the prior. Float32 tensors become parameters of
+    the prior without a copy. If `grid` is None, it is the published grid of 16 x 16. If `n_head` is
+    None, it is the published ``dim / 64``. The class table has one row per class, and may have one
+    more row for the null class. If this row is missing, the null class gets the mean of the class
+    vectors. The null class only affects evidence without a rival, guidance, ``finetune="head"`` and
+    class dropout. `source` is the name of the weights in error messages.
     """
     try:
         vocab_size, dim = state["tok_embeddings.weight"].shape
@@ -70,10 +71,11 @@ def prior_from_state_dict(
 
 
 def number_of_classes(n_rows: int, num_classes: int | None, source: str) -> int:
-    """Return the number of classes of a class table, without the null class.
+    """Return the number of classes in a class table of `n_rows` rows, without the null class.
 
-    None assumes that 1001 rows are ImageNet's classes and the null class. It warns for any other
-    number: 1000 rows are assumed to be classes only, otherwise the last row to be the null class.
+    If `num_classes` is None, the number of rows determines the result. The last row is assumed to
+    be the null class, except in a table of 1000 rows, which is assumed to have no null class.
+    Unless the table has 1001 rows (ImageNet's classes and the null class), a warning is issued.
     """
     if num_classes is None:
         num_classes = n_rows if n_rows == PUBLISHED_CLASSES else n_rows - 1
@@ -81,9 +83,10 @@ def number_of_classes(n_rows: int, num_classes: int | None, source: str) -> int:
             last = "no row" if num_classes == n_rows else "the last row"
             other = n_rows - 1 if num_classes == n_rows else n_rows
             warnings.warn(
-                f"{source} has a class table of {n_rows} rows, which is read as {num_classes} "
-                f"classes with {last} for the null class. Pass num_classes={num_classes} to "
-                f"load_prior or PretrainedWeights if this is right, num_classes={other} if not.",
+                f"{source} has a class table of {n_rows} rows. It is assumed to contain "
+                f"{num_classes} classes, with {last} for the null class. If this is right, pass "
+                f"num_classes={num_classes} to load_prior or PretrainedWeights. If not, pass "
+                f"num_classes={other}.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -141,7 +144,10 @@ def load_prior(
     n_head: int | None = None,
     num_classes: int | None = None,
 ) -> AnyOrderPrior:
-    """Load a RandAR prior on the CPU in float32, see `find_file` and `prior_from_state_dict`."""
+    """Load a RandAR prior on the CPU in float32.
+
+    The parameters are documented in `find_file` and `prior_from_state_dict`.
+    """
     path = find_file(source, filename, revision=revision, token=token)
     return prior_from_state_dict(
         read_state_dict(path), grid=grid, n_head=n_head, num_classes=num_classes, source=str(path)

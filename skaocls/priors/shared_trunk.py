@@ -1,19 +1,20 @@
-"""A prior that reads an image once for all classes: a shared trunk and a small head per class.
+"""A prior that scores all classes with one forward pass: a shared trunk and a small head.
 
-The trunk is the transformer of :mod:`skaocls.priors.transformer` with the null class. From its
-hidden state h at a predicting position, the head computes for class c
+The trunk is the transformer of :mod:`skaocls.priors.transformer` with the null class. Its hidden
+state before a token is h. From h, the head computes for class c
 
     u, v = features(norm(h))            z = project(silu(u * scale_c + shift_c) * v)
 
-and z tilts the trunk's distribution over the codes. The tilted distribution is factored into groups
-of similar codes and codes within a group. A class then costs the product of z with the groups and
-with the codes of *one* group, instead of the full codebook:
+and z *tilts* the trunk's distribution over the codes, which means that z changes its logits. Codes
+form groups of similar codes. The distribution is the product of a distribution over the groups and
+a distribution over the codes within a group. For each class, the head multiplies z with the groups
+and with the codes of *one* group, but not with the full codebook:
 
     log p(t | c) = log softmax(l + groups(z))[group of t]
                    + log softmax(b + tokens(z))[t, among the codes of its group]
 
-where b are the trunk's logits and l their logsumexp over each group. The distribution sums to one
-over the codebook for each class. With a zero tilt it is the trunk's distribution.
+where b are the trunk's logits, and l is the logsumexp of b over each group. For each class, the
+probabilities of all codes sum to one. If z is zero, the distribution is that of the trunk.
 """
 
 from typing import cast
@@ -26,13 +27,14 @@ from torch.nn import functional as F
 from skaocls.priors.layers import RMSNorm
 from skaocls.priors.transformer import AnyOrderPrior, Prior
 
-INITIAL_STD = 0.3  # standard deviation of initial scales and shifts between classes
+INITIAL_STD = 0.3  # standard deviation of the initial scales and shifts of the classes
 
 
 class ClassHead(nn.Module):
-    """The head that computes class-dependent distributions, see the module's docstring.
+    """The head that computes the distributions of the classes, see the docstring of the module.
 
-    Consecutive slots form the groups of codes. The parameters are those of SharedTrunkPrior.
+    `slots` maps each code to a slot, and consecutive slots form a group of codes. All parameters
+    are those of :class:`SharedTrunkPrior`.
     """
 
     slots: Tensor
@@ -66,44 +68,45 @@ class ClassHead(nn.Module):
             std = 0.5 * layer.weight.shape[1] ** -0.5
             nn.init.normal_(layer.weight, std=std, generator=generator)
         nn.init.normal_(self.classes.weight, std=INITIAL_STD, generator=generator)
-        for weight in (self.tokens, self.groups.weight):  # initial predictions are the trunk's
+        # the initial predictions of the head equal those of the trunk
+        for weight in (self.tokens, self.groups.weight):
             nn.init.zeros_(weight)
 
     def layout(self) -> tuple[Tensor, Tensor]:
-        """Return the code in each slot, (n_groups * group_size,), and which slots are empty."""
+        """Return the code in each slot, and whether the slot is empty (n_groups * group_size,)."""
         code = torch.full((self.n_groups * self.group_size,), -1, device=self.slots.device)
         code[self.slots] = torch.arange(len(self.slots), device=self.slots.device)
         return code.clamp_min(0), code < 0
 
     def place(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the group of each code, and the code's index within the group."""
+        """Return the group of each code, and the index of the code within its group."""
         slot = self.slots[codes]
         return slot // self.group_size, slot % self.group_size
 
     def base(self, hidden: Tensor, output: Tensor) -> Tensor:
-        """Return the trunk's float32 logits (..., n_groups, group_size); empty slots are -inf."""
+        """Return the trunk's float32 logits (..., n_groups, group_size), -inf for empty slots."""
         code, empty = self.layout()
         logits = F.linear(hidden, output[code]).float().masked_fill(empty, -torch.inf)
         return logits.view(*logits.shape[:-1], self.n_groups, self.group_size)
 
     def vectors(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scale and the shift of classes, (..., width) each."""
+        """Return the scale and the shift of each class, with shape (..., width) each."""
         scale, shift = F.embedding(labels, self.classes.weight).chunk(2, -1)
         return 1 + scale, shift
 
     def tilt(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Return z (..., rank) for hidden states (..., dim); labels broadcast with them."""
+        """Return z (..., rank) for hidden states (..., dim) and labels that broadcast with them."""
         u, v = self.features(self.norm(hidden)).chunk(2, -1)
         scale, shift = self.vectors(labels)
         return cast(Tensor, self.project(F.silu(u * scale + shift) * v))
 
     def tilted(self, base: Tensor, z: Tensor) -> Tensor:
-        """Return the tilted logits of the codes within their groups, like `base`."""
+        """Return the tilted logits of all codes within their groups, in the shape of `base`."""
         tilts = F.linear(z, self.tokens.flatten(0, 1)).float()
         return base + tilts.view(*tilts.shape[:-1], self.n_groups, self.group_size)
 
     def log_prob(self, base: Tensor, z: Tensor, codes: Tensor) -> Tensor:
-        """Return the log-probability (...) of codes, from :meth:`base` and tilts z (..., rank)."""
+        """Return the log-probabilities (...) of codes (...) for :meth:`base` and z (..., rank)."""
         group, member = self.place(codes)
         among = base.logsumexp(-1) + self.groups(z).float()
         # tilting all codes is faster than copying the codes of each target's group
@@ -111,10 +114,10 @@ class ClassHead(nn.Module):
         return log_softmax_at(among, group) + log_softmax_at(within, member)
 
     def log_prob_by_class(self, base: Tensor, z: Tensor, codes: Tensor) -> Tensor:
-        """Return the log-probability (..., n_classes) of codes under z (..., n_classes, rank).
+        """Return the log-probabilities (..., n_classes) of codes for z (..., n_classes, rank).
 
-        Only the codes of each target's group are tilted. For several classes this is faster than
-        tilting all codes as :meth:`log_prob` does.
+        Only the codes in the group of each target are tilted. For several classes, this is faster
+        than :meth:`log_prob`, which tilts all codes.
         """
         group, member = self.place(codes)
         tilts = F.embedding(group, self.tokens.flatten(1)).unflatten(-1, self.tokens.shape[1:])
@@ -131,9 +134,9 @@ class ClassHead(nn.Module):
 
 
 class SharedTrunkPrior(Prior):
-    """Any-order autoregressive prior that reads an image once per order for all classes.
+    """Any-order autoregressive prior that needs one forward pass per order for all classes.
 
-    It models log p(tokens | class, order) like :class:`AnyOrderPrior`, but the class affects only a
+    It computes log p(tokens | class, order) like :class:`AnyOrderPrior`. The class affects only a
     head after the transformer, see :mod:`skaocls.priors.shared_trunk`.
 
     Parameters
@@ -143,7 +146,7 @@ class SharedTrunkPrior(Prior):
     grid : tuple of int (rows, cols)
         Arrangement of the tokens of one image.
     num_classes : int
-        Number of classes. Label `num_classes` is the null class (unconditional).
+        Number of classes. The label `num_classes` is the null class, which stands for no class.
     dim, n_layer, n_head, multiple_of : int, default=128, 3, 4, 256
         Sizes of the trunk, as in :class:`AnyOrderPrior`.
     dropout : float, default=0.0
@@ -151,16 +154,16 @@ class SharedTrunkPrior(Prior):
     width : int, default=128
         Number of trunk features that each class scales and shifts.
     rank : int, default=64
-        Rank of the tilts between classes.
+        Size of the vector z, by which the classes differ.
     slots : int array of shape (vocab_size,), default=None
-        Permutation that moves similar codes next to each other. None keeps the order of the codes.
+        Permutation that moves similar codes next to each other. If None, the codes are not moved.
     generator : torch.Generator, default=None
-        Draws the initial float32 weights; None uses torch's global generator.
+        Generator for the initial float32 weights. If None, torch's global generator is used.
     body : AnyOrderPrior, default=None
-        Trained transformer to use as the trunk instead of a new one. It is modified: only the null
-        class of its class table is kept.
+        Trained transformer to use as the trunk. It is modified: only the null class stays in its
+        class table. If None, a new trunk is created.
     head : ClassHead, default=None
-        Trained head to use instead of a new one.
+        Trained head to use. If None, a new head is created.
 
     Examples
     --------
@@ -262,18 +265,18 @@ class SharedTrunkPrior(Prior):
         return log_prob, head.log_prob_by_class(rival_base, z, rival_targets)
 
     def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
-        """Return the trunk's class values, which are the same for all classes."""
+        """Return the class values of the trunk. They are the same for all classes."""
         return self.body.class_values(torch.zeros_like(labels), generator)
 
 
 def codes_of(by_group: Tensor, group: Tensor) -> Tensor:
-    """Select the codes of one group, (..., group_size) of (..., n_groups, group_size)."""
+    """Select the values of one group (..., group_size) from (..., n_groups, group_size)."""
     index = group[..., None, None].expand(*group.shape, 1, by_group.shape[-1])
     return by_group.gather(-2, index).squeeze(-2)
 
 
 def log_softmax_at(logits: Tensor, index: Tensor) -> Tensor:
-    """Return the log-probability of one index (...) of logits (..., n)."""
+    """Return the log-probability of one index (...) under logits (..., n)."""
     return logits.log_softmax(-1).gather(-1, index[..., None]).squeeze(-1)
 
 
@@ -283,9 +286,10 @@ def group_size(vocab_size: int) -> int:
 
 
 def similar_slots(codebook: np.ndarray) -> np.ndarray:
-    """Return the slot of each code of a codebook (vocab_size, n_features); groups are similar.
+    """Return a slot for each code of a codebook (vocab_size, n_features), to form similar groups.
 
-    The codes are split in half along their principal axis, recursively.
+    The codes are split into halves along their principal axis. The halves are split again in the
+    same way, until they are as small as a group.
     """
     size = group_size(len(codebook))
 

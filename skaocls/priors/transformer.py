@@ -1,8 +1,8 @@
-"""Priors: the interface for training, scoring and sampling, and the published architecture.
+"""Priors: the interface of all priors, and the published RandAR architecture.
 
 The architecture and the parameter names are those of the published RandAR checkpoints (Pang et al.,
-arXiv 2412.01827). A *position-instruction* token precedes each image token and encodes its
-position. One model therefore computes log p(tokens | class, order) for every order.
+arXiv 2412.01827). A *position-instruction* token precedes each image token and encodes the position
+of the image token. One model can therefore compute log p(tokens | class, order) for every order.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from skaocls.priors.layers import Block, Dropout, RMSNorm, rope_table, rotate
 class Prior(nn.Module, ABC):
     """Base class of priors: models of log p(tokens | class, order).
 
-    `grid` is (rows, cols). Label `num_classes` is the null class (unconditional).
+    `grid` is (rows, cols). The label `num_classes` is the null class, which stands for no class.
     """
 
     vocab_size: int
@@ -28,20 +28,20 @@ class Prior(nn.Module, ABC):
     @property
     @abstractmethod
     def transformer(self) -> "AnyOrderPrior":
-        """The transformer that reads the tokens."""
+        """The transformer that processes the tokens."""
 
     @property
     @abstractmethod
     def class_table(self) -> Tensor:
-        """The parameters of each class, (num_classes + 1, n_parameters), null class last."""
+        """The parameters of all classes, (num_classes + 1, n_parameters), with the null class last."""
 
     @abstractmethod
     def replace_class_table(self, table: Tensor) -> None:
-        """Replace all classes by those of a table like :attr:`class_table`."""
+        """Replace :attr:`class_table` by another table, which may have more or fewer classes."""
 
     @abstractmethod
     def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
-        """Return the class token's value in each layer, (..., dim), for labels (...)."""
+        """Return the class token's value vectors (..., dim) in each layer, for labels (...)."""
 
     @abstractmethod
     def predict(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -49,30 +49,30 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def readings(self, n_classes: int) -> int:
-        """Return how many passes of the transformer score one order under `n_classes` classes."""
+        """Return the number of forward passes needed to score `n_classes` classes in one order."""
 
     def hidden(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        """Return the transformer's hidden states (items, n_tokens, dim) before each token."""
+        """Return the hidden states (items, n_tokens, dim) from which the tokens are predicted."""
         values = self.class_values(labels, generator)
         return self.transformer.states(codes, orders, values, generator)
 
     def forward(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        """Compute the logits of every step.
+        """Compute the logits of the tokens at every step.
 
         Parameters
         ----------
         codes : int tensor of shape (items, n_tokens)
             Tokens in raster order.
         orders : int tensor of shape (items, n_tokens) or (1, n_tokens)
-            Position (raster index) read at each step.
+            Position (raster index) of the token that is predicted at each step.
         labels : int tensor of shape (items,)
-            Class of each item; `num_classes` is the null class.
+            Class of each item. The value `num_classes` is the null class.
         generator : torch.Generator, default=None
-            Draws dropout masks during training; None uses torch's global generator.
+            Generator for dropout masks during training. If None, torch's global generator is used.
 
         Returns
         -------
@@ -89,12 +89,12 @@ class Prior(nn.Module, ABC):
         Parameters
         ----------
         codes, orders, labels, generator
-            As in :meth:`forward`.
+            See :meth:`forward`.
 
         Returns
         -------
         log_prob : float32 tensor of shape (items, n_tokens)
-            In the sequence of reading.
+            Log-probability at each step of the order.
         """
         logits = self(codes, orders, labels, generator).flatten(0, 1)
         targets = codes.gather(1, orders.expand_as(codes)).flatten()
@@ -110,10 +110,11 @@ class Prior(nn.Module, ABC):
         steps: slice,
         generator: Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute :meth:`log_prob`, and log-probabilities of selected items under other classes.
+        """Compute :meth:`log_prob`, and log-probabilities of selected items under rival classes.
 
-        `selected` are indices of items, `rivals` (n_selected, n_rivals) their other classes. The
-        second result is (n_selected, n_steps, n_rivals), for the steps of the slice `steps`.
+        `selected` (n_selected,) are indices of items, and `rivals` (n_selected, n_rivals) are other
+        classes for these items. The second result has shape (n_selected, n_steps, n_rivals), and
+        contains only the steps of the slice `steps`.
         """
         n_items, n_rivals = len(codes), rivals.shape[1]
         orders = orders.expand_as(codes)
@@ -125,7 +126,7 @@ class Prior(nn.Module, ABC):
         return log_prob, rival_log_prob[..., steps].permute(1, 2, 0)
 
     def hidden_weights(self) -> dict[Tensor, int]:
-        """Return hidden weight matrices, mapped to the number of matrices stacked in each."""
+        """Return a dict from each hidden weight to the number of matrices stacked in it."""
         layers = self.transformer.layers
         found: dict[Tensor, int] = {p: 1 for p in layers.parameters() if p.ndim == 2}
         return found | {block.attention.wqkv.weight: 3 for block in self.transformer.blocks}
@@ -162,7 +163,8 @@ class Prior(nn.Module, ABC):
 class AnyOrderPrior(Prior):
     """Class-conditional any-order autoregressive transformer over a grid of tokens.
 
-    It models log p(tokens | class, order) as a sum over steps, one per position of the grid.
+    It computes log p(tokens | class, order) as a sum over steps, with one step per position of the
+    grid.
     State-dict keys and shapes are those of the published RandAR checkpoints.
 
     Parameters
@@ -172,9 +174,9 @@ class AnyOrderPrior(Prior):
     grid : tuple of int (rows, cols)
         Arrangement of the tokens of one image.
     num_classes : int
-        Number of classes. Label `num_classes` is the null class (unconditional).
+        Number of classes. The label `num_classes` is the null class, which stands for no class.
     dim : int, default=128
-        Width; a multiple of ``4 * n_head``.
+        Width of the transformer. It must be a multiple of ``4 * n_head``.
     n_layer : int, default=3
         Number of transformer blocks.
     n_head : int, default=4
@@ -182,10 +184,11 @@ class AnyOrderPrior(Prior):
     multiple_of : int, default=256
         The feed-forward width is ``8 / 3 * dim`` rounded up to a multiple of this.
     dropout : float, default=0.0
-        Dropout during training, on image-token embeddings, attention outputs and feed-forward
-        outputs. Class and position embeddings are never dropped, as in the published recipe.
+        Dropout probability during training. Dropout applies to image-token embeddings, attention
+        outputs and feed-forward outputs. It does not apply to class and position embeddings, as in
+        the published recipe.
     generator : torch.Generator, default=None
-        Draws the initial float32 weights; None uses torch's global generator.
+        Generator for the initial float32 weights. If None, torch's global generator is used.
 
     References
     ----------
@@ -230,7 +233,7 @@ class AnyOrderPrior(Prior):
         self.n_head = n_head
         hidden = -(-int(8 * dim / 3) // multiple_of) * multiple_of
         device = torch.get_default_device()
-        with torch.device("meta"):  # avoids torch's own initialization
+        with torch.device("meta"):  # skip torch's own initialization
             table = nn.Embedding(num_classes + 1, dim)
             self.cls_embedding = nn.ModuleDict({"embedding_table": table})
             self.tok_embeddings = nn.Embedding(vocab_size, dim)
@@ -244,11 +247,12 @@ class AnyOrderPrior(Prior):
         self.reset_parameters(generator)
 
     def reset_parameters(self, generator: Generator | None = None) -> None:
-        """Draw all weights.
+        """Draw random initial values for all weights.
 
-        Standard deviations decrease with the width, and in layers that write to the residual stream
-        also with the depth. The initial predictions are uniform. Small priors learn much faster
-        with this initialization than with the same standard deviation for all weights.
+        Standard deviations decrease with the width of the transformer. In layers that write to the
+        residual stream, they also decrease with the depth. The initial predictions are uniform.
+        Small priors learn much faster with this initialization than with one standard deviation for
+        all weights.
         """
         for name, p in self.named_parameters():
             if p.ndim == 1:
@@ -301,10 +305,11 @@ class AnyOrderPrior(Prior):
     def interleave(
         self, tokens: Tensor, orders: Tensor, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the embeddings of p1 t1 p2 t2 ... pn, and their rotations (:func:`rope_table`).
+        """Return the embeddings of p1 t1 p2 t2 ... pn, and the rotations (:func:`rope_table`).
 
         Position instructions p and tokens t alternate. The last token is left out because nothing
-        is predicted from it. Tokens and orders (items, n_tokens) are in the sequence of reading.
+        is predicted from it. `tokens` and `orders` have shape (items, n_tokens). `tokens` must
+        already be sorted by the order.
         """
         rope = self.rope[orders]
         head = self.pos_instruct_embeddings.view(self.n_head, 1, -1)
@@ -323,12 +328,12 @@ class AnyOrderPrior(Prior):
         class_values: list[Tensor],
         generator: Generator | None = None,
     ) -> Tensor:
-        """Return hidden states (items, n_tokens, dim) before each token."""
+        """Return hidden states (items, n_tokens, dim) from which the tokens are predicted."""
         x, rope = self.interleave(codes.gather(1, orders), orders, generator)
         steps = x.shape[1]
         mask = torch.ones(steps, steps + 1, dtype=torch.bool, device=x.device).tril(1)
         for block, value in zip(self.blocks[:-1], class_values):
             x = block(x, value, rope, mask, 1, generator)
-        # the last layer needs queries at the predicting positions only
+        # the last layer needs queries only at positions that predict a token
         states: Tensor = self.blocks[-1](x, class_values[-1], rope, mask[::2], 2, generator)
         return states

@@ -1,6 +1,7 @@
-"""From tokens to class posteriors.
+"""Code that computes class posteriors from tokens.
 
-``orders`` draws token orders. ``engine`` and ``heads`` run the prior's forward pass. ``exhaustive``
-and ``early_stopping`` score classes, the latter with ``tiles``. ``aggregation`` and ``calibration``
-turn scores into posteriors. ``evidence`` attributes scores to tokens. ``sampling`` draws tokens.
+``orders`` draws token orders. ``engine`` and ``shared_trunk_engine`` compute the forward pass of a
+prior. ``exhaustive`` scores all classes. ``early_stopping`` drops unlikely classes early and uses
+``token_scores``. ``aggregation`` and ``calibration`` turn scores into posteriors. ``evidence``
+attributes scores to tokens. ``token_sampling`` draws new tokens.
 """

@@ -1,4 +1,4 @@
-"""Order marginalization: from log p(tokens | class, order) to the posterior over classes."""
+"""Order marginalization: compute class posteriors from log p(tokens | class, order)."""
 
 import numpy as np
 import torch
@@ -9,14 +9,16 @@ AGGREGATIONS = ("mean_log_likelihood", "mean_posterior", "logsumexp")
 def joint_log_proba(
     log_likelihood: np.ndarray, class_log_prior: np.ndarray, aggregation: str
 ) -> np.ndarray:
-    """Combine log-likelihoods (n_images, n_orders, n_classes) into one log p(image, class).
+    """Combine the log-likelihoods of all orders into log p(image, class).
 
-    The softmax of the result (n_images, n_classes) is the posterior. ``"mean_log_likelihood"``
-    averages the log-likelihoods over the orders (a geometric mean of the likelihoods).
-    ``"logsumexp"`` averages the likelihoods: the order is a latent variable with a uniform prior.
-    ``"mean_posterior"`` averages the posteriors of the single orders; the joint is this average
-    times p(image) as ``"logsumexp"`` estimates it. The log-likelihoods of impossible tokens are
-    -inf. The posterior of an order that is impossible under every class is the class prior.
+    `log_likelihood` has shape (n_images, n_orders, n_classes), the result (n_images, n_classes).
+    The softmax of the result is the posterior. ``"mean_log_likelihood"`` averages the
+    log-likelihoods over the orders, which is a geometric mean of the likelihoods. ``"logsumexp"``
+    averages the likelihoods over the orders. The order is then a latent variable with a uniform
+    prior. ``"mean_posterior"`` averages the posteriors of the individual orders. This average is
+    multiplied by the p(image) that ``"logsumexp"`` estimates. Impossible tokens have a
+    log-likelihood of -inf. If an order is impossible under every class, the posterior of this order
+    is the class prior.
     """
     per_order = torch.from_numpy(log_likelihood + class_log_prior)
     if aggregation == "mean_log_likelihood":
@@ -34,5 +36,5 @@ def joint_log_proba(
 
 
 def where_possible(joint: np.ndarray, class_log_prior: np.ndarray) -> np.ndarray:
-    """Replace rows of -inf, where every class has zero likelihood, by the class prior."""
+    """Replace each row in which every class has zero likelihood by the log class prior."""
     return np.where(joint.max(1, keepdims=True) == -np.inf, class_log_prior, joint)

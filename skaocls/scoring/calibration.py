@@ -1,11 +1,11 @@
-"""Calibration: the temperature of the likelihoods, and the calibration error.
+"""Calibration: fit the temperature of the likelihoods, and measure the calibration error.
 
-Posteriors from sums of log-likelihoods over many tokens are overconfident, because the tokens carry
-redundant information. Dividing the sums by a temperature corrects this (Guo et al., "On calibration
-of modern neural networks", arXiv 1706.04599, section 4.2). If all n labels were predicted
-correctly, the best temperature would be zero. As in Platt scaling ("Probabilistic outputs for
-support vector machines", 1999, section 2.2), one of n + 2 images is therefore counted as belonging
-to the runner-up class.
+The log-likelihood of an image is a sum over many tokens that carry redundant information. The
+posteriors are therefore overconfident. Dividing the log-likelihoods by a temperature corrects this
+(Guo et al., "On calibration of modern neural networks", arXiv 1706.04599, section 4.2). If the
+classifier predicted all n labels correctly, the best temperature would be zero. To prevent this,
+one of n + 2 images is counted as an image of the runner-up class. This is the method of Platt
+scaling ("Probabilistic outputs for support vector machines", 1999, section 2.2).
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy.optimize import minimize_scalar
 
 from skaocls.scoring.aggregation import joint_log_proba
 
-MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-2, 1e3  # range of the search
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-2, 1e3  # smallest and largest possible result
 
 
 def fit_temperature(
@@ -27,10 +27,11 @@ def fit_temperature(
 ) -> float:
     """Find the temperature that maximizes the probability of held-out labels.
 
-    The arguments are those of :func:`skaocls.scoring.aggregation.joint_log_proba`, and the column
-    and weight of each image. The class prior is not divided by the temperature. Images that are
-    impossible under their true class are ignored. Without images, or with one possible class, the
-    temperature is 1.
+    `log_likelihood`, `class_log_prior` and `aggregation` are arguments of
+    :func:`skaocls.scoring.aggregation.joint_log_proba`. `labels` contains the column of the true
+    class of each image. The class prior is not divided by the temperature. Images with zero
+    likelihood under their true class are ignored. The temperature is 1 if no images are left, or if
+    only one class has a positive prior probability.
     """
     columns = np.asarray(labels)
     weights = np.ones(len(columns)) if sample_weight is None else np.asarray(sample_weight)
@@ -48,7 +49,7 @@ def fit_temperature(
         own = log_proba[rows, columns].copy()
         log_proba[rows, columns] = -np.inf
         runner_up = log_proba.max(1)
-        runner_up[runner_up == -np.inf] = 0  # impossible at any temperature
+        runner_up[runner_up == -np.inf] = 0  # the runner-up is impossible at any temperature
         return float(-weights @ ((n + 1) * own + runner_up))
 
     bounds = np.log([MIN_TEMPERATURE, MAX_TEMPERATURE])
@@ -56,24 +57,24 @@ def fit_temperature(
 
 
 def expected_calibration_error(proba: ArrayLike, labels: ArrayLike, n_bins: int = 15) -> float:
-    """Compute the mean difference between confidence and accuracy.
+    """Compute the mean absolute difference between confidence and accuracy.
 
-    Images are binned by confidence. The absolute differences of the bins are averaged, weighted by
-    the number of images.
+    Images are grouped into bins by their confidence. The absolute differences of all bins are
+    averaged, and each bin is weighted by its number of images.
 
     Parameters
     ----------
     proba : array of shape (n_samples, n_classes)
         Class probabilities.
     labels : int array of shape (n_samples,)
-        Column of the true class.
+        Column of the true class of each image.
     n_bins : int, default=15
-        Number of bins of equal width.
+        Number of confidence bins. All bins have the same width.
 
     Returns
     -------
     ece : float
-        Between 0 (calibrated) and 1.
+        Expected calibration error, from 0 (perfectly calibrated) to 1.
 
     References
     ----------
@@ -83,7 +84,7 @@ def expected_calibration_error(proba: ArrayLike, labels: ArrayLike, n_bins: int 
     --------
     >>> from skaocls.scoring.calibration import expected_calibration_error
     >>> proba = [[0.8, 0.2], [0.8, 0.2], [0.4, 0.6], [0.4, 0.6]]
-    >>> round(expected_calibration_error(proba, [0, 0, 0, 1]), 3)  # 1.0 at 0.8, 0.5 at 0.6
+    >>> round(expected_calibration_error(proba, [0, 0, 0, 1]), 3)  # accuracies are 1.0 and 0.5
     0.15
     """
     proba, labels = np.asarray(proba), np.asarray(labels)

@@ -1,44 +1,47 @@
-"""Early stopping: the class that exhaustive scoring would choose, from fewer tokens.
+"""Early stopping: find the class that exhaustive scoring would choose, but score fewer tokens.
 
-The algorithm compares the classes of an image on the tokens read so far. It drops classes that are
-too far behind the leader, and reads no further orders of an image once a single class is left. All
-comparisons use differences to the leader on the same tokens, because these vary far less than the
-log-likelihoods themselves.
+The algorithm compares the classes of an image on the tokens that it has scored so far. It drops
+each class that is too far behind the leading class. When only one class is left, no further orders
+of the image are scored. All comparisons use the differences from the leading class on the same
+tokens. These differences vary far less from token to token than the log-likelihoods themselves.
 
-A class is dropped when its lag, class prior included, exceeds a bound:
+A class is dropped when its lag exceeds a bound. The lag includes the class prior.
 
-*Within the first order*, the bound is Wald's ("Sequential tests of statistical hypotheses", Annals
-of Mathematical Statistics 16, 1945), ``log((n_classes - 1) / error)``. If the prior
-describes the true class correctly, the probability that another class ever leads by that much is at
-most `error`: likelihood ratios are martingales, and Ville's inequality covers all checks at once.
-Since priors are imperfect, the lag must also be at least twice its standard error.
+*Within the first order*, the bound is Wald's: ``log((n_classes - 1) / error)`` ("Sequential tests
+of statistical hypotheses", Annals of Mathematical Statistics 16, 1945). If the prior describes the
+true class correctly, another class leads by this much with a probability of at most `error`. The
+limit holds for all comparisons together, because likelihood ratios are martingales (Ville's
+inequality). Since real priors are imperfect, the lag must also be at least twice its standard
+error.
 
-*From the end of the first order*, Student's bound applies if it is smaller. The exhaustive score is
-a sum over a finite population of M = n_orders * n_tokens log-probabilities per class. The lag after
-m of them is estimated from a sample drawn without replacement. Its standard error is
-``s * sqrt(m * (1 - m / M))``, where s is the standard deviation of the m differences. The bound is
-this standard error times the ``1 - error`` quantile of Student's distribution with m - 1 degrees of
-freedom. It shrinks to zero as m approaches M.
+*From the end of the first order*, Student's bound applies if it is smaller than Wald's bound.
+Exhaustive scoring adds up M = n_orders * n_tokens log-probabilities per class. The first m of them
+are treated as a sample that is drawn without replacement. The standard error of the lag after m
+tokens is ``s * sqrt(m * (1 - m / M))``. Here, s is the standard deviation of the m differences from
+the leading class. Student's bound is this standard error times the ``1 - error`` quantile of
+Student's distribution with m - 1 degrees of freedom. The bound shrinks to zero as m approaches M.
 
-*Where each order reads its own view of the image*, the tokens of one view are not a random sample
-of all tokens: a background may be a rare code in one view only. No class is dropped before three
-orders are complete, and the standard error is at least that of the mean over whole orders.
+*If each order uses its own view of the image*, the tokens of one view are not a random sample of
+all tokens. For example, a background may be a rare code in one view only. Therefore no class is
+dropped before three orders are complete. The standard error is at least the standard error of the
+mean over complete orders.
 
-The allowed `error` is the probability that the best class by the mean log-likelihood differs from
-that of exhaustive scoring. Wald's bound assumes a perfect prior, Student's bound exchangeable
-differences and a single comparison. `error` therefore sets the scale of the risk and is not a
-guarantee; ``benchmarks/speed/early_stopping_errors.py`` measures the actual risk.
+The parameter `error` is the allowed probability that early stopping finds another best class than
+exhaustive scoring (by the mean log-likelihood). This probability is not guaranteed. Wald's bound
+assumes a perfect prior. Student's bound assumes exchangeable differences and a single comparison.
+The script ``benchmarks/speed/early_stopping_errors.py`` measures the actual probability.
 
-Log-likelihoods are exact for the orders that a class was read in. The other orders of a class that
-was not dropped get the mean of its read orders. Those of a dropped class get the leader's
-log-likelihood minus the lag, in nats per order, at the time of the drop. Posteriors are therefore
-estimates, and are closest to those of exhaustive scoring where one class is clearly ahead.
+The log-likelihood of a class is exact for each order in which the class was scored. For the other
+orders, it is estimated. A class that was not dropped gets the mean of its exact values. A dropped
+class gets the log-likelihood of the leading class minus the lag at the time of the drop, in nats
+per order. Posteriors are therefore estimates. They are closest to the posteriors of exhaustive
+scoring if one class is clearly ahead.
 
 Both architectures use these rules. Classes are compared at several points of the first order, and
-then at the end of each order. A shared trunk reads an order once for all classes, in tiles of the
-same fixed shape as exhaustive scoring, so the log-probabilities are equal bit for bit. If it scores
-only a few classes, dropping them one by one saves no time: it compares classes at the ends of
-orders only, and drops them all when the image is decided.
+at the end of each later order. A shared trunk processes an order once for all classes. It uses
+tiles of the same fixed shape as exhaustive scoring, so the log-probabilities are equal bit for bit.
+If a shared trunk scores only a few classes, dropping them one by one saves no time. It then
+compares classes only at the ends of orders, and drops all other classes when the image is decided.
 """
 
 from itertools import pairwise
@@ -55,19 +58,19 @@ from skaocls.scoring.exhaustive import ScoringResult, check_not_nan, lanes_at_on
 from skaocls.scoring.shared_trunk_engine import HeadEngine, make_engine
 from skaocls.scoring.token_scores import cache_limit, open_tile, read_lanes, read_pairs
 
-# Rules, chosen by benchmarks/speed/early_stopping_errors.py:
+# Constants of the rules, chosen with benchmarks/speed/early_stopping_errors.py:
 # fractions of the first order after which classes may be dropped
 CHECKPOINTS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 1)
 CHECKPOINTS_SHARED = (1 / 8, 1 / 4, 1 / 2, 1)
-MIN_TOKENS = 2  # tokens read before the first class may be dropped
-MIN_VIEWS = 3  # orders read before the first class may be dropped if each reads its own view
-MIN_STANDARD_ERRORS = 2.0  # smallest lag under Wald's bound, in standard errors
-MIN_LOG_PRIOR = -1e30  # finite stand-in for the log prior of classes with zero probability
-# Speed and memory, chosen by benchmarks/speed/early_stopping.py:
-# smallest number of classes that a shared trunk drops one by one; with fewer classes the trunk
-# takes most of the time, and all classes are read until the image is decided
+MIN_TOKENS = 2  # number of tokens that are scored before a class may be dropped
+MIN_VIEWS = 3  # complete orders before a class may be dropped, if orders use different views
+MIN_STANDARD_ERRORS = 2.0  # a lag above Wald's bound must be this many standard errors
+MIN_LOG_PRIOR = -1e30  # finite value that replaces a log prior of -inf
+# Constants for speed and memory, chosen with benchmarks/speed/early_stopping.py:
+# Smallest number of classes that a shared trunk drops one by one. With fewer classes, the trunk
+# takes most of the time, and all classes are scored until the image is decided.
 DROP_FROM = 32
-KEPT_NUMBERS = 2**26  # log-probabilities kept for the images that are scored together
+KEPT_NUMBERS = 2**26  # number of log-probabilities kept for images that are scored together
 
 
 @own_torch_state()
@@ -81,10 +84,11 @@ def score_until_decided(
     error: float = 1e-3,
     dtype: torch.dtype = torch.float32,
 ) -> ScoringResult:
-    """Score classes until each image is decided.
+    """Score the classes of each image until the image is decided: a single class is left.
 
-    The arguments are those of :func:`skaocls.scoring.exhaustive.log_likelihoods`. The log prior
-    (n_classes,) may be -inf. The result for an image does not depend on the other images.
+    Most arguments are those of :func:`skaocls.scoring.exhaustive.log_likelihoods`. The log class
+    prior (n_classes,) may contain -inf. The result for an image does not depend on the other
+    images.
     """
     prior.eval()
     device = prior.device
@@ -106,7 +110,7 @@ def score_until_decided(
 def score_group(
     engine: Engine | HeadEngine, codes: Tensor, orders: Tensor, log_prior: Tensor, error: float
 ) -> tuple[Tensor, Tensor]:
-    """Return log-likelihoods (n_images, n_orders, n_classes) and evaluations (n_images,)."""
+    """Return log-likelihoods (n_images, n_orders, n_classes) and evaluation counts (n_images,)."""
     n_tokens = orders.shape[1]
     views, shared = codes.ndim == 3, isinstance(engine, HeadEngine)
     comparison = Comparison(len(codes), orders.shape, log_prior, error, views, shared)
@@ -119,7 +123,7 @@ def score_group(
         tokens = codes[image, order] if views else codes[image]
         look_up = open_tile(engine, tokens, orders[order], comparison.active[image])
         for k in order.unique().tolist():
-            # a tile may contain orders that an image turns out not to need
+            # skip images that were decided by an earlier order of the same tile
             rows = torch.where((order == k) & comparison.undecided[image])[0]
             for start, stop in pairwise(comparison.checkpoints(k)) if len(rows) else ():
                 log_prob = look_up(rows, comparison.active[image[rows]], start, stop)
@@ -127,10 +131,10 @@ def score_group(
 
 
 class Comparison:
-    """Log-probabilities of the tokens of some images, and the classes that are still candidates.
+    """Log-probabilities of the tokens of some images, and the classes that are not yet dropped.
 
-    `shape` is (n_orders, n_tokens). `views` tells whether each order reads its own view, `shared`
-    whether one evaluation of the transformer serves all classes.
+    `shape` is (n_orders, n_tokens). `views` tells whether each order uses its own view. `shared`
+    tells whether one forward pass of the transformer is used for all classes.
     """
 
     def __init__(
@@ -146,16 +150,16 @@ class Comparison:
         n_classes, device = len(log_prior), log_prior.device
         self.population = n_orders * self.n_tokens
         self.log_prior, self.error, self.views, self.shared = log_prior, error, views, shared
-        # whether classes are dropped only together, when the image is decided
+        # whether all losing classes are dropped together, when the image is decided
         self.all_or_none = shared and n_classes < DROP_FROM
         self.min_read = MIN_VIEWS * self.n_tokens if views else MIN_TOKENS
-        # log p(token | class) in the sequence of reading; only what was read is initialized
+        # log p(token | class), sorted by order and step; undefined for tokens that are not scored
         self.log_prob = torch.empty(
             n_images, self.population, n_classes, dtype=torch.float32, device=device
         )
         new = torch.zeros(n_images, n_classes, dtype=torch.float64, device=device)
         self.total = new.clone()
-        # sums over the tokens of leader minus class, and of its square
+        # sums over the tokens: leading class minus class, and the square of this difference
         self.difference, self.squares = new.clone(), new.clone()
         self.by_order = torch.full_like(self.total[:, None].expand(-1, n_orders, -1), torch.nan)
         self.leader = torch.full((n_images,), -1, device=device)
@@ -163,13 +167,14 @@ class Comparison:
         self.undecided = torch.ones_like(self.leader, dtype=torch.bool)
         self.orders_read = torch.zeros_like(self.leader)
         self.evaluations = torch.zeros_like(self.leader)
-        # image, class, leader and lag in nats per order, without class priors, at each drop
+        # for each drop: image, class, leading class, and lag in nats per order (without priors)
         self.dropped: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def next_pairs(self, lanes: int) -> tuple[Tensor, Tensor]:
-        """Return the next (image, order) pairs to read, at most one tile of them.
+        """Return the next (image, order) pairs to score, at most as many as fit into one tile.
 
-        Low orders are read first, and within an order images with a similar number of classes.
+        Pairs of earlier orders come first. Within an order, images with more remaining classes come
+        first.
         """
         n_active = self.active.sum(1)
         images = n_active.argsort(descending=True, stable=True)
@@ -180,22 +185,25 @@ class Comparison:
         n_pairs = lanes
         if not self.shared:
             n_pairs = max(1, int((n_active[image].cumsum(0) <= lanes).sum()))
-        # The orders of an image are neighbours, as in exhaustive scoring. Rounding in the attention
-        # depends on the parity of a lane, which otherwise depends on how many images precede it.
+        # The pairs of an image are adjacent, as in exhaustive scoring. Rounding in the attention
+        # depends on whether the index of a lane is odd or even. If pairs were not sorted, this
+        # would depend on the other images.
         together = image[:n_pairs].argsort(stable=True)
         return image[:n_pairs][together], order[:n_pairs][together]
 
     def checkpoints(self, order: int) -> list[int]:
-        """Return 0 and the numbers of tokens of an order after which to compare classes."""
+        """Return 0, and the numbers of tokens of an order after which classes are compared."""
         fractions: tuple[float, ...] = CHECKPOINTS_SHARED if self.shared else CHECKPOINTS
         if order or self.views or self.all_or_none:
             fractions = (1,)
         return sorted({0, *(max(1, round(f * self.n_tokens)) for f in fractions)})
 
     def add(self, image: Tensor, start: int, log_prob: Tensor) -> None:
-        """Add log p(token | class) (n, n_new, n_classes) of some images (n,), and drop classes.
+        """Add the log-probabilities of new tokens of some images, and drop classes.
 
-        Each of these images has read `start` tokens before. Dropped classes are ignored.
+        `image` (n,) contains indices of images. `log_prob` (n, n_new, n_classes) is log p(token |
+        class). Exactly `start` tokens of each image were added before. Values of dropped classes
+        are ignored.
         """
         n_new = log_prob.shape[1]
         stop = start + n_new
@@ -215,7 +223,7 @@ class Comparison:
         self.undecided[image] = (self.active[image].sum(1) > 1) | (n_read == 0)
 
     def _drop(self, image: Tensor, log_prob: Tensor, m: int) -> None:
-        """Drop classes whose lag exceeds the bound after m tokens."""
+        """Drop each class whose lag after m tokens exceeds the bound."""
         active = self.active[image]
         mean = self.total[image] / max(1.0, m / self.n_tokens)
         score = (mean + self.log_prior).masked_fill(~active, -torch.inf)
@@ -231,7 +239,7 @@ class Comparison:
         self.dropped.append((image[row], label, leader[row], gap))
 
     def _add_differences(self, image: Tensor, leader: Tensor, log_prob: Tensor, m: int) -> None:
-        """Update the sums of differences; from all m tokens where the leader has changed."""
+        """Update the sums of differences. If the leader has changed, use all m tokens again."""
         changed = leader != self.leader[image]
         self.leader[image] = leader
         same, other = image[~changed], image[changed]
@@ -242,7 +250,7 @@ class Comparison:
         self.difference[other], self.squares[other] = of_all
 
     def _bound(self, image: Tensor, leader: Tensor, m: int) -> Tensor:
-        """Return how far each class may lag after m tokens, in nats per order."""
+        """Return the largest lag at which a class is kept after m tokens, in nats per order."""
         unread = 1 - m / self.population
         variance = (self.squares[image] - self.difference[image] ** 2 / m).clamp_min(0) / (m - 1)
         standard_error = (variance * (m * unread)).sqrt() / max(1.0, m / self.n_tokens)
@@ -253,19 +261,19 @@ class Comparison:
             standard_error = standard_error.maximum(spread * (unread / n_read) ** 0.5)
         wald = np.log(max(len(self.log_prior) - 1, 1) / self.error)
         bound = (MIN_STANDARD_ERRORS * standard_error).clamp_min(wald)
-        if m < self.n_tokens:  # too few differences for their standard deviation to be reliable
+        if m < self.n_tokens:  # the standard deviation of so few differences is unreliable
             return bound
-        # scipy's quantiles are accurate down to this error
+        # scipy's quantiles are inaccurate for errors below 1e-12
         quantile = stats.t.isf(max(self.error, 1e-12), m - 1)
         return bound.minimum(quantile * standard_error)
 
     def log_likelihoods(self) -> Tensor:
-        """Return log-likelihoods (n_images, n_orders, n_classes) with unread orders filled in."""
+        """Return log-likelihoods (n_images, n_orders, n_classes), estimated if not computed."""
         ll = self.by_order
         unread = ll.isnan() & self.active[:, None]
         ll = torch.where(unread, ll.nanmean(1, keepdim=True), ll)
         for image, label, leader, gap in reversed(self.dropped):
-            # a leader is dropped after the classes that it leads, so it is complete here
+            # in reversed order, the values of a leader are completed before they are used here
             estimate = ll[image, :, leader] - gap[:, None]
             read = ll[image, :, label]
             ll[image, :, label] = torch.where(read.isnan(), estimate, read)
@@ -273,19 +281,19 @@ class Comparison:
 
 
 def at_leader(values: Tensor, leader: Tensor) -> Tensor:
-    """Return the leader's values (n, m, 1) of (n, m, n_classes)."""
+    """Select the values of the leading class, (n, m, 1), from values (n, m, n_classes)."""
     return values.gather(2, leader[:, None, None].expand(-1, values.shape[1], 1))
 
 
 def difference_sums(log_prob: Tensor, leader: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum leader minus class, and its square, over the tokens of (n, n_tokens, n_classes)."""
+    """Sum the differences (leader minus class) and their squares over the tokens (axis 1)."""
     difference = at_leader(log_prob, leader) - log_prob
     total = difference.sum(1, dtype=torch.float64)
     return total, difference.square_().sum(1, dtype=torch.float64)
 
 
 def read_first_order(engine: Engine, codes: Tensor, order: Tensor, comparison: Comparison) -> None:
-    """Read all images along one order, and compare classes at its checkpoints."""
+    """Score all images in one order, and compare the classes at the checkpoints of this order."""
     images = torch.arange(len(codes), device=codes.device)
     pairs = read_pairs(engine, codes, order.expand_as(codes))
     image, label = torch.where(comparison.active)
@@ -302,7 +310,7 @@ def read_first_order(engine: Engine, codes: Tensor, order: Tensor, comparison: C
 
 
 def images_at_once(engine: Engine | HeadEngine, shape: torch.Size, n_classes: int) -> int:
-    """Return how many images to score together within the memory limits."""
+    """Return how many images can be scored together within the memory limits."""
     images = KEPT_NUMBERS // (shape.numel() * n_classes)
     if isinstance(engine, Engine):
         lane_bytes = max(1, engine.cache_bytes(max(1, round(CHECKPOINTS[0] * engine.n_tokens))))

@@ -1,13 +1,15 @@
 """Inference for many classes at once: the prior's forward pass, arranged for scoring.
 
-The unit of work is a *lane*: one (image, order) pair under one class. Most work does not depend on
-the class. The query and key of the class token are zero, so image tokens only see its value in each
-layer, and this value is computed once per class. In the first layer, the attention weight of the
-class token does not depend on the class either, so that layer's attention is computed once per
-pair. Only the rest is computed per lane.
+The unit of work is a *lane*: one (image, order) pair under one class. Most computations do not
+depend on the class. The query and the key of the class token are zero. The class token therefore
+affects image tokens only by its value vector in each layer. These vectors are computed once per
+class. In the first layer, the attention weight of the class token does not depend on the class. The
+attention of the first layer is therefore computed once per pair. Only the remaining computations
+are repeated for each lane.
 
-A lane can be read in parts: `read` returns a cache of keys and values, and takes it to continue.
-Sums and the residual stream are in float32, matrix products in the requested type.
+The tokens of a lane can be scored in several parts. `Engine.read` returns a cache of keys and
+values, which is an argument of the call for the next part. Sums and the residual stream have type
+float32. Matrix products have the requested type.
 """
 
 import warnings
@@ -22,18 +24,18 @@ from skaocls.priors.layers import NORM_EPS, rotate
 from skaocls.priors.transformer import AnyOrderPrior
 
 T = TypeVar("T")
-LOGITS_AT_ONCE = 2**22  # bounds the memory of logits (benchmarks/speed/scoring.py)
+LOGITS_AT_ONCE = 2**22  # limits the memory for logits (benchmarks/speed/scoring.py)
 QUERIES_AT_ONCE = 128  # queries per attention call on the CPU (benchmarks/speed/scoring.py)
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 PACKING = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
-# For each layer but the first: keys and values (lanes, n_head, 1 + steps, head_dim) of the class
-# token and of the steps read so far
+# Keys and values (lanes, n_head, 1 + steps, head_dim) in each layer except the first. They are
+# those of the class token and of the steps that were processed so far.
 Cache = list[tuple[Tensor, Tensor]]
 
 
 class Layer(NamedTuple):
-    """Weights of a transformer block, as :func:`linear` takes them."""
+    """Weights of a transformer block, in the format that :func:`linear` expects."""
 
     wq: Tensor
     wkv: Tensor
@@ -46,12 +48,12 @@ class Layer(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """(image, order) pairs after the first layer's attention, still without a class.
+    """State of (image, order) pairs after the attention of the first layer, without a class.
 
-    `stream` (n_pairs, 2 n_tokens - 1, dim) is the float32 residual stream without the attention to
-    the class token, `seen` (n_pairs, 2 n_tokens - 1, n_head) the attention weight of the class
-    token, `rope` (n_pairs, 1, 2 n_tokens - 1, head_dim / 2, 2) the rotation of each step, and
-    `targets` (n_pairs, n_tokens) the tokens in the sequence of reading.
+    `stream` (n_pairs, 2 n_tokens - 1, dim) is the float32 residual stream. It does not yet contain
+    the contribution of the class token. `seen` (n_pairs, 2 n_tokens - 1, n_head) is the attention
+    weight of the class token. `rope` (n_pairs, 1, 2 n_tokens - 1, head_dim / 2, 2) is the rotation
+    of each step. `targets` (n_pairs, n_tokens) are the tokens, sorted by the order.
     """
 
     stream: Tensor
@@ -61,10 +63,11 @@ class Pairs(NamedTuple):
 
 
 class Engine:
-    """A prior and the classes to score (rows of the class table), ready for inference.
+    """A prior that is prepared for scoring a list of classes.
 
-    Matrix products have type `dtype`. Weights of another type are copied. On the CPU, bfloat16
-    weights are copied into the memory layout of its matrix products, unless the engine is compiled.
+    `labels` are rows of the class table. Matrix products have type `dtype`, and weights of another
+    type are converted. On the CPU, bfloat16 weights are converted to the memory layout that CPU
+    matrix products use, unless the engine is compiled.
     """
 
     def __init__(
@@ -93,12 +96,12 @@ class Engine:
         first, *rest = prior.class_values(labels)
         self.class_values = [v.to(dtype) for v in rest]
         wo = prior.blocks[0].attention.wo.weight
-        # contribution of each head to the stream if it attends to the class token alone
+        # contribution of each head to the stream if the head attends only to the class token
         heads = (a.unflatten(-1, (self.n_head, -1)) for a in (first, wo))
         self.class_heads = torch.einsum("chk,dhk->chd", *heads)
 
     def pairs(self, codes: Tensor, orders: Tensor) -> Pairs:
-        """Compute what no class affects, for tokens and orders (n_pairs, n_tokens)."""
+        """Compute everything that does not depend on the class, for (n_pairs, n_tokens) tokens."""
         prior, layer = self.prior, self.layers[0]
         targets = codes.gather(1, orders)
         x, rope = prior.interleave(targets, orders)
@@ -121,11 +124,12 @@ class Engine:
         cache: Cache | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Cache]:
-        """Return log p(token | previous tokens, class) of some lanes, and a cache.
+        """Return log p(token | previous tokens, class) for some lanes and steps, and a cache.
 
-        The float32 result is (n_lanes, stop - start). `pair` and `label` (n_lanes,) are each lane's
-        row of `pairs` and index of the class. `cache` was returned by reading up to `start`, which
-        is 0 without a cache. The returned cache is empty unless `keep`.
+        The log-probabilities are float32 and have shape (n_lanes, stop - start). For each lane,
+        `pair` (n_lanes,) is a row of `pairs`, and `label` (n_lanes,) is the index of the class.
+        `cache` is the cache from an earlier call that ended at `start`. If `cache` is None, `start`
+        must be 0. The returned cache is empty unless `keep` is True.
         """
         x, kept = self.states(pairs, pair, label, start, stop, cache, keep)
         h = self.normed(x)
@@ -143,9 +147,9 @@ class Engine:
         cache: Cache | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Cache]:
-        """Return the stream (n_lanes, stop - start, dim) before each token, and a cache."""
-        # The sequence is p1 t1 p2 t2 ...; the last token read is processed only in the next part,
-        # because nothing is predicted from it before.
+        """Return the stream (n_lanes, stop - start, dim) that predicts each token, and a cache."""
+        # The sequence is p1 t1 p2 t2 ... The last token of this part is processed in the next part,
+        # because it is not needed to predict the tokens of this part.
         begin, end = max(0, 2 * start - 1), 2 * stop - 1
         predicting = slice(2 * start - begin, None, 2)
         stream, seen = pairs.stream[pair, begin:end], pairs.seen[pair, begin:end]
@@ -157,7 +161,7 @@ class Engine:
             if n:
                 values = self.class_values[n - 1][label]
                 before = cache[n - 1] if cache else None
-                # the last layer needs queries at the predicting positions only
+                # the last layer needs queries only at positions that predict a token
                 queries = predicting if last else slice(None)
                 q, k, v = self._attention_inputs(x, layer, values, rope, before, queries)
                 x = x[:, queries]
@@ -173,9 +177,9 @@ class Engine:
         return x, kept
 
     def score(self, pairs: Pairs, lanes: int) -> Tensor:
-        """Return log p(tokens | class) of all classes, (n_pairs, n_classes), float64.
+        """Return float64 log p(tokens | class) of all classes, with shape (n_pairs, n_classes).
 
-        At most `lanes` sequences are read together, or all pairs under one class.
+        For each pair, at most `lanes` classes are scored together.
         """
         n_pairs, width = len(pairs.targets), tile_shape(lanes, self.n_classes)[1]
         device = pairs.targets.device
@@ -190,16 +194,16 @@ class Engine:
         return torch.cat(parts, 1)[:, : self.n_classes]
 
     def cache_bytes(self, n_tokens: int) -> int:
-        """Return the size of one lane's cache after `n_tokens` tokens."""
+        """Return the size in bytes of the cache of one lane after `n_tokens` tokens."""
         vector_bytes = self.output.shape[1] * self.output.element_size()
         return (len(self.layers) - 1) * 2 * (2 * n_tokens) * vector_bytes
 
     def pairs_at_once(self, lanes: int) -> int:
-        """Return how many pairs make one tile of `lanes` sequences."""
+        """Return the number of (image, order) pairs in one tile of `lanes` sequences."""
         return tile_shape(lanes, self.n_classes)[0]
 
     def normed(self, x: Tensor) -> Tensor:
-        """Normalize the stream for the output layer."""
+        """Normalize the residual stream for the output layer."""
         return self._norm(x, self.norm)
 
     def _attention_inputs(
@@ -211,7 +215,7 @@ class Engine:
         before: tuple[Tensor, Tensor] | None,
         queries: slice,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, and keys and values that include the class token and the cache."""
+        """Return queries, keys and values. Keys and values include the class token and cache."""
         q, k, v = self._project(x, layer, queries)
         q = rotated(q, rope[:, :, queries])
         k = rotated(k, rope)
@@ -220,7 +224,7 @@ class Engine:
         return q, torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
 
     def _project(self, x: Tensor, layer: Layer, queries: slice = slice(None)) -> tuple[Tensor, ...]:
-        """Return queries at some steps and all keys and values, (lanes, n_head, n, head_dim)."""
+        """Return selected queries and all keys and values, (lanes, n_head, n, head_dim) each."""
         y = self._norm(x, layer.attention_norm)
         q, kv = linear(y[:, queries], layer.wq), linear(y, layer.wkv)
         return tuple(self._heads(a) for a in (q, *kv.chunk(2, -1)))
@@ -228,7 +232,7 @@ class Engine:
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         if x.is_cuda:
             return F.rms_norm(x, x.shape[-1:], None, NORM_EPS).to(self.dtype) * weight
-        # torch's function takes three times as long on the CPU
+        # on the CPU, F.rms_norm takes three times as long as the following lines
         length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = length.square_().div_(x.shape[-1]).add_(NORM_EPS).rsqrt_()
         return (x * scale).to(self.dtype).mul_(weight)
@@ -239,7 +243,7 @@ class Engine:
 
 
 def prepared(weight: Tensor, dtype: torch.dtype, pack: bool) -> Tensor:
-    """Convert a weight to `dtype` and, if `pack`, to the layout of CPU matrix products."""
+    """Convert a weight to `dtype`. If `pack`, also convert it to the layout of CPU products."""
     weight = weight.detach().to(dtype)
     if pack and PACKING and dtype == torch.bfloat16 and not weight.is_cuda:
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -248,31 +252,32 @@ def prepared(weight: Tensor, dtype: torch.dtype, pack: bool) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply x by the transposed weight, which may be packed."""
+    """Multiply x by the transposed weight. The weight may be packed by :func:`prepared`."""
     plain = x.is_cuda or x.dtype != torch.float32 or torch.compiler.is_compiling() or not ONEDNN
     if plain and not weight.is_mkldnn:
         return F.linear(x, weight)
-    # for float32, torch calls another library that is slower on some CPUs and faster on none
+    # for float32, F.linear calls another library, which is slower than oneDNN on some CPUs
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return product
 
 
 def rotated(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate interleaved channel pairs of x (..., head_dim) by rope (..., head_dim / 2, 2)."""
+    """Rotate the interleaved channel pairs of x (..., head_dim) by rope (..., head_dim / 2, 2)."""
     if not torch.compiler.is_compiling():
         return rotate(x, rope)
-    # torch cannot compile complex numbers
+    # torch.compile does not support complex numbers
     (a, b), (cos, sin) = x.float().unflatten(-1, (-1, 2)).unbind(-1), rope.unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).type_as(x)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, steps: range) -> Tensor:
-    """Let the queries of `steps` attend to the class token and to all steps up to their own.
+    """Compute causal attention: a query attends to the class token and to steps up to its own.
 
-    The CPU processes a few queries at a time, so that it computes fewer masked scores.
+    On the CPU, a few queries are processed at a time. This avoids computing many attention scores
+    that the mask removes.
     """
     if q.is_cuda and steps.step == 1:
-        # imported here because it loads torch's compiler, which takes half as long as torch itself
+        # imported only here, because this import takes half as long as importing torch itself
         from torch.nn.attention.bias import causal_lower_right
 
         causal = causal_lower_right(q.shape[2], k.shape[2])
@@ -295,7 +300,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, steps: range) -> Tensor:
 
 
 def bfloat16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Compute attention by matrix products: twice as fast as torch's function on CPUs."""
+    """Compute attention by matrix products, which is twice as fast on CPUs as torch's function."""
     unseen = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
     q, k, v, batch = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), q.shape[:2]
     score = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
@@ -306,9 +311,10 @@ def bfloat16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def token_log_prob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Return the log-probability of each target token (n,), from hidden states (n, dim).
 
-    Logits are computed for a few rows at a time, which bounds the memory. The target's own logit is
-    computed in float32, because rounding it to bfloat16 changes it by as much as classes differ.
-    The fused functions of torch and Liger-Kernel do round it.
+    Logits are computed for a few rows at a time to limit the memory. The logit of the target is
+    computed in float32. In bfloat16, its rounding error is as large as the differences between
+    classes. The fused functions of torch and Liger-Kernel are not used, because they round this
+    logit.
     """
     rows = max(1, LOGITS_AT_ONCE // len(weight))
     out = hidden.new_empty(len(hidden), dtype=torch.float32)
@@ -324,13 +330,13 @@ def token_log_prob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def tile_shape(lanes: int, n_classes: int) -> tuple[int, int]:
-    """Return how many (image, order) pairs and how many classes make one tile."""
-    n_tiles = -(-n_classes // lanes)  # number of tiles that the classes of one pair fill
+    """Return the number of (image, order) pairs and the number of classes in one tile."""
+    n_tiles = -(-n_classes // lanes)  # number of tiles for all classes of one pair
     return max(1, lanes // n_classes), -(-n_classes // n_tiles)
 
 
 def compile_or_warn(function: Callable[..., T]) -> Callable[..., T]:
-    """Compile a function with torch; warn and call it uncompiled if that fails."""
+    """Compile a function with torch.compile. If this fails, warn and use the plain function."""
     compiled_function = torch.compile(function, dynamic=False)
     failed = False
 

@@ -12,18 +12,20 @@ from skaocls.scoring.shared_trunk_engine import make_engine
 
 
 class Evidence(NamedTuple):
-    """Evidence for a class over a rival, for each token of each image.
+    """Evidence for one class against a rival class, for each token of each image.
 
     Attributes
     ----------
     tokens : float64 array of shape (n_images, rows, cols)
-        Log-likelihood ratio of each token, log p(token | previous tokens, class) minus
-        log p(token | previous tokens, rival), in nats, averaged over the orders. The sum over the
-        grid is the difference of the two mean log-likelihoods.
+        Log-likelihood ratio of each token in nats, averaged over the orders. The ratio is log
+        p(token | previous tokens, class) minus log p(token | previous tokens, rival). The sum over
+        all tokens of an image is the difference between the mean log-likelihoods of the two
+        classes.
     standard_error : float64 array of shape (n_images, rows, cols)
-        Standard error of the average over orders. NaN with a single order.
+        Standard error of the average over the orders. NaN if only one order is used.
     maps, maps_standard_error : float64 arrays of shape (n_images, height, width) or None
-        The same values for each pixel, taken from its token. None for tabular data.
+        The same values for each pixel. Every pixel has the value of the token that covers it. None
+        for tabular data.
     """
 
     tokens: np.ndarray
@@ -41,11 +43,11 @@ def token_log_likelihoods(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> np.ndarray:
-    """Compute the log-likelihood of every token under one class of each image.
+    """Compute the log-likelihood of every token, under one given class per image.
 
-    `codes` are (n_images, n_tokens) or (n_images, n_orders, n_tokens), `orders` (n_orders,
-    n_tokens) and `labels` (n_images,). The result is (n_images, n_orders, n_tokens), with tokens in
-    raster order.
+    `codes` has shape (n_images, n_tokens), or (n_images, n_orders, n_tokens) if each order uses its
+    own view. `orders` has shape (n_orders, n_tokens), and `labels` has shape (n_images,). The
+    result has shape (n_images, n_orders, n_tokens). Its tokens are in raster order.
     """
     prior.eval()
     device = prior.device
@@ -58,7 +60,7 @@ def token_log_likelihoods(
     lanes = torch.arange(tile, device=device)
     out = torch.empty(n_pairs, prior.n_tokens, dtype=torch.float64, device=device)
     for start in range(0, n_pairs, tile):
-        pair = (start + lanes).clamp_(max=n_pairs - 1)  # the last pair fills up the last tile
+        pair = (start + lanes).clamp_(max=n_pairs - 1)  # copies of the last pair fill the last tile
         image, order = pair // n_orders, all_orders[pair % n_orders]
         tokens = all_codes[image] if all_codes.ndim == 2 else all_codes[image, pair % n_orders]
         pairs = engine.pairs(tokens, order)

@@ -1,8 +1,8 @@
 """Exhaustive scoring: log p(tokens | class, order) for all images, orders and classes.
 
-The work is a flat list of (image, order) pairs, each scored under all classes. It is cut into tiles
-of one fixed shape, so memory is bounded and the numbers of an image do not depend on the rest of
-the batch. Tiles are independent: the pairs can be split over devices or machines.
+Every (image, order) pair is scored under all classes. The pairs are processed in tiles of one fixed
+shape. This limits the memory, and the result of an image does not depend on the other images in a
+batch. Tiles are independent of each other, so pairs can be split over devices or machines.
 """
 
 from typing import NamedTuple
@@ -15,27 +15,28 @@ from skaocls.devices import own_torch_state
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.shared_trunk_engine import make_engine
 
-# Numbers in the residual stream of one tile (benchmarks/speed/tiles.py). On the CPU a tile fits the
-# caches, but has enough rows that multiplying takes longer than loading wide weight matrices. On
-# CUDA it is the smallest that keeps a large device busy.
+# Number of values in the residual stream of one tile (benchmarks/speed/tiles.py). On the CPU, a
+# tile fits into the caches. It still has so many rows that a matrix product takes longer than
+# loading its weights. On CUDA, a tile has the smallest size that keeps a large device busy.
 STREAM_CPU, MIN_ROWS_CPU = 2**18, 2**11
 STREAM_CUDA = 2**24
-# Number of operations from which compiling, which takes about a minute, saves time. On CPUs it does
-# not help (benchmarks/speed/scoring.py).
+# The engine is compiled if scoring needs at least this many floating-point operations, because
+# compiling takes about a minute. On CPUs, compiling saves no time (benchmarks/speed/scoring.py).
 COMPILE_FROM = {"cuda": 1e17}
-# Smallest width at which bfloat16 is faster on CPUs (benchmarks/speed/scoring.py)
+# Smallest width at which bfloat16 is faster than float32 on CPUs (benchmarks/speed/scoring.py)
 BFLOAT16_MIN_DIM = 512
-# Largest rounding error of class differences in bfloat16, as a fraction of their spread
+# Largest rounding error of bfloat16 that is allowed, relative to the differences between classes
 # (benchmarks/speed/scoring.py)
 MAX_ROUNDING_ERROR = 0.05
 _bfloat16_safe: WeakKeyDictionary[Prior, tuple[int, bool]] = WeakKeyDictionary()
 
 
 class ScoringResult(NamedTuple):
-    """Log-likelihoods in nats (n_images, n_orders, n_classes), float64, and token evaluations.
+    """The result of scoring some images under some classes in some orders.
 
-    Evaluations (n_images,) count the tokens that the transformer read for an image, over all orders
-    and classes. Early stopping estimates the log-likelihoods of what it does not read.
+    `log_likelihood` (n_images, n_orders, n_classes) is float64 and in nats. Early stopping only
+    estimates a part of these values. `evaluations` (n_images,) is the number of tokens that the
+    transformer processed for each image, summed over all orders and classes.
     """
 
     log_likelihood: np.ndarray
@@ -51,12 +52,13 @@ def log_likelihoods(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> np.ndarray:
-    """Compute log p(tokens | class, order) in nats, (n_images, n_orders, n_classes), float64.
+    """Compute log p(tokens | class, order) in nats.
 
-    Codes are (n_images, n_tokens) in raster order; with codes (n_images, n_orders, n_tokens), each
-    order reads its own view. Orders are (n_orders, n_tokens), labels are rows of the class table.
-    `dtype` is the type of the matrix products. The residual stream and log-softmax are always in
-    float32, and sums over tokens in float64.
+    The result is float64 and has shape (n_images, n_orders, n_classes). `codes` has shape
+    (n_images, n_tokens) and is in raster order. If it has shape (n_images, n_orders, n_tokens),
+    each order uses its own view. `orders` has shape (n_orders, n_tokens). `labels` are rows of the
+    class table. `dtype` is the type of the matrix products. The residual stream and the log-softmax
+    are always in float32. Sums over tokens are always in float64.
     """
     prior.eval()
     device = prior.device
@@ -86,7 +88,7 @@ def log_likelihoods(
 
 
 def check_not_nan(log_likelihood: torch.Tensor) -> torch.Tensor:
-    """Return the log-likelihoods; raise an error if any is NaN."""
+    """Return the log-likelihoods unchanged. Raise a ValueError if any of them is NaN."""
     if log_likelihood.isnan().any():
         raise ValueError(
             "The prior computes log-likelihoods that are NaN: its weights are too large for the "
@@ -96,7 +98,7 @@ def check_not_nan(log_likelihood: torch.Tensor) -> torch.Tensor:
 
 
 def lanes_at_once(prior: Prior) -> int:
-    """Return how many sequences make one tile; it depends on the model and the device alone."""
+    """Return the number of sequences in one tile. It depends only on the prior and the device."""
     dim = prior.dim
     cuda = prior.device.type == "cuda"
     rows = STREAM_CUDA // dim if cuda else max(MIN_ROWS_CPU, STREAM_CPU // dim)
@@ -104,17 +106,18 @@ def lanes_at_once(prior: Prior) -> int:
 
 
 def operations_per_sequence(prior: Prior) -> float:
-    """Count floating-point operations: two per weight and position."""
+    """Return the number of floating-point operations per sequence: two per weight and position."""
     weights = sum(p.numel() for p in prior.transformer.layers.parameters())
     output = prior.transformer.output.weight.numel()
     return 2.0 * weights * 2 * prior.n_tokens + 2.0 * output * prior.n_tokens
 
 
 def scoring_dtype(prior: Prior, precision: str) -> torch.dtype:
-    """Resolve the parameter `precision` to the type of the matrix products.
+    """Return the type of the matrix products for a value of the parameter `precision`.
 
-    ``"auto"`` is bfloat16 if the device has instructions for it, the prior is wide enough to run
-    faster, and bfloat16 preserves the differences between classes. Otherwise it is float32.
+    ``"auto"`` selects bfloat16 if three conditions hold. The device has instructions for bfloat16,
+    the prior is so wide that bfloat16 is faster than float32, and bfloat16 preserves the
+    differences between classes. Otherwise ``"auto"`` selects float32.
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -129,9 +132,10 @@ def scoring_dtype(prior: Prior, precision: str) -> torch.dtype:
 def bfloat16_is_safe(prior: Prior) -> bool:
     """Return whether bfloat16 preserves the differences between classes.
 
-    The test scores random tokens under a few classes in both types. The root mean square error of
-    the class differences must be at most `MAX_ROUNDING_ERROR` times their root mean square. The
-    result is cached until the weights change.
+    The test scores random tokens under a few classes, in float32 and in bfloat16. It computes the
+    differences between classes. Their root mean square error in bfloat16 must be at most
+    `MAX_ROUNDING_ERROR` times their root mean square. The result is cached until the weights
+    change.
     """
     version = prior.transformer.output.weight._version
     if _bfloat16_safe.get(prior, (None, False))[0] != version:

@@ -3,15 +3,16 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-DRAWN = ("random", "antithetic")  # kinds of orders that are drawn at random
+DRAWN = ("random", "antithetic")  # values of the parameter `order` that draw random orders
 
 
 def draw_orders(n_orders: int, n_tokens: int, seed: int, antithetic: bool = False) -> np.ndarray:
-    """Draw uniform random orders, int64 permutations of raster indices (n_orders, n_tokens).
+    """Draw random orders: int64 permutations of raster indices, (n_orders, n_tokens).
 
-    Orders are nested: with the same seed, the first k of 20 orders are the orders of
-    ``n_orders=k``. Antithetic orders follow each random order by its reverse: tokens that one of
-    them reads early, with little context, are read late by the other.
+    All permutations have the same probability. Orders are nested: for a given seed, the orders for
+    ``n_orders=k`` are the first k of the orders for ``n_orders=20``. If `antithetic` is True, each
+    random order is followed by its reverse. A token with little context in the one order then has
+    much context in the other order.
     """
     if antithetic:
         half = draw_orders(-(-n_orders // 2), n_tokens, seed)
@@ -21,7 +22,7 @@ def draw_orders(n_orders: int, n_tokens: int, seed: int, antithetic: bool = Fals
 
 
 def resolve_orders(order: str | ArrayLike, n_orders: int, n_tokens: int, seed: int) -> np.ndarray:
-    """Resolve the classifier's parameters `order` and `n_orders` to an array of orders."""
+    """Return the array of orders for the classifier's parameters `order` and `n_orders`."""
     if isinstance(order, str):
         if order in DRAWN:
             return draw_orders(n_orders, n_tokens, seed, order == "antithetic")

@@ -1,9 +1,10 @@
-"""Inference with a shared trunk: the trunk once per (image, order) pair, the head once per class.
+"""Inference with a shared trunk: the head runs for each class, the trunk once for all classes.
 
-What a pair needs for every class is computed once: the features u and v, the trunk's logit of each
-group of codes, and the trunk's logits of the codes in the target's group. A class then costs its
-scale and shift, a small projection, and products with the groups and with the codes of one group.
-The full codebook is not needed per class.
+The values that all classes need are computed once per (image, order) pair. They are the features u
+and v, the trunk's logit of each group of codes, and the trunk's logits of the codes in the group of
+the target. For each class, the head then applies a scale, a shift and a small projection. It
+multiplies the result with the groups and with the codes of one group. It never uses the full
+codebook.
 """
 
 from typing import Any, NamedTuple
@@ -16,8 +17,9 @@ from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import LOGITS_AT_ONCE, Cache, Engine, compile_or_warn, linear
 
-# Tokens in one block of the head, and numbers that a block computes over its tokens and classes. A
-# block fits the CPU's caches, or keeps a CUDA device busy (benchmarks/speed/early_stopping.py).
+# The head processes blocks of tokens and classes. These are the number of tokens in a block, and
+# the number of values that a block computes. A block fits into the CPU's caches, or keeps a CUDA
+# device busy (benchmarks/speed/early_stopping.py).
 ROWS_PER_BLOCK, ROWS_PER_BLOCK_CUDA = 2**9, 2**13
 NUMBERS_PER_BLOCK, NUMBERS_PER_BLOCK_CUDA = 2**20, 2**28
 
@@ -27,8 +29,9 @@ def make_engine(
 ) -> Any:
     """Return the inference engine for a prior and the classes to score.
 
-    Both engines have the same methods: `pairs` computes what does not depend on the class, `read`
-    scores given (pair, class) lanes, and `score` scores all classes.
+    Both engines have the same methods. `pairs` computes everything that does not depend on the
+    class. `read` scores given lanes, which are combinations of a pair and a class. `score` scores
+    all classes.
     """
     if isinstance(prior, SharedTrunkPrior):
         return HeadEngine(prior, labels, dtype, compiled)
@@ -36,12 +39,13 @@ def make_engine(
 
 
 class HeadPairs(NamedTuple):
-    """(image, order) pairs after the trunk, with n_steps tokens in the sequence of reading.
+    """Results of the trunk for (image, order) pairs. Each pair has n_steps tokens.
 
-    The features `u` and `v` are (n_pairs, n_steps, width). The trunk's logits of the groups are
-    (n_pairs, n_steps, n_groups), those of the codes in the target's group are (n_pairs, n_steps,
-    group_size). `group` and `member` (n_pairs, n_steps) are the group of each target, and its index
-    within the group.
+    The features `u` and `v` have shape (n_pairs, n_steps, width). `group_logits` (n_pairs, n_steps,
+    n_groups) are the trunk's logits of the groups. `member_logits` (n_pairs, n_steps, group_size)
+    are the trunk's logits of the codes in the group of the target. `group` and `member` (n_pairs,
+    n_steps) are the group of each target, and the index of the target within this group. Tokens are
+    sorted by the order.
     """
 
     u: Tensor
@@ -53,10 +57,9 @@ class HeadPairs(NamedTuple):
 
 
 class HeadEngine:
-    """A prior with a shared trunk and the classes to score, ready for inference.
+    """A prior with a shared trunk that is prepared for scoring a list of classes.
 
-    The arguments are those of :class:`skaocls.scoring.engine.Engine`. The head always computes in
-    float32.
+    The arguments are those of :class:`skaocls.scoring.engine.Engine`. The head always uses float32.
     """
 
     def __init__(
@@ -77,11 +80,11 @@ class HeadEngine:
         self.states = compile_or_warn(self.trunk.states) if compiled else self.trunk.states
 
     def pairs_at_once(self, lanes: int) -> int:
-        """Return how many pairs make one tile of `lanes` sequences."""
+        """Return the number of (image, order) pairs in one tile of `lanes` sequences."""
         return lanes
 
     def pairs(self, codes: Tensor, orders: Tensor) -> HeadPairs:
-        """Read tokens (n_pairs, n_tokens) along orders (n_pairs, n_steps)."""
+        """Run the trunk on tokens (n_pairs, n_tokens) in given orders (n_pairs, n_steps)."""
         head, n_steps = self.head, orders.shape[1]
         pairs = self.trunk.pairs(codes, orders)
         rows = torch.arange(len(codes), device=codes.device)
@@ -113,10 +116,10 @@ class HeadEngine:
         cache: Cache | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Cache]:
-        """Read tokens of some lanes as :meth:`skaocls.scoring.engine.Engine.read` does.
+        """Return log p(token | class) of some lanes, as :meth:`skaocls.scoring.engine.Engine.read`.
 
-        The cache is always empty. Blocks of classes have the same shape as in :meth:`score`, so
-        the log-probabilities are the same bit for bit.
+        The returned cache is always empty. Blocks of classes have the same shape as in
+        :meth:`score`, so the log-probabilities of both methods are equal bit for bit.
         """
         lanes = pair.argsort(stable=True)
         count = torch.bincount(pair, minlength=len(pairs.group))
@@ -124,7 +127,7 @@ class HeadEngine:
         first = count.cumsum(0) - count
         log_prob = pairs.u.new_empty(len(pair), stop - start)
         width = self._block_width()
-        # pairs with a similar number of classes together
+        # process pairs with a similar number of classes together
         for rows in by_count.split(self._pairs_per_block()):
             n_blocks = -(-int(count[rows[0]]) // width)
             if not n_blocks:
@@ -138,7 +141,7 @@ class HeadEngine:
         return log_prob, []
 
     def score(self, pairs: HeadPairs, lanes: int) -> Tensor:
-        """Return log p(tokens | class) of all classes, (n_pairs, n_classes), float64."""
+        """Return float64 log p(tokens | class) of all classes, with shape (n_pairs, n_classes)."""
         width = self._block_width()
         label = torch.arange(-(-self.n_classes // width) * width, device=pairs.u.device)
         label = label.clamp_(max=self.n_classes - 1)[None]
@@ -153,7 +156,7 @@ class HeadEngine:
         return max(1, n_rows // self.n_tokens)
 
     def _block_width(self) -> int:
-        """Return how many classes one block has; all blocks have the same width."""
+        """Return the number of classes in a block, which is the same for all blocks."""
         limit = NUMBERS_PER_BLOCK_CUDA if self.output.is_cuda else NUMBERS_PER_BLOCK
         n_rows = self._pairs_per_block() * self.n_tokens
         per_row = 3 * self.scale.shape[1] + 2 * (self.head.n_groups + self.head.group_size)
@@ -161,11 +164,12 @@ class HeadEngine:
         return -(-self.n_classes // -(-self.n_classes // most))
 
     def _log_prob(self, pairs: HeadPairs, label: Tensor) -> Tensor:
-        """Return log p(token | class) (n_pairs, n_steps, n_labels), in blocks of labels.
+        """Return log p(token | class), with shape (n_pairs, n_steps, n_labels).
 
-        The number of labels (1 or n_pairs, n_labels) is a multiple of the block width.
+        `label` has shape (1 or n_pairs, n_labels) and is processed in blocks. The number of labels
+        n_labels must be a multiple of the block width.
         """
-        # tilts of the codes in each target's group, (n_rows, rank, group_size)
+        # head weights of the codes in the group of each target, (n_rows, rank, group_size)
         members = self.head.tokens[pairs.group.flatten()].transpose(1, 2)
         blocks = [
             self._block(pairs, members, self.scale[part][:, None], self.shift[part][:, None])
@@ -176,7 +180,7 @@ class HeadEngine:
     def _block(self, pairs: HeadPairs, members: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Return log p(token | class) of one block of classes.
 
-        Scales and shifts are (1 or n_pairs, 1, n_classes, width).
+        `scale` and `shift` have shape (1 or n_pairs, 1, n_classes, width).
         """
         head = self.head
         z = torch.addcmul(shift, pairs.u[:, :, None], scale)
@@ -185,7 +189,7 @@ class HeadEngine:
         shape = z.shape[:3]
         z = z.flatten(0, 1)
         _, _, group_logits, member_logits, group, member = (a.flatten(0, 1)[:, None] for a in pairs)
-        # z (n_rows, n_classes, rank) times the codes of each row's group (n_rows, rank, group_size)
+        # multiply z (n_rows, n_classes, rank) with `members` (n_rows, rank, group_size)
         within = torch.baddbmm(member_logits, z, members)
         among = F.linear(z, head.groups.weight).add_(group_logits)
         member, group = (a[..., None].expand(*z.shape[:2], 1) for a in (member, group))

@@ -1,8 +1,8 @@
-"""Sampling tokens from a prior, with any subset of the tokens given.
+"""Sample tokens from a prior. Any subset of the tokens can be given.
 
-Tokens are sampled along an order, one or several per step (Pang et al., "RandAR", arXiv 2412.01827,
-section 3). Keys and values of earlier positions are cached, so that each step only computes its new
-positions.
+Tokens are sampled in a given order, one or several tokens per step (Pang et al., "RandAR", arXiv
+2412.01827, section 3). Keys and values of earlier positions are cached, so that each step processes
+only new positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ from skaocls.scoring.engine import tile_shape
 from skaocls.scoring.exhaustive import lanes_at_once
 from skaocls.scoring.shared_trunk_engine import make_engine
 
-# For each layer: keys and values (sequences, n_head, 1 + 2 n_tokens, head_dim) of the class token
-# and of the positions p1 t1 p2 t2 ... (position instruction, token)
+# Keys and values (sequences, n_head, 1 + 2 n_tokens, head_dim) in each layer, for the class token
+# and for the positions p1 t1 p2 t2 ..., where p are position instructions and t are tokens
 Cache = list[tuple[Tensor, Tensor]]
 
 SAMPLING_CONSTRAINTS = {
@@ -51,14 +51,14 @@ def generate(
     guidance: float = 1.0,
     seed: int,
 ) -> np.ndarray:
-    """Sample the tokens (n_images, n_tokens) of images, each along its own order.
+    """Sample the tokens (n_images, n_tokens) of images. Each image has its own order.
 
-    The image's first `n_known` tokens in its order are copied from `codes`, which are in raster
-    order. Labels are rows of the class table; ``prior.num_classes`` is the null class. Options are
-    those of :meth:`skaocls.AnyOrderARClassifier.sample`, which checks them. `top_p` (Holtzman et
-    al., arXiv 1904.09751, section 3.1) applies after `temperature` and `top_k`. With guidance g (Ho
-    and Salimans, arXiv 2207.12598), logits are ``null + g * (class - null)``. The random numbers of
-    an image do not depend on the images after it.
+    The first `n_known` tokens in the order of an image are copied from `codes`, which are in raster
+    order. `labels` are rows of the class table; ``prior.num_classes`` is the null class. The
+    options are those of :meth:`skaocls.AnyOrderARClassifier.sample`, which validates them. `top_p`
+    (Holtzman et al., arXiv 1904.09751, section 3.1) is applied after `temperature` and `top_k`.
+    With guidance g (Ho and Salimans, arXiv 2207.12598), logits are ``null + g * (class - null)``.
+    The random numbers of an image do not depend on the images that follow it in the batch.
     """
     prior.eval()
     n_known = np.broadcast_to(n_known, len(orders))
@@ -90,11 +90,12 @@ def generate(
 
 
 def step_ends(n: int, n_steps: int | None = None) -> np.ndarray:
-    """Return the number of tokens, of n, that are sampled by the end of each step.
+    """Return how many of n tokens have been sampled at the end of each step.
 
-    After a step, a share of ``cos(pi / 2 * step / n_steps)`` of the tokens is left (Chang et al.,
-    "MaskGIT", arXiv 2202.04200, section 3.3). Early steps sample fewer tokens, because tokens
-    depend on each other most when few are known. Every step samples at least one token.
+    After each step, the fraction ``cos(pi / 2 * step / n_steps)`` of the tokens is not yet sampled
+    (Chang et al., "MaskGIT", arXiv 2202.04200, section 3.3). Early steps sample fewer tokens than
+    late steps, because tokens depend on each other most when few are known. Every step samples at
+    least one token.
     """
     n_steps = n if n_steps is None else min(n, n_steps)
     step = np.arange(1, n_steps + 1)
@@ -113,8 +114,8 @@ def generate_batch(
     """Sample the tokens of one batch.
 
     `inputs` are labels, orders, codes and uniform random numbers. `sample` maps logits and random
-    numbers to tokens. ``ends[0]`` is the number of
-    known tokens, ``ends[i]`` the number of tokens after step i.
+    numbers to tokens. ``ends[0]`` is the number of known tokens. ``ends[i]`` is the total number of
+    tokens after step i.
     """
     labels, orders, codes, uniforms = inputs
     guided = guidance != 1
@@ -122,10 +123,11 @@ def generate_batch(
         labels = torch.cat([labels, torch.full_like(labels, prior.num_classes)])
     cache = start_cache(prior, labels)
     tokens = codes.gather(1, orders)
-    n_cached = 0  # positions of p1 t1 p2 t2 ... in the cache
+    n_cached = 0  # number of positions of p1 t1 p2 t2 ... that are in the cache
     for start, stop in pairwise(ends):
-        # The new positions are those sampled last, read as in training, and then the position
-        # instructions of this step, which do not see each other.
+        # The new positions are the tokens from the last step with their instructions, as in
+        # training, and then the position instructions of this step. The latter do not attend to
+        # each other.
         first, instructions = n_cached // 2, 2 * start
         new = torch.tensor(
             [*range(n_cached, instructions), *range(instructions, 2 * stop, 2)],
@@ -144,16 +146,16 @@ def generate_batch(
             given, null = logits.chunk(2)
             logits = null + guidance * (given - null)
         tokens[:, start:stop] = sample(logits, uniforms[:, start:stop])
-        # Only the first instruction was read with the same mask as in training. The others are
-        # read again in the next step.
+        # Only the first instruction of this step had the same mask as in training. The next step
+        # processes the other instructions again.
         n_cached = instructions + 1
     return codes.scatter(1, orders, tokens)
 
 
 def start_cache(prior: Prior, labels: Tensor) -> Cache:
-    """Allocate keys and values of all positions, and fill in those of the class token.
+    """Allocate the cache for all positions, and fill in the key and value of the class token.
 
-    The class token has a key of zero.
+    The key of the class token is zero.
     """
     cache = []
     for value in prior.class_values(labels):
@@ -166,10 +168,10 @@ def start_cache(prior: Prior, labels: Tensor) -> Cache:
 
 
 def read_positions(prior: Prior, cache: Cache, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
-    """Run the transformer on new positions x (sequences, n_new, dim), and cache them.
+    """Run the transformer on new positions x (sequences, n_new, dim), and update the cache.
 
-    `mask` is (n_new, n_cached + n_new). New keys and values are written after the first `n_cached`
-    positions of the cache, and replace what is there.
+    `mask` has shape (n_new, n_cached + n_new). New keys and values are written to the cache after
+    the first n_cached positions. They overwrite old values.
     """
     end = mask.shape[1]
     new = slice(end - x.shape[1], end)
@@ -190,7 +192,7 @@ def sample_tokens(
 ) -> Tensor:
     """Sample tokens (...,) from logits (..., vocab_size) by inverse transform sampling."""
     logits = logits.double()
-    # subtract the maximum first, so that very low temperatures do not overflow
+    # subtract the maximum first, to avoid an overflow at very low temperatures
     p = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
     if top_k is not None or top_p is not None:
         ranked, code = p.sort(-1, descending=True)
@@ -199,8 +201,8 @@ def sample_tokens(
         if top_p is not None:
             before = ranked.cumsum(-1) - ranked
             ranked[before >= top_p * ranked.sum(-1, keepdim=True)] = 0
-        # Back to the order of codes, so that rounding errors of the logits move the bounds of the
-        # intervals a little and never exchange them.
+        # Sort the probabilities by code again. A rounding error of the logits then only moves the
+        # bounds of the intervals a little, and the intervals stay in the same sequence.
         p = torch.zeros_like(p).scatter_(-1, code, ranked)
     cumulative = p.cumsum(-1)
     return (cumulative <= uniforms.unsqueeze(-1) * cumulative[..., -1:]).sum(-1)
@@ -216,10 +218,10 @@ def known_log_likelihoods(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> np.ndarray:
-    """Compute log p(known tokens | class, order), shape (n_images, n_orders, n_classes).
+    """Compute log p(known tokens | class, order), with shape (n_images, n_orders, n_classes).
 
-    `codes` are (n_images, n_tokens). `orders` are (n_images, n_orders, n_tokens), because those of
-    an image begin with its own `n_known` known positions.
+    `codes` has shape (n_images, n_tokens). `orders` has shape (n_images, n_orders, n_tokens),
+    because the orders of an image begin with the `n_known` known positions of this image.
     """
     prior.eval()
     device = prior.device
@@ -245,9 +247,9 @@ def known_log_likelihoods(
 
 
 def known_first(orders: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-    """Move known positions to the start of orders (..., n_tokens) without other changes.
+    """Move the known positions to the start of each order (..., n_tokens), without other changes.
 
-    `unknown` is a bool array of the same shape, in raster order.
+    `unknown` is a bool array of the same shape as `orders`. Its last axis is in raster order.
     """
     last = np.take_along_axis(unknown, orders, -1)
     return np.take_along_axis(orders, last.argsort(-1, kind="stable"), -1)

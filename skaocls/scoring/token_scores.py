@@ -1,4 +1,4 @@
-"""Reading pairs and lanes in tiles of bounded memory, for early stopping."""
+"""Score pairs and lanes in tiles of limited memory, for early stopping."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -12,8 +12,8 @@ from skaocls.scoring.shared_trunk_engine import HeadEngine, HeadPairs
 
 T = TypeVar("T")
 
-# Largest size of the keys and values that are kept between two reads, in bytes and as a fraction of
-# a CUDA device's memory
+# Largest size of the keys and values that are cached, in bytes and as a fraction of the memory of a
+# CUDA device
 CACHE_BYTES, CACHE_BYTES_CUDA = 2**28, 2**33
 CACHE_FRACTION_CUDA = 1 / 8
 
@@ -21,11 +21,12 @@ CACHE_FRACTION_CUDA = 1 / 8
 def open_tile(
     engine: Engine | HeadEngine, codes: Tensor, orders: Tensor, active: Tensor
 ) -> Callable[[Tensor, Tensor, int, int], Tensor]:
-    """Read a tile of pairs; return a function that looks up log p(token | class).
+    """Score a tile of pairs. Return a function that looks up log p(token | class).
 
-    Pairs have codes and orders (n_pairs, n_tokens) and active classes (n_pairs, n_classes). The
-    function takes rows of the tile, their active classes (a subset), and the first and last step.
-    It returns (n_rows, n_steps, n_classes), arbitrary for classes that are not active.
+    `codes` and `orders` have shape (n_pairs, n_tokens). `active` (n_pairs, n_classes) marks the
+    classes to score. The returned function has four arguments: rows of the tile, the active classes
+    of these rows (a subset of `active`), the first step and the last step. It returns an array of
+    shape (n_rows, n_steps, n_classes). Values of classes that are not active are arbitrary.
     """
     n, n_tokens = orders.shape
     if isinstance(engine, HeadEngine):
@@ -52,7 +53,7 @@ def open_tile(
 
 
 def read_pairs(engine: Engine, codes: Tensor, orders: Tensor) -> Pairs:
-    """Call :meth:`Engine.pairs` in tiles."""
+    """Call :meth:`Engine.pairs` for one tile of pairs at a time."""
     tile = lanes_at_once(engine.prior)
     tiles = map(engine.pairs, codes.split(tile), orders.split(tile))
     return Pairs(*(torch.cat(a) for a in zip(*tiles, strict=True)))
@@ -67,9 +68,10 @@ def read_lanes(
     stop: int,
     cache: Cache | None = None,
 ) -> tuple[Tensor, Cache | None]:
-    """Call :meth:`Engine.read` in tiles; return a cache if it is needed and small enough.
+    """Call :meth:`Engine.read` for one tile of lanes at a time.
 
-    Without a cache, tokens before `start` are read again.
+    The second result is a cache if it is needed and small enough, otherwise None. If `cache` is
+    None, tokens before `start` are processed again.
     """
     n, begin = len(pair), 0 if cache is None else start
     keep = stop < engine.n_tokens and n * engine.cache_bytes(stop) <= cache_limit(engine)
@@ -95,10 +97,11 @@ def read_lanes(
 def in_tiles(
     read: Callable[[Tensor], T], n: int, tile: int, device: torch.device, fixed: bool = False
 ) -> Iterator[tuple[int, T]]:
-    """Yield the first row and the result of `read` for tiles of rows.
+    """Call `read` for one tile of rows at a time. Yield the first row and the result.
 
-    Tiles are filled up with the last row, to the full size if `fixed` and to a power of two
-    otherwise, so that there are few different shapes. They are halved when memory runs out.
+    The last tile is filled up with copies of the last row, so that few different shapes occur. If
+    `fixed` is True, the tile is filled up to the full size, otherwise to a power of two. If memory
+    runs out, the size of the tiles is halved.
     """
     at = 0
     while at < n:
@@ -116,7 +119,7 @@ def in_tiles(
 
 
 def cache_limit(engine: Engine) -> int:
-    """Return how many bytes of keys and values may be kept."""
+    """Return how many bytes of keys and values may be cached."""
     if not engine.output.is_cuda:
         return CACHE_BYTES
     total = torch.cuda.get_device_properties(engine.output.device).total_memory

@@ -1,1 +1,1 @@
-"""Training a prior. :mod:`skaocls.training.loop` contains the training loop."""
+"""Code that trains priors. The training loop is in :mod:`skaocls.training.loop`."""

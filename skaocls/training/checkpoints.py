@@ -1,9 +1,9 @@
 """Checkpoints: files from which an interrupted training continues.
 
-A checkpoint is a pair of files, ``checkpoint-<n>.safetensors`` with all tensors and
-``checkpoint-<n>.json`` with everything else and a hash of the first file. The JSON file is written
-last, so a pair that is incomplete or whose hash differs is not valid. The last two checkpoints are
-kept. Only the main rank reads and writes files.
+A checkpoint is a pair of files. ``checkpoint-<n>.safetensors`` contains all tensors.
+``checkpoint-<n>.json`` contains everything else and a hash of the tensor file. The JSON file is
+written last. A pair is therefore valid only if the JSON file exists and its hash matches the tensor
+file. The folder keeps the two newest checkpoints. Only the main rank reads and writes files.
 """
 
 import json
@@ -27,18 +27,19 @@ from skaocls.warn import warn
 
 FORMAT = 1
 N_KEPT = 2
-# The time between two checkpoints is at least this many times the time of writing one, so that
-# writing takes at most 5 % of a training.
+# The time between two checkpoints is at least 20 times as long as the time needed to write one.
+# Writing therefore takes at most 5 % of the training time.
 INTERVAL_FACTOR = 20
 NAME = re.compile(r"checkpoint-(\d+)\.json")
 
 
 class Checkpoints:
-    """Checkpoints of one training in a folder; use :func:`checkpoints_in` to open it.
+    """Checkpoints of one training run in a folder. Use :func:`checkpoints_in` to open the folder.
 
-    `fingerprint` maps names to hashes of everything that the training depends on. After
-    construction, `seed` is that of the training found in the folder, else the given one. A
-    ValueError is raised if the folder contains checkpoints of another training.
+    `fingerprint` maps the name of each input on which the training depends to a hash of the input.
+    If the folder contains a checkpoint of this training, the attribute `seed` is the seed in the
+    checkpoint. Otherwise it is the given seed. If the folder contains checkpoints of a different
+    training run, a ValueError is raised.
     """
 
     def __init__(self, folder: str | os.PathLike[str], fingerprint: dict[str, str], seed: int):
@@ -48,7 +49,7 @@ class Checkpoints:
         self.seed = run_on_main(self.find)
 
     def find(self) -> int:
-        """Read the last valid checkpoint, if any, and return the seed of its training."""
+        """Read the newest valid checkpoint, if one exists. Return the seed of the training run."""
         tensor_files = self.folder.glob("checkpoint-*.safetensors")
         incomplete = [path for path in tensor_files if not path.with_suffix(".json").exists()]
         for path in [*incomplete, *self.folder.glob(".checkpoint-*")]:
@@ -61,32 +62,32 @@ class Checkpoints:
         return self.seed
 
     def numbers(self) -> list[int]:
-        """Return the numbers of all checkpoints, the newest first."""
+        """Return the numbers of all checkpoints in the folder, newest first."""
         matches = [NAME.fullmatch(path.name) for path in self.folder.iterdir()]
         return sorted((int(match[1]) for match in matches if match), reverse=True)
 
     def files(self, n: int) -> tuple[Path, Path]:
-        """Return the paths of the tensors and of the metadata of a checkpoint."""
+        """Return the path of the tensor file and the path of the JSON file of checkpoint `n`."""
         stem = self.folder / f"checkpoint-{n}"
         return stem.with_suffix(".safetensors"), stem.with_suffix(".json")
 
     def read(self, n: int) -> tuple[dict[str, Tensor], Metadata] | None:
-        """Read a checkpoint. A damaged one is removed with a warning."""
+        """Read checkpoint `n`. If the checkpoint is damaged, remove it with a warning."""
         tensor_path, json_path = self.files(n)
         try:
             metadata = json.loads(json_path.read_text(encoding="utf-8"))
             if metadata["format"] != FORMAT:
-                return {}, metadata  # `check` refuses it
+                return {}, metadata  # `check` raises an error
             if metadata["hash"] != hash_file(tensor_path):
-                raise ValueError("its content has changed since it was written")
+                raise ValueError("the tensor file has changed since it was written")
             return read_state_dict(tensor_path), metadata
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            warn(f"Removing the checkpoint {json_path}, which is damaged: {exc}.", RuntimeWarning)
+            warn(f"Removing the checkpoint {json_path}: it is damaged ({exc}).", RuntimeWarning)
             self.remove(n)
             return None
 
     def check(self, metadata: Metadata) -> None:
-        """Raise an error if a checkpoint belongs to another training or version."""
+        """Raise an error if a checkpoint has another format or belongs to another training run."""
         advice = (
             "To start a new fit, pass another checkpoint_dir or remove the checkpoint-* files in "
             f"{str(self.folder)!r}."
@@ -101,18 +102,18 @@ class Checkpoints:
         if changed:
             raise ValueError(
                 f"checkpoint_dir={str(self.folder)!r} contains checkpoints of another fit, with "
-                f"different {', '.join(changed)}. To continue that fit, call fit with the same "
-                f"data and parameters. {advice}"
+                f"different {', '.join(changed)}. To continue that fit, call fit with the "
+                f"data and parameters of that fit. {advice}"
             )
 
     def restore(self, state: TrainingState) -> None:
-        """Restore the state from the checkpoint that was found, if any."""
+        """Restore the state from the newest valid checkpoint, if one exists."""
         if broadcast(self.found is not None):
             state.restore(*(self.found or ({}, {})))
             self.found = None
 
     def save_if_due(self, state: TrainingState) -> None:
-        """Save the state if it is finite and enough time has passed. A failure only warns."""
+        """Save the state if it is finite and a checkpoint is due. If writing fails, only warn."""
         if not (broadcast(time.monotonic() >= self.next_time) and state.is_finite()):
             return
         start = time.monotonic()
@@ -131,7 +132,7 @@ class Checkpoints:
         self.next_time = end + INTERVAL_FACTOR * (end - start)
 
     def write(self, tensors: dict[str, Tensor], state_metadata: Metadata) -> None:
-        """Write the next checkpoint and remove the oldest."""
+        """Write the next checkpoint, and remove all but the newest two."""
         tensor_path, json_path = self.files(self.last_number + 1)
         metadata = {"format": FORMAT, "fingerprint": self.fingerprint, "seed": self.seed}
         metadata |= state_metadata
@@ -145,24 +146,24 @@ class Checkpoints:
             self.remove(n)
 
     def remove(self, n: int) -> None:
-        """Remove a checkpoint, the JSON file first."""
+        """Remove the JSON file and then the tensor file of checkpoint `n`."""
         for path in reversed(self.files(n)):
             path.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove all checkpoints."""
+        """Remove all checkpoints from the folder."""
         for n in self.numbers() if is_main() else []:
             self.remove(n)
 
 
 def write_tensors(tensors: dict[str, Tensor], metadata: Metadata, path: str) -> None:
-    """Write tensors and add the hash of the file to the metadata."""
+    """Write tensors to a file, and add the hash of this file to the metadata."""
     tensor_writer(tensors)(path)
     metadata["hash"] = hash_file(path)
 
 
 def write_json(metadata: Metadata, path: str) -> None:
-    """Write metadata as JSON."""
+    """Write metadata to a JSON file."""
     Path(path).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 
 
@@ -170,9 +171,9 @@ def write_json(metadata: Metadata, path: str) -> None:
 def checkpoints_in(
     folder: str | os.PathLike[str] | None, fingerprint: dict[str, str], seed: int
 ) -> Iterator[Checkpoints | None]:
-    """Open the checkpoints in a folder and lock it. Without a folder, yield None.
+    """Open the checkpoints in a folder and lock the folder. If `folder` is None, yield None.
 
-    An OSError is raised if the folder cannot be written to, or another training uses it.
+    An OSError is raised if the folder is not writable or if another training run uses it.
     """
     if folder is None:
         yield None
@@ -186,15 +187,15 @@ def checkpoints_in(
 
 
 def create_and_lock(lock: FileLock, folder: str | os.PathLike[str]) -> None:
-    """Create a folder if it does not exist, and lock it."""
+    """Create the folder if it does not exist, and lock the folder."""
     name = f"checkpoint_dir={os.fspath(folder)!r}"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as exc:
         raise OSError(
-            f"{name} is in use by another fit. Pass a different folder to each fit. In a search, "
-            "use memory instead of checkpoint_dir."
+            f"{name} is in use by another fit. Pass a different folder to each fit. In a "
+            "parameter search, use memory instead of checkpoint_dir."
         ) from exc
     except OSError as exc:
         raise OSError(f"{name} cannot be written to: {exc}") from exc

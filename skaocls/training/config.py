@@ -1,4 +1,4 @@
-"""Training parameters: as the user set them, and as the training loop uses them."""
+"""Training parameters: the values that the user sets, and the values that the loop uses."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,28 +20,29 @@ from skaocls.training.defaults import (
     uses_muon,
 )
 
-# Modes that train the vectors of classes, but not that of the null class.
+# Fine-tuning modes that train the class vectors, but not the vector of the null class
 FROZEN_NULL_MODES = ("lora", "class_embedding")
 
 
 @dataclass(frozen=True)
 class ResolvedConfig:
-    """Training parameters without "auto", as used by :func:`skaocls.training.loop.train_prior`.
+    """Training parameters of the training loop, in which no value is "auto".
 
-    Parameters of the classifier keep their names and meaning. The others are:
+    Attributes that are not listed here have the name and the meaning of a classifier parameter.
 
     Attributes
     ----------
     keep_null_class : bool
-        Whether the null class is not trained. Then there is no class dropout and no weight decay.
+        Whether the vector of the null class stays fixed. If so, training uses neither class dropout
+        nor weight decay.
     muon : bool
-        Whether Muon trains the weight matrices, see :mod:`skaocls.training.optimizer`.
+        Whether Muon optimizes the weight matrices (:mod:`skaocls.training.optimizer`).
     orders : int array of shape (n_orders, n_tokens) or None
-        Orders to draw from. None draws from all permutations.
+        Orders from which training draws. If None, training draws from all permutations.
     autocast : torch.dtype or None
-        Type of the matrix products. None is float32.
+        Data type of the matrix products. If None, float32 is used.
     seed : int
-        Seed of batches, views, orders, dropped labels and dropout.
+        Seed for drawing batches, views, orders, dropped labels and dropout masks.
     """
 
     max_iter: int
@@ -60,20 +61,22 @@ class ResolvedConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Training parameters of the classifier, under their names and with their meaning.
+    """Training parameters of the classifier, whose values may be "auto".
+
+    Attributes that are not listed here have the name and the meaning of a classifier parameter.
 
     Attributes
     ----------
     architecture : str
-        Architecture of a new prior.
+        Architecture of the prior if a new prior is created.
     sizes : dict or None
-        Sizes of a new prior. None chooses them for the data.
+        Sizes of the prior if a new prior is created. If None, the sizes are chosen for the data.
     keep_classes : bool
-        Whether a pretrained prior keeps its class vectors if it has the right number of classes.
+        Whether a pretrained prior keeps its class vectors if it has as many classes as the data.
     hold_out : bool
-        Whether validation data are held out even without early stopping.
+        Whether validation data are held out even if `early_stopping` is False.
     tabular : bool
-        Whether the data are rows of a table.
+        Whether the data are rows of a table and not images.
     """
 
     architecture: str
@@ -99,11 +102,11 @@ class TrainingConfig:
 
     @property
     def draws_orders(self) -> bool:
-        """Whether the prior is trained for all permutations."""
+        """Whether training draws its orders from all permutations."""
         return isinstance(self.order, str) and self.order in DRAWN
 
     def identity(self) -> dict[str, object]:
-        """Return everything that the result depends on, for hashing."""
+        """Return all parameters on which the trained weights depend, so that they can be hashed."""
         values = dict(vars(self))
         values["device"] = resolve_device(self.device).type
         values["finetune"] = self.finetune.get_params()
@@ -123,9 +126,10 @@ class TrainingConfig:
         order_seed: int,
         seed: int,
     ) -> ResolvedConfig:
-        """Replace every "auto" by a value that suits the prior and the training samples.
+        """Replace every "auto" by a value that suits the prior and the training data.
 
-        `mode` is the fine-tuning mode. None trains all weights at the learning rate of a new prior.
+        `mode` is the fine-tuning mode. If None, all weights are trained at the learning rate for a
+        new prior.
         """
         rate, weight = self.learning_rate_init, self.posterior_weight
         batch_size, max_iter = self.batch_size, self.max_iter
@@ -137,7 +141,7 @@ class TrainingConfig:
             batch_size = default_batch_size(n_samples, prior.n_tokens, self.tabular)
         if isinstance(max_iter, str) and (mode is None or self.tabular):
             max_iter = default_max_iter(n_samples, prior, weight, self.tabular)
-        elif isinstance(max_iter, str):  # the budget is not meant for large pretrained priors
+        elif isinstance(max_iter, str):  # large pretrained priors have no budget of operations
             max_iter = MAX_EPOCHS
         orders = None
         if not self.draws_orders:

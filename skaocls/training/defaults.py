@@ -1,4 +1,4 @@
-"""Values of training parameters that are set to "auto", and the size of micro-batches."""
+"""Choose values for training parameters that are "auto", and the size of micro-batches."""
 
 import numpy as np
 
@@ -6,40 +6,43 @@ from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import Prior
 from skaocls.training.loss import POSTERIOR_STRIDE, number_of_rivals
 
-# Epochs. The budget takes about a minute on two cores for up to 1000 images and grows less than
-# linearly, to eight minutes for 10,000 (benchmarks/speed/waiting.py). Tables need fewer epochs,
-# because they have no augmented views and overfit sooner (benchmarks/quality/tables.py).
+# Number of epochs. On two CPU cores, training on up to 1000 images takes about one minute. The time
+# grows more slowly than the number of images: 10,000 images take eight minutes
+# (benchmarks/speed/waiting.py). Tables are trained for fewer epochs than images, because tables
+# have no augmented views and overfit sooner (benchmarks/quality/tables.py).
 MAX_EPOCHS, MAX_EPOCHS_OF_TABLES, MIN_EPOCHS = 120, 30, 10
 BUDGET_OPERATIONS, BUDGET_IMAGES, BUDGET_EXPONENT = 3.3e12, 1000, 0.9
-# Time of one rival class in the class head, relative to its matrix products
-# (benchmarks/speed/steps.py).
+# Time that the class head needs for one rival class, divided by the time that its matrix products
+# alone need (benchmarks/speed/steps.py)
 RIVAL_OVERHEAD = 3.5
 
-# Batch size. With many tokens per image, batches of about 1024 tokens need a quarter of the epochs
-# that batches of 64 images need (benchmarks/speed/waiting.py). The gradients of much smaller
-# batches are noisy.
+# Batch size. If images have many tokens, batches of about 1024 tokens need only a quarter of the
+# epochs that batches of 64 images need (benchmarks/speed/waiting.py). Batches of far fewer tokens
+# have noisy gradients.
 BATCH_TOKENS = 1024
 MIN_BATCH, MAX_BATCH = 16, 64
 MIN_STEPS_PER_EPOCH, MIN_STEPS_PER_EPOCH_OF_TABLES = 8, 32
 
-# Learning rates. The rate of a new prior is 0.4 / dim, the published 4e-4 at the published width of
-# 1024 (benchmarks/quality/digits.py for small priors). Fine-tuning multiplies it by a factor
-# (benchmarks/quality/finetuning.py).
+# Learning rates. A new prior is trained at the rate 0.4 / dim. At the published width of 1024, this
+# is the published rate of 4e-4. The script benchmarks/quality/digits.py tests the rate for small
+# priors. Fine-tuning multiplies the rate by a factor (benchmarks/quality/finetuning.py).
 RATE_TIMES_DIM = 0.4
 FINETUNING_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
 
-# Muon trains priors for fewer than 50 epochs. AdamW is at least as good in longer trainings
-# (benchmarks/quality/optimizers.py, benchmarks/quality/tables.py).
+# Muon is used if training takes fewer than 50 epochs. In longer trainings, AdamW is at least as
+# good as Muon (benchmarks/quality/optimizers.py, benchmarks/quality/tables.py).
 MUON_MAX_EPOCHS = 50
 
-# Weight of the posterior in the loss (benchmarks/quality/posterior.py). Below 48 tokens it falls in
-# proportion to their number, because the likelihood of fewer tokens is fewer nats.
+# Weight of the posterior in the loss (benchmarks/quality/posterior.py). If an image has fewer than
+# 48 tokens, the weight is proportional to the number of tokens, because the log-likelihood is a sum
+# over tokens.
 POSTERIOR_WEIGHT, FULL_WEIGHT_TOKENS = 5.0, 48
-POSTERIOR_WEIGHT_PER_COLUMN = 1 / 30  # of a table
+POSTERIOR_WEIGHT_PER_COLUMN = 1 / 30  # weight for each column of a table
 
-# Gradients are accumulated over micro-batches whose activations fit into this many bytes. The limit
-# does not depend on the machine, so the results do not either. No new prior of default size reaches
-# it; RandAR-L (343 million parameters) is fine-tuned on four images at a time.
+# Largest size in bytes of the activations of a micro-batch. Larger batches are split into
+# micro-batches, and their gradients are accumulated. The limit is the same on all machines, so that
+# the results are also the same. No new prior of default size reaches the limit. RandAR-L (343
+# million parameters) is fine-tuned on four images at a time.
 ACTIVATION_BUDGET = 2**32
 
 
@@ -52,7 +55,7 @@ def default_batch_size(n_samples: int, n_tokens: int, tabular: bool = False) -> 
 def default_max_iter(
     n_samples: int, prior: Prior, posterior_weight: float = 0.0, tabular: bool = False
 ) -> int:
-    """Return the number of epochs that a budget of operations allows, between 10 and 120.
+    """Return how many epochs fit into the budget of operations, but at least 10 and at most 120.
 
     Tables are trained for at most 30 epochs.
     """
@@ -63,7 +66,7 @@ def default_max_iter(
 
 
 def training_operations(prior: Prior, n_rivals: int = 0) -> float:
-    """Estimate the floating-point operations of the forward and backward pass of one image."""
+    """Estimate how many floating-point operations one training step needs per image."""
     n, transformer = prior.n_tokens, prior.transformer
     n_block = sum(p.numel() for p in transformer.layers.parameters())
     lookup_tables = (prior.class_table, transformer.tok_embeddings.weight)
@@ -79,16 +82,17 @@ def training_operations(prior: Prior, n_rivals: int = 0) -> float:
 
 
 def default_learning_rate(dim: int, mode: str | None) -> float:
-    """Return the peak learning rate; `mode` is the fine-tuning mode, None for a new prior."""
+    """Return the peak learning rate. `mode` is the fine-tuning mode, or None for a new prior."""
     factor = 1.0 if mode is None else FINETUNING_RATE[mode]
     return factor * RATE_TIMES_DIM / dim
 
 
 def default_posterior_weight(prior: Prior, mode: str | None, tabular: bool = False) -> float:
-    """Return the weight of the posterior; `mode` is as in :func:`default_learning_rate`.
+    """Return the weight of the posterior in the training loss.
 
-    Only a `SharedTrunkPrior` that is trained as a whole uses the posterior by default. Other priors
-    would read each image again for every rival class.
+    `mode` is the fine-tuning mode, or None for a new prior. The weight is positive only for a
+    `SharedTrunkPrior` whose weights are all trained. With any other prior, the posterior would need
+    one more forward pass per image for every rival class.
     """
     if mode not in (None, "full") or not isinstance(prior, SharedTrunkPrior):
         return 0.0
@@ -100,21 +104,22 @@ def default_posterior_weight(prior: Prior, mode: str | None, tabular: bool = Fal
 def uses_muon(
     prior: Prior, mode: str | None, max_iter: int, n_views: int, tabular: bool = False
 ) -> bool:
-    """Return whether Muon trains the prior; `mode` is as in :func:`default_learning_rate`.
+    """Return whether Muon trains the prior. `mode` is the fine-tuning mode or None.
 
-    Muon overfits images that have a single view. Published weights were trained by AdamW.
+    Muon is not used for images with a single view, because it overfits such images. Published
+    weights were trained by AdamW, so AdamW also fine-tunes them.
     """
     own_weights = mode is None or (mode == "full" and isinstance(prior, SharedTrunkPrior))
     return own_weights and (n_views > 1 or tabular) and max_iter < MUON_MAX_EPOCHS
 
 
 def micro_batch_size(prior: Prior, n_rivals: int = 0) -> int:
-    """Return how many images fit into `ACTIVATION_BUDGET`, at least one."""
+    """Return for how many images (at least one) the activations fit into `ACTIVATION_BUDGET`."""
     return max(1, int(ACTIVATION_BUDGET // activation_bytes(prior, n_rivals)))
 
 
 def activation_bytes(prior: Prior, n_rivals: int = 0) -> float:
-    """Estimate the bytes of float32 activations that one image needs for the backward pass."""
+    """Estimate how many bytes of float32 activations the backward pass needs per image."""
     n, transformer = prior.n_tokens, prior.transformer
     hidden = transformer.blocks[0].feed_forward.w1.weight.shape[0]
     blocks = len(transformer.blocks) * (2 * n - 1) * (10 * prior.dim + 4 * hidden)

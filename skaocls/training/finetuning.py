@@ -1,4 +1,4 @@
-"""Fine-tuning: which weights of a prior are trained, and vectors for new classes."""
+"""Fine-tuning: choose the weights to train, and create vectors for new classes."""
 
 import numpy as np
 import torch
@@ -9,14 +9,14 @@ from skaocls.priors.transformer import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 
-# Search for the old classes that are nearest to a new one (benchmarks/quality/finetuning.py)
-PROBE_IMAGES = 8  # images of each new class
+# Search for the old classes that are most similar to a new class (benchmarks/quality/finetuning.py)
+PROBE_IMAGES = 8  # number of images of each new class that are scored under the old classes
 PROBE_ORDERS = 2
-N_NEAREST = 3  # old classes whose vectors are averaged
+N_NEAREST = 3  # number of old classes whose vectors are averaged
 
 
 class LowRank(nn.Module):
-    """W + (alpha / rank) B A with trainable A and B (Hu et al., arXiv 2106.09685)."""
+    """The matrix W + (alpha / rank) B A with trainable A and B (Hu et al., arXiv 2106.09685)."""
 
     def __init__(self, weight: Tensor, rank: int, alpha: float, generator: Generator | None):
         super().__init__()
@@ -38,12 +38,12 @@ def prepare_finetuning(
     alpha: float = 16.0,
     generator: Generator | None = None,
 ) -> None:
-    """Choose, in place, which weights of a prior are trained.
+    """Mark the weights of a prior that fine-tuning will train (in place).
 
-    ``"full"`` trains all weights. ``"lora"`` trains class vectors and low-rank updates of the
-    attention and feed-forward matrices, which are multiplied by ``alpha / rank``.
-    ``"class_embedding"`` trains class vectors alone. ``"head"`` trains all weights outside the
-    transformer. The generator draws the initial low-rank updates, on the CPU.
+    ``"full"`` trains all weights. ``"class_embedding"`` trains only the class vectors. ``"lora"``
+    trains the class vectors and low-rank updates of the attention and feed-forward matrices. These
+    updates are multiplied by ``alpha / rank``. ``"head"`` trains all weights outside the
+    transformer. `generator` must be a CPU generator. It draws the initial low-rank updates.
     """
     prior.requires_grad_(mode in ("full", "head"))
     if mode == "head":
@@ -58,7 +58,7 @@ def prepare_finetuning(
 
 
 def merge_finetuning(prior: Prior) -> None:
-    """Add low-rank updates to the matrices, in place, so that they do not slow down scoring."""
+    """Add the low-rank updates to the weight matrices, so that they do not slow down scoring."""
     for layer in [m for m in prior.modules() if parametrize.is_parametrized(m)]:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     prior.requires_grad_(True)
@@ -74,11 +74,12 @@ def set_classes(
     *,
     keep_old: bool = False,
 ) -> None:
-    """Give a prior new classes, in place. With `keep_old`, the old classes stay before them.
+    """Replace the classes of a prior (in place), or add new classes if `keep_old` is True.
 
-    With ``initial="nearest"``, the vector of a new class is the mean of those of the three old
-    classes under which a few of its images, `codes` (n_images, n_tokens), are most likely. With
-    ``"null"``, it is the vector of the null class. The seed draws the orders of the likelihoods.
+    New classes are added after the old classes. If `initial` is ``"null"``, each new class gets the
+    vector of the null class. If it is ``"nearest"``, each new class gets the mean vector of the
+    three old classes under which a few images of the new class are most likely. `codes` (n_images,
+    n_tokens) are the tokens of these images. `seed` draws the orders for their likelihoods.
     """
     table = prior.class_table.detach()
     null = table[-1:]

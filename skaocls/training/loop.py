@@ -40,16 +40,18 @@ from skaocls.training.state import RESTART_RATE_FACTOR, History, TrainingState, 
 from skaocls.training.validation import Validation, validation_score
 from skaocls.warn import warn
 
-# Published recipe
+# Constants of the published recipe
 CLASS_DROPOUT = 0.1  # probability that the null class replaces a label
 CLIP_NORM = 1.0
-WARMUP_SHARE = 0.05  # of all steps
-FINAL_RATE = 0.05  # relative to the peak learning rate
-# Decay of the running average of the weights, which the prior keeps (benchmarks/quality/digits.py)
+WARMUP_SHARE = 0.05  # fraction of all training steps
+FINAL_RATE = 0.05  # final learning rate, as a fraction of the peak learning rate
+# Decay of the running average of the weights. The trained prior gets this average
+# (benchmarks/quality/digits.py).
 AVERAGE_DECAY = 0.99
-VALIDATION_ORDERS = 4  # fixed orders, few enough to cost a small part of an epoch
-ACCURACY_PAIRS = 1024  # (image, class) pairs that are scored for the accuracy in the progress bar
-# A training of more than ten minutes starts with a warning. Its length is estimated from ten steps.
+VALIDATION_ORDERS = 4  # fixed orders; validation takes only a small part of an epoch's time
+ACCURACY_PAIRS = 1024  # (image, class) pairs scored to estimate the accuracy in the progress bar
+# Training issues a warning if it will take more than ten minutes. The estimate uses the first ten
+# steps.
 LONG_TRAINING_SECONDS, TIMED_STEPS = 600, 10
 
 
@@ -66,21 +68,23 @@ def train_prior(
 ) -> History:
     """Train a prior in place on codes (n_images, n_views, n_tokens) and labels (n_images,).
 
-    Each step draws a batch of images. For each image it draws one of its views and an order, and
-    with probability 0.1 it replaces the label by the null class. The optimizer is AdamW, or Muon
-    for the matrices of new priors. The learning rate warms up linearly and then falls to 5 % of its
-    peak along a cosine. Gradients are clipped to norm 1. If the activations of a batch exceed a
-    fixed memory budget, gradients are accumulated over micro-batches
-    (:mod:`skaocls.training.defaults`).
+    Each training step draws a batch of images. For each image, the step draws one of the image's
+    views and an order. The step also replaces the label of each image by the null class with
+    probability 0.1. The optimizer is AdamW, or Muon for the weight matrices of new priors. The
+    learning rate first increases linearly to its peak. It then decreases along a cosine to 5 % of
+    the peak. Gradients are clipped to norm 1. If the activations of a batch exceed a fixed memory
+    limit, gradients are accumulated over micro-batches (:mod:`skaocls.training.defaults`).
 
-    The prior ends with a running average of its weights. With validation data, it keeps the weights
-    of the epoch with the highest validation log-likelihood. An epoch after which the loss or a
-    weight is not finite is repeated at a tenth of the learning rate, at most three times; then a
-    ValueError is raised. Ctrl-C ends training with a warning and keeps the weights. Before the end
-    of the first epoch, and if there are several ranks, it raises KeyboardInterrupt.
+    The trained prior gets a running average of the weights. If validation data are given, the prior
+    gets the average from the epoch with the highest validation log-likelihood. If the loss or a
+    weight is not finite after an epoch, the epoch is repeated at a tenth of the learning rate. This
+    happens at most three times per training, and a further divergence raises a ValueError. Ctrl-C
+    ends training with a warning, and the weights are kept. During the first epoch, or if training
+    runs on several ranks, Ctrl-C raises KeyboardInterrupt instead.
 
-    In distributed training, all ranks draw the same batches and each processes its share. The
-    weights equal those of a single process up to rounding. Dropout masks differ between ranks.
+    In distributed training, all ranks draw the same batches, and each rank processes a part of
+    every batch. The weights equal the weights of a single process up to rounding errors if no
+    dropout is used. With dropout they differ, because each rank draws its own dropout masks.
 
     References
     ----------
@@ -118,7 +122,7 @@ def train_prior(
 
 
 class Trainer:
-    """The parts of :func:`train_prior`, which documents the parameters."""
+    """The parts of :func:`train_prior`, where the parameters are documented."""
 
     bar: Any
 
@@ -156,22 +160,22 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Number of steps in all epochs."""
+        """Number of training steps in all epochs."""
         return self.config.max_iter * self.n_steps
 
     @property
     def steps_done(self) -> int:
-        """Number of completed steps."""
+        """Number of training steps that are completed."""
         return self.state.history.n_iter * self.n_steps + self.state.step
 
     def progress_bar(self) -> Any:
-        """Open a progress bar over all steps."""
+        """Open a progress bar that counts the training steps."""
         verbose, done = self.config.verbose, self.steps_done
         self.bar = progress(self.total_steps, "training", "step", verbose, initial=done)
         return self.bar
 
     def begin_epoch(self) -> None:
-        """Shuffle the images, unless a restored state is within the epoch."""
+        """Shuffle the images, unless a restored training run continues within an epoch."""
         epoch = self.state.history.n_iter + 1
         self.bar.set_description(f"epoch {epoch}/{self.config.max_iter}", refresh=False)
         self.distributed_loss.train()
@@ -182,7 +186,7 @@ class Trainer:
             )
 
     def draw_batch(self, step: int) -> TrainingBatch:
-        """Draw the batch of a step and return this rank's share of it, on the device."""
+        """Draw the batch of a training step, and return the part that this rank processes."""
         generator = self.state.generator
         rows = self.state.permutation[step * self.batch_size : (step + 1) * self.batch_size]
         views = torch.randint(self.n_views, rows.shape, generator=generator)
@@ -203,7 +207,7 @@ class Trainer:
         return batch.map(lambda tensor: tensor.to(self.prior.device))
 
     def train_step(self, batch: TrainingBatch) -> None:
-        """Update the weights by the gradient of a batch, accumulated over micro-batches."""
+        """Update the weights with the gradient of the loss on a batch."""
         state, step = self.state, self.steps_done
         if world_size() > 1:
             state.seed_dropout(step)
@@ -214,7 +218,7 @@ class Trainer:
         self.accumulate_gradients(batch, step % POSTERIOR_STRIDE)
         torch.nn.utils.clip_grad_norm_(self.prior.parameters(), CLIP_NORM)
         state.optimizer.step()
-        # at first the average is over all steps, later over about the last hundred
+        # the average covers all steps at first, and about the last hundred steps later
         with torch.no_grad():
             decay = min(AVERAGE_DECAY, step / (step + 10))
             torch._foreach_lerp_(state.average, state.weights, 1 - decay)
@@ -223,7 +227,7 @@ class Trainer:
             self.timer.record(self.total_steps - step - 1)
 
     def accumulate_gradients(self, batch: TrainingBatch, first_token: int = 0) -> None:
-        """Add the gradient of the mean loss over the batches of all ranks."""
+        """Compute the gradient of the mean loss over all ranks, one micro-batch at a time."""
         device, autocast = self.prior.device, self.config.autocast
         n = len(batch.codes)
         for part in gen_batches(n, self.micro_batch_size):
@@ -235,12 +239,12 @@ class Trainer:
                     )
                 loss = loss * ((part.stop - part.start) / self.batch_size)
                 with peer_errors():
-                    # the sum over ranks is wanted, not the average
+                    # the backward pass averages over ranks, but the sum is needed
                     (loss * world_size()).backward()
             self.state.loss_sum += loss.detach()
 
     def end_epoch(self) -> None:
-        """Record the losses and evaluate the averaged weights, or restart a diverged epoch."""
+        """Record the loss and evaluate the averaged weights. Restart the epoch if it diverged."""
         state, history, config = self.state, self.state.history, self.config
         if not state.is_finite():
             state.restart_epoch()
@@ -257,7 +261,7 @@ class Trainer:
             history.converged = is_flat(curve, config.n_iter_no_change, config.tol)
 
     def evaluate(self) -> None:
-        """Score the validation data, remember the best weights, and update the progress bar."""
+        """Score the validation data, keep the best weights, and update the progress bar."""
         state, history, config = self.state, self.state.history, self.config
         if self.validation is not None:
             orders = self.validation_orders
@@ -269,13 +273,13 @@ class Trainer:
             self.bar.set_postfix(self.progress_values(), refresh=False)
 
     def progress_values(self) -> dict[str, str]:
-        """Return loss, validation loss and an estimate of the accuracy for the progress bar."""
+        """Return the loss, validation loss and estimated accuracy for the progress bar."""
         history, dtype = self.state.history, self.config.autocast or torch.float32
         n = max(1, ACCURACY_PAIRS // self.prior.num_classes)
         if self.validation is not None:
             codes, labels = self.validation.codes[:n], self.validation.labels[:n]
         else:
-            start = (self.n_steps - 1) * self.batch_size  # of the last batch
+            start = (self.n_steps - 1) * self.batch_size  # first row of the last batch
             rows = self.state.permutation[start : start + min(n, self.batch_size)].numpy()
             codes, labels = of_views(self.codes, rows, 0), self.labels[rows].numpy()
         classes = np.arange(self.prior.num_classes)
@@ -286,7 +290,7 @@ class Trainer:
         return values | {"accuracy": f"{np.mean(ll[:, 0].argmax(1) == labels):.2f}"}
 
     def finish(self) -> None:
-        """Set the prior to the weights that are kept, and complete the history."""
+        """Copy the weights that training keeps into the prior, and complete the history."""
         history, config = self.state.history, self.config
         if self.state.best is None:
             history.best_iter = history.n_iter
@@ -298,29 +302,33 @@ class Trainer:
 
 
 class StepTimer:
-    """Warn after the first steps if the training will take long."""
+    """Warn after the first ten steps if training will take more than ten minutes."""
 
     def __init__(self) -> None:
         self.times = [time.perf_counter()]
 
     def record(self, steps_left: int) -> None:
-        """Record the end of a step."""
+        """Record that a training step has ended."""
         if len(self.times) > TIMED_STEPS:
             return
         self.times.append(time.perf_counter())
-        # the median ignores the first step, which warms up, and interruptions by other processes
+        # the median ignores the slow first step and delays by other processes
         seconds = float(np.median(np.diff(self.times)))
         if len(self.times) > TIMED_STEPS and seconds * steps_left > LONG_TRAINING_SECONDS:
             warn(
                 f"Training will take about {seconds * steps_left / 60:.0f} minutes: {steps_left} "
                 f"steps of {1000 * seconds:.0f} ms on the CPU. To train faster, lower max_iter, "
-                "use fewer tokens (smaller images, a larger patch_size), a smaller prior, or a "
-                "CUDA device. With checkpoint_dir, an interrupted fit continues where it stopped."
+                "use fewer tokens (smaller images or a larger patch_size), use a smaller prior, "
+                "or use a CUDA device. If you pass checkpoint_dir, you can continue an interrupted "
+                "fit where it stopped."
             )
 
 
 def rank_share(batch: TrainingBatch) -> TrainingBatch:
-    """Return this rank's rows of a batch. Rows that only pad the share have weight 0."""
+    """Return the rows of a batch that this rank processes.
+
+    Rows that were added to give every rank the same number of rows have weight 0.
+    """
     rows, valid = shard_rows(len(batch.codes))
     share = batch.rows(rows)
     if valid is None:
@@ -329,17 +337,17 @@ def rank_share(batch: TrainingBatch) -> TrainingBatch:
 
 
 def uniform(*shape: int, generator: torch.Generator) -> Tensor:
-    """Draw float32 numbers from [0, 1), whatever torch's default type is."""
+    """Draw float32 numbers from [0, 1), also if torch's default data type is not float32."""
     return torch.rand(shape, dtype=torch.float32, generator=generator)
 
 
 @contextmanager
 def interruptible(history: History) -> Iterator[None]:
-    """Turn Ctrl-C into a warning, once an epoch is complete."""
+    """If the first epoch is complete, turn Ctrl-C (KeyboardInterrupt) into a warning."""
     try:
         yield
     except KeyboardInterrupt:
-        # several ranks are never interrupted at the same step
+        # Ctrl-C never stops several ranks at the same step
         if not history.n_iter or world_size() > 1:
             raise
         history.interrupted = True
@@ -347,7 +355,7 @@ def interruptible(history: History) -> Iterator[None]:
 
 
 def schedule(step: int, n_steps: int) -> float:
-    """Return the learning rate of a step, relative to its peak."""
+    """Return the learning rate of a training step as a fraction of the peak learning rate."""
     warmup = max(1, round(WARMUP_SHARE * n_steps))
     if step < warmup:
         return (step + 1) / warmup
@@ -356,7 +364,7 @@ def schedule(step: int, n_steps: int) -> float:
 
 
 def is_flat(curve: list[float], window: int, tol: float) -> bool:
-    """Return whether the last `window` values exceed all earlier ones by at most `tol`."""
+    """Return whether the maximum rose by at most `tol` during the last `window` values."""
     if len(curve) <= window:
         return False
     return max(curve[-window:]) <= max(curve[:-window]) + tol

@@ -1,8 +1,9 @@
 """The training loss: negative log-likelihood, optionally plus the negative log posterior.
 
-The posterior of an image's class follows from Bayes' rule and the likelihoods of the image under
-its own class and under other classes, its *rivals*. To save time, each step computes it from every
-second token only. Steps alternate between odd and even tokens.
+The posterior probability of an image's class is computed with Bayes' rule. It needs the likelihoods
+of the image under its own class and under other classes, which are called *rivals*. To save time,
+each training step computes the posterior from every second token only. Training steps alternate
+between odd and even tokens.
 """
 
 import math
@@ -19,25 +20,26 @@ from torch.nn.parallel import DistributedDataParallel
 from skaocls.distributed import broadcast_tensor, cpu_group, world_size
 from skaocls.priors.transformer import Prior
 
-# Both constants limit the cost of the posterior. With nine rivals and every second token, a
-# training step takes about a third longer than without it (benchmarks/speed/steps.py).
-MAX_RIVALS = 9  # per image and step; with more classes, rivals are drawn at random
-POSTERIOR_STRIDE = 2  # the posterior uses one token of each group of this many
+# Both constants limit the time for the posterior. With nine rivals and every second token, a
+# training step takes about a third longer than a step without the posterior
+# (benchmarks/speed/steps.py).
+MAX_RIVALS = 9  # per image and step; with more than 10 classes, rivals are drawn at random
+POSTERIOR_STRIDE = 2  # the posterior uses every second token
 
 
 class TrainingBatch(NamedTuple):
-    """Tensors of one training step; each has one row per image.
+    """Tensors for one training step. Each tensor has one row per image.
 
     Attributes
     ----------
     codes, orders : int64 tensors of shape (n, n_tokens)
-        Tokens in raster order, and the order in which they are read.
+        Tokens of each image in raster order, and the token order that is used for the image.
     labels : int64 tensor of shape (n,)
-        Classes; `num_classes` is the null class.
+        Class of each image. The value `num_classes` is the null class.
     weights : float32 tensor of shape (n,) or None
-        Sample weights; None weights all images equally.
+        Sample weights. If None, all images have the same weight.
     rivals : int64 tensor of shape (n, n_rivals) or None
-        Other classes that enter the posterior; None leaves the posterior out of the loss.
+        Rival classes of each image. If None, the loss does not contain the posterior.
     """
 
     codes: Tensor
@@ -47,18 +49,19 @@ class TrainingBatch(NamedTuple):
     rivals: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "TrainingBatch":
-        """Apply a function to each tensor."""
+        """Return a new batch with a function applied to each tensor."""
         return TrainingBatch(*(None if t is None else function(t) for t in self))  # type: ignore[arg-type]
 
     def rows(self, rows: Tensor | slice) -> "TrainingBatch":
-        """Return some of the rows."""
+        """Return a batch that contains only the given rows."""
         return self.map(lambda tensor: tensor[rows])
 
 
 class TrainingLoss(nn.Module):
-    """The training loss of a prior, as a module that can be wrapped for distributed training.
+    """The training loss of a prior, as a module that `DistributedDataParallel` can wrap.
 
-    Batches with rivals need `class_log_prior`, the log class frequencies (num_classes,).
+    To include the posterior, pass `class_log_prior`, the logs of the class frequencies
+    (num_classes,).
     """
 
     def __init__(
@@ -73,8 +76,8 @@ class TrainingLoss(nn.Module):
     ) -> Tensor:
         """Compute the weighted mean loss, in nats per token.
 
-        The generator draws dropout masks. The posterior uses every second step of the order,
-        starting at `first_token`.
+        `generator` draws the dropout masks. The posterior uses every second token of each order.
+        The first of these tokens has index `first_token`.
         """
         codes, orders, labels, weights, rivals = batch
         if rivals is None or self.class_log_prior is None:
@@ -93,14 +96,15 @@ class TrainingLoss(nn.Module):
 
 
 def number_of_rivals(num_classes: int) -> int:
-    """Return the number of rivals of each image."""
+    """Return the number of rival classes that each image has."""
     return min(num_classes - 1, MAX_RIVALS)
 
 
 def draw_rivals(labels: Tensor, num_classes: int, generator: Generator) -> Tensor:
-    """Return rival classes of each image, of shape (n_images, n_rivals).
+    """Return the rival classes of each image, with shape (n_images, n_rivals).
 
-    These are all other classes, or `MAX_RIVALS` of them drawn with replacement.
+    The rivals are all other classes if at most `MAX_RIVALS` other classes exist. Otherwise,
+    `MAX_RIVALS` classes are drawn from the other classes with replacement.
     """
     if num_classes - 1 <= MAX_RIVALS:
         offsets = torch.arange(1, num_classes).expand(len(labels), -1)
@@ -110,7 +114,7 @@ def draw_rivals(labels: Tensor, num_classes: int, generator: Generator) -> Tenso
 
 
 def class_log_frequencies(labels: np.ndarray, weights: np.ndarray | None, n_classes: int) -> Tensor:
-    """Return the log of each class's share of the sample weights."""
+    """Return the log of each class frequency, where images count by their sample weights."""
     counts = np.bincount(labels, weights, minlength=n_classes)
     with np.errstate(divide="ignore"):
         return torch.from_numpy(np.log(counts / counts.sum())).float()
@@ -119,11 +123,12 @@ def class_log_frequencies(labels: np.ndarray, weights: np.ndarray | None, n_clas
 def posterior_loss(
     log_likelihood: Tensor, labels: Tensor, rivals: Tensor, class_log_prior: Tensor
 ) -> Tensor:
-    """Compute -log p(class | tokens) of each image, (n,).
+    """Compute -log p(own class of the image | tokens) for each image, with shape (n,).
 
-    `log_likelihood` (n, 1 + n_rivals) is that of the image's own class, then of its rivals. If the
-    rivals are a sample of the other classes, their joint probabilities are scaled up to estimate
-    the sum over all other classes.
+    The first column of `log_likelihood` (n, 1 + n_rivals) is for the own class of each image, the
+    other columns are for the rivals. If the rivals are only a sample of the other classes, the
+    joint probabilities of the rivals are scaled up. Their sum then estimates the sum over all other
+    classes.
 
     Examples
     --------
@@ -143,7 +148,8 @@ def posterior_loss(
 def distribute(loss: TrainingLoss) -> nn.Module:
     """Wrap a loss so that its gradients are averaged over all ranks.
 
-    All ranks start from the weights of the main rank. A single process gets the loss itself.
+    The weights of the main rank are copied to all other ranks. If only one process exists, the loss
+    is returned unchanged.
     """
     if world_size() == 1:
         return loss
@@ -151,7 +157,7 @@ def distribute(loss: TrainingLoss) -> nn.Module:
         tensor.data.copy_(broadcast_tensor(tensor.data, tensor.shape, tensor.dtype))
     group = cpu_group() if loss.prior.device.type == "cpu" else None
     with warnings.catch_warnings():
-        # torch 2.9 and older call a function under a deprecated name
+        # torch up to version 2.9 calls one of its own functions by a deprecated name
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(
             loss, process_group=group, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -159,7 +165,7 @@ def distribute(loss: TrainingLoss) -> nn.Module:
 
 
 def average_over_ranks(loss: nn.Module, enabled: bool) -> AbstractContextManager[None]:
-    """Return a context in which backward passes average gradients over ranks, if enabled."""
+    """Return a context in which a backward pass averages gradients over ranks if `enabled`."""
     if enabled or not isinstance(loss, DistributedDataParallel):
         return nullcontext()
     return loss.no_sync()

@@ -1,9 +1,10 @@
 """The optimizers: AdamW, and Muon for the weight matrices of new priors.
 
 AdamW changes all weights by steps of similar size. Most of a gradient matrix lies along a few
-singular directions, so AdamW learns the other directions slowly. Muon replaces the gradient by the
-nearest orthogonal matrix, so that all directions are learned at the same rate. It reaches a lower
-loss in few epochs but overfits in many (``benchmarks/quality/optimizers.py``).
+singular directions. AdamW therefore learns the other directions slowly. Muon replaces the gradient
+by the nearest orthogonal matrix, so that all directions are learned at the same rate. In a short
+training, Muon reaches a lower loss than AdamW. In a long training, Muon overfits
+(``benchmarks/quality/optimizers.py``).
 """
 
 from collections import defaultdict
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from skaocls.priors.transformer import Prior
 
-# Weight decay and beta values are those of the published RandAR recipe (arXiv 2412.01827,
-# appendix). Momentum, coefficients and number of iterations are those of Muon's authors.
-WEIGHT_DECAY = 0.05  # on matrices; vectors are not decayed
+# The weight decay and the betas are from the published RandAR recipe (arXiv 2412.01827, appendix).
+# The momentum, the coefficients and the number of iterations are from the authors of Muon.
+WEIGHT_DECAY = 0.05  # for weight matrices only, not for vectors
 BETAS = (0.9, 0.95)
 MOMENTUM = 0.95
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -25,11 +26,11 @@ NEWTON_SCHULZ_ITERATIONS = 5
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for the parameter groups with a ``"muon"`` entry, AdamW for all other groups.
+    """Apply Muon to parameter groups with the key ``"muon"``, and AdamW to all other groups.
 
-    The entry is the number of matrices that are stacked vertically in each parameter, for example 3
-    for a joint projection to queries, keys and values. Each matrix of shape (m, n) is updated by an
-    orthogonal matrix times ``lr * sqrt(max(1, m / n))``.
+    The value of this key is the number of matrices that are stacked vertically in each parameter.
+    For example, it is 3 for a joint projection to queries, keys and values. The update of a matrix
+    of shape (m, n) is an orthogonal matrix times ``lr * sqrt(max(1, m / n))``.
 
     References
     ----------
@@ -66,22 +67,22 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def nesterov_gradient(self, p: Tensor) -> Tensor:
-        """Update the momentum of a parameter and return its look-ahead gradient."""
+        """Update the momentum of a parameter, and return the look-ahead gradient (Nesterov)."""
         gradient, state = cast(Tensor, p.grad), self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-            state["step"] = torch.zeros(())  # AdamW expects it when a state is loaded
+            state["step"] = torch.zeros(())  # AdamW expects this key when a state is loaded
         state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         return torch.lerp(gradient, state["momentum"], MOMENTUM)
 
 
 def orthogonal_updates(gradients: list[Tensor], n_stacked: int) -> list[Tensor]:
-    """Return scaled orthogonal matrices for gradients that are `n_stacked` matrices each."""
+    """Return Muon's updates for gradients that consist of `n_stacked` stacked matrices each."""
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, gradient in enumerate(gradients):
         by_shape[tuple(gradient.shape)].append(i)
     updates = list(gradients)
-    # matrices of one shape are processed together, which takes about as long as one of them
+    # matrices of the same shape are processed together, in about the time that one matrix needs
     for (rows, columns), indices in by_shape.items():
         stacked = torch.stack([gradients[i] for i in indices]).unflatten(1, (n_stacked, -1))
         scale = max(1.0, rows / n_stacked / columns) ** 0.5
@@ -93,7 +94,8 @@ def orthogonal_updates(gradients: list[Tensor], n_stacked: int) -> list[Tensor]:
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Replace the singular values of matrices (..., m, n) by values between about 0.7 and 1.2.
 
-    This is the Newton-Schulz iteration. Its coefficients make small singular values grow fast.
+    The method is the Newton-Schulz iteration, with coefficients that make small singular values
+    grow fast.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
@@ -109,10 +111,10 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 def make_optimizer(
     prior: Prior, learning_rate: float, weight_decay: float = WEIGHT_DECAY, muon: bool = False
 ) -> torch.optim.AdamW:
-    """Return an optimizer for the trainable parameters of a prior. Vectors have no weight decay.
+    """Return an optimizer for the trainable parameters of a prior.
 
-    With `muon`, Muon trains the weights that ``prior.hidden_weights()`` lists, and AdamW everything
-    else.
+    Weight decay is applied to matrices, but not to vectors. If `muon` is True, Muon trains the
+    weights that ``prior.hidden_weights()`` lists, and AdamW trains all other weights.
     """
     params = [p for p in prior.parameters() if p.requires_grad]
     matrices, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]

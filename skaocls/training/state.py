@@ -1,4 +1,4 @@
-"""The state of a training, which checkpoints save and restore, and its history."""
+"""The state and the history of a training run. Checkpoints save and restore both."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,32 +24,34 @@ from skaocls.warn import warn
 
 Metadata: TypeAlias = dict[str, Any]  # of JSON types
 
-# What happens when a training diverges. These are safeguards; no benchmark reaches them.
+# Constants for a training that diverges. This is only a safeguard: no training in the benchmarks
+# has diverged.
 MAX_RESTARTS = 3
-RESTART_RATE_FACTOR = 0.1  # by which each restart multiplies the learning rate
+RESTART_RATE_FACTOR = 0.1  # each restart multiplies the learning rate by this factor
 
 
 @dataclass
 class History:
-    """Course of a training.
+    """History of a training run.
 
     Attributes
     ----------
     loss_curve : list of float
         Mean training loss of each epoch, in nats per token.
     validation_curve : list of float
-        Mean validation log-likelihood after each epoch, in nats per token. Empty without
-        validation data.
+        Mean validation log-likelihood after each epoch, in nats per token. The list is empty if no
+        validation data are used.
     n_iter : int
         Number of epochs.
     best_iter : int
-        Epoch, counted from 1, whose weights were kept.
+        Number of the epoch whose weights were kept. The first epoch has the number 1.
     converged : bool
-        Whether the curve was flat at the end.
+        Whether the validation curve was flat at the end, or else the loss curve if no validation
+        data are used.
     interrupted : bool
         Whether Ctrl-C ended the training.
     settings : dict
-        Values used for `max_iter`, `batch_size` and `learning_rate_init`.
+        Values that training used for `max_iter`, `batch_size` and `learning_rate_init`.
     """
 
     loss_curve: list[float] = field(default_factory=list)
@@ -62,29 +64,30 @@ class History:
 
 
 class TrainingState:
-    """Weights, optimizer, random generators and position in the data.
+    """The weights, the optimizer, the random generators and the position in the data.
 
     Attributes
     ----------
     parameters : list of Parameter
         Trainable parameters of the prior.
     weights, average, last_good : list of Tensor
-        Weights of these parameters: current ones, their running average, and those after the last
-        epoch.
+        Three versions of the trainable weights: the current weights, their running average, and the
+        weights at the end of the last completed epoch.
     best : list of Tensor or None
-        Averaged weights of the best epoch. None without validation data.
+        Averaged weights after the epoch with the highest validation log-likelihood. None if no
+        validation data are used.
     optimizer : torch.optim.AdamW
     generator, dropout_generator : torch.Generator
-        Source of batches, orders and labels, which all ranks draw alike, and of dropout, which each
-        rank draws on its own.
+        `generator` draws batches, orders and dropped labels, which are the same on all ranks.
+        `dropout_generator` draws dropout masks, which differ between ranks.
     step : int
-        Number of steps done in this epoch.
+        Number of completed training steps in the current epoch.
     permutation : int tensor of shape (n_images,)
-        Order of the images in this epoch.
+        Shuffled indices of the images in the current epoch.
     loss_sum : float tensor
-        Sum of the losses of this epoch on this rank.
+        Sum of the losses of all steps in the current epoch on this rank.
     n_restarts : int
-        How often training diverged and restarted at a lower learning rate.
+        Number of times that training diverged and restarted at a lower learning rate.
     history : History
     """
 
@@ -105,27 +108,28 @@ class TrainingState:
         self.history = History()
 
     def is_finite(self) -> bool:
-        """Return whether losses and weights are finite on all ranks."""
+        """Return whether the loss and all weights are finite on all ranks."""
         return all_ranks_true(are_finite([self.loss_sum, *self.weights]))
 
     def seed_dropout(self, step: int) -> None:
-        """Seed this rank's dropout by the step, so that a restored training continues alike."""
+        """Seed the dropout of this rank with the step, so that a restored run draws equal masks."""
         seed = np.random.SeedSequence([self.seed, step, rank()]).generate_state(1, np.uint64)
         self.dropout_generator.manual_seed(int(seed[0] >> 1))
 
     def restart_epoch(self) -> None:
-        """Return to the weights before the epoch and lower the learning rate."""
+        """Restore the weights from before the current epoch, and lower the learning rate."""
         epoch = self.history.n_iter + 1
         self.n_restarts += 1
         if self.n_restarts > MAX_RESTARTS:
             raise ValueError(
                 f"Training diverged in epoch {epoch}, and again {MAX_RESTARTS} times at lower "
-                "learning rates: loss or weights are not finite. Pass a lower learning_rate_init, "
-                "and check X, sample_weight and the weights of a pretrained prior for huge values."
+                "learning rates: the loss or a weight is not finite. Pass a lower "
+                "learning_rate_init. Check whether X, sample_weight or the weights of a pretrained "
+                "prior contain huge values."
             )
         warn(
-            f"Training diverged in epoch {epoch}: loss or weights are not finite. The epoch "
-            "restarts from the weights before it, at "
+            f"Training diverged in epoch {epoch}: the loss or a weight is not finite. The epoch "
+            "restarts with the weights from before this epoch, at "
             f"{RESTART_RATE_FACTOR**self.n_restarts:.3g} of the learning rate. Consider a lower "
             "learning_rate_init.",
             ConvergenceWarning,
@@ -138,9 +142,10 @@ class TrainingState:
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Let the prior use the averaged weights for the duration of a context.
+        """Return a context in which the prior uses the averaged weights.
 
-        No numbers are copied, so Ctrl-C at any point leaves all weights intact.
+        The weights are exchanged without copying numbers. Ctrl-C at any point therefore leaves all
+        weights intact.
         """
         try:
             assign(self.parameters, self.average)
@@ -149,20 +154,23 @@ class TrainingState:
             assign(self.parameters, self.weights)
 
     def keep_best_weights(self) -> None:
-        """Set the prior to the best averaged weights, or to the last good ones if not finite."""
-        assign(self.parameters, self.weights)  # Ctrl-C may have ended `averaged_weights` early
+        """Copy the best averaged weights into the prior, or `last_good` if they are not finite."""
+        assign(self.parameters, self.weights)  # Ctrl-C may have stopped `averaged_weights` early
         kept = self.average if self.best is None else self.best
         with torch.no_grad():
             finite = all_ranks_true(are_finite(kept))
             torch._foreach_copy_(self.weights, kept if finite else self.last_good)
 
     def named_weights(self) -> dict[str, list[Tensor]]:
-        """Return all lists of weights by name."""
+        """Return a dict with all lists of weights."""
         names = {"weights": self.weights, "average": self.average, "last_good": self.last_good}
         return names | {"best": self.best or []}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name, on the CPU of the main rank. All ranks call this."""
+        """Return a dict with all tensors of the state, on the CPU.
+
+        All ranks must call this method. The dict is empty on all ranks except the main rank.
+        """
         named = {"permutation": self.permutation, "loss_sum": all_reduce_sum(self.loss_sum)}
         if not is_main():
             return {}
@@ -175,13 +183,14 @@ class TrainingState:
         return {name: t.detach().cpu() for name, t in named.items()}
 
     def metadata(self) -> Metadata:
-        """Return the rest of the state, as JSON types."""
+        """Return all parts of the state that are not tensors, as types that JSON supports."""
         return {"step": self.step, "n_restarts": self.n_restarts, "history": vars(self.history)}
 
     def restore(self, tensors: dict[str, Tensor], metadata: Metadata) -> None:
-        """Restore what :meth:`tensors` and :meth:`metadata` of the main rank returned.
+        """Restore a state from the results of :meth:`tensors` and :meth:`metadata`.
 
-        All ranks call this; only the main rank's arguments count. `history` stays the same object.
+        All ranks must call this method, but only the arguments of the main rank are used. The
+        object `history` is updated in place.
         """
         shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
         shapes, metadata = broadcast((shapes, metadata))
@@ -206,28 +215,28 @@ class TrainingState:
         vars(self.history).update(metadata["history"])
 
     def restore_tensor(self, name: str, tensor: Tensor) -> None:
-        """Restore one tensor that is not a weight or a moment of the optimizer."""
+        """Restore one tensor that is neither a weight nor a moment of the optimizer."""
         if name == "permutation":
             self.permutation = tensor.clone()
         elif name == "loss_sum":
             self.loss_sum.copy_(tensor if is_main() else torch.zeros_like(tensor))
         elif name == "generator":
             self.generator.set_state(tensor)
-        elif world_size() == 1:  # several ranks seed dropout by the step
+        elif world_size() == 1:  # several ranks call `seed_dropout` instead
             self.dropout_generator.set_state(tensor)
 
 
 def assign(parameters: list[Tensor], weights: list[Tensor]) -> None:
-    """Let parameters use other tensors as their weights."""
+    """Make the parameters use the given tensors as their weights, without a copy."""
     for p, weight in zip(parameters, weights, strict=True):
         p.data = weight
 
 
 def are_finite(tensors: list[Tensor]) -> bool:
-    """Return whether all numbers are finite."""
+    """Return whether all numbers in the tensors are finite."""
     return all(bool(t.isfinite().all()) for t in tensors)
 
 
 def copies(tensors: list[Tensor]) -> list[Tensor]:
-    """Return detached copies."""
+    """Return detached copies of the tensors."""
     return [t.detach().clone() for t in tensors]

@@ -1,4 +1,4 @@
-"""Held-out data: which samples are held out, and how they are scored during training."""
+"""Validation data: choose the samples to hold out, and score them during training."""
 
 import math
 from typing import NamedTuple
@@ -16,7 +16,7 @@ BATCH_SIZE = 256  # images per forward pass
 
 
 class Validation(NamedTuple):
-    """Held-out data: codes (n, n_tokens), labels (n,) and sample weights (n,) or None."""
+    """Validation data: codes (n, n_tokens), labels (n,), and sample weights (n,) or None."""
 
     codes: np.ndarray
     labels: np.ndarray
@@ -26,9 +26,10 @@ class Validation(NamedTuple):
 def split_validation(
     labels: np.ndarray, config: TrainingConfig, rng: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the rows to train on, and held-out rows, stratified by class, or None.
+    """Split the samples, stratified by class. Return the training rows and the held-out rows.
 
-    The only sample of a class is always used for training.
+    If no samples are held out, the second result is None. A class with a single sample is never
+    held out.
     """
     rows = np.arange(len(labels))
     if not (config.early_stopping or config.hold_out):
@@ -47,7 +48,7 @@ def split_validation(
         raise ValueError(
             f"{option} with validation_fraction={config.validation_fraction} holds out "
             f"{n_held_out} of {len(labels)} samples. Both parts need a sample of each of the "
-            f"{n_classes} classes with several samples, so {n_classes} to "
+            f"{n_classes} classes that have several samples, so {n_classes} to "
             f"{n_candidates - n_classes} samples can be held out. Pass another "
             "validation_fraction or more samples."
         )
@@ -61,7 +62,7 @@ def split_validation(
 def validation_score(
     loss: TrainingLoss, data: Validation, orders: np.ndarray, autocast: torch.dtype | None
 ) -> float:
-    """Return the mean log-likelihood per token of held-out data over some orders."""
+    """Return the mean log-likelihood per token of the validation data over the given orders."""
     codes, labels = data.codes, data.labels
     weights = np.ones(len(codes)) if data.weights is None else data.weights
     total_weight = weights.sum() * len(orders)
