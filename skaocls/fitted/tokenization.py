@@ -148,8 +148,6 @@ def training_tokens(
     seed = rng.randint(2**31 - 1) if random_view_indices(n_views) else 0
     own_blocks = batch.rank_blocks()
 
-    own_blocks = batch.rank_blocks()
-
     def encode_blocks() -> Iterator[np.ndarray]:
         for block, images in own_blocks:
             block_rng = np.random.RandomState([seed, block])
