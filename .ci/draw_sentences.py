@@ -30,7 +30,7 @@ def text_of_module(path):
 def text_of_page(path):
     """Yield the paragraphs of a page, without code and tables."""
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.S)
-    for paragraph in re.split(r"\n\s*\n", text):
+    for paragraph in re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.) ", text):
         if not re.match(r"\s*([|#<!:(]|---|API: )", paragraph):
             yield paragraph
 
@@ -39,7 +39,7 @@ def sentences():
     """Yield (place, sentence)."""
     for path in sorted((ROOT / "skaocls").rglob("*.py")):
         for text in text_of_module(path):
-            for paragraph in re.split(r"\n\s*\n", text):
+            for paragraph in re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.) ", text):
                 yield from split(path, paragraph)
     for pattern in PAGES:
         for path in sorted(ROOT.glob(pattern)):

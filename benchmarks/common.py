@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 CACHE = Path(__file__).parent / "cache"
 DOCS = ROOT / "docs"
-# Train by likelihood alone, and read the centre of the image in every order, as published
+# Train by likelihood alone, and use the centre crop of the image for every order, as published
 LIKELIHOOD_ONLY = {"crop": "center", "posterior_weight": 0.0}
 SMALL_PRIOR = {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
 PUBLISHED, SHARED = "published architecture", "shared trunk"

@@ -1,4 +1,4 @@
-"""Demo on the command line: ``python -m skaocls``."""
+"""Demo of the classifier on the command line, started by ``python -m skaocls``."""
 
 import argparse
 import time
@@ -23,21 +23,23 @@ from skaocls.images.reader import learn_reader
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m skaocls",
-        description="Fit the classifier and compare orders and baselines, on scikit-learn's digits "
-        "or on a folder of images.",
+        description="Fit the classifier to scikit-learn's digits or to a folder of images, and "
+        "compare accuracies for different numbers of orders and for baselines.",
     )
     parser.add_argument("--data", type=Path, help="folder with one subfolder of images per class")
     parser.add_argument(
-        "--size", type=int, default=32, help="side in pixels to which images of --data are resized"
+        "--size", type=int, default=32, help="images of --data are resized to this side, in pixels"
     )
-    parser.add_argument("--output", type=Path, default=Path("skaocls-demo"), help="output folder")
+    parser.add_argument(
+        "--output", type=Path, default=Path("skaocls-demo"), help="folder for the report"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-iter", type=int, help="epochs (default: the classifier's)")
+    parser.add_argument("--max-iter", type=int, help="number of epochs (default: automatic)")
     return parser.parse_args(argv)
 
 
 def read_folder(folder, size):
-    """Return the images of class subfolders, shape (n, size, size, channels), and their labels."""
+    """Return images (n, size, size, channels) from one subfolder per class, and their labels."""
     try:
         files, labels, _ = load_image_folder(folder)
     except (OSError, ValueError) as exc:
@@ -47,13 +49,13 @@ def read_folder(folder, size):
 
 
 def timed(function, *args):
-    """Call a function; return its result and the duration in seconds."""
+    """Call a function, and return its result and its duration in seconds."""
     start = time.perf_counter()
     return function(*args), time.perf_counter() - start
 
 
 def fit_baselines(X_train, X_test, y_train, y_test, seed):
-    """Return the test accuracies of scikit-learn's classifiers."""
+    """Return the test accuracies of three scikit-learn classifiers."""
     X_train, X_test = (X.reshape(len(X), -1) for X in (X_train, X_test))
     classifiers = {
         "LogisticRegression": make_pipeline(
@@ -62,7 +64,7 @@ def fit_baselines(X_train, X_test, y_train, y_test, seed):
         "MLPClassifier": make_pipeline(
             StandardScaler(), MLPClassifier(max_iter=1000, random_state=seed)
         ),
-        "SVC": SVC(random_state=seed),  # its kernel width adapts to the scale of the data
+        "SVC": SVC(random_state=seed),  # scales its kernel width to the data
     }
     accuracies = {}
     for name, clf in classifiers.items():
@@ -89,18 +91,19 @@ def main(argv=None):
     params = {"random_state": args.seed, "verbose": 1}
     if args.max_iter:
         params["max_iter"] = args.max_iter
-    print("\nFitting AnyOrderARClassifier: tokens, then a transformer that reads them in any order")
+    print("\nFitting AnyOrderARClassifier: a tokenizer, then a transformer for any token order")
     clf = AnyOrderARClassifier(**params)
     _, seconds = timed(clf.fit, X_train, y_train)
     times = {"Fit": f"{seconds:.0f} s for {len(X_train)} samples"}
     rows, cols = clf.tokenizer_.grid_
-    print(f"  {seconds:.0f} s; an image is {rows} x {cols} tokens of {clf.tokenizer_.n_codes_}")
+    codes = clf.tokenizer_.n_codes_
+    print(f"  {seconds:.0f} s; an image has {rows} x {cols} tokens, each one of {codes} codes")
     staged = list(clf.staged_predict(X_test))
     for k in (1, 2, 4, 8, 12, 16, 20):
         accuracy = accuracy_score(y_test, staged[k - 1])
         print(f"  {k:2d} order{'s' if k > 1 else ' '}  test accuracy {accuracy:.4f}")
 
-    print("\nFitting the same model for one order only, row by row")
+    print("\nFitting the same model for a single order, row by row")
     raster = AnyOrderARClassifier(**params, order="raster")
     _, seconds = timed(raster.fit, X_train, y_train)
     baselines = {"raster order": raster.score(X_test, y_test)}
@@ -110,7 +113,7 @@ def main(argv=None):
     baselines |= fit_baselines(X_train, X_test, y_train, y_test, args.seed)
 
     _, seconds = timed(clf.predict, X_test)
-    times["Predict"] = f"{1000 * seconds / len(X_test):.2g} ms for each of {len(X_test)} samples"
+    times["Predict"] = f"{1000 * seconds / len(X_test):.2g} ms per sample for {len(X_test)} samples"
     options = {"title": name, "subtitle": summary, "baselines": baselines, "times": times}
     report = write_report(clf, X_test, y_test, args.output / "report.html", **options)
     print(f"\nReport: {report}")

@@ -1,13 +1,14 @@
-"""Fitted attributes that are read from another object."""
+"""Fitted attributes whose values are stored in another object."""
 
 from operator import attrgetter
 from typing import Any
 
 
 class read_from:
-    """Read-only attribute of an estimator, read from a path of names such as ``"model_.classes"``.
+    """Read-only attribute of an estimator that returns a nested one such as ``"model_.classes"``.
 
-    Before `fit`, ``hasattr`` is False. If `optional`, it is also False where the value is None.
+    Before `fit`, ``hasattr`` returns False. If `optional`, ``hasattr`` also returns False when the
+    value is None.
     """
 
     def __init__(self, path: str, *, optional: bool = False):
@@ -27,7 +28,7 @@ class read_from:
         else:
             if not (self.optional and value is None):
                 return value
-            reason = "the data of fit did not define it"
+            reason = "the data passed to fit do not define this attribute"
         raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}: {reason}")
 
     def __set__(self, obj: object, value: object) -> None:

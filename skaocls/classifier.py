@@ -1,4 +1,4 @@
-"""The scikit-learn estimator."""
+"""The scikit-learn estimator of the package."""
 
 import os
 from dataclasses import fields, replace
@@ -43,19 +43,20 @@ from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_pos
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.early_stopping import score_until_decided
 from skaocls.scoring.orders import DRAWN
+from skaocls.scoring.token_sampling import SAMPLING_CONSTRAINTS
 from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.training.config import TrainingConfig
 from skaocls.warn import warn
 
-SMALLEST_TEMPERATURE = 1e-30  # dividing log-likelihoods by less could overflow
+SMALLEST_TEMPERATURE = 1e-30  # a smaller divisor of the log-likelihoods could cause an overflow
 STOPPING_ERROR = 1e-3  # allowed error of search="auto" (benchmarks/speed/early_stopping.py)
 N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left"), None]}
-NESTED_EXAMPLES = {  # values for parameters whose own parameters can be set
+NESTED_EXAMPLES = {  # examples of values that have parameters of their own, for error messages
     "tokenizer": "tokenizer=PatchTokenizer() for images or QuantileTokenizer() for tables",
     "prior": 'the sizes of a new prior as a dict, such as prior={"dim": 64}',
     "finetune": "finetune=FineTuning()",
 }
-# Fitted attributes that are saved in addition to the model
+# Fitted attributes that are saved in addition to the fitted model
 TRAINING_HISTORY = (
     "loss_curve_",
     "validation_scores_",
@@ -68,19 +69,19 @@ TRAINING_HISTORY = (
 
 
 class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
-    """Generative image classifier: an any-order autoregressive model, averaged over orders.
+    """Generative image classifier: an autoregressive model, averaged over token orders.
 
     A tokenizer turns an image into a grid of discrete tokens. A transformer, the *prior*, models
-    log p(tokens | class, order) for any order of the tokens. Averaging over about 20 random orders
-    and applying Bayes' rule gives p(class | image).
+    log p(tokens | class, order) for any order of the tokens. Predictions average over about 20
+    random orders and apply Bayes' rule to obtain p(class | image).
 
-    `fit` trains the prior by maximum likelihood. A 2-D array is read as a table with one token per
+    `fit` trains the prior by maximum likelihood. A 2-D array X is a table with one token per
     feature, unless `image_shape` is set.
 
     Parameters by topic:
 
     - images and model: `prior`, `tokenizer`, `image_shape`, `decoding`, `on_bad_image`;
-    - orders and the answer (can be changed after `fit`): `n_orders`, `order`, `crop`,
+    - orders and predictions (can be changed after `fit`): `n_orders`, `order`, `crop`,
       `aggregation`, `temperature`, `class_prior`, `search`;
     - training: `augmentation`, `max_iter`, `batch_size`, `learning_rate_init`, `posterior_weight`,
       `class_weight`, `early_stopping`, `validation_fraction`, `n_iter_no_change`, `tol`;
@@ -92,108 +93,125 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
     ----------
     prior : "auto", "shared_trunk", "randar", dict, module, str, path or PretrainedWeights, \
 default="auto"
-        The network that models log p(tokens | class, order). ``"auto"`` and ``"shared_trunk"``
-        create a :class:`SharedTrunkPrior`, ``"randar"`` an :class:`AnyOrderPrior`, and a dict
-        contains the sizes of a new prior, such as ``{"dim": 64, "n_layer": 2}``. All other values
-        are weights to fine-tune: a module with its frozen tokenizer, or a source as in
-        :class:`PretrainedWeights`.
+        Network that models log p(tokens | class, order). ``"auto"`` and ``"shared_trunk"`` create
+        a :class:`SharedTrunkPrior`, and ``"randar"`` creates an :class:`AnyOrderPrior`. A dict
+        such as ``{"dim": 64, "n_layer": 2}`` creates a new prior of these sizes. To fine-tune
+        pretrained weights, pass the source of the weights, as in :class:`PretrainedWeights`. To
+        fine-tune a prior module, also pass the tokenizer of this prior as a frozen estimator.
     tokenizer : "auto", "precomputed" or transformer, default="auto"
-        Turns images into tokens. ``"auto"`` is a :class:`PatchTokenizer` for images, a
-        :class:`QuantileTokenizer` for tables, and the matching tokenizer for pretrained weights.
-        With ``"precomputed"``, X contains tokens, see :class:`PrecomputedTokenizer`.
+        Estimator that turns images into tokens. ``"auto"`` selects a :class:`PatchTokenizer` for
+        images, a :class:`QuantileTokenizer` for tables, and the matching tokenizer for pretrained
+        weights. With ``"precomputed"``, X contains tokens, see :class:`PrecomputedTokenizer`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        Shape of images in flat rows, and the size to which image files are resized. None uses the
-        shape of the images in X.
+        Shape of the images if X contains flat rows. Image files are resized to this shape. If None,
+        the classifier uses the shape of the images in X.
     decoding : {"as_seen", "plain"}, default="as_seen"
-        How image files and PIL images are decoded, from the next `fit` on. ``"as_seen"`` applies
-        the EXIF rotation and blends transparency with white; ``"plain"`` ignores both.
+        How image files and PIL images are decoded. ``"as_seen"`` applies the EXIF rotation and
+        blends transparent pixels with white. ``"plain"`` ignores rotation and transparency. If you
+        change `decoding`, the new value takes effect at the next `fit`.
     on_bad_image : {"raise", "skip"}, default="raise"
-        Whether unreadable images in `fit` and `partial_fit` raise an error, or are skipped with a
-        warning. Predictions always raise.
+        What `fit` and `partial_fit` do if an image is unreadable. ``"raise"`` raises an error, and
+        ``"skip"`` skips the image with a warning. For unreadable images, predictions always raise
+        an error.
     n_orders : int, default=20
-        Number of orders to average over. Fewer orders are the first ones of more orders.
+        Number of orders to average over. For example, ``n_orders=5`` uses the first five of the
+        orders that ``n_orders=20`` uses.
     order : {"random", "antithetic", "raster"} or array-like of shape (n, n_tokens), \
 default="random"
-        ``"random"`` draws permutations. ``"antithetic"`` draws half as many and also reads each
-        one backwards. ``"raster"`` is the single order row by row; an array contains permutations
-        of raster indices.
+        ``"random"`` draws `n_orders` random permutations of the tokens. ``"antithetic"`` draws half
+        as many random permutations, and uses each one forwards and backwards. ``"raster"`` is a
+        single order: row by row. In an array, each row is a permutation of the raster indices.
     crop : {"auto", "center", "views", "random"}, default="auto"
-        What each order reads: the same image (``"center"``), a slightly shifted, rotated and
-        stretched view in every order but the first (``"views"``), or a random crop as in the paper
-        (``"random"``). ``"auto"`` is ``"views"`` if training used views and the tokenizer is fast,
-        else ``"center"``.
+        Which part of the image is used for each order. ``"center"`` uses the same image for all
+        orders. ``"views"`` uses the image for the first order, and a slightly shifted, rotated and
+        stretched view for each other order. ``"random"`` uses a new random crop of the image for
+        each order, as in the paper. ``"auto"`` selects ``"views"`` if training used views and the
+        tokenizer is fast, and ``"center"`` otherwise.
     aggregation : {"mean_log_likelihood", "mean_posterior", "logsumexp"}, \
 default="mean_log_likelihood"
-        Whether orders are combined by the mean of log-likelihoods, of class probabilities, or of
-        likelihoods.
+        Quantity that is averaged over the orders. ``"mean_log_likelihood"`` averages
+        log-likelihoods, ``"mean_posterior"`` averages class probabilities, and ``"logsumexp"``
+        averages likelihoods.
     temperature : float or "auto", default=1.0
-        Divides the log-likelihoods. Values above 1 make probabilities less extreme. ``"auto"``
-        holds out `validation_fraction` of the data in `fit` and minimizes their log-loss.
+        Number that divides the log-likelihoods. Values above 1 make probabilities less extreme.
+        With ``"auto"``, `fit` holds out `validation_fraction` of the data, and selects the
+        temperature with the smallest log-loss on the held-out data.
     class_prior : array-like of shape (n_classes,), default=None
-        Prior probabilities of the classes. None uses the weighted class frequencies of y.
+        Prior probabilities of the classes. If None, the classifier uses the frequencies of the
+        classes in y, computed with the sample weights.
     search : {"auto", "exhaustive"} or float, default="auto"
-        ``"exhaustive"`` scores every class in every order. A float in (0, 0.5) stops early, with
-        that allowed probability of selecting another class; ``"auto"`` allows 0.001. Only
-        predictions with ``aggregation="mean_log_likelihood"`` and ``memory=None`` stop early.
+        ``"exhaustive"`` scores every class in every order. With a float in (0, 0.5), predictions
+        stop scoring an image early. The float is the allowed probability that early stopping
+        selects a different class than ``"exhaustive"``. ``"auto"`` is equivalent to 0.001. Early
+        stopping also requires ``aggregation="mean_log_likelihood"`` and ``memory=None``. Only
+        predictions stop early.
     augmentation : int, "auto" or None, default="auto"
-        Number of views of each image to train on: the image, and small random shifts, rotations and
-        stretches of it. ``"auto"`` is 16, or 4 with the published tokenizers. None trains on the
-        images alone, as for tables.
+        Number of views of each image to train on. The views are the image itself, and copies with
+        small random shifts, rotations and stretches. ``"auto"`` selects 16 views, or 4 views with
+        the published tokenizers. If None, training uses only the original images. Tables are never
+        augmented.
     max_iter : int or "auto", default="auto"
-        Number of epochs. ``"auto"`` depends on the size of the data and the prior: from 10 to 120
-        for images, and from 10 to 30 for tables.
+        Number of epochs. ``"auto"`` selects a number that depends on the size of the data and the
+        size of the prior: 10 to 120 epochs for images, and 10 to 30 epochs for tables.
     batch_size : int or "auto", default="auto"
-        Images or rows per training step. ``"auto"`` selects a value from 16 to 64.
+        Number of images or table rows per training step. ``"auto"`` selects a value from 16 to 64.
     learning_rate_init : float or "auto", default="auto"
-        Peak learning rate, reached after 5 % of the steps and followed by a cosine decay to 1/20.
-        ``"auto"`` is ``0.4 / dim`` for a new prior. Fine-tuning multiplies it by 0.1 (``"full"``),
-        0.5 (``"lora"``), 1 (``"head"``) or 5 (``"class_embedding"``).
+        Learning rate at the peak of the schedule. The peak is reached after 5 % of the steps, and a
+        cosine decay to 1/20 of the peak follows. ``"auto"`` selects ``0.4 / dim`` for a new prior.
+        For fine-tuning, ``"auto"`` multiplies this rate by 0.1 (``"full"``), 0.5 (``"lora"``), 1
+        (``"head"``) or 5 (``"class_embedding"``).
     posterior_weight : float or "auto", default="auto"
-        Weight of -log p(class | tokens, order) in the loss, added to -log p(tokens | class,
-        order). 0 trains by likelihood alone, as in the paper. ``"auto"`` is at most 5 for a
-        :class:`SharedTrunkPrior`, and 0 for the published architecture.
+        Weight of the loss term -log p(class | tokens, order), which is added to the main loss
+        -log p(tokens | class, order). With a weight of 0, training uses the likelihood alone, as in
+        the paper. ``"auto"`` selects at most 5 for a :class:`SharedTrunkPrior`, and 0 for the
+        published architecture.
     class_weight : dict, "balanced" or None, default=None
-        Class weights, which multiply the sample weights. ``"balanced"`` uses
-        ``n_samples / (n_classes * np.bincount(y))``.
+        Weights of the classes. The weight of a class multiplies the weights of its samples.
+        ``"balanced"`` uses the weights ``n_samples / (n_classes * np.bincount(y))``.
     early_stopping : bool, default=False
-        Whether to hold out `validation_fraction` of the data, stop when their log-likelihood no
-        longer improves, and keep the best weights.
+        Whether training stops when the log-likelihood of held-out data no longer improves. If True,
+        `fit` holds out `validation_fraction` of the data and keeps the best weights.
     validation_fraction : float, default=0.1
-        Fraction of the training data to hold out. Used by ``early_stopping=True`` and
-        ``temperature="auto"``.
+        Fraction of the training data to hold out. `fit` only holds out data with
+        ``early_stopping=True`` or ``temperature="auto"``.
     n_iter_no_change : int, default=10
-        Epochs without an improvement of `tol` after which `early_stopping` ends training.
+        Number of epochs without an improvement of at least `tol` after which `early_stopping` ends
+        training.
     tol : float, default=2e-2
-        Minimum improvement, in nats per token; smaller changes count as none. Without
-        `early_stopping` it only decides whether `fit` warns that training has not converged.
+        Smallest change of the log-likelihood that counts as an improvement, in nats per token. If
+        `early_stopping` is False, `tol` only decides whether `fit` warns about missing convergence.
     finetune : {"full", "lora", "class_embedding", "head"} or FineTuning, default="full"
-        How a prior that already has weights is trained, see :class:`FineTuning`. A string is its
-        `mode`. A new prior is always trained in full.
+        How to train a prior that already has weights, see :class:`FineTuning`. A string selects the
+        `mode` of the fine-tuning. All weights of a new prior are always trained.
     memory : str, path or joblib.Memory, default=None
-        Folder in which to cache fitted models and log-likelihoods, at most 10 GiB. A search over
-        `n_orders`, `aggregation`, `temperature` or `class_prior` then trains once per fold. The
-        cache contains pickles, so use only folders that you trust.
+        Folder in which to cache up to 10 GiB of fitted models and log-likelihoods. With a cache, a
+        search over `n_orders`, `aggregation`, `temperature` or `class_prior` trains only once per
+        fold. The cache contains pickles, so use only folders that you trust.
     checkpoint_dir : str or path, default=None
-        Folder for checkpoints of `fit`. Calling an interrupted `fit` again with the same data and
-        parameters resumes from the last one. The checkpoints are removed when `fit` ends.
+        Folder for training checkpoints. To resume an interrupted `fit` from the last checkpoint,
+        call `fit` again with the same data and parameters. At the end of training, `fit` removes
+        the checkpoints.
     n_jobs : int, default=None
-        Number of joblib workers for predictions and `explain`. None is 1 unless
-        ``joblib.parallel_config`` is set; -1 uses all processors. Results do not depend on it.
+        Number of joblib workers for predictions and `explain`. None means one worker unless
+        ``joblib.parallel_config`` sets another number, and -1 means one worker per processor.
+        Results do not depend on the number of workers.
     device : str or torch.device, default="auto"
-        ``"auto"`` is CUDA if available, else the CPU.
+        Device that runs the networks. ``"auto"`` selects CUDA if it is available, and the CPU
+        otherwise.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Type of matrix products. ``"auto"`` is bfloat16 where the hardware supports it and
-        predictions keep their accuracy, else float32.
+        Data type of matrix products. ``"auto"`` selects bfloat16 if the hardware supports it and
+        predictions keep their accuracy, and float32 otherwise.
     random_state : int, RandomState instance or None, default=None
-        Seed of tokenizer, initial weights, training and orders.
+        Seed of the tokenizer, the initial weights, the training and the orders.
     verbose : int, default=0
-        1 shows progress. 2 also reports the values chosen for parameters set to ``"auto"``.
+        With ``verbose=1``, the classifier shows progress. With ``verbose=2``, it also reports the
+        values that it chose for parameters set to ``"auto"``.
 
     Attributes
     ----------
     model_ : FittedModel
-        Everything that `fit` has learned, as one object, including the priors that `partial_fit`
-        has added.
+        Everything that `fit` has learned, as one object. The object includes the priors that
+        `partial_fit` has added.
     classes_ : ndarray of shape (n_classes,)
         Class labels.
     prior_ : SharedTrunkPrior or AnyOrderPrior
@@ -201,32 +219,35 @@ default="mean_log_likelihood"
     tokenizer_ : transformer
         The fitted tokenizer.
     orders_ : int64 ndarray of shape (at most n_orders, n_tokens)
-        Orders that predictions average over: the raster index of the token read in each step.
+        Orders that predictions average over. Each row is one order: the raster indices of the
+        tokens, from the first step to the last.
     class_count_ : ndarray of shape (n_classes,)
-        Number of training images of each class, or the sum of their weights.
+        Number of training images of each class. If samples have weights, the sum of the weights
+        replaces this number.
     class_prior_, class_log_prior_ : ndarray of shape (n_classes,)
-        Prior probability of each class, and its logarithm.
+        Prior probability of each class, and the logarithm of this probability.
     class_names_, wordnet_ids_ : ndarray of shape (n_classes,)
-        Names and WordNet IDs, if the classes are those of ImageNet.
+        Names and WordNet IDs of the classes. These attributes only exist for ImageNet classes.
     image_shape_ : tuple of int or None
-        Height, width and channels of the images. None for tables and tokens.
+        Height, width and number of channels of the images, or None for tables and tokens.
     skipped_images_ : list of int
-        Indices in X of the images that the last `fit` or `partial_fit` could not read.
+        Indices of the unreadable images in the X of the last `fit` or `partial_fit`.
     loss_curve_ : list of float
         Mean training loss of each epoch, in nats per token.
     temperature_ : float
-        The temperature in use.
+        Temperature that predictions use.
     validation_scores_ : list of float or None
-        Held-out log-likelihood after each epoch, in nats per token, if `early_stopping`.
+        Log-likelihood of the held-out data after each epoch, in nats per token, or None if
+        `early_stopping` is False.
     n_iter_ : int
-        Number of epochs.
+        Number of epochs of the training.
     best_iter_ : int
-        Epoch, counted from 1, whose weights were kept.
+        Epoch whose weights were kept, counted from 1.
     choices_ : dict of str to object
-        Values chosen for parameters set to ``"auto"``: `max_iter`, `batch_size`,
+        Values that `fit` chose for parameters set to ``"auto"``: `max_iter`, `batch_size`,
         `learning_rate_init`, `prior` (its sizes) and `tokenizer` (its parameters).
     n_features_in_ : int
-        Number of columns of a 2-D X, else of numbers in one image.
+        Number of columns if X is 2-D, and number of values in one image otherwise.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen during fit. Only defined if X has feature names that are all strings.
 
@@ -364,17 +385,18 @@ default="mean_log_likelihood"
         Parameters
         ----------
         X : array-like
-            Images: arrays or tensors of shape (n_samples, height, width), with an optional axis of
-            channels at the end or after the samples; flat rows with `image_shape`; paths of image
-            files; PIL images. Tables of shape (n_samples, n_features). With
-            ``tokenizer="precomputed"``, integer tokens of shape (n_samples, rows, cols) or
-            (n_samples, n_crops, rows, cols). Memory-mapped arrays, files and data sets such as
-            ``torch.utils.data.Dataset`` are read in small batches.
+            Images, tables or tokens. Images can be arrays or tensors of shape (n_samples, height,
+            width), with an optional channel axis at the end or after the first axis. They can also
+            be paths of image files, PIL images, or flat rows if `image_shape` is set. Tables have
+            the shape (n_samples, n_features). With ``tokenizer="precomputed"``, X contains integer
+            tokens of shape (n_samples, rows, cols) or (n_samples, n_crops, rows, cols). Files,
+            memory-mapped arrays and data sets such as ``torch.utils.data.Dataset`` are read in
+            small batches.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights in the loss and in the class frequencies. A weight of n is equivalent to n equal
-            samples.
+            Weights of the samples in the loss and in the class frequencies. A sample of weight n is
+            equivalent to n equal samples.
 
         Returns
         -------
@@ -384,47 +406,52 @@ default="mean_log_likelihood"
         Raises
         ------
         ValueError
-            If a parameter, X or y is invalid, or if training diverges at every learning rate tried.
+            If a parameter, X or y is invalid, or if training diverges at every learning rate that
+            `fit` tries.
         OSError
-            If `checkpoint_dir` cannot be written to, or is in use by another `fit`.
+            If `fit` cannot write to `checkpoint_dir`, or another `fit` uses this folder.
 
         Warns
         -----
         ConvergenceWarning
-            If the loss still falls when training ends, or the learning rate had to be lowered.
+            If the loss still falls at the end of training, or if `fit` had to lower the learning
+            rate.
         """
         self._validate_params()
         with collective_call("fit", self._recovery_hint()):
             return self._fit(X, y, sample_weight)
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
-        """Continue training on more images of known or new classes.
+        """Continue training on additional images of known or new classes.
 
         The first call is equivalent to `fit`. Later calls keep the tokenizer and the orders, and
-        train for `max_iter` epochs on X alone. Classes that are not in y keep their predictions
-        exactly. A new class gets a prior of its own: a copy of the first one, trained as `finetune`
-        says. With ``"class_embedding"`` and ``"head"`` it only gets an embedding in the first
-        prior. Known classes are trained in full if y contains all classes of their prior;
-        otherwise only their embeddings are trained.
+        train for `max_iter` epochs on X alone. The log-likelihoods of classes that are not in y do
+        not change. Each call that adds classes creates a prior for these classes: a copy of the
+        first prior, trained with the mode of `finetune`. In the modes ``"class_embedding"`` and
+        ``"head"``, a new class only gets an embedding in the first prior. If y contains all classes
+        of a prior, all weights of this prior are trained. Otherwise, only the embeddings of the
+        classes in y are trained.
 
         Parameters
         ----------
-        X, y, sample_weight : array-like
+        X, y : array-like
             As in `fit`.
         classes : array-like of shape (n_classes,), default=None
-            All classes known so far; later calls may add more. A class without images has
+            All classes known so far. Later calls may add more classes. A class without images has
             probability 0 unless `class_prior` is set.
+        sample_weight : array-like of shape (n_samples,), default=None
+            As in `fit`.
 
         Returns
         -------
         self : AnyOrderARClassifier
-            The classifier.
+            The fitted classifier.
 
         Raises
         ------
         ValueError
-            If y has labels that are not in `classes`, or with ``temperature="auto"`` or
-            ``class_weight="balanced"``, which require images of all classes at once.
+            If y has labels that are not in `classes`, or if ``temperature="auto"`` or
+            ``class_weight="balanced"``. These two values require images of all classes at once.
 
         References
         ----------
@@ -446,12 +473,12 @@ default="mean_log_likelihood"
         if self.temperature == "auto":
             raise ValueError(
                 'partial_fit does not support temperature="auto", which requires held-out images '
-                "of all classes at once. Pass a number, or call fit."
+                "of all classes at once. Set temperature to a number, or call fit."
             )
         if self.class_weight == "balanced":
             raise ValueError(
-                'partial_fit does not support class_weight="balanced", which requires the counts '
-                "of all classes at once. Pass a dict of weights, or sample_weight."
+                'class_weight="balanced" is not supported by partial_fit, because it requires the '
+                "counts of all classes at once. Pass a dict of weights, or sample_weight."
             )
         fitted = hasattr(self, "model_")
         with collective_call("partial_fit", self._recovery_hint(unchanged=fitted)):
@@ -459,24 +486,24 @@ default="mean_log_likelihood"
             return train(X, y, sample_weight, classes)
 
     def predict_joint_log_proba(self, X, return_stats=False):
-        """Compute the log joint probability of each image and class, averaged over orders.
+        """Compute log p(image, class) for each image and class, averaged over orders.
 
         Parameters
         ----------
         X : array-like
             As in `fit`.
         return_stats : bool, default=False
-            Whether to also return the amount of work.
+            Whether to also return how many tokens the transformer processed.
 
         Returns
         -------
         joint : float64 ndarray of shape (n_samples, n_classes)
-            log p(x, y) in nats; columns follow `classes_`. The log-likelihood in it is divided by
-            `temperature_`.
+            Natural logarithm of p(image, class). The columns follow the order of `classes_`. The
+            log-likelihoods are divided by `temperature_` before the class prior is added.
         stats : dict
-            Only if `return_stats`. ``"evaluations"`` is the number of tokens that the transformer
-            read for each sample. ``"exhaustive_evaluations"`` is the same number for one sample
-            with ``search="exhaustive"``.
+            This dict is only returned if `return_stats` is True. ``"evaluations"`` is the number of
+            tokens that the transformer processed for each sample. ``"exhaustive_evaluations"`` is
+            the number of tokens per sample that ``search="exhaustive"`` would process.
         """
         joints, evaluations = [], []
         for result in self._score(X, may_stop_early=True):
@@ -491,7 +518,7 @@ default="mean_log_likelihood"
         }
 
     def predict_log_proba(self, X):
-        """Compute the log class probabilities.
+        """Compute the natural logarithm of the class probabilities.
 
         Parameters
         ----------
@@ -501,7 +528,7 @@ default="mean_log_likelihood"
         Returns
         -------
         log_proba : float64 ndarray of shape (n_samples, n_classes)
-            Columns follow `classes_`.
+            Log-probability of each class. The columns follow the order of `classes_`.
         """
         return self._log_posterior(self.predict_joint_log_proba(X))
 
@@ -516,8 +543,8 @@ default="mean_log_likelihood"
         Returns
         -------
         proba : float64 ndarray of shape (n_samples, n_classes)
-            Rows sum to one; columns follow `classes_`. Images with zero likelihood under every
-            class get the class prior.
+            Probability of each class. Each row sums to one, and the columns follow the order of
+            `classes_`. An image with zero likelihood under every class gets the class prior.
         """
         return np.exp(self.predict_log_proba(X))
 
@@ -532,12 +559,14 @@ default="mean_log_likelihood"
         Returns
         -------
         y : ndarray of shape (n_samples,)
-            Labels from `classes_`.
+            Predicted labels, taken from `classes_`.
         """
         return self._labels(self.predict_joint_log_proba(X))
 
     def staged_predict_proba(self, X):
-        """Compute the class probabilities after 1, 2, ... `n_orders` orders, in one pass.
+        """Compute the class probabilities after the first 1, 2, ... `n_orders` orders.
+
+        All orders are scored only once.
 
         Parameters
         ----------
@@ -547,13 +576,14 @@ default="mean_log_likelihood"
         Yields
         ------
         proba : float64 ndarray of shape (n_samples, n_classes)
-            Equal to `predict_proba` with that number of orders and ``search="exhaustive"``.
+            Class probabilities from the first k orders, for k = 1, 2, ... They equal the result of
+            `predict_proba` with ``n_orders=k`` and ``search="exhaustive"``.
         """
         for joint in self._staged_joint_log_proba(X):
             yield np.exp(self._log_posterior(joint))
 
     def staged_predict(self, X):
-        """Predict the most probable class of each image after 1, 2, ... `n_orders` orders.
+        """Predict the class of each image after the first 1, 2, ... `n_orders` orders.
 
         Parameters
         ----------
@@ -563,13 +593,13 @@ default="mean_log_likelihood"
         Yields
         ------
         y : ndarray of shape (n_samples,)
-            Labels from `classes_`.
+            Predicted labels, taken from `classes_`.
         """
         for joint in self._staged_joint_log_proba(X):
             yield self._labels(joint)
 
     def staged_score(self, X, y, sample_weight=None):
-        """Compute the accuracy after 1, 2, ... `n_orders` orders.
+        """Compute the accuracy after the first 1, 2, ... `n_orders` orders.
 
         Parameters
         ----------
@@ -589,7 +619,7 @@ default="mean_log_likelihood"
             yield accuracy_score(y, predicted, sample_weight=sample_weight)
 
     def transform(self, X):
-        """Compute the log-likelihood of each class, as features for a next pipeline step.
+        """Compute the log-likelihood of each class, for use as features in a pipeline.
 
         Parameters
         ----------
@@ -599,7 +629,8 @@ default="mean_log_likelihood"
         Returns
         -------
         log_likelihood : float64 ndarray of shape (n_samples, n_classes)
-            log p(x | y) in nats, with the orders aggregated, without class prior and temperature.
+            log p(image | class) in nats, aggregated over orders. It does not include the class
+            prior or the temperature.
         """
         check_is_fitted(self)
         return self._aggregate_exhaustively(X, np.zeros(len(self.classes_)))
@@ -607,7 +638,7 @@ default="mean_log_likelihood"
     def score_samples(self, X):
         """Compute the log-likelihood of each image, averaged over classes and orders.
 
-        Low values indicate images that are unlike the training images, whatever their class.
+        Images that differ from the training images of every class have low log-likelihoods.
 
         Parameters
         ----------
@@ -617,8 +648,8 @@ default="mean_log_likelihood"
         Returns
         -------
         log_likelihood : float64 ndarray of shape (n_samples,)
-            log p(tokens) in nats. It depends on `aggregation` and the class prior, not on
-            `temperature`.
+            log p(tokens) in nats. The value depends on `aggregation` and the class prior, but not
+            on `temperature`.
         """
         check_is_fitted(self)
         joint = self._aggregate_exhaustively(X, self.class_log_prior_)
@@ -632,29 +663,31 @@ default="mean_log_likelihood"
         X : array-like
             As in `fit`.
         y : array-like of shape (n_samples,), default=None
-            Class to explain for each image. None explains the predicted classes.
+            Class to explain for each image. If None, the predicted class of each image is used.
         rival : "runner-up", array-like of shape (n_samples,) or None, default=None
-            Class to compare with: the most probable other class, given classes, or None for no
-            class, which compares log p(token | class) with log p(token).
+            Class to compare with. ``"runner-up"`` selects the most probable other class, and an
+            array contains one class per image. If None, log p(token | class) is compared with
+            log p(token).
 
         Returns
         -------
         evidence : Evidence
-            Nats per token and pixel, averaged over the orders, with standard errors; see
-            :class:`skaocls.scoring.evidence.Evidence`. If orders read views (`crop`), tokens are
-            placed by their position in the view, which can differ by a sixteenth of the image.
+            Evidence of each token and pixel in nats, averaged over the orders, with standard
+            errors; see :class:`skaocls.scoring.evidence.Evidence`. If `crop` selects views, the
+            position of a token in the view can differ from its position in the image by a
+            sixteenth of the image size.
 
         Raises
         ------
         ValueError
-            If `y` or `rival` contains unknown classes or differs from X in length.
+            If `y` or `rival` contains unknown classes, or if its length differs from that of X.
         """
         model, runner_up = self._checked_model(), isinstance(rival, str) and rival == "runner-up"
         if not (rival is None or runner_up or np.ndim(rival) == 1):
             raise ValueError(
                 f'rival must be "runner-up", one class for each image, or None; got {rival!r}.'
             )
-        X = convert_input(X)  # iterators can be read only once
+        X = convert_input(X)  # because X may be an iterator, which yields its images only once
         batch = model.reader.open(X)
         columns = None if y is None else model.columns(y)
         rivals = None if rival is None or runner_up else model.columns(rival, "rival")
@@ -667,40 +700,58 @@ default="mean_log_likelihood"
         options = self._scoring_options()
         return prediction.explain(model, batch, columns, rivals, self.orders_, options)
 
-    def sample(self, n_samples=None, y=None, *, random_state=None, **options):
+    def sample(
+        self,
+        n_samples=None,
+        y=None,
+        *,
+        random_state=None,
+        n_steps=None,
+        temperature=1.0,
+        top_k=None,
+        top_p=None,
+        guidance=1.0,
+    ):
         """Draw images from the model.
 
         Parameters
         ----------
         n_samples : int, default=None
-            Number of images. None is the number of labels in `y`, or one.
+            Number of images. If None, `sample` draws one image for each label in `y`, or a single
+            image if `y` is a label or None.
         y : label or array-like of shape (n_samples,), default=None
-            Class of all images, or of each. None draws classes from `class_prior_`.
+            One class for all images, or a class for each image. If None, the classes are drawn from
+            `class_prior_`.
         random_state : int, RandomState instance or None, default=None
-            Seed of classes, orders and tokens.
+            Seed of the classes, orders and tokens.
         n_steps : int, default=None
-            Number of sampling steps. None draws one token per step, which is exact. Fewer steps
-            are faster, but tokens of one step are drawn independently.
+            Number of sampling steps. If None, each step draws one token, and sampling is exact. If
+            there are fewer steps than tokens, sampling is faster, but the tokens of a step are
+            drawn independently.
         temperature : float, default=1.0
-            Divides the logits. Values below 1 give more typical, less varied images.
+            Number that divides the logits. Temperatures below 1 give more typical and less varied
+            images than a temperature of 1.
         top_k : int, default=None
-            Sample each token from this number of most likely tokens.
+            Each token is drawn from this number of most likely tokens. If None, all tokens are
+            allowed.
         top_p : float, default=None
-            Sample each token from the smallest set of tokens with at least this total probability.
+            Each token is drawn from the smallest set of tokens with at least this total
+            probability. If None, all tokens are allowed.
         guidance : float, default=1.0
-            Scale of classifier-free guidance. Values above 1 give images that are more typical of
-            their class. Values other than 1 double the cost.
+            Scale of classifier-free guidance. A guidance above 1 gives images that are more typical
+            of their class than a guidance of 1. Any guidance other than 1 doubles the computation.
 
         Returns
         -------
         images : float array of shape (n_samples, height, width[, channels])
-            Images as returned by the tokenizer's `inverse_transform`; rows of a table or tokens if
-            the classifier was fitted to those.
+            Images that the tokenizer's `inverse_transform` returns. A classifier that was fitted to
+            tables or tokens returns table rows or tokens.
 
         Raises
         ------
         ValueError
-            If a parameter is out of range, or `y` contains unknown classes or has another length.
+            If a parameter is out of range, or if `y` contains unknown classes or has a length other
+            than `n_samples`.
 
         References
         ----------
@@ -717,6 +768,7 @@ default="mean_log_likelihood"
         (3, 8, 8)
         """
         model = self._checked_model()
+        options = sampling_options("sample", n_steps, temperature, top_k, top_p, guidance)
         validate_parameter_constraints(N_SAMPLES, {"n_samples": n_samples}, "sample")
         rng = check_random_state(random_state)
         if n_samples is None:
@@ -729,40 +781,54 @@ default="mean_log_likelihood"
         orders = generation.generation_orders(model, self.order, self.n_orders, n_samples, rng)
         return generation.generate_images(model, columns, orders, rng, options, device=self.device)
 
-    def inpaint(self, X, mask, y=None, *, random_state=None, **options):
+    def inpaint(
+        self,
+        X,
+        mask,
+        y=None,
+        *,
+        random_state=None,
+        n_steps=None,
+        temperature=1.0,
+        top_k=None,
+        top_p=None,
+        guidance=1.0,
+    ):
         """Fill in missing parts of images.
 
-        Tokens with at least one masked pixel are drawn; all other tokens are given and read first.
+        Tokens with at least one masked pixel are drawn from the model. All other tokens are known,
+        and come before the drawn tokens in each order.
 
         Parameters
         ----------
         X : array-like
-            As in `fit`. Masked pixels may contain any valid number (not NaN). Set them to gray for
-            convolutional tokenizers; the others ignore them.
+            As in `fit`. Masked pixels may contain any valid number, but not NaN. For convolutional
+            tokenizers, set masked pixels to gray. All other tokenizers ignore masked pixels.
         mask : bool array-like of shape (height, width) or (n_samples, height, width)
-            True for unknown pixels. For tables of shape (n_features,) or (n_samples, n_features);
-            for tokens of shape (rows, cols) or (n_samples, rows, cols).
+            True for unknown pixels. For tables, the shape is (n_features,) or (n_samples,
+            n_features). For tokens, the shape is (rows, cols) or (n_samples, rows, cols).
         y : label or array-like of shape (n_samples,), default=None
-            Class of all images, or of each. None uses the most probable class given the known
-            tokens.
+            One class for all images, or a class for each image. If None, the most probable class
+            given the known tokens is used.
         random_state : int, RandomState instance or None, default=None
-            Seed of orders and tokens.
-        **options
-            `n_steps`, `temperature`, `top_k`, `top_p` and `guidance`, as in :meth:`sample`.
+            Seed of the orders and tokens.
+        n_steps, temperature, top_k, top_p, guidance : optional
+            As in :meth:`sample`.
 
         Returns
         -------
         images : float array of shape (n_samples, height, width[, channels])
-            The pixels of X where `mask` is False (8-bit values divided by 255), and pixels from
-            the tokenizer's `inverse_transform` elsewhere.
+            Images that equal X where `mask` is False, with 8-bit values divided by 255. Where
+            `mask` is True, pixels come from the tokenizer's `inverse_transform`.
 
         Raises
         ------
         ValueError
-            If `mask` is not boolean or has a wrong shape, if `y` contains unknown classes or
-            differs from X in length, or if another parameter is out of range.
+            If `mask` is not boolean or has a wrong shape, if `y` contains unknown classes, if the
+            length of `y` differs from that of X, or if another parameter is out of range.
         """
         model = self._checked_model()
+        options = sampling_options("inpaint", n_steps, temperature, top_k, top_p, guidance)
         batch = model.reader.open(X, check_scale=False)
         return generation.inpaint_images(
             model,
@@ -780,40 +846,42 @@ default="mean_log_likelihood"
 
     @classmethod
     def from_pretrained(cls, source, *, token=None, tokenizer="auto", classes=None, **params):
-        """Load a fitted classifier: published weights, or the result of `save_pretrained`.
+        """Load a fitted classifier from published weights or from a saved classifier.
 
-        Published ImageNet weights classify without `fit`. Their `classes_` are ImageNet's indices,
-        described by `class_names_` and `wordnet_ids_`, and the class prior is uniform. Image files
-        are resized and cropped as in the paper.
+        Published ImageNet weights can classify images without `fit`. Their `classes_` are the
+        ImageNet indices, which `class_names_` and `wordnet_ids_` describe. Their class prior is
+        uniform. Image files are resized and cropped as in the paper.
 
         Parameters
         ----------
         source : str, path, PretrainedWeights or module
-            A folder or hub repository written by `save_pretrained` or `push_to_hub`; weights of
-            the published architecture, see :class:`PretrainedWeights`; or a prior, which is copied.
+            Folder or hub repository that `save_pretrained` or `push_to_hub` has written. For
+            weights of the published architecture, see :class:`PretrainedWeights`. If `source` is a
+            prior module, it is copied.
         token : str or bool, default=None
-            Access token, as in ``huggingface_hub``.
+            Access token of the hub, as in ``huggingface_hub``.
         tokenizer : "auto", "precomputed" or transformer, default="auto"
-            Tokenizer of published weights and priors. ``"auto"`` loads the published tokenizer with
-            the same vocabulary. ``"precomputed"`` reads tokens, also with saved classifiers. A
-            fitted transformer is used as it is.
+            Tokenizer for published weights and prior modules. ``"auto"`` loads the published
+            tokenizer with the same vocabulary. With ``"precomputed"``, X contains tokens instead of
+            images; this option also works with saved classifiers. A fitted transformer is used
+            without changes.
         classes : list of int or str, default=None
-            Subset of the classes of published weights: ImageNet indices, WordNet IDs or names. The
-            other classes cost nothing.
+            Subset of the classes of published weights, as ImageNet indices, WordNet IDs or names.
+            The other classes need no computation.
         **params
-            Other parameters of the classifier.
+            Other parameters of the classifier, by name.
 
         Returns
         -------
         clf : AnyOrderARClassifier
-            The fitted classifier. A later `fit` fine-tunes the same weights.
+            The fitted classifier. If you call `fit` later, it fine-tunes the same weights.
 
         Raises
         ------
         OSError
             If a file cannot be found or downloaded.
         ValueError
-            If a file or argument is invalid.
+            If a file or an argument is invalid.
 
         Examples
         --------
@@ -861,18 +929,18 @@ default="mean_log_likelihood"
     def save_pretrained(self, folder):
         """Save the fitted classifier as JSON and safetensors.
 
-        A prior module in the parameters is saved as its sizes. A RandomState, `memory` and
-        `checkpoint_dir` are saved as None.
+        If the parameter `prior` is a module, only its sizes are saved. The parameters `memory` and
+        `checkpoint_dir` are saved as None. If `random_state` is a RandomState, it is saved as None.
 
         Parameters
         ----------
         folder : path
-            Created if it does not exist.
+            Folder to write to. If the folder does not exist, it is created.
 
         Raises
         ------
         TypeError
-            If the tokenizer is not one of this library's.
+            If the tokenizer's class is not part of this library.
         """
         check_is_fitted(self)
         saving.save(self.model_, folder, self._state_to_save())
@@ -883,18 +951,18 @@ default="mean_log_likelihood"
         Parameters
         ----------
         repo_id : str
-            ``owner/name``; created if it does not exist.
+            Repository as ``owner/name``. If the repository does not exist, it is created.
         metrics : dict of str to float, default=None
-            Listed in the model card, e.g. ``{"test accuracy": clf.score(X_test, y_test)}``.
+            Metrics for the model card, such as ``{"test accuracy": 0.97}``.
         private : bool, default=False
-            Whether a new repository is private.
+            Whether the repository is private if it is created.
         token : str or bool, default=None
-            Access token, as in ``huggingface_hub``.
+            Access token of the hub, as in ``huggingface_hub``.
 
         Returns
         -------
         url : str
-            URL of the commit.
+            URL of the commit that contains the classifier.
         """
         check_is_fitted(self)
         state = self._state_to_save()
@@ -902,19 +970,19 @@ default="mean_log_likelihood"
 
     @property
     def orders_(self):
-        """Orders that predictions average over, of shape (at most n_orders, n_tokens)."""
+        """Orders that predictions average over, as an array of (at most n_orders, n_tokens)."""
         check_is_fitted(self)
         return self.model_.orders(self.order, self.n_orders)
 
     @property
     def class_log_prior_(self):
-        """Log prior probability of each class."""
+        """Natural logarithm of the prior probability of each class."""
         check_is_fitted(self)
         return class_log_prior(self.class_prior, self.model_.class_count)
 
     @property
     def class_prior_(self):
-        """Prior probability of each class."""
+        """Prior probability of each class, as an array."""
         return np.exp(self.class_log_prior_)
 
     @property
@@ -926,7 +994,7 @@ default="mean_log_likelihood"
         if self._fitted_temperature is None:
             raise NotFittedError(
                 'temperature="auto" was set after fit, but fit selects the temperature. Call fit '
-                "again, or pass a number."
+                "again, or set temperature to a number."
             )
         return self._fitted_temperature
 
@@ -935,8 +1003,8 @@ default="mean_log_likelihood"
         config, seed = self._training_config(), self._seed()
         if is_new(self.prior) and self.finetune != "full":
             warn(
-                f"finetune={self.finetune!r} has no effect in fit: prior={self.prior!r} is a new "
-                "prior, which is trained in full. Pass a prior with weights to fine-tune it."
+                f"finetune={self.finetune!r} has no effect in fit, because prior={self.prior!r} is "
+                "a new prior and is trained in full. To fine-tune, pass a prior with weights."
             )
         owner, skip = type(self).__name__, self.on_bad_image == "skip"
         prior, tokenizer, shape = resolve_prior(self.prior, self.tokenizer, self.image_shape)
@@ -963,7 +1031,7 @@ default="mean_log_likelihood"
         return self._finish_fit(result, samples, list(batch.skipped))
 
     def _extend(self, X, y, sample_weight=None, classes=None):
-        """Train the fitted model on more samples."""
+        """Continue training the fitted model on more samples."""
         model, rng = self.model_, np.random.RandomState(self._seed())
         batch = model.reader.open(X, skip_unreadable=self.on_bad_image == "skip")
         owner = type(self).__name__
@@ -974,25 +1042,17 @@ default="mean_log_likelihood"
         return self._finish_fit(result, samples, list(batch.skipped))
 
     def _check_class_prior(self, classes):
-        """Reject an invalid class prior before training."""
+        """Raise an error before training if the class prior is invalid."""
         class_log_prior(self.class_prior, np.ones(len(classes)))
 
     def _finish_fit(self, result, batch, skipped):
-        """Store the result of training, and warn if it has not converged."""
+        """Store the result of training, and warn if the training has not converged."""
         model, histories, held_out, checkpoints = result
         scores = [score for history in histories for score in history.validation_curve]
         n_iter = max(history.n_iter for history in histories)
         temperature = None
         if self.temperature == "auto":
             temperature = self._held_out_temperature(model, batch, held_out)
-        # max_iter="auto" limits training on tables so that it does not overfit
-        limited = isinstance(self.max_iter, str) and model.reader.tabular
-        if not limited and not all(h.converged or h.interrupted for h in histories):
-            warn(
-                f"Stochastic Optimizer: Maximum iterations ({n_iter}) reached and the "
-                "optimization hasn't converged yet. Consider increasing max_iter.",
-                ConvergenceWarning,
-            )
         self._set_fitted(
             model,
             _fitted_temperature=temperature,
@@ -1005,10 +1065,18 @@ default="mean_log_likelihood"
         )
         if checkpoints is not None:
             checkpoints.clear()
+        # max_iter="auto" ends training on tables before it converges, to avoid overfitting
+        limited = isinstance(self.max_iter, str) and model.reader.tabular
+        if not limited and not all(h.converged or h.interrupted for h in histories):
+            warn(
+                f"Stochastic Optimizer: Maximum iterations ({n_iter}) reached and the "
+                "optimization hasn't converged yet. Consider increasing max_iter.",
+                ConvergenceWarning,
+            )
         return self
 
     def _held_out_temperature(self, model, batch, held_out):
-        """Select the temperature on held-out data."""
+        """Select the temperature that fits the held-out data best."""
         rows, columns, weights = held_out
         results = self._score_batch(model, batch.take(rows))
         log_likelihood = np.concatenate([result.log_likelihood for result in results])
@@ -1018,22 +1086,22 @@ default="mean_log_likelihood"
         )
 
     def _set_fitted(self, model, **attributes):
-        """Set all fitted attributes in one step, so that a failure leaves the old ones."""
+        """Set all fitted attributes in one step, so that an error cannot leave a partial update."""
         self.__dict__.update({"model_": model, "_fitted_temperature": None} | attributes)
         return self
 
     def _seed(self):
-        """Return `random_state` as an int."""
+        """Return `random_state` as an int that is the same in all processes."""
         if isinstance(self.random_state, Integral):
             return int(self.random_state)
         return broadcast(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _recovery_hint(self, unchanged=False):
-        """Return advice for the case that another process dies during training."""
+        """Return advice to the user for the case that another process dies during training."""
         if unchanged:
             return "The classifier is unchanged. "
         if self.checkpoint_dir is None:
-            return "Training is lost. Set checkpoint_dir so that the next start can resume. "
+            return "Training is lost. To be able to resume next time, set checkpoint_dir. "
         return (
             "Start the same command again: fit resumes from the last checkpoint in "
             f"checkpoint_dir={os.fspath(self.checkpoint_dir)!r}. "
@@ -1051,7 +1119,7 @@ default="mean_log_likelihood"
         )
 
     def _checked_model(self):
-        """Return the fitted model after validating the parameters of predictions."""
+        """Validate the parameters for predictions, and return the fitted model."""
         check_is_fitted(self)
         self._validate_params()
         self._check_class_prior(self.classes_)
@@ -1062,19 +1130,19 @@ default="mean_log_likelihood"
         return prediction.ScoringOptions(**parameters, **options)
 
     def _score_batch(self, model, batch, stopping=None):
-        """Yield the ScoringResult of a few images at a time."""
+        """Score the images in small batches, and yield one ScoringResult per batch."""
         orders = model.orders(self.order, self.n_orders)
         options = self._scoring_options(stopping=stopping, cache=open_cache(self.memory))
         return prediction.score_batches(model, batch, orders, options, verbose=self.verbose)
 
     def _early_stopping_rule(self):
-        """Return the function that scores until the class is decided, or None to score all."""
+        """Return the function that stops scoring early, or None to score all classes and orders."""
         by_mean = self.aggregation == "mean_log_likelihood"
         if self.search == "exhaustive" or not by_mean or self.memory is not None:
             return None
         return partial(
             score_until_decided,
-            # the prior's weight relative to untempered log-likelihoods
+            # the class prior on the scale of log-likelihoods that no temperature has divided
             class_log_prior=self.temperature_ * self.class_log_prior_,
             error=STOPPING_ERROR if self.search == "auto" else self.search,
         )
@@ -1086,11 +1154,11 @@ default="mean_log_likelihood"
         return self._score_batch(model, model.reader.open(X), stopping)
 
     def _log_likelihoods(self, X):
-        """Yield log p(tokens | class, order), (n, n_orders, n_classes), a few images at a time."""
+        """Yield arrays (n, n_orders, n_classes) of log p(tokens | class, order) for n images."""
         return (result.log_likelihood for result in self._score(X))
 
     def _aggregate_exhaustively(self, X, log_prior):
-        """Aggregate all orders with that class prior, without temperature."""
+        """Aggregate all orders with the given class prior, without temperature."""
         parts = self._log_likelihoods(X)
         return np.concatenate([joint_log_proba(ll, log_prior, self.aggregation) for ll in parts])
 
@@ -1111,33 +1179,33 @@ default="mean_log_likelihood"
             yield self._joint_log_proba(ll[:, :k])
 
     def _columns_for(self, y, n):
-        """Return the columns of n labels, or of one label for all."""
+        """Return the columns of n labels. A single label is repeated n times."""
         columns = self.model_.columns(np.ravel(y) if np.ndim(y) == 0 else y)
         if np.ndim(y) and len(columns) != n:
             raise ValueError(
                 f"y has {len(columns)} labels, but {n} are expected. Pass one label for each "
-                "image, or a single label for all."
+                "image, or a single label for all images."
             )
         return np.broadcast_to(columns, n)
 
     def _state_to_save(self):
-        """Return parameters and training history; folders of this machine are left out."""
+        """Return parameters and training history, without the folders on this machine."""
         params = self.get_params(deep=False) | {"memory": None, "checkpoint_dir": None}
         names = [name for name in TRAINING_HISTORY if hasattr(self, name)]
         return {"params": params, "history": {name: getattr(self, name) for name in names}}
 
     def get_feature_names_out(self, input_features=None):
-        """Return the names of the columns of :meth:`transform`.
+        """Return the names of the columns that :meth:`transform` returns.
 
         Parameters
         ----------
         input_features : object
-            Ignored.
+            Ignored, because the names only depend on the estimator and the classes.
 
         Returns
         -------
         names : ndarray of str objects of shape (n_classes,)
-            Name of the estimator and the class, such as ``"anyorderarclassifier_cat"``.
+            Each name contains the estimator and the class, such as ``"anyorderarclassifier_cat"``.
         """
         check_is_fitted(self)
         owner = type(self).__name__.lower()
@@ -1161,3 +1229,16 @@ default="mean_log_likelihood"
         tags.input_tags.string = True
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def sampling_options(method, n_steps, temperature, top_k, top_p, guidance):
+    """Validate the sampling options of a method, and return them as a dict."""
+    options = {
+        "n_steps": n_steps,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "guidance": guidance,
+    }
+    validate_parameter_constraints(SAMPLING_CONSTRAINTS, options, method)
+    return options

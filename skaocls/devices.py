@@ -1,4 +1,4 @@
-"""Devices, precision and threads, independent of what the caller has set in torch."""
+"""Devices, precision and threads, independent of the caller's torch settings."""
 
 import multiprocessing
 import threading
@@ -14,22 +14,22 @@ from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
 M = TypeVar("M", bound=torch.nn.Module)
-MAX_IO_THREADS = 8  # threads that read files; with more they wait for each other
-MIN_THREADED_ITEMS = 16  # starting threads for fewer items takes longer than it saves
+MAX_IO_THREADS = 8  # largest number of threads that read files; more threads are not faster
+MIN_THREADED_ITEMS = 16  # for fewer items, starting threads takes longer than the work itself
 
 thread_pools = lru_cache(ThreadpoolController)  # finding all thread pools takes milliseconds
 _float32_lock = threading.Lock()
-# One entry per active `full_float32`; each is the function that restores the caller's settings.
+# One entry per active `full_float32` context; each entry is the result of `precision_switch`.
 _float32_active: list[Callable[[bool], None]] = []
 
 
 @contextmanager
 def own_torch_state(*, grad: bool = False) -> Iterator[None]:
-    """Make torch independent of the caller's settings in this thread.
+    """Make torch in this thread independent of the caller's settings.
 
-    Disables autocast, makes the CPU the default device and computes float32 products in float32.
-    Without `grad`, torch is in inference mode. The default dtype belongs to the whole process and
-    is not changed; this library always passes a dtype.
+    The context disables autocast, makes the CPU the default device, and computes float32 products
+    in float32. If `grad` is False, it also turns on inference mode. The default dtype is a setting
+    of the whole process, so the context does not change it. This library always passes a dtype.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(not grad))
@@ -47,8 +47,8 @@ def own_torch_state(*, grad: bool = False) -> Iterator[None]:
 def full_float32() -> Iterator[None]:
     """Compute products of float32 tensors in float32, not in TF32 or bfloat16.
 
-    This setting belongs to the whole process. The first thread to enter changes it, and the last
-    thread to leave restores it.
+    The precision is a setting of the whole process. The first thread that enters the context
+    changes the setting, and the last thread that leaves the context restores the old value.
     """
     with _float32_lock:
         _float32_active.append(_float32_active[0] if _float32_active else precision_switch())
@@ -64,11 +64,11 @@ def full_float32() -> Iterator[None]:
 
 
 def precision_switch() -> Callable[[bool], None]:
-    """Return a function that selects full precision (True) or today's settings (False)."""
+    """Return a function that selects full precision (True) or the present settings (False)."""
     by_backend = [(backend, backend.fp32_precision) for backend in precision_backends()]
     try:
         overall = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # torch refuses the overall setting after settings by backend
+    except RuntimeError:  # torch rejects the overall setting if backends have been set separately
         overall = None
 
     def switch(full: bool) -> None:
@@ -85,7 +85,7 @@ def precision_switch() -> Callable[[bool], None]:
 
 
 def precision_backends() -> list[Any]:
-    """Return the torch backends that have a precision setting of their own (torch >= 2.9)."""
+    """Return the torch backends that have their own precision setting (torch >= 2.9)."""
     backends: list[Any] = [torch.backends.cuda.matmul]
     for library in (torch.backends.cudnn, torch.backends.mkldnn):
         backends += [getattr(library, name, None) for name in ("conv", "matmul", "rnn")]
@@ -93,13 +93,13 @@ def precision_backends() -> list[Any]:
 
 
 def to_device(module: M, device: torch.device) -> M:
-    """Move a module; its weights stay trainable even if the caller is in inference mode."""
+    """Move a module to a device; weights stay trainable even if the caller uses inference mode."""
     with own_torch_state(grad=True):
         return module.to(device)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the torch device; ``"auto"`` is CUDA if available, else the CPU."""
+    """Return the torch device; ``"auto"`` is CUDA if available, otherwise the CPU."""
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -114,7 +114,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype for autocast, or None for float32; ``"auto"`` is float32 on the CPU."""
+    """Return the dtype for autocast, or None for float32.
+
+    ``"auto"`` is bfloat16 on CUDA devices that support bfloat16, otherwise float32.
+    """
     if precision == "auto":
         has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if has_bfloat16 else None
@@ -129,11 +132,11 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype | Non
 
 @contextmanager
 def worker_cuda_device() -> Iterator[None]:
-    """Spread worker processes over the CUDA devices of a machine.
+    """Distribute worker processes over the CUDA devices of a machine.
 
-    In the context, ``"cuda"`` and ``"auto"`` select a device by the number of the worker process.
+    In this context, ``"cuda"`` and ``"auto"`` select a device by the number of the worker process.
     """
-    # a process that was forked after CUDA was initialized cannot use CUDA
+    # a process cannot use CUDA if it was forked after the parent process initialized CUDA
     if not torch.cuda.is_available() or torch.cuda._is_in_bad_fork():
         yield
         return
@@ -144,7 +147,7 @@ def worker_cuda_device() -> Iterator[None]:
 
 @contextmanager
 def torch_threads(n: int) -> Iterator[None]:
-    """Use n threads for torch."""
+    """Use n threads for torch in this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -157,15 +160,15 @@ def torch_threads(n: int) -> Iterator[None]:
 def all_threads(n: int) -> Iterator[None]:
     """Use n threads for torch, scikit-learn and linear algebra in a worker process.
 
-    More threads would compete with the other workers. In a forked process OpenMP would even wait
-    forever for threads that were not copied by the fork.
+    With more threads, the workers would slow each other down. In a forked process, OpenMP would
+    even wait forever, because a fork does not copy the threads of OpenMP.
     """
     with thread_pools().limit(limits=n), torch_threads(n):
         yield
 
 
 def prefetch(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items; a thread computes each item while the caller works on the previous one."""
+    """Yield the items; a thread computes the next item while the caller uses the current item."""
     iterator = iter(items)
     end = object()
     with ThreadPoolExecutor(1) as thread:
@@ -178,9 +181,9 @@ def prefetch(items: Iterable[T]) -> Iterator[T]:
 def map_in_threads(
     function: Callable[..., T], *items: Sequence[Any], threads: bool = True
 ) -> list[T]:
-    """Return ``list(map(function, *items))``, computed in threads if there are many items.
+    """Return ``list(map(function, *items))``; use threads if there are many items.
 
-    If several calls fail, the error of the first item is raised.
+    If the function fails for several items, the error for the first of these items is raised.
     """
     n = min(MAX_IO_THREADS, cpu_count()) if threads else 1
     if n == 1 or len(items[0]) < MIN_THREADED_ITEMS:

@@ -1,10 +1,11 @@
 """Several processes started by ``torchrun``, or by a caller who has set up ``torch.distributed``.
 
 All processes make the same calls with the same arguments. Inside a call marked by
-:func:`collective_call` they share the work. Objects and small tensors travel between CPUs, in a
-gloo group made here. Gradients travel in the default group: NCCL between GPUs, gloo between CPUs.
+:func:`collective_call`, the processes divide the work. Objects and small tensors are exchanged
+between CPUs in a gloo group that this module creates. Gradients are exchanged in the default group,
+which uses NCCL between GPUs and gloo between CPUs.
 
-A single process needs none of this: its world size is 1 and every function returns its argument.
+In a single process, the world size is 1, and the functions do not communicate.
 """
 
 import atexit
@@ -25,14 +26,15 @@ from torch import Tensor
 from torch import distributed as dist
 
 if dist.is_available():
-    # Imported now, without a process group: its functions keep the default group of import time
-    # alive as an argument default.
+    # Import this module before a process group exists. The defaults of its function arguments
+    # would otherwise keep the default process group alive.
     import torch.distributed.nn
 
 T = TypeVar("T")
-# Set by torchrun and by launchers that are compatible with it.
+# Environment variables set by torchrun and by launchers that are compatible with torchrun.
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# Long, because ranks wait while one of them fits a tokenizer. A rank that dies is noticed at once.
+# The timeout is long, because all ranks wait while one rank fits a tokenizer. If a rank dies, the
+# other ranks notice at once.
 TIMEOUT = timedelta(days=1)
 
 _single_process: ContextVar[bool] = ContextVar("single_process", default=False)
@@ -40,38 +42,38 @@ _single_process: ContextVar[bool] = ContextVar("single_process", default=False)
 
 @dataclass
 class GroupState:
-    """Process groups that were made here."""
+    """Process groups that this module created."""
 
     cpu: dist.ProcessGroup | None = None  # exchanges objects and small tensors
-    default: dist.ProcessGroup | None = None  # default group for which `cpu` was made
-    owns_default: bool = False  # False if the caller made the default group
-    failed: bool = False  # other ranks may be gone, and destroying a group could wait for them
+    default: dist.ProcessGroup | None = None  # default group at the time when `cpu` was created
+    owns_default: bool = False  # False if the caller created the default group
+    failed: bool = False  # True if other ranks may be gone; destroying a group could then hang
 
 
 _groups = GroupState()
 
 
 class PeerError(RuntimeError):
-    """Communication failed: another rank died, raised an error, or did not make the same call."""
+    """Communication failed, because another rank died, raised an error or made another call."""
 
 
 class Shard(NamedTuple):
-    """The rows that one rank works on. All ranks have equally many."""
+    """The rows that one rank processes. All ranks have the same number of rows."""
 
     rows: Tensor  # int64 indices
-    valid: Tensor | None  # float32: 1 for rows that count, 0 for padding; None without padding
+    valid: Tensor | None  # float32, 1 for real rows and 0 for padding; None if all rows are real
 
 
 def world_size() -> int:
     """Return the number of processes that work together.
 
-    The first call under ``torchrun`` joins the process group. Child processes, threads other than
-    the main thread, and code inside :func:`single_process` work alone.
+    In a process started by ``torchrun``, the first call joins the process group. The result is 1 in
+    child processes, in threads other than the main thread, and inside :func:`single_process`.
 
     Returns
     -------
     world_size : int
-        1 for a single process.
+        Number of processes. It is 1 if this process works alone.
 
     Examples
     --------
@@ -95,7 +97,7 @@ def join_group() -> None:
     """Set up the default process group and select this rank's CUDA device."""
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # NCCL needs a device for each rank
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # NCCL needs one device per rank
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend)
     _groups.owns_default = True
@@ -103,10 +105,10 @@ def join_group() -> None:
 
 
 def leave_group() -> None:
-    """Destroy the process groups that were made here.
+    """Destroy the process groups that this module created.
 
-    Runs before the interpreter shuts down: a gloo thread that frees a tensor during shutdown aborts
-    the process.
+    This function must run before the interpreter shuts down. Otherwise a gloo thread may free a
+    tensor during the shutdown, which aborts the process.
     """
     global _groups
     if _groups.failed:
@@ -125,7 +127,7 @@ def rank() -> int:
     Returns
     -------
     rank : int
-        0 for the main process, and for a single process.
+        Rank of this process. The main process has rank 0, as has a process that works alone.
     """
     return dist.get_rank() if world_size() > 1 else 0
 
@@ -136,16 +138,17 @@ def is_main() -> bool:
     Returns
     -------
     is_main : bool
-        True in exactly one of the processes.
+        True in exactly one process of the group.
     """
     return rank() == 0
 
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """Compute in this process alone, although there are others.
+    """Make the calls in this context in this process alone, although there are other processes.
 
-    Without it, a prediction that only one process makes would wait for the other processes.
+    Use this context if only one process predicts. Outside this context, the prediction would wait
+    for the other processes.
 
     Yields
     ------
@@ -167,7 +170,7 @@ def single_process() -> Iterator[None]:
 
 @contextmanager
 def collective_call(name: str, advice: str = "") -> Iterator[None]:
-    """Mark a call that all ranks make: only the main process warns, and errors name the call."""
+    """Mark a call that all ranks make: only the main process warns, and errors name this call."""
     if world_size() == 1:
         yield
         return
@@ -176,7 +179,7 @@ def collective_call(name: str, advice: str = "") -> Iterator[None]:
             warnings.simplefilter("ignore")
         try:
             yield
-        except KeyboardInterrupt:  # other ranks are interrupted at other places
+        except KeyboardInterrupt:  # each rank stops at a different place, so ranks are out of step
             _groups.failed = True
             raise
         except PeerError as exc:
@@ -184,7 +187,7 @@ def collective_call(name: str, advice: str = "") -> Iterator[None]:
 
 
 def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """Call a function in this process alone, and return its result and its error."""
+    """Call a function in this process alone; return (result, None) or (None, error)."""
     try:
         with single_process():
             return function(), None
@@ -193,7 +196,7 @@ def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def result_of(outcome: tuple[T | None, Exception | None]) -> T:
-    """Return the result of :func:`attempt`, or raise its error."""
+    """Return the result in an outcome of :func:`attempt`, or raise the error in this outcome."""
     result, error = outcome
     if error is not None:
         raise error
@@ -202,7 +205,7 @@ def result_of(outcome: tuple[T | None, Exception | None]) -> T:
 
 @contextmanager
 def peer_errors() -> Iterator[None]:
-    """Turn errors of collective operations into a :class:`PeerError`; no-op in a single process."""
+    """Turn errors of collective operations into :class:`PeerError` if there are several ranks."""
     try:
         yield
     except RuntimeError as exc:
@@ -211,14 +214,14 @@ def peer_errors() -> Iterator[None]:
         _groups.failed = True
         raise PeerError(
             f"Rank {dist.get_rank()} of {dist.get_world_size()} cannot reach another rank, which "
-            "died, raised an error, or did not make the same call; see its output. All ranks must "
-            "make the same calls. To compute in one rank alone, use "
+            "died, raised an error, or did not make the same call. See the output of the other "
+            "rank. All ranks must make the same calls. To compute in one rank alone, use "
             "skaocls.distributed.single_process()."
         ) from exc
 
 
 def cpu_group() -> dist.ProcessGroup:
-    """Return the group that exchanges objects and small tensors."""
+    """Return the process group that exchanges objects and small tensors between CPUs."""
     default = dist.group.WORLD
     if _groups.cpu is None or _groups.default is not default:
         with peer_errors():
@@ -229,7 +232,7 @@ def cpu_group() -> dist.ProcessGroup:
 
 
 def run_on_main(function: Callable[[], T]) -> T:
-    """Call a function in the main process; return its result, or raise its error, in all ranks."""
+    """Call a function in the main process; return the result or raise the error in all ranks."""
     if world_size() == 1:
         return function()
     outcomes = [attempt(function) if is_main() else (None, None)]
@@ -239,12 +242,12 @@ def run_on_main(function: Callable[[], T]) -> T:
 
 
 def broadcast(value: T) -> T:
-    """Return the main process's value in all ranks."""
+    """Return the value of the main process in all ranks."""
     return run_on_main(lambda: value)
 
 
 def all_gather(value: T) -> list[T]:
-    """Return the values of all ranks, sorted by rank."""
+    """Return a list of the values of all ranks, sorted by rank."""
     if world_size() == 1:
         return [value]
     values = [value] * world_size()
@@ -256,7 +259,7 @@ def all_gather(value: T) -> list[T]:
 def map_ranks(function: Callable[[], T]) -> list[T]:
     """Call a function in every rank and return all results, sorted by rank.
 
-    An error in one rank is raised in all of them.
+    If the function raises an error in one rank, all ranks raise an error.
     """
     if world_size() == 1:
         return [function()]
@@ -267,7 +270,7 @@ def map_ranks(function: Callable[[], T]) -> list[T]:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Return the sum of a tensor over all ranks, on the tensor's device."""
+    """Return the sum over all ranks of a tensor, on the device of this tensor."""
     if world_size() == 1:
         return tensor
     total = tensor.detach().cpu().clone()
@@ -282,7 +285,7 @@ def all_ranks_true(condition: bool) -> bool:
 
 
 def broadcast_tensor(tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return the main process's tensor in all ranks, on the CPU. Other ranks may pass None."""
+    """Return the tensor of the main process in all ranks; other ranks may pass None."""
     if world_size() == 1:
         assert tensor is not None
         return tensor
@@ -295,7 +298,7 @@ def broadcast_tensor(tensor: Tensor | None, shape: Sequence[int], dtype: torch.d
 
 
 def shard_rows(n: int) -> Shard:
-    """Return this rank's shard of n rows; n is at least 1."""
+    """Return this rank's shard of n rows, where n is at least 1."""
     per_rank = -(-n // world_size())
     rows = torch.arange(per_rank, dtype=torch.int64) + rank() * per_rank
     valid = None if per_rank * world_size() == n else (rows < n).float()
@@ -303,14 +306,14 @@ def shard_rows(n: int) -> Shard:
 
 
 def rank_slice(n: int, block_size: int = 1) -> slice:
-    """Return this rank's slice of n rows, in whole blocks; the last ranks' may be empty."""
+    """Return this rank's slice of n rows, in whole blocks; it may be empty for the last ranks."""
     n_blocks = -(-n // block_size)
     per_rank = -(-n_blocks // world_size()) * block_size
     return slice(min(rank() * per_rank, n), min((rank() + 1) * per_rank, n))
 
 
 def check_same_on_ranks(hashes: Mapping[str, str]) -> None:
-    """Raise a ValueError in all ranks if one of the named hashes differs between them."""
+    """Raise a ValueError in all ranks if a named hash differs between ranks."""
     by_rank = all_gather(dict(hashes))
     different = [name for name in hashes if len({of_rank.get(name) for of_rank in by_rank}) > 1]
     if different:

@@ -1,18 +1,18 @@
-"""Find, download, read and write files of weights.
+"""Find, download, read and write files of model weights.
 
-Reading never executes code from a file. Writing replaces files completely or not at all. A source
-is a file, a folder, or a repository ``owner/name`` on the Hugging Face hub. ``huggingface_hub``
-handles the cache, offline mode and access tokens (``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_TOKEN``).
+Loading never executes code from a file. Files are written completely or not at all. The source of
+weights is a file, a folder, or a repository ``owner/name`` on the Hugging Face hub. The library
+``huggingface_hub`` manages the cache (``HF_HOME``), offline mode (``HF_HUB_OFFLINE``) and access
+tokens (``HF_TOKEN``).
 """
 
-import json
 import logging
 import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Timer
 from typing import TypeVar
 from uuid import uuid4
@@ -37,31 +37,30 @@ from skaocls.devices import own_torch_state
 
 T = TypeVar("T")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-INDEX = ".index.json"  # ending of the index of a file that is split into shards
-SHARD = re.compile(r"-\d+-of-\d+(?=\.)")
 # Files that accelerate and transformers store next to the weights to resume training.
 TRAINING_STATE = re.compile(
     r"(.*/)?(optimizer|scheduler|sampler|scaler|random_states|rng_state|training_args|dl_state_dict)"
 )
 WRAPPERS = ("ema", "model_ema", "model", "module", "state_dict", "model_state_dict")
 PREFIX = re.compile(r"^((module|model)\.)+")  # added by DistributedDataParallel and training loops
-COMPILED = "_orig_mod."  # added by torch.compile, at any level
-MAX_MAPPED_BYTES = 2**26  # mapped bytes in memory at a time while tensors are copied
-HUB_NOTICE_SECONDS = 3  # a message says what the hub is asked for if it takes longer
-MAX_EXPANSION = 8  # ratio of tensors to file size; more than 1 if tensors share memory
-MAX_LISTED = 5  # keys of each kind that an error lists
+COMPILED = "_orig_mod."  # added by torch.compile, anywhere in a key
+MAX_MAPPED_BYTES = 2**26  # while tensors are copied, at most about this much of the file is mapped
+HUB_NOTICE_SECONDS = 3  # if the hub needs longer to answer, a message is logged
+MAX_EXPANSION = 8  # largest ratio of tensor size to file size; tensors may share memory
+MAX_LISTED = 5  # largest number of keys that an error message lists
 OTHER_OBJECTS = (
-    "{path} contains objects other than tensors, which are never loaded: {kind}. If you trust its "
-    "source, extract its weights into a new file; this executes code in it. They are stored under "
-    "'model', 'ema', 'state_dict' or a similar key:\nimport torch; torch.save(torch.load({path!r}, "
-    "map_location='cpu', weights_only=False)['model'], 'weights.pt')"
+    "{path} contains objects other than tensors, which are never loaded: {kind}. If you trust the "
+    "author of the file, copy the weights into a new file with the following code, which executes "
+    "code from the file. Replace 'model' by the key of the weights, such as 'ema' or 'state_dict':"
+    "\nimport torch; torch.save(torch.load({path!r}, map_location='cpu', weights_only=False)"
+    "['model'], 'weights.pt')"
 )
 HUB_ERRORS: dict[type[Exception], str] = {  # the first type that matches counts
-    GatedRepoError: "{where} is gated: ask its owner for access and pass token.",
+    GatedRepoError: "{where} is gated: ask the owner for access and pass token.",
     RepositoryNotFoundError: "{where} does not exist, or is private. If it is private, pass token.",
     RevisionNotFoundError: "{where} does not exist: there is no such revision.",
     LocalEntryNotFoundError: "{where}: {what} is not in the cache, and the hub cannot be reached "
-    "or HF_HUB_OFFLINE forbids it. Pass a local file or folder, or download it while online.",
+    "or HF_HUB_OFFLINE is set. Pass a local file or folder, or call this while online.",
     EntryNotFoundError: "{where} has no file {what}.",
     Exception: "{where}: {what} could not be fetched or cached: {exc}",
 }
@@ -74,11 +73,10 @@ def find_file(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """Return the path of a file of weights; download it if necessary.
+    """Return the path of a file of weights; download the file if necessary.
 
     The source is a file, a folder, or a hub repository ``owner/name``. `filename` is optional if
-    there is only one file of weights. For weights in shards, it is their index,
-    ``*.safetensors.index.json``. `revision` is a branch, tag or commit.
+    there is only one file of weights. `revision` is a branch, tag or commit.
     """
     path = Path(source)
     if path.is_file():
@@ -99,7 +97,7 @@ def find_file(
 def download(
     repo: str, filename: str | None, revision: str | None, token: str | bool | None
 ) -> Path:
-    """Return the path of a file of a hub repository; download it unless it is cached."""
+    """Return the path of a file from a hub repository; download the file if it is not cached."""
     where = f"The hub repository {repo!r}" + (f" at revision {revision!r}" if revision else "")
     fetch = partial(hf_hub_download, repo, revision=revision, token=token)
     if filename is None:
@@ -110,53 +108,31 @@ def download(
         raise OSError(
             f"{where}: the file name {filename!r} is refused: it leads out of the repository."
         )
-    path = Path(ask_hub(where, repr(filename), fetch, filename))
-    for shard in shard_names(path):
-        name = str(PurePosixPath(filename).parent / shard)
-        ask_hub(where, repr(name), fetch, name)
-    return path
+    return Path(ask_hub(where, repr(filename), fetch, filename))
 
 
 def weight_files(names: list[str]) -> list[str]:
-    """Return the files of weights among some names; of weights in shards, only the index."""
-    endings = (*SUFFIXES, *(suffix + INDEX for suffix in SUFFIXES))
+    """Return the files of weights among some names."""
     visible = [name for name in names if not any(p.startswith(".") for p in name.split("/"))]
-    found = [name for name in visible if name.endswith(endings) and not TRAINING_STATE.match(name)]
-    return [
-        name for name in found if not (SHARD.search(name) and SHARD.sub("", name) + INDEX in found)
-    ]
+    return [name for name in visible if name.endswith(SUFFIXES) and not TRAINING_STATE.match(name)]
 
 
 def single_file(names: list[str], where: str) -> str:
-    """Return the only name, or raise an error."""
+    """Return the only name in the list, or raise an error if the list has not exactly one name."""
     if len(names) == 1:
         return names[0]
     found = f"several: {', '.join(sorted(names))}" if names else "no weights file"
     raise OSError(f"{where} has {found}. Pass filename.")
 
 
-def shard_names(path: Path) -> list[str]:
-    """Return the names of the files in an index; an empty list if the path is not an index."""
-    if not path.name.endswith(INDEX):
-        return []
-    try:
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
-        raise ValueError(f"{path} is not a valid index of weights in shards: {exc!r}.") from exc
-    for shard in shards:
-        if PurePosixPath(shard).name != shard or not shard.endswith(SUFFIXES):
-            raise ValueError(f"{path} names {shard!r}, which is not a file of weights next to it.")
-    return shards
-
-
 def ask_hub(where: str, what: str, function: Callable[..., T], *args: str | int | float) -> T:
     """Call a function of the hub client; turn every failure into an OSError with an explanation.
 
-    The client retries silently, so a message is logged after a few seconds.
+    The client repeats failed requests silently, so a message is logged after a few seconds.
     """
     message = (
-        f"{where}: waiting for the hub to send {what}. If there is no network, set "
-        "HF_HUB_OFFLINE=1 to use cached files only, or pass a local file or folder."
+        f"{where}: waiting for the hub to send {what}. If you have no network, set "
+        "HF_HUB_OFFLINE=1 to use only cached files, or pass a local file or folder."
     )
     notice = Timer(HUB_NOTICE_SECONDS, logging.getLogger("skaocls").warning, [message])
     notice.daemon = True
@@ -173,21 +149,15 @@ def ask_hub(where: str, what: str, function: Callable[..., T], *args: str | int 
 
 @own_torch_state(grad=True)
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the tensors of a file of weights, or of the shards that an index names.
+    """Read the tensors of a file of weights.
 
-    Nothing in the file is executed. A state dict stored under ``"ema"``, ``"model"``, ``"module"``
-    or ``"state_dict"`` is unwrapped; the first of these keys that exists is used. Prefixes added by
-    DistributedDataParallel, torch.compile and training loops are removed. The tensors are copies,
-    with half precision converted to float32. Peak memory is little more than their size.
+    Loading never executes code from the file. If the file stores the state dict under a key such as
+    ``"ema"``, ``"model"`` or ``"state_dict"``, the first such key in `WRAPPERS` is used. Prefixes
+    that DistributedDataParallel, torch.compile or training loops add to keys are removed. The
+    tensors are copies, and half precision is converted to float32. The peak memory is only slightly
+    larger than the returned tensors.
     """
     path = Path(path)
-    if path.name.endswith(INDEX):
-        merged: dict[str, Tensor] = {}
-        for shard in shard_names(path):
-            if not (path.parent / shard).is_file():
-                raise FileNotFoundError(f"{path} names {shard!r}, which is not next to it.")
-            merged |= read_state_dict(path.parent / shard)
-        return merged
     mapped = map_state_dict(path)
     copies: dict[str, Tensor] = {}
     mapped_bytes = 0
@@ -200,23 +170,23 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         copies[name] = mapped[key].to(dtype, copy=True)
         mapped_bytes += mapped[key].nbytes
         if mapped_bytes > MAX_MAPPED_BYTES and (path.suffix == ".safetensors" or is_zipfile(path)):
-            mapped, mapped_bytes = map_state_dict(path), 0  # releases the pages that were read
+            mapped, mapped_bytes = map_state_dict(path), 0  # frees the memory of the old mapping
     return copies
 
 
 def map_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict like :func:`read_state_dict`, memory-mapped where the format allows it."""
+    """Load and unwrap a state dict; memory-map the file if the format allows it."""
     try:
         state: object = load_file(path) if path.suffix == ".safetensors" else load_pickle(path)
     except (FileNotFoundError, PermissionError):
         raise
-    except Exception as exc:  # damaged files raise errors of many types
+    except Exception as exc:  # damaged files can raise errors of many types
         if refused := re.search(r"GLOBAL ([\w.]+) was not", str(exc)):
             raise ValueError(OTHER_OBJECTS.format(path=str(path), kind=refused[1])) from exc
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise ValueError(
-            f"{path} is not a readable file of weights. It is truncated, has another format, or "
-            f"contains objects other than tensors, which are never loaded ({reason})."
+            f"{path} is not a readable file of weights. The file is truncated, has another format, "
+            f"or contains objects other than tensors, which are never loaded ({reason})."
         ) from exc
     while isinstance(state, dict):
         inner = [state[key] for key in WRAPPERS if isinstance(state.get(key), dict)]
@@ -226,24 +196,27 @@ def map_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         found = list(state)[:MAX_LISTED] if isinstance(state, dict) else type(state).__name__
         raise ValueError(
-            f"{path} does not contain a state dict, which maps names to tensors, but {found}. The "
-            f"state dict may be stored under one of {', '.join(WRAPPERS)}."
+            f"{path} must contain a state dict, which maps names to tensors, but contains {found}. "
+            f"The state dict may also be stored under one of the keys {', '.join(WRAPPERS)}."
         )
     special = [k for k, v in state.items() if v.layout != torch.strided or v.device.type != "cpu"]
     if special:
         raise ValueError(f"{path} is refused: {special[0]!r} is not a dense tensor on the CPU.")
     if (n_bytes := sum(v.nbytes for v in state.values())) > MAX_EXPANSION * path.stat().st_size:
-        raise ValueError(f"{path} is refused: its tensors of {n_bytes} bytes exceed the file size.")
+        raise ValueError(
+            f"{path} is refused: its tensors of {n_bytes} bytes exceed the file size by more than "
+            f"a factor of {MAX_EXPANSION}."
+        )
     return state
 
 
 def load_pickle(path: Path) -> object:
-    """Load a file of ``torch.save`` without executing code from it.
+    """Load a file written by ``torch.save`` without executing code from the file.
 
-    The arguments of a training script, an ``argparse.Namespace``, may be in the file: loading them
-    executes nothing.
+    The file may contain an ``argparse.Namespace``, which training scripts often save. Loading a
+    Namespace executes no code from the file.
     """
-    mmap = is_zipfile(path)  # the format of torch before version 1.6 cannot be mapped
+    mmap = is_zipfile(path)  # files from torch before version 1.6 cannot be memory-mapped
     if mmap:
         with ZipFile(path) as file:
             unpacked = sum(part.file_size for part in file.infolist())
@@ -260,7 +233,7 @@ def assign(
     ignore: Iterable[str] = (),
     source: str = "The state dict",
 ) -> None:
-    """Replace all weights of a module, in float32, without copying float32 tensors."""
+    """Replace all weights of a module by the given tensors; convert floats to float32."""
     weights = {
         name: tensor if tensor.dtype == torch.int64 else tensor.float()
         for name, tensor in state.items()
@@ -268,27 +241,28 @@ def assign(
     }
     try:
         module.load_state_dict(weights, assign=True)
-    except RuntimeError as exc:  # names missing and unexpected keys and different shapes
+    except RuntimeError as exc:  # torch lists missing keys, unexpected keys and different shapes
         raise ValueError(f"{source} does not fit {type(module).__name__}: {exc}") from exc
     module.requires_grad_(True)
 
 
 def tensor_writer(tensors: Mapping[str, ArrayLike | Tensor]) -> Callable[[str], None]:
-    """Return a function that writes arrays and tensors to a path as safetensors."""
+    """Return a function that writes arrays and tensors to a given path as safetensors."""
     made = {k: torch.as_tensor(v).detach().cpu().contiguous() for k, v in tensors.items()}
     return lambda path: save_file(made, path, {"format": "pt"})
 
 
 def write_all(folder: Path, writers: Mapping[str, Callable[[str], object]]) -> None:
-    """Write several files to an existing folder, completely or not at all.
+    """Write several files to an existing folder; write each file completely or not at all.
 
-    Each writer is called with the path of an empty temporary file. These are renamed at the end.
+    Each writer is called with the path of an empty temporary file. At the end, all temporary files
+    are renamed.
     """
     temporary = {name: folder / f".{name}.{uuid4().hex}" for name in writers}
     try:
         for name, path in temporary.items():
             path.touch(exist_ok=False)
-            mode = path.stat().st_mode  # respects the umask; safetensors changes it
+            mode = path.stat().st_mode  # follows the umask, but safetensors would change the mode
             writers[name](str(path))
             path.chmod(mode)
             with open(path, "rb+") as file:

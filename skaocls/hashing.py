@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 DIGEST_BYTES = 16
-READ_BYTES = 2**20  # bytes of a file that are read at a time
+READ_BYTES = 2**20  # number of bytes of a file that are read at a time
 
 
 def hash_bytes(*chunks: ReadableBuffer) -> str:
-    """Return the hash of concatenated bytes or C-contiguous arrays: 32 hexadecimal digits."""
+    """Return the hash of concatenated bytes or C-contiguous arrays, as 32 hexadecimal digits."""
     return hash_chunks(chunks)
 
 
 def hash_chunks(chunks: Iterable[ReadableBuffer]) -> str:
-    """Like :func:`hash_bytes`, for an iterable of chunks that do not fit in memory together."""
+    """Return the same hash as :func:`hash_bytes`, without holding all chunks in memory."""
     digest = new_hash()
     for chunk in chunks:
         digest.update(chunk)
@@ -31,23 +31,23 @@ def hash_chunks(chunks: Iterable[ReadableBuffer]) -> str:
 
 
 def new_hash() -> blake2b:
-    """Return a hash object to update with bytes; its ``hexdigest`` equals :func:`hash_bytes`."""
+    """Return a new hash object; `hash_bytes` returns the ``hexdigest`` of such an object."""
     return blake2b(digest_size=DIGEST_BYTES)
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
-    """Return the hash of a file's content, equal to :func:`hash_bytes` of its bytes."""
+    """Return the hash of a file's content, which equals :func:`hash_bytes` of the content."""
     with open(path, "rb") as file:
         return hash_stream(file)
 
 
 def hash_stream(file: BinaryIO) -> str:
-    """Return the hash of the rest of an open file."""
+    """Return the hash of an open file from the current position to the end."""
     return hash_chunks(iter(lambda: file.read(READ_BYTES), b""))
 
 
 def hash_object(*values: object) -> str:
-    """Return the hash of the content of picklable objects, equal in every process.
+    """Return a hash of picklable objects by content, which is the same in every process.
 
     The order of items in dictionaries and sets does not matter. Equal tensors have equal hashes.
     """
@@ -56,7 +56,7 @@ def hash_object(*values: object) -> str:
 
 
 class ContentHasher(NumpyHasher):
-    """joblib's hasher, extended to tensors: pickles of equal tensors differ."""
+    """Extend joblib's hasher to tensors, because pickles of equal tensors can differ."""
 
     def save(self, obj: object) -> None:
         """Hash one object."""

@@ -1,26 +1,27 @@
-"""Selection of the number of orders."""
+"""Function that selects the number of orders."""
 
 import numpy as np
 
 
 def smallest_n_orders(clf, X, y):
-    """Select the smallest number of orders within one standard error of the best accuracy.
+    """Select the smallest number of orders with nearly the best accuracy.
 
-    Accuracies after 1, 2, ... `n_orders` orders come from one pass over the validation data.
+    The accuracy with this number of orders is within one standard error of the best accuracy. The
+    validation data are scored once, with all orders of the classifier.
 
     Parameters
     ----------
     clf : AnyOrderARClassifier
-        A fitted classifier; it is not changed.
+        A fitted classifier, which this function does not change.
     X : array-like
-        Validation images, which should not be those of `fit`.
+        Validation images, which should differ from the training images.
     y : array-like of shape (n_samples,)
-        True labels.
+        True labels of the images.
 
     Returns
     -------
     n_orders : int
-        Value for ``clf.set_params(n_orders=...)``.
+        Selected number of orders, for use in ``clf.set_params(n_orders=...)``.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Groups of related classifier parameters, as scikit-learn parameter objects."""
+"""Objects that group related parameters of the classifier."""
 
 import os
 from collections.abc import Sequence
@@ -14,27 +14,30 @@ FINETUNE_MODES = ("full", "lora", "class_embedding", "head")
 class FineTuning(BaseEstimator):
     """Options for training a prior that already has weights.
 
-    Pass it as the `finetune` parameter of :class:`~skaocls.AnyOrderARClassifier`. Grid searches
-    reach its parameters as ``finetune__lora_rank`` and so on.
+    Pass an instance as the `finetune` parameter of :class:`~skaocls.AnyOrderARClassifier`. In grid
+    searches, the parameters of the instance have names such as ``finetune__lora_rank``.
 
     Parameters
     ----------
     mode : {"full", "lora", "class_embedding", "head"}, default="full"
-        Which weights are trained. ``"full"`` trains all weights. ``"lora"`` trains low-rank updates
-        of the attention and feed-forward matrices plus the class embeddings, and merges the updates
-        afterwards. ``"class_embedding"`` trains only the class embeddings. ``"head"`` freezes the
-        transformer and trains a new class head on it, see :class:`~skaocls.SharedTrunkPrior`.
+        Which weights are trained. ``"full"`` trains all weights. ``"lora"`` trains the class
+        embeddings, and low-rank updates of the attention and feed-forward matrices. After training,
+        the updates are added to these matrices. ``"class_embedding"`` trains only the class
+        embeddings. ``"head"`` freezes the transformer and trains a new class head on top of the
+        transformer, see :class:`~skaocls.SharedTrunkPrior`.
     lora_rank : int, default=8
-        Rank of the updates. Used by ``mode="lora"``.
+        Rank of the low-rank updates. Only ``mode="lora"`` uses this parameter.
     lora_alpha : float, default=16.0
-        Scale of the updates, which are multiplied by ``lora_alpha / lora_rank``. Used by
-        ``mode="lora"``.
+        Scale of the low-rank updates, which are multiplied by ``lora_alpha / lora_rank``. Only
+        ``mode="lora"`` uses this parameter.
     dropout : float or "auto", default="auto"
-        Dropout rate of token embeddings and residual branches during fine-tuning. ``"auto"`` is
-        0.1, the published rate, for the modes ``"full"`` and ``"lora"``, and 0 for the others.
+        Dropout rate of token embeddings and residual branches during fine-tuning. ``"auto"``
+        selects the published rate of 0.1 for the modes ``"full"`` and ``"lora"``, and 0 for the
+        other modes.
     new_classes : {"nearest", "null"}, default="nearest"
-        Initial embeddings of new classes. ``"nearest"`` averages the three old classes under which
-        a few images of the new class are most likely. ``"null"`` copies the null class.
+        How the embedding of a new class is initialized. ``"nearest"`` averages the embeddings of
+        the three old classes under which a few images of the new class are most likely. ``"null"``
+        copies the embedding of the null class.
 
     References
     ----------
@@ -75,28 +78,30 @@ class FineTuning(BaseEstimator):
 class PretrainedWeights(BaseEstimator):
     """Location of pretrained weights.
 
-    Pass it as the `prior` parameter of :class:`~skaocls.AnyOrderARClassifier`, or to
-    :meth:`~skaocls.AnyOrderARClassifier.from_pretrained`. If the defaults suffice, the source alone
-    is enough: ``prior="randar-l"``.
+    Pass an instance as the `prior` parameter of :class:`~skaocls.AnyOrderARClassifier`, or to
+    :meth:`~skaocls.AnyOrderARClassifier.from_pretrained`. If only `source` differs from the
+    defaults, you can also pass the source itself: ``prior="randar-l"``.
 
     Parameters
     ----------
     source : str or path
-        A Hugging Face repository, a folder, a file or a short name: ``"randar-l"``,
-        ``"randar-xl"``, ``"randar-l-maskgit"``, or ``"randar-l-classifier"``, the weights of the
-        paper, trained on random crops.
+        A Hugging Face repository, a folder, a file or a short name. The short names are
+        ``"randar-l"``, ``"randar-xl"``, ``"randar-l-maskgit"`` and ``"randar-l-classifier"``. The
+        weights of the paper are ``"randar-l-classifier"``, and were trained on random crops.
     filename : str, default=None
-        File in the repository or folder. None selects the only file of weights.
+        Name of the weights file in the repository or folder. If None, the repository or folder must
+        contain a single weights file.
     revision : str, default=None
-        Branch, tag or commit of the repository.
+        Branch, tag or commit of the repository. If None, the default branch of the repository is
+        used.
     grid : tuple of int (rows, cols), default=None
-        Token grid of the prior. None uses the grid of the tokenizer or of `image_shape`, or else
-        16 x 16.
+        Token grid of the prior. If None, the grid follows from the tokenizer or `image_shape`. If
+        neither defines a grid, the grid is 16 x 16.
     n_head : int, default=None
-        Number of attention heads. None is ``dim / 64``.
+        Number of attention heads. If None, the prior has ``dim / 64`` heads.
     num_classes : int, default=None
-        Number of classes. None guesses whether the last row of the class table is the null class,
-        and warns if that is uncertain.
+        Number of classes without the null class. If None, the loader guesses whether the last row
+        of the class table is the null class, and warns if the guess is uncertain.
 
     Examples
     --------
@@ -134,14 +139,14 @@ class PretrainedWeights(BaseEstimator):
 
 
 def validated_finetuning(finetune: str | FineTuning) -> FineTuning:
-    """Return fine-tuning options with valid values; a string is a mode."""
+    """Return valid fine-tuning options. A string `finetune` selects the mode."""
     options = FineTuning(finetune) if isinstance(finetune, str) else finetune  # type: ignore[arg-type]
     options._validate_params()
     return options
 
 
 def validated_weights(source: str | os.PathLike[str] | PretrainedWeights) -> PretrainedWeights:
-    """Return a location of weights with valid values."""
+    """Return a valid location of weights. If `source` is a string or path, convert it first."""
     weights = source if isinstance(source, PretrainedWeights) else PretrainedWeights(source)
     weights._validate_params()
     return weights

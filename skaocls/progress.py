@@ -1,4 +1,4 @@
-"""Progress of long calls: a bar in terminals and notebooks, occasional lines in logs."""
+"""Progress of long calls, as a bar in terminals and notebooks or as occasional lines in logs."""
 
 import sys
 import warnings
@@ -9,11 +9,11 @@ with warnings.catch_warnings():  # tqdm warns in a notebook without widgets
     warnings.simplefilter("ignore")
     from tqdm.auto import tqdm as environment_tqdm
 
-LOG_INTERVAL = 5  # minimum number of seconds between two lines of a log
+LOG_INTERVAL = 5  # smallest number of seconds between two lines of a log
 
 
 class LogProgress(tqdm):
-    """A progress bar that writes every state on a line of its own."""
+    """A progress bar that writes a new line each time it is updated."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         if msg is None:
@@ -27,9 +27,9 @@ class LogProgress(tqdm):
 
 
 def progress(total: int, description: str, unit: str, verbose: int, initial: int = 0) -> tqdm:
-    """Return a progress bar, to be used as a context manager, after `initial` of `total` units.
+    """Return a progress bar for `total` units, which starts at `initial` units.
 
-    The bar is hidden if `verbose` is 0.
+    Use the bar as a context manager. If `verbose` is 0, the bar is hidden.
     """
     options = {
         "total": total,

@@ -1,16 +1,16 @@
-"""Warnings that point at the user's code."""
+"""Warnings whose location is a line of the user's code."""
 
 import sys
 import warnings
 
-# Frames of these packages are skipped. contextlib runs decorated functions and contexts.
+# Stack frames of these packages are skipped. Frames of contextlib come from context managers.
 INTERNAL_PACKAGES = {"skaocls", "sklearn", "joblib", "contextlib"}
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Issue a warning whose location is the first caller outside the internal packages.
+    """Issue a warning whose location is the first caller outside `INTERNAL_PACKAGES`.
 
-    A warning in a pipeline or a grid search thus points at the script that started it.
+    If a pipeline or a grid search causes a warning, the location is in the user's script.
     """
     frame, level = sys._getframe(1), 2
     while (

@@ -168,17 +168,6 @@ def tiny(golden):
     return load_file(golden / "randar_tiny.safetensors")
 
 
-def write_shards(state, folder):
-    """Write shards in the format of transformers; return the path of the index."""
-    names = [f"model-0000{i + 1}-of-00003.safetensors" for i in range(3)]
-    where = {k: names[i % 3] for i, k in enumerate(state)}
-    for name in names:
-        save_file({k: v for k, v in state.items() if where[k] == name}, folder / name)
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
-    return index
-
-
 def load_tiny(*args, **params):
     return load_prior(*args, **({"grid": (4, 4), "n_head": 4, "num_classes": 5} | params))
 
@@ -197,7 +186,7 @@ FORMS = {  # common wrappers and prefixes of state dicts
 }
 
 
-@pytest.mark.parametrize("form", ["safetensors", "legacy", "accelerate", "shards", *FORMS])
+@pytest.mark.parametrize("form", ["safetensors", "legacy", "accelerate", *FORMS])
 def test_golden_prior_from_file(golden, tiny, tmp_path, form):
     source = tmp_path
     if form in FORMS:
@@ -210,8 +199,6 @@ def test_golden_prior_from_file(golden, tiny, tmp_path, form):
         for name in ("optimizer.bin", "scheduler.bin", "sampler.bin", "scaler.pt"):
             torch.save({"state": {}}, tmp_path / name)
         (tmp_path / "random_states_0.pkl").touch()
-    elif form == "shards":
-        write_shards(tiny, tmp_path)
     else:
         source = golden / "randar_tiny.safetensors"
     prior = load_tiny(source)
@@ -296,19 +283,6 @@ def test_code_in_a_file_is_not_executed(tiny, tmp_path, writer):
     with pytest.raises(ValueError, match="objects other than tensors"):
         load_tiny(file)
     assert not trace.exists()
-
-
-def test_incomplete_shards(tiny, tmp_path):
-    index = write_shards(tiny, tmp_path)
-    assert load_tiny(index).num_classes == load_tiny(tmp_path, index.name).num_classes == 5
-    (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"model-00002-of-00003\.safet"):
-        load_tiny(tmp_path)
-    outside = {"norm.weight": "../other.safetensors"}
-    for broken in ("[]", "{", '{"weight_map": [1]}', json.dumps({"weight_map": outside})):
-        index.write_text(broken)
-        with pytest.raises(ValueError, match=r"index\.json "):
-            load_tiny(tmp_path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -493,19 +467,16 @@ def test_download(golden, tiny, hub, tmp_path):
         "cut.pt": content[::-1],
     }
     hub.repos["owner/one"] = {"README.md": b"#", "prior.safetensors": content}
-    index = write_shards(tiny, tmp_path)
-    written = [index, *tmp_path.glob("model-*")]
-    hub.repos["owner/shards"] = {p.name: p.read_bytes() for p in written}
-    hub.repos["owner/shards"]["optimizer.bin"] = b"no weights"
+    hub.repos["owner/training"] = {"prior.safetensors": content, "optimizer.bin": b"no weights"}
     hub.repos["iasudakov/ar_classifier"] = {"a.pt": b"", "b.safetensors": content}
     hub.repos["owner/gated"] = {"prior.safetensors": content}
     name = ["owner/name", "prior.safetensors"]
-    main, commit, only, shards, papers, *refusals = call_hub(
+    main, commit, only, training, papers, *refusals = call_hub(
         tmp_path,
         (name, {"token": "hf_secret"}),
         (name, {"revision": COMMIT}),
         (["owner/one"], {}),
-        (["owner/shards"], {}),
+        (["owner/training"], {}),
         (["randar-l-classifier", "b.safetensors"], {}),
         (["randar-l-classifier"], {}),
         (["owner/name"], {}),
@@ -520,7 +491,7 @@ def test_download(golden, tiny, hub, tmp_path):
         (["owner--/name", "prior.safetensors"], {}),
         HF_ENDPOINT=hub.url,
     )
-    for answer in (main, commit, only, shards, papers):
+    for answer in (main, commit, only, training, papers):
         assert answer["sum"] == pytest.approx(total(tiny), abs=1e-6)
     assert ("GET", "/owner/name/resolve/main/prior.safetensors", "Bearer hf_secret") in hub.requests
     repo, listed = "The hub repository 'owner/", "has several: "
@@ -543,8 +514,7 @@ def test_download(golden, tiny, hub, tmp_path):
         ],
     )
     cached = [p.name for p in (tmp_path / "hub").glob("models--*/snapshots/*/*")]
-    others = [*(p.name for p in written), "b.safetensors"]
-    assert sorted(cached) == sorted([*others, "prior.safetensors", "prior.safetensors"])
+    assert sorted(cached) == ["b.safetensors", *["prior.safetensors"] * 3]
 
 
 def test_no_network(tmp_path):

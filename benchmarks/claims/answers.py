@@ -10,11 +10,11 @@ OURS, RASTER, DIFFUSION, MASKED = "any-order AR", "raster AR", "diffusion", "mas
 SHARED, DEFAULTS = "shared trunk", "our defaults"
 ANY_ORDER = (OURS, SHARED, DEFAULTS)
 CLAIM_SUFFIX = {OURS: "", DEFAULTS: ", defaults"}
-DESCRIPTION = {OURS: "ours", DEFAULTS: DEFAULTS}
+DESCRIPTION = {OURS: "our method", DEFAULTS: DEFAULTS}
 CONFIDENCE = 0.95
-SATURATED = 0.995  # accuracy from which no gain is expected
-TOLERANCE = 0.01  # loss of accuracy that still counts as level
-CHEAPER = 25  # claimed ratio of operations
+SATURATED = 0.995  # at this accuracy or above, no gain is expected
+TOLERANCE = 0.01  # difference of accuracy up to which a model counts as equally accurate
+CHEAPER = 25  # ratio of operations that the paper claims
 AGGREGATION = "mean_log_likelihood"
 
 
@@ -28,7 +28,7 @@ def interval(values):
 
 
 class Results:
-    """Access to the results of a run; methods return arrays with one value for each seed."""
+    """Results of a run. Methods that return arrays return one value for each seed."""
 
     def __init__(self, record):
         self.rows = record["results"]
@@ -63,7 +63,7 @@ class Results:
         ])  # fmt: skip
 
     def table_setting(self, contestant):
-        """Return the setting of a contestant in tables with one row for each."""
+        """Return the setting of a contestant in tables that have one row per contestant."""
         if contestant in ANY_ORDER:
             return {"orders": self.table_orders(), "aggregation": AGGREGATION}
         if contestant == DIFFUSION:
@@ -86,7 +86,7 @@ class Results:
         return max(names, key=lambda name: self.accuracy(task, name).mean())
 
     def drops(self, task, contestant, shift=None):
-        """Return the share of accuracy that a shift (by default: the mean shift) costs."""
+        """Return the fraction of accuracy lost by a shift, or the mean over all shifts if None."""
         out = []
         for row in self.standard(task, contestant):
             shifts = row["shifts"].values() if shift is None else [row["shifts"][shift]]
@@ -95,7 +95,7 @@ class Results:
 
 
 def gains_of_orders(results, task):
-    """Return the accuracy with all orders minus the mean accuracy with one."""
+    """Return the accuracy with all orders minus the mean accuracy with a single order."""
     single = [np.mean(row["fixed_orders"]["random"]) for row in results.standard(task, OURS)]
     return results.accuracy(task, OURS) - single
 
@@ -109,14 +109,15 @@ def one_order(results, task):
 
 
 def default_aggregation(points):
-    """Return the points with the default aggregation, or without any."""
+    """Return the points that have the default aggregation or no aggregation."""
     return [p for p in points if p.get("aggregation", AGGREGATION) == AGGREGATION]
 
 
 def cheapest(points, target):
-    """Return the operations of the cheapest setting that reaches an accuracy.
+    """Return the operations of the cheapest setting that reaches the target accuracy.
 
-    All more expensive settings of the same search must reach it, too. None if there is none.
+    All more expensive settings of the same search must reach the target, too. If no setting does,
+    the result is None.
     """
     reached = []
     for search in {p.get("search") for p in points}:
@@ -128,10 +129,10 @@ def cheapest(points, target):
 
 
 def cost_ratios(results, task, contestant=OURS, slack=0.005):
-    """Return the operations of the diffusion classifier over a contestant's, at equal accuracy.
+    """Return the operations of diffusion divided by those of a contestant, at equal accuracy.
 
-    Both are compared at their cheapest settings that reach the lower of the two best accuracies,
-    minus `slack`.
+    The target is the lower accuracy of the two models at their most expensive settings, minus
+    `slack`. The operations are those of the cheapest setting of each model that reaches the target.
     """
     ratios = []
     for ours, theirs in zip(results.standard(task, contestant), results.standard(task, DIFFUSION)):
@@ -158,7 +159,7 @@ def level(value, half):
 
 
 def much_cheaper(value, half):
-    """Judge a claim that a ratio is up to 25, given its logarithm; a ratio below 1 refutes it."""
+    """Judge the claim of a ratio of up to 25 by its logarithm. A ratio below 1 refutes it."""
     if value - half >= np.log10(CHEAPER):
         return "confirmed"
     return "not confirmed" if value + half >= 0 else "refuted"
@@ -175,9 +176,9 @@ def answers(results):
     Returns
     -------
     rows : list of dict
-        ``"claim"``, ``"task"``, ``"value"`` and ``"half"`` (centre and half-width of the interval),
-        ``"verdict"``, ``"meaning"`` of the value and its ``"unit"``: points, or times if the value
-        is a logarithm.
+        Each dict contains ``"claim"``, ``"task"`` and ``"verdict"``. ``"value"`` and ``"half"`` are
+        the centre and the half-width of the interval, and ``"meaning"`` describes the value. The
+        ``"unit"`` is points, or times if the value is a logarithm.
     """
     rows = []
 
@@ -197,14 +198,16 @@ def answers(results):
         add("one order", task, ours - single[name], f"{gain} with {name}", judge)
 
         gap = ours - results.accuracy(task, DIFFUSION)
-        add("diffusion, accuracy", task, gap, "accuracy minus that of the diffusion classifier")
-        meaning = "operations of the diffusion classifier divided by ours, at equal accuracy"
+        add("diffusion, accuracy", task, gap, "accuracy minus the accuracy of diffusion")
+        meaning = "operations of diffusion divided by those of our method, at equal accuracy"
         ratios = np.log10(cost_ratios(results, task))
         add("diffusion, compute", task, ratios, meaning, much_cheaper, "times")
 
         if SHARED in results.contestants(task):
             gap = results.accuracy(task, SHARED) - ours
-            add("shared trunk, accuracy", task, gap, f"accuracy minus that of {OURS}", level)
+            add(
+                "shared trunk, accuracy", task, gap, f"accuracy minus the accuracy of {OURS}", level
+            )
             ratios = np.log10(cost_ratios(results, task, SHARED))
             add("shared trunk, compute", task, ratios, meaning, much_cheaper, "times")
 
@@ -215,13 +218,11 @@ def answers(results):
                 "discriminative" + CLAIM_SUFFIX[name],
                 task,
                 gap,
-                f"accuracy minus that of {rival}",
+                f"accuracy minus the accuracy of {rival}",
                 level,
             )
             gap = results.drops(task, rival) - results.drops(task, name)
-            meaning = (
-                f"share of the accuracy lost by {rival} minus that lost by {DESCRIPTION[name]}"
-            )
+            meaning = f"accuracy lost by {rival} minus accuracy lost by {DESCRIPTION[name]}"
             add("shifts" + CLAIM_SUFFIX[name], task, gap, meaning)
     for kind in results.kinds:
         accuracies = {
@@ -231,7 +232,7 @@ def answers(results):
         }
         ours = {name: accuracies.pop(name) for name in (OURS, DEFAULTS) if name in accuracies}
         rival = max(accuracies, key=lambda name: accuracies[name].mean())
-        meaning = f"accuracy on images with the mark of another class minus that of {rival}"
+        meaning = f"accuracy on images with the mark of another class minus accuracy of {rival}"
         for name, accuracy in ours.items():
             add("shortcuts" + CLAIM_SUFFIX[name], kind, accuracy - accuracies[rival], meaning)
     return rows

@@ -52,9 +52,10 @@ STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 INTRO = Path(__file__).with_name("intro.md")
 PUBLISHED = """
 `python -m benchmarks.imagenet --data imagenet=FOLDER --data imagenet-a=FOLDER` runs the same
-comparison with published weights on ImageNet, V2, A, R, Sketch, C and ObjectNet folders. It scores
-with 1 to 20 orders, in raster order, and with a diffusion classifier on DiT weights, and counts the
-operations of each. It has not been run on the real data, which is not available here.
+comparison with published weights on folders with the images of ImageNet, ImageNet-V2, -A, -R,
+-Sketch, -C and ObjectNet. The script scores the images with 1 to 20 orders, in raster order, and
+with a diffusion classifier that uses published DiT weights. It counts the operations of each
+method. The script has not been run on the real ImageNet data, which are not available here.
 """
 REMEDIES = Path(__file__).with_name("remedies.md")
 TUNING = common.RESULTS / "claims-tuning.json"
@@ -183,7 +184,7 @@ def fast_search_row(results, task, name, setting):
 
 
 def orders_table(results):
-    """Return accuracies by number of orders and aggregation, and of single orders."""
+    """Return accuracies for each number of orders and aggregation, and for single orders."""
     counts = sorted({p["orders"] for p in results.standard(results.tasks[0], OURS)[0]["points"]})
     rows = [
         [f"{k} order{'s' * (k > 1)}, {how}"]
@@ -238,7 +239,7 @@ def shortcut_table(results):
 
 
 def remedies(results):
-    """Return the section on changes of our method, or nothing if none were run."""
+    """Return the section on changes of our method, or an empty list if no change was run."""
     rows = results.find("remedy")
     if not rows:
         return []

@@ -28,8 +28,9 @@ def main(argv=None):
         rows.append([task, len(X), ", ".join(map(str, codes)), f"{seconds:.1f}"])
     text = common.page(
         "Codebook size",
-        f"`python -m benchmarks.quality.codebooks`; {common.machine()}. Codebook size chosen with "
-        "labels, for the training images of three seeds.",
+        f"`python -m benchmarks.quality.codebooks`; {common.machine()}. The column *codes* "
+        "contains the codebook sizes that `PatchTokenizer` chose with labels, for the training "
+        "images of three seeds.",
         common.table(["data", "images", "codes", "seconds"], rows),
     )
     common.write_page(args.output / "codebooks.md", text)

@@ -99,7 +99,7 @@ def early_stopping_table(results):
             [f"{float(error):g}", f"{mean['orders']:.2f}", f"{mean['agreement']:.4f}",
              f"{mean['accuracy']:.4f}", f"{mean['seconds']:.2f}"]
         )  # fmt: skip
-    heads = ["allowed error", "orders read", "same class as all 20 orders", "accuracy", "seconds"]
+    heads = ["allowed error", "orders used", "same class as all 20 orders", "accuracy", "seconds"]
     return common.table(heads, rows)
 
 
@@ -107,11 +107,11 @@ def page(record):
     versions = ", ".join(f"{k} {record[k]}" for k in ("skaocls", "torch", "scikit-learn"))
     return common.page(
         "Digits",
-        f"`python -m benchmarks.quality.digits`; {record['machine']}, {versions}. Trained by "
-        "likelihood alone; every order reads the image itself.",
+        f"`python -m benchmarks.quality.digits`; {record['machine']}, {versions}. The priors "
+        "were trained by likelihood alone. All orders use the original image instead of views.",
         accuracy_table(record["rows"]),
-        "With early-stopped scoring, an image reads no further orders once its class is decided up "
-        "to the allowed error. Means over the seeds, 450 images." + record.get("note", ""),
+        "Early-stopped scoring stops as soon as the class of an image is decided up to the allowed "
+        "error. The numbers are means over the seeds, for 450 images." + record.get("note", ""),
         early_stopping_table(record["rows"]),
     )
 

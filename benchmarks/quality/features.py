@@ -65,7 +65,7 @@ def efficientnet():
 
 
 def pooled_score(tokenizer, layer, X, y, X_test, y_test):
-    """Score a logistic regression on the spatial mean of a layer that the tokenizer reads."""
+    """Score a logistic regression on the spatial mean of a layer that the tokenizer uses."""
     network = torch.nn.Sequential(efficientnet())
     tokenizer.set_params(layer=layer)
 
@@ -111,14 +111,14 @@ def page(record):
         rows.append([name, grid, codes, f"{mean:.1f}", len(results)])
     return common.page(
         "Tokens of a pretrained network",
-        f"`python -m benchmarks.quality.features`; {common.machines(record.values())}. The task is "
-        "to predict from which of twelve areas of two photographs a crop of "
-        f"{SIDE} x {SIDE} pixels was taken. There are {N_TRAIN} training crops of each area, and "
-        f"{N_TEST} test crops from another part of the area. EfficientNet-Lite0 with ImageNet "
-        f"weights reads them at {INPUT} x {INPUT} pixels; the layer is `{LAYER}`. The prior is "
-        f"trained for {SETTINGS['max_iter']} epochs on {SETTINGS['augmentation']} views of each "
-        "crop. This is a weak test: there are only two photographs, and the classes are not "
-        "objects.",
+        f"`python -m benchmarks.quality.features`; {common.machines(record.values())}. Two "
+        "photographs are divided into twelve areas. The task is to predict which area contains a "
+        f"crop of {SIDE} x {SIDE} pixels. Each area has {N_TRAIN} training crops, and {N_TEST} "
+        f"test crops from another part of the area. The crops are resized to {INPUT} x {INPUT} "
+        "pixels for EfficientNet-Lite0 with ImageNet weights. The tokens come from its layer "
+        f"`{LAYER}`. The prior is trained for {SETTINGS['max_iter']} epochs on "
+        f"{SETTINGS['augmentation']} views of each crop. This is a weak test, because it uses only "
+        "two photographs and the classes are not objects.",
         common.table(["classifier", "tokens", "codes", "accuracy, %", "seeds"], rows),
     )
 

@@ -150,21 +150,23 @@ def page(record):
     settings, rows = record["settings"], record["rows"]
     if settings["characters"]:
         title, option = "many characters", " --characters"
-        measured = f"Test accuracy after about {settings['character_steps']} steps"
-        trained_on = f"{settings['old']} characters, different from the {settings['new']} here,"
+        measured, means = f"after about {settings['character_steps']} training steps", ""
+        trained_on = (
+            f"{settings['old']} characters, different from the {settings['new']} characters of "
+            "this test"
+        )
     else:
         title, option, trained_on = "few digits", "", "the digits 0-6"
-        measured = (
-            f"Test accuracy, mean and standard deviation over {len(settings['seeds'])} seeds, "
-            f"after about {settings['steps']} steps"
-        )
+        measured = f"after about {settings['steps']} training steps"
+        means = f": mean and standard deviation over {len(settings['seeds'])} seeds"
     return common.page(
         f"Fine-tuning on {title}",
         f"`python -m benchmarks.quality.finetuning{option}`; {record['machine']}, skaocls "
         f"{record['skaocls']}.",
-        f"{measured}, with {N_ORDERS} orders. The fine-tuned prior was trained on {trained_on} and "
-        "has the published architecture. Transformer passes are counted per image and order."
-        + record.get("note", ""),
+        f"The table contains test accuracies {measured}, with {N_ORDERS} orders{means}. "
+        f"Fine-tuning starts from a prior of the published architecture that was trained on "
+        f"{trained_on}. *Transformer passes* are the forward passes needed to score one image in "
+        "one order." + record.get("note", ""),
         result_table(rows),
     )
 

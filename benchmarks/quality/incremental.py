@@ -79,11 +79,12 @@ def page(record):
     ]  # fmt: skip
     return common.page(
         "Incremental learning",
-        f"`python -m benchmarks.quality.incremental`; {record['machine']}. Digits two at a time, "
-        f"{settings['epochs']} epochs each; {settings['classes']} characters in steps of "
-        f"{max(1, settings['classes'] // 30)}, {settings['per_class']} training images each, "
-        f"{settings['character_epochs']} epochs; 8 orders, no dropout. Transformer passes are "
-        "counted per image and order.",
+        f"`python -m benchmarks.quality.incremental`; {record['machine']}. Two classes of digits "
+        f"are added in each step, with {settings['epochs']} epochs per step. Of "
+        f"{settings['classes']} characters with {settings['per_class']} training images each, "
+        f"{max(1, settings['classes'] // 30)} are added in each step, with "
+        f"{settings['character_epochs']} epochs per step. Priors use 8 orders and no dropout. "
+        "*Transformer passes* are the forward passes needed to score one image in one order.",
         common.table(heads, rows),
     )
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.large_images
 
-The classifier has default parameters except for the tokenizer; `SVC` reads the pixels. Writes
+The classifier has default parameters except for the tokenizer. `SVC` uses pixel values. Writes
 ``large_images.json`` after each job, and ``large_images.md``.
 """
 
@@ -67,9 +67,10 @@ def page(record):
     return common.page(
         "Larger images",
         f"`python -m benchmarks.quality.large_images`; {common.machines(record.values())}. "
-        f"{len(CHARACTERS)} letters, {N_IMAGES} images of each, a quarter held out; one seed. The "
-        "classifier has default parameters except for the patches. Other work ran at the same "
-        "time, so the seconds are rough.",
+        f"The data are {N_IMAGES} images of each of {len(CHARACTERS)} letters, for one seed. A "
+        "quarter of the images is held out to measure the accuracy. The classifier has default "
+        "parameters except for the patch size and the number of codes. Other programs ran on the "
+        "machine at the same time, so the times are rough.",
         common.table([*heads, "accuracy, %"], rows),
     )
 

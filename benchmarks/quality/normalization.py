@@ -222,12 +222,15 @@ def page(record):
     return common.page(
         "Normalization of images",
         f"`python -m benchmarks.quality.normalization`; {common.machines(record.values())}. "
-        "Settings of `PatchTokenizer(normalize=...)`. *Structure* standardizes images, halves the "
-        "mean of each patch and compresses its contrast. *Lost* is the mean share of accuracy that "
-        "the shifts of `benchmarks/claims` cost, at severities 1, 3 and 5. *Held out*: a quarter "
-        "of the training images; *test*: the test images. The prior is trained for "
-        f"{SHORT_TRAINING['max_iter']} epochs in all rows, far fewer than by default; naive Bayes "
-        f"reads the same tokens. {len(record)} of {len(JOBS)} jobs have run.",
+        "The table compares values of the parameter `normalize` of `PatchTokenizer`. *Structure* "
+        "standardizes images, halves the mean of each patch and compresses its contrast. *Resolved "
+        'to* is the value that `"auto"` chose. *Lost* is the fraction of the accuracy that is lost '
+        "by the shifts of `benchmarks/claims`: the mean over severities 1, 3 and 5. *Held out* "
+        "means that accuracy is measured on a quarter of the training images, and *test* that it "
+        "is measured on the test images. The prior is trained for "
+        f"{SHORT_TRAINING['max_iter']} epochs in all rows, far fewer than with default parameters. "
+        f"Naive Bayes uses the same tokens as the prior. {len(record)} of {len(JOBS)} jobs have "
+        "run.",
         common.table(heads, shift_rows),
         common.table(marked, shortcut_rows),
     )

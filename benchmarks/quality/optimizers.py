@@ -2,9 +2,9 @@
 
     python -m benchmarks.quality.optimizers [--only glyphs] [--seeds 1]
 
-Each classifier has default parameters, except that it trains by likelihood alone and reads the
-image itself in all orders. It is fitted on 80 % of a task's training images, with one thread, and
-judged on the other 20 %; no test image is used. The tasks are those of
+Each classifier has default parameters, except that it trains by likelihood alone and uses the
+original image for all orders. It is fitted on 80 % of a task's training images, with one thread,
+and evaluated on the other 20 %. No test image is used. The tasks are those of
 ``benchmarks/quality/tasks``. Writes ``optimizers.json`` after each job, and ``optimizers.md``.
 """
 
@@ -39,9 +39,10 @@ def page(record):
     return common.page(
         "Muon and AdamW",
         f"`python -m benchmarks.quality.optimizers`; {common.machines(record.values())}, one "
-        "thread. New priors, trained by likelihood alone; every order reads the image itself. "
-        "Fitted on 80 % of the training images and judged on the rest, with equal numbers of "
-        "epochs.",
+        "thread. New priors are trained by likelihood alone. All orders use the original image "
+        "instead of views. The priors are fitted on 80 % of the training images and evaluated on "
+        "the other 20 %. Both optimizers train for the same number of epochs. *Nats per image* is "
+        "the mean negative log-probability of the true class.",
         common.table(heads, rows),
     )
 

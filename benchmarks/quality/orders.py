@@ -2,8 +2,9 @@
 
     python -m benchmarks.quality.orders
 
-Measures accuracy and the share of images whose class differs from that of 200 random orders, by the
-number of orders and how they are drawn. Writes ``orders.md``.
+Measures the accuracy, and the fraction of images whose predicted class differs from the prediction
+with 200 random orders, for several numbers of orders and methods to draw them. Writes
+``orders.md``.
 """
 
 import numpy as np
@@ -30,7 +31,7 @@ def antithetic(rng, n_orders, n_tokens):
 
 
 def latin(rng, n_orders, n_tokens):
-    """Shift one random order, so that orders read different positions in each step."""
+    """Shift one random order, so that all orders have different positions in each step."""
     order = rng.permutation(n_tokens)
     shifts = np.concatenate([rng.permutation(n_tokens) for _ in range(-(-n_orders // n_tokens))])
     return np.stack([np.roll(order, s) for s in shifts[:n_orders]])
@@ -89,9 +90,10 @@ def main(argv=None):
         rows.append([design.__name__.replace("_", " "), *cells])
     text = common.page(
         "Orders",
-        f"`python -m benchmarks.quality.orders`; {common.machine()}. Digits, two splits, {DRAWS} "
-        "draws each. Test accuracy, and in brackets the share of images whose class differs from "
-        f"that of {N_REFERENCE} random orders, with its standard error over the draws.",
+        f"`python -m benchmarks.quality.orders`; {common.machine()}. The data are digits in "
+        f"two splits, with {DRAWS} draws of the orders for each split. Each cell contains the test "
+        "accuracy. The percentage in brackets is that of images whose predicted class differs from "
+        f"the prediction with {N_REFERENCE} random orders, with its standard error over the draws.",
         common.table(["orders", *COUNTS], rows),
     )
     common.write_page(args.output / "orders.md", text)

@@ -1,11 +1,12 @@
-"""Effect of reading a view in each order, and of the posterior's term in the training loss.
+"""Effect of a different view for each order, and of the posterior's term in the training loss.
 
     python -m benchmarks.quality.posterior [--only glyphs] [--seeds 1] [--weights 0 10]
 
 Classifiers with otherwise default parameters are fitted on 80 % of a task's training images (or
-rows), with one thread, and judged on the other 20 %; no test image is used. Nats per token are the
-mean of -log p(token | own class, order) over four orders of the image itself. The tasks are those
-of ``benchmarks/quality/tasks``. Writes ``posterior.json`` after each job, and ``posterior.md``.
+rows), with one thread, and evaluated on the other 20 %. No test image is used. Nats per token are
+the mean of -log p(token | own class, order) over four orders of the original image. The tasks are
+those of ``benchmarks/quality/tasks``. Writes ``posterior.json`` after each job, and
+``posterior.md``.
 """
 
 import json
@@ -22,11 +23,11 @@ from skaocls.fitted.prediction import log_likelihoods
 from .. import common
 from .tasks.sources import IMAGES, TABLES, fit_held_out
 
-CROPS = {"center": "the image", "views": "a view each"}
+CROPS = {"center": "the original image", "views": "a view each"}
 
 
 def run(job, fonts=None):
-    """Return accuracy, nats and cost for each way of reading the held-out data."""
+    """Return accuracy, nats and cost for each value of `crop`, on the held-out data."""
     name, seed, weight = job
     clf, X, y, result = fit_held_out(name, seed, fonts, posterior_weight=weight)
     result["token_nats"] = token_nats(clf, X, y)
@@ -63,14 +64,17 @@ def page(record):
                  f"{mean['token_nats']:.3f}", f"{mean['fit_s']:.0f}", f"{mean['predict_ms']:.1f}",
                  len(results)]
             )  # fmt: skip
-    heads = ["task", "weight", "orders read", "accuracy", "nats per image", "nats per token"]
+    heads = ["task", "weight", "orders use", "accuracy", "nats per image", "nats per token"]
     heads += ["fit, CPU s", "predict, CPU ms per image", "seeds"]
     return common.page(
         "Views for each order, and the posterior's loss",
         f"`python -m benchmarks.quality.posterior`; {common.machines(record.values())}, one "
-        "thread, with other work running at the same time. Otherwise default parameters, fitted on "
-        "80 % of the training images and judged on the rest. *Weight* is `posterior_weight`. "
-        'Orders read the image itself (`crop="center"`) or a view of their own (`crop="views"`).',
+        "thread, with other work running at the same time. Classifiers are fitted on 80 % of the "
+        "training images and evaluated on the other 20 %. *Weight* is `posterior_weight`. All "
+        "other parameters have their default values. Orders use the original image "
+        '(`crop="center"`) or a different view for each order (`crop="views"`). '
+        "*Nats per image* is the mean negative log-probability of the true class. *Nats per "
+        "token* is the mean negative log-likelihood of a token under the true class.",
         common.table(heads, rows),
     )
 

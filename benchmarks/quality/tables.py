@@ -70,9 +70,10 @@ def main(argv=None):
             print(rows[-1], flush=True)
     text = common.page(
         "Tables",
-        f"`python -m benchmarks.quality.tables`; {common.machine()}. Accuracy and nats per row, "
-        f"means of {args.splits} folds, and median CPU seconds of one `fit`. *Synthetic*: "
-        "`make_classification`, 400 rows of 20 columns, 3 classes.",
+        f"`python -m benchmarks.quality.tables`; {common.machine()}. Accuracy and nats (mean "
+        f"negative log-probability of the true class) are means over {args.splits} folds. *Fit* is "
+        "the median CPU time of one `fit`. The table *synthetic* was made by "
+        "`make_classification`, with 400 rows, 20 columns and 3 classes.",
         common.table(["table", "classifier", "accuracy", "nats", "fit, s"], rows),
     )
     common.write_page(args.output / "tables.md", text)

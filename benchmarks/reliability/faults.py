@@ -370,8 +370,8 @@ def main(argv=None):
     about = (
         f"`python -m benchmarks.reliability.faults --kills {args.kills} --images {args.images} "
         f"--models {args.models} --digits {args.digits} --seed {args.seed}`; {common.machine()}, "
-        f"{time.monotonic() - begin:.0f} s. Clear errors are ValueError and OSError. A part is one "
-        "order of up to 256 images."
+        f"{time.monotonic() - begin:.0f} s. *Clear errors* are ValueError and OSError. *Parts* are "
+        "the units in which predictions are cached: one order of up to 256 images."
     )
     text = common.page("Faults", about, common.table(["test", "counts"], rows))
     common.write_page(args.output / "faults.md", text)

@@ -242,10 +242,10 @@ def results_page(results):
     rows.append(["**all**", *(total[k] for k in columns)])
     share, low, high = wilson_interval(total["killed"], total["tested"])
     about = (
-        f"`python -m benchmarks.reliability.mutants`. Mutants by the operators of mutmut "
-        f"{version('mutmut')}, a random sample of those of each large module. The tests detect "
-        f"{share:.1%} of {total['tested']} tested mutants (95 % interval by Wilson: {low:.1%} to "
-        f"{high:.1%})."
+        f"`python -m benchmarks.reliability.mutants`. The mutants are made with the operators of "
+        f"mutmut {version('mutmut')}. Of the mutants of each large module, a random sample is "
+        f"tested. The tests detect {share:.1%} of {total['tested']} tested mutants (95 % Wilson "
+        f"interval: {low:.1%} to {high:.1%}). Surviving mutants are listed in the second table."
     )
     return page(
         "Mutation testing",

@@ -140,15 +140,20 @@ def main(argv=None):
         return
     load, own_network = os.getloadavg()[0], can_unshare()
     rows = measure(args.sizes, args.repeats, own_network)
-    network = "a network of their own" if own_network else "a shared network, so bytes are too many"
+    network = (
+        "a network of their own"
+        if own_network
+        else "a shared network, so the numbers of bytes are too high"
+    )
     heads = ["prior", "parameters", "steps/s, one process", "two processes", "sent, MB per step"]
     text = common.page(
         "Training with two processes",
         f"`python -m {MODULE}`; {common.machine()}, torch {torch.__version__}, float32, one thread "
-        f"in each process, gloo in {network}; batch {BATCH}, {GRID[0] * GRID[1]} tokens. Load of "
-        f"the machine before the run: {load:.1f}. Medians over {args.repeats} rounds, in which one "
-        "process and two alternate; lowest and highest in brackets. The bytes are those that each "
-        "of the two processes sends.",
+        f"in each process, batch size {BATCH}, {GRID[0] * GRID[1]} tokens. The processes "
+        f"communicate through gloo in {network}. Load of the machine before the run: {load:.1f}. "
+        f"In each of {args.repeats} rounds, training with one process alternates with training "
+        "with two processes. The table contains medians, with the lowest and the highest value in "
+        "brackets. The numbers of bytes are those that each of the two processes sends.",
         common.table([*heads, "4 bytes x parameters, MB"], rows),
     )
     common.write_page(args.output / "distributed_training.md", text)

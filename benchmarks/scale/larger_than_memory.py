@@ -128,14 +128,17 @@ def page(record):
          f"{r['bytes']:.0f}" if "bytes" in r else ""]
         for r in results
     ]  # fmt: skip
-    heads = ["job", "X", "images", "peak, MiB", "anonymous", "mapped from files", "at the start"]
+    heads = ["job", "X", "images", "peak, MiB", "anonymous, MiB", "mapped from files, MiB"]
+    heads += ["at the start, MiB"]
     return common.page(
         "Data larger than memory",
         f"`python -m benchmarks.scale.larger_than_memory`; {record['machine']}, torch "
-        f"{record['torch']}. Images of {SIDE} x {SIDE} pixels, 16 tokens, {N_VIEWS} views of each; "
-        f"the prior has the sizes {PRIOR}. Peaks are those of the whole process. The system may "
-        "drop pages mapped from files, which include libraries, at any time. CPU time is of all "
-        "threads; for the fit from tokens it includes the check of their hashes.",
+        f"{record['torch']}. Images have {SIDE} x {SIDE} pixels, 16 tokens and {N_VIEWS} views; "
+        f"the prior has the sizes {PRIOR}. *Peak* is the largest resident memory of the whole "
+        "process. *Anonymous* is the largest memory that the process itself allocated. *Mapped "
+        "from files* is the largest memory that was mapped from files, including libraries. The "
+        "system can drop mapped pages at any time. *CPU ms* is the CPU time of all threads. In the "
+        "rows *fit from tokens*, it includes the check of the hashes of the token files.",
         common.table([*heads, "CPU ms per image", "bytes per image"], rows),
     )
 

@@ -83,7 +83,8 @@ def main(argv=None):
     text = common.page(
         "Memory of RandAR-L",
         f"`python -m benchmarks.scale.memory`; {common.machine()}, torch {torch.__version__}, "
-        f"float32. The weights take {size:.2f} GiB.",
+        f"float32. The weights take {size:.2f} GiB. *Above the imports* is the peak minus the "
+        "memory after all imports.",
         common.table(["job", "peak, GiB", "above the imports, GiB", "s"], rows),
     )
     common.write_page(args.output / "memory.md", text)

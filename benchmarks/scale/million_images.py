@@ -101,7 +101,7 @@ def count_randar_l():
             STOPPED[common.PUBLISHED]: tokens_read * N_ORDERS * N_CLASSES * one,
             f"scoring, {common.SHARED}, exhaustive": exhaustive,
             STOPPED[common.SHARED]: orders_read * exhaustive,
-            "training, an epoch": 3 * one,  # the backward pass costs two forward passes
+            "training, an epoch": 3 * one,  # the backward pass needs twice the operations
         },
         "tokens_read": tokens_read,
         "orders_read": orders_read,
@@ -227,7 +227,8 @@ def measured_section(record):
     seconds = record["cpu"] | {"decoding a JPEG of 500 x 375 to 256 x 256": record["decoding"]}
     return [
         "## Measured: a small prior on this processor",
-        "Digits: 16 tokens, 20 orders, 10 classes, a prior of the default size.",
+        "These times were measured on digits with 16 tokens, 20 orders and 10 classes, with a "
+        "prior of the default size.",
         common.table(
             ["step", "ms per image", "1 M images, one processor"],
             [(name, f"{1e3 * s:.3g}", duration(1e6 * s)) for name, s in seconds.items()],
@@ -243,12 +244,13 @@ def projected_section(record):
     large = record["large"]
     blocks = [
         "## Counted and projected: the shape of RandAR-L",
-        f"{large['weights'] / 1e6:.0f} M weights, 256 tokens, {N_ORDERS} orders, {N_CLASSES} "
-        "classes. Operations are counted. Early-stopped scoring is assumed to read as much as with "
-        f"small priors: 1/{1 / large['tokens_read']:.0f} of the tokens with the "
-        f"{common.PUBLISHED} (1000 synthetic characters), {large['orders_read']:.0%} of the orders "
-        f"with a {common.SHARED} (300 characters). **Projected, not run**: GPUs that reach "
-        f"{UTILIZATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s and are always busy.",
+        f"RandAR-L has {large['weights'] / 1e6:.0f} M weights and 256 tokens; images are scored in "
+        f"{N_ORDERS} orders for {N_CLASSES} classes. The numbers of operations are counted. For "
+        "early-stopped scoring, the measurements with small priors are assumed to hold. The "
+        f"{common.PUBLISHED} evaluated 1/{1 / large['tokens_read']:.0f} of the tokens there (1000 "
+        f"synthetic characters), and the {common.SHARED} used {large['orders_read']:.0%} of the "
+        "orders (300 characters). **The times are projected, not measured**: GPUs are assumed to "
+        f"reach {UTILIZATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s all the time.",
     ]
     for n, n_images in IMAGES.items():
         rows = [
@@ -275,11 +277,12 @@ def projected_section(record):
     return [
         *blocks,
         common.table(["", "per image", *IMAGES], rows),
-        f"Early-stopped, one such GPU would score {1 / trunk:.0f} images per second with a "
-        f"{common.SHARED} and {1 / published:.1f} with the {common.PUBLISHED}. Decoding their "
-        f"files would keep {decode / trunk:.1f} and {decode / published:.2f} of these processors "
-        f"busy, and reading them takes {volume(FILE_BYTES / trunk)}/s and "
-        f"{volume(FILE_BYTES / published)}/s.",
+        f"With early-stopped scoring, one such GPU would score {1 / trunk:.0f} images per second "
+        f"with a {common.SHARED}, and {1 / published:.1f} with the {common.PUBLISHED}. To keep the "
+        f"GPU busy with a {common.SHARED}, {decode / trunk:.1f} of the measured processors would "
+        f"have to decode image files, which would be read at {volume(FILE_BYTES / trunk)}/s. With "
+        f"the {common.PUBLISHED}, {decode / published:.2f} processors and "
+        f"{volume(FILE_BYTES / published)}/s would suffice.",
     ]
 
 
@@ -299,14 +302,16 @@ def simulated_section(record):
     heads = ["workers", "images per chunk", "ideal", "all alike", "some slow", "and some die"]
     return [
         "## Simulated: scheduling",
-        f"1 M images of {1e3 * published:.0f} ms each ({common.PUBLISHED}, early-stopped). The "
-        f"client assigns one chunk after the other, in {1e3 * record['overhead']:.1f} ms each. "
-        f"Slow: {SLOW_SHARE:.0%} of the workers take {SLOWDOWN:.0f} times as long. Dying: a worker "
-        f"dies after {LIFETIME:.0f} h on average, its chunk is lost, and another worker replaces "
-        f"it after {RESTART:.0f} s. Wall time relative to the ideal:",
+        f"The simulated job scores 1 M images, and each image takes {1e3 * published:.0f} ms "
+        f"({common.PUBLISHED}, early-stopped). The client needs {1e3 * record['overhead']:.1f} ms "
+        "to assign a chunk of images and assigns one chunk after the other. *Some slow*: "
+        f"{SLOW_SHARE:.0%} of the workers take {SLOWDOWN:.0f} times as long as the others. *And "
+        f"some die*: workers die after {LIFETIME:.0f} h on average. The chunk of a dead worker is "
+        f"lost, and another worker replaces the dead worker after {RESTART:.0f} s. Wall times are "
+        "divided by the ideal wall time:",
         common.table([*heads, "deaths"], cluster),
-        "The simulation compared with two real processes, digits as above. The simulated chunk "
-        "takes as long as in one process that runs alone:",
+        "The next table compares the simulation with two real processes that score the digits. In "
+        "the simulation, a chunk takes as long as in one process that runs alone:",
         common.table(
             ["images per chunk", "chunks", "s, real", "s, simulated", "simulated / real"], check
         ),

@@ -1,4 +1,4 @@
-"""Scoring with two joblib workers: speed-up, overhead, and the size from which it pays.
+"""Scoring with two joblib workers: speed-up, overhead, and the job size from which it is faster.
 
     OMP_NUM_THREADS=1 python -m benchmarks.scale.parallel_scoring
 
@@ -146,7 +146,8 @@ def break_even(record):
         if faster:
             n, seconds = faster[0]
             lines.append(
-                f"- {name}: faster from {n} images, which take one process {seconds:.2f} s."
+                f"- {name}: faster than one process from {n} images on. One process takes "
+                f"{seconds:.2f} s for this number of images."
             )
         else:
             lines.append(f"- {name}: not faster for any of these sizes.")
@@ -174,21 +175,24 @@ def page(record, command):
     return common.page(
         "Scoring by two processes",
         f"`{command}`; {record['machine']} for each process, two processors; load of the machine "
-        f"before the run: {record['load']:.1f}. {record['images']} images of 16 tokens, 20 orders, "
-        "10 classes, a prior of the default size for digits. Medians of alternating runs.",
+        f"before the run: {record['load']:.1f}. {record['images']} images of 16 tokens are scored "
+        "in 20 orders for 10 classes, with a prior of the default size for digits. The variants "
+        "run alternately, and the times are medians. *Largest difference* compares the results "
+        "with those of one process.",
         common.table(
             ["", "seconds", "speed-up, median (lowest, highest)", "largest difference"], speed
         ),
-        f"Two independent processes with half of the images each are {bound:.2f} times as fast as "
-        "one. This is the most that the machine allows with its other load.",
+        f"Two independent processes that score half of the images each are {bound:.2f} times as "
+        "fast as one process that scores all images. A higher speed-up is not possible on this "
+        "machine with its other load.",
         common.table(["", "ms per empty task", "ms per call with two empty tasks"], costs),
-        f"The first call, which starts the processes of loky, took {record['start']:.1f} s.",
-        "Seconds of small jobs, with processes already running:",
+        f"The first call took {record['start']:.1f} s, because it starts the loky processes.",
+        "Seconds that small jobs take if the worker processes are already running:",
         common.table(["images", *seconds], sizes),
         break_even(record),
-        "Bytes:",
+        "Bytes that are sent to or from a worker:",
         common.table(["", "bytes"], sent),
-        f"There are {record['bytes']['tasks']} tasks.",
+        f"The job is divided into {record['bytes']['tasks']} tasks.",
     )
 
 

@@ -34,7 +34,7 @@ CODEBOOKS = (64, 1024)
 
 
 def random_prior(kind, vocab_size, grid, n_classes, sizes):
-    """Make a prior whose classes differ about as much as those of a trained prior."""
+    """Make a prior whose classes differ about as much as the classes of a trained prior."""
     generator = torch.Generator().manual_seed(0)
     prior = kind(vocab_size, grid, n_classes, **sizes, generator=generator)
     body = prior.transformer
@@ -102,7 +102,7 @@ def curves(rows):
 
 
 def ratio_table(rows):
-    """Return a table of costs over the exhaustive cost of one class."""
+    """Return a table of costs relative to exhaustive scoring of one class."""
     counts = sorted({row["classes"] for row in rows})
     lines = []
     for vocab_size, name, curve in curves(rows):
@@ -120,16 +120,18 @@ def page(record, command):
     stopped = [r["stopped_orders"] for r in record["small"] if r["prior"] == common.SHARED]
     blocks = [
         ratio_table(record["small"]),
-        f"With early-stopped scoring, the shared trunk reads {min(stopped):.2f} to "
-        f"{max(stopped):.2f} of the orders." + record.get("note", ""),
+        f"With early-stopped scoring, the shared trunk uses a fraction of {min(stopped):.2f} to "
+        f"{max(stopped):.2f} of the orders, depending on the number of classes."
+        + record.get("note", ""),
     ]
     if "large" in record:
         one = record["large"][0]
         blocks += [
-            "A shared trunk of RandAR-L's shape, 256 tokens, 16384 codes, one image and order, "
-            "bfloat16:",
+            "Time and operations to score one image in one order in bfloat16, with a shared trunk "
+            "of RandAR-L's shape (256 tokens, 16384 codes):",
             common.table(
-                ["classes", "seconds", "over one class", "operations over one class"],
+                ["classes", "seconds", "seconds relative to one class",
+                 "operations relative to one class"],
                 [
                     [r["classes"], f"{r['seconds']:.2f}", f"{r['seconds'] / one['seconds']:.2f}",
                      f"{r['flops'] / one['flops']:.2f}"]
@@ -138,9 +140,9 @@ def page(record, command):
             ),
         ]  # fmt: skip
     about = (
-        f"`{command}`; {record['machine']}. Random weights; images of 16 tokens, {N_ORDERS} "
-        "orders, priors with two layers of width 64. Costs are relative to the exhaustive cost of "
-        "one class with the same prior."
+        f"`{command}`; {record['machine']}. The priors have two layers of width 64 and random "
+        f"weights. Images have 16 tokens and are scored in {N_ORDERS} orders. Operations and "
+        "seconds are divided by those of exhaustive scoring of one class with the same prior."
     )
     return common.page("Cost of classes", about, *blocks)
 

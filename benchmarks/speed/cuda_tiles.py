@@ -1,4 +1,4 @@
-"""Number of sequences that a CUDA device should read together.
+"""Number of sequences that a CUDA device should score in one forward pass.
 
     python -m benchmarks.speed.cuda_tiles
 
@@ -57,9 +57,9 @@ def main(argv=None):
     device = torch.device("cuda")
     about = (
         f"`python -m benchmarks.speed.cuda_tiles`; {common.machine(device)}, torch "
-        f"{torch.__version__}. Best of {RUNS} runs, the first of which warms up. A sequence is one "
-        "image in one order under one class. A single image is scored in all orders and classes of "
-        "its row: "
+        f"{torch.__version__}. Each number is the best of {RUNS} runs; the first run is a warm-up. "
+        "A sequence is one image, scored in one order for one class. *Single image* is the time to "
+        "score one image in several orders for several classes: "
         + "; ".join(f"{name} {o} orders, {c} classes" for name, (_, o, c) in AMOUNTS.items())
         + "."
     )

@@ -23,7 +23,7 @@ from .. import common
 
 N_CLASSES, N_IMAGES, N_ORDERS = (2, 10, 200), 64, 20
 HEADS = ("prior", "classes", "exhaustive, ms per image", "early-stopped", "ratio",
-         "share of token evaluations", "same class")  # fmt: skip
+         "fraction of token evaluations", "same class")  # fmt: skip
 
 
 def barely_trained(architecture, n_classes):
@@ -79,7 +79,8 @@ def main(argv=None):
         ]
     about = (
         f"`python -m benchmarks.speed.early_stopping`; {common.machine()}. {N_IMAGES} digits, "
-        f"16 tokens, {N_ORDERS} orders, priors trained for one epoch; shortest CPU times."
+        f"16 tokens, {N_ORDERS} orders. The priors were trained for one epoch. The times are the "
+        "shortest CPU times of several runs."
     )
     text = common.page("Time of early-stopped scoring", about, common.table(HEADS, rows))
     common.write_page(args.output / "early_stopping.md", text)

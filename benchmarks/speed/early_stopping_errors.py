@@ -129,8 +129,8 @@ def measure_characters(cache, n_images):
 
 def error_table(result):
     n_images, exhaustive_s = result["n_images"], result["exhaustive_s_per_image"]
-    heads = ["allowed error", "token evaluations per image", "times fewer"]
-    heads += ["same class as exhaustive", "accuracy", "times faster"]
+    heads = ["allowed error", "token evaluations per image", "times fewer than exhaustive"]
+    heads += ["same class as exhaustive", "accuracy", "times faster than exhaustive"]
     rows = [
         [
             f"{r['error']:g}",
@@ -163,7 +163,8 @@ def page(record):
         f"Digits, 16 tokens, {digits['n_images']} test images. Accuracy of exhaustive scoring: "
         f"{digits['accuracy']:.4f}.",
         error_table(digits),
-        "The first characters only, allowed error 0.001, at most 100 images:",
+        "Scoring with only some of the 1000 characters as classes (allowed error 0.001, at most "
+        "100 images):",
         common.table(
             ["classes", "token evaluations per image, exhaustive", "early-stopped",
              "s per image, early-stopped"],
@@ -180,7 +181,7 @@ def plot(record, folder):
         axes.plot([row["times_fewer"] for row in rows], lost, marker=marker, label=name)
     axes.set_xscale("log")
     axes.set_xlabel("times fewer token evaluations than exhaustive scoring")
-    axes.set_ylabel("images whose class differs, %")
+    axes.set_ylabel("images with another class than by exhaustive scoring, %")
     save(figure, axes, folder / "early-stopping-errors.png")
 
     figure, axes = plt.subplots(figsize=(6, 4))

@@ -72,12 +72,14 @@ def page(record, command):
         "Hundreds of classes",
         f"`{command}`; {record['machine']}. {record['classes']} synthetic characters, "
         f"{record['per_class']} training images each, {record['epochs']} epochs, "
-        f"{record['images']} test images, 36 tokens, 20 orders. Transformer passes are counted per "
-        "image, over all orders and classes." + record.get("note", ""),
+        f"{record['images']} test images, 36 tokens, 20 orders. *Transformer passes* are the "
+        "forward passes needed to score one image in all orders for all classes."
+        + record.get("note", ""),
         common.table(heads, rows),
-        "With the shared trunk, early-stopped scoring found the class of exhaustive scoring for "
-        f"{100 * record['rows'][-1]['agreement']:.1f} % of the images. Its operations include the "
-        "heads of all classes in every order it read, also of dropped classes.",
+        "With the shared trunk, early-stopped scoring and exhaustive scoring predicted the same "
+        f"class for {100 * record['rows'][-1]['agreement']:.1f} % of the images. The operations of "
+        "early-stopped scoring include the output heads of all classes in every order that was "
+        "used, also of classes that had been dropped.",
     )
 
 

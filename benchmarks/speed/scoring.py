@@ -9,7 +9,8 @@ compiled engine is timed for a large prior in bfloat16 only, because the engine 
 only for such jobs.
 
 ``scoring.json`` keeps one record for each processor or CUDA device; a run replaces its own record.
-``scoring-cpu.md`` and ``scoring-cuda.md`` are written from all records, with ``--tables`` alone.
+``scoring-cpu.md`` and ``scoring-cuda.md`` are written from all records. With ``--tables``, the
+script only writes these pages.
 """
 
 import statistics
@@ -241,7 +242,7 @@ def range_table(records):
         values = [columns["float32", 0], columns["bfloat16", 0], columns["bfloat16", 1]]
         ends = [dict.fromkeys([f"{min(v):.2f}", f"{max(v):.2f}"]) for v in values]
         rows.append([shape, *map(" to ".join, ends)])
-    heads = ["shape", "float32", "bfloat16", "bfloat16 against published float32"]
+    heads = ["shape", "float32", "bfloat16", "engine in bfloat16 against published in float32"]
     return common.table(heads, rows)
 
 
@@ -249,9 +250,10 @@ def page(kind, records):
     """Return the page of all records of CPUs, or of CUDA devices."""
     blocks = [
         range_table(records),
-        "A sequence is one image in one order under one class. The share of the matmul rate counts "
-        "the operations of the published procedure, so operations that the engine avoids count as "
-        "done.",
+        "A sequence is one image, scored in one order for one class. *Percentage of the matmul "
+        "rate* compares the operations per second with the fastest matrix product on the same "
+        "machine. For the engine, it counts the operations of the published procedure, including "
+        "those that the engine avoids.",
     ]
     for device, record in records.items():
         heads = [
@@ -261,24 +263,27 @@ def page(kind, records):
             "sequences/s",
             "times published, same precision",
         ]
-        heads += ["times published in float32", "share of the matmul rate"]
+        heads += ["times published in float32", "percentage of the matmul rate"]
         blocks += [
             f"## Scoring speed on {device}",
-            f"torch {record['torch']}. Medians of {record['repeats']} alternating runs.",
+            f"torch {record['torch']}. Medians of {record['repeats']} runs, in which the "
+            "procedures alternate.",
             common.table(heads, record["speeds"]),
             record["cross_entropy"],
         ]
         if record["memory"]:
             blocks += [
-                "Peak memory above the weights and the imports, RandAR-L, a process for each row:",
+                "Peak memory of RandAR-L, minus the memory for the weights and the imports. Each "
+                "row was measured in a process of its own:",
                 common.table(
                     ["procedure", "precision", "images", "classes", "GiB"], record["memory"]
                 ),
             ]
     about = (
         f"`python -m benchmarks.speed.scoring`, once on each of these machines: "
-        f"{'; '.join(records)}. Speed-up of the engine over a literal implementation of the "
-        "published procedure, from the lowest to the highest of the machines:"
+        f"{'; '.join(records)}. The table contains the speed-up of the engine over a literal "
+        "implementation of the published procedure. If machines differ, the lowest and the highest "
+        "speed-up of the machines are given:"
     )
     return common.page(f"Scoring speed, {'CUDA' if kind == 'cuda' else 'CPU'}", about, *blocks)
 

@@ -6,7 +6,7 @@
 Each variant is timed in a process of its own, alternately, on digits of 8 x 8 pixels and enlarged
 to 28 x 28. A step trains on 64 images (16 tokens) or 20 images (49 tokens). Its time is the
 difference between fits of one and of five epochs, which excludes the tokenizer and other work done
-once. All variants use AdamW; the cost of Muon is in ``optimizers.md``. Writes
+once. All variants use AdamW; ``optimizers.md`` compares AdamW with Muon. Writes
 ``training_steps.md``.
 """
 
@@ -83,9 +83,10 @@ def main(argv=None):
     ).stdout.strip()
     text = common.page(
         "Training steps per second",
-        f"`python -m benchmarks.speed.training_steps`; {common.machine()}. Medians of {REPEATS} "
-        f"alternating runs. *Before* is revision {revision}. All rows use AdamW.",
-        common.table(["data", "variant", "steps per second", "times before"], rows),
+        f"`python -m benchmarks.speed.training_steps`; {common.machine()}. The variants run "
+        f"alternately, and the table contains medians of {REPEATS} runs. *Before* is revision "
+        f"{revision}. All variants use AdamW.",
+        common.table(["data", "variant", "steps per second", "relative to before"], rows),
     )
     common.write_page(args.output / "training_steps.md", text)
 

@@ -1,4 +1,4 @@
-"""Fitted models: training, scoring, generation and saving. No module here uses the estimator."""
+"""Training, scoring, generation and saving of fitted models, independent of the estimator."""
 
 from skaocls.fitted.model import FittedModel
 

@@ -1,4 +1,4 @@
-"""Fit a model to data, and extend a fitted model by further data."""
+"""Fit a model to data, and continue the training of a fitted model on additional data."""
 
 import copy
 import os
@@ -31,7 +31,7 @@ from skaocls.version import __version__
 
 
 class HeldOut(NamedTuple):
-    """Samples that were not used for training: their rows, class columns and weights."""
+    """Rows, class columns and weights of the samples that were held out from training."""
 
     rows: np.ndarray
     columns: np.ndarray
@@ -39,16 +39,17 @@ class HeldOut(NamedTuple):
 
 
 class FitResult(NamedTuple):
-    """A model and how it was trained.
+    """A model, and information about its training.
 
     Attributes
     ----------
     model : FittedModel
     histories : list of History
-        One of each training.
+        One history for each training.
     held_out : HeldOut or None
     checkpoints : Checkpoints or None
-        Checkpoints of a training that is complete. The caller clears them when the result is safe.
+        Checkpoints of a complete training. The caller clears the checkpoints after it has stored
+        the result.
     """
 
     model: FittedModel
@@ -60,7 +61,7 @@ class FitResult(NamedTuple):
 class Samples(NamedTuple):
     """Training samples: codes (n, n_views, n_tokens), labels (n,) and weights (n,).
 
-    The codes may be :class:`skaocls.images.lazy.Lazy`.
+    The codes may be a :class:`skaocls.images.lazy.Lazy` array.
     """
 
     codes: np.ndarray
@@ -68,19 +69,19 @@ class Samples(NamedTuple):
     weights: np.ndarray
 
     def take(self, rows: np.ndarray) -> "Samples":
-        """Return some of the samples."""
+        """Return the samples in the given rows."""
         return Samples(rows_of(self.codes, rows), self.labels[rows], self.weights[rows])
 
 
 class Training(NamedTuple):
-    """What a training produces, in the form in which it is cached."""
+    """Result of a training, in the form that the cache stores."""
 
     model_fields: dict[str, Any]
     history: History
     held_out: HeldOut | None
 
     def is_complete(self) -> bool:
-        """Return whether the training was not interrupted, so that it may be cached."""
+        """Return whether the training ran to its end, because only such a training is cached."""
         return not self.history.interrupted
 
 
@@ -99,21 +100,21 @@ def fit_model(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     seeded: bool = True,
 ) -> FitResult:
-    """Fit a model. Some of the sorted `classes` may be missing in y.
+    """Fit a model. The sorted `classes` may include classes without samples in y.
 
     Parameters
     ----------
     tokenizer : "auto" or transformer, default="auto"
-        Cloned and fitted, unless frozen.
+        Tokenizer that is cloned and fitted. A frozen tokenizer is used without changes.
     pretrained : Prior, default=None
-        Prior to fine-tune, in place. None trains a new prior.
+        Prior that is fine-tuned in place. If None, a new prior is trained.
     cache : ResultCache, default=None
-        Returns the result if the same fit was cached before, and stores it otherwise. An
-        interrupted training is not stored.
+        Cache of results. If the cache contains the same fit, the cached result is returned.
+        Otherwise the new result is stored in the cache, unless the training was interrupted.
     checkpoint_dir : path, default=None
-        Folder for checkpoints, from which an interrupted training continues.
+        Folder for checkpoints, which allow an interrupted training to continue.
     seeded : bool, default=True
-        Whether the user chose the seed. If False, a cached result from any seed may be reused.
+        Whether the user set the seed. If False, a cached result from any seed may be reused.
     """
     columns, reader = np.searchsorted(classes, y), batch.reader
     config = config_for(config, batch, y, weights)
@@ -168,7 +169,7 @@ def train_new_model(
     mode = None if pretrained is None else config.finetune.mode
     samples = Samples(codes, labels, weights)
     history, rest = train_classes(prior, samples, config, mode, order_seed, rng, checkpoints)
-    # a class without images is read as the null class
+    # a class without images uses the row of the null class
     rows = np.full(len(classes), prior.num_classes)
     rows[seen] = np.arange(len(seen))
     model_fields = {
@@ -192,13 +193,14 @@ def extend_model(
     config: TrainingConfig,
     rng: np.random.RandomState,
 ) -> FitResult:
-    """Train a model on further images, and return a new model.
+    """Train a model on additional images, and return a new model.
 
-    Classes in y that share a prior are trained together. If y contains all classes of the prior,
-    all its weights are trained, else only the vectors of the classes in y. Other classes do not
-    change. New classes get vectors in the first prior (``finetune="class_embedding"`` or
-    ``"head"``), or a fine-tuned copy of the first prior that only they use. Ctrl-C raises
-    KeyboardInterrupt, because some classes would be trained and others not.
+    Classes in y that share a prior are trained together. If y contains all classes of a prior, all
+    weights of that prior are trained. Otherwise only the vectors of the classes in y are trained.
+    Other classes do not change. New classes get vectors in the first prior with
+    ``finetune="class_embedding"`` or ``"head"``. With other modes, new classes get their own
+    fine-tuned copy of the first prior. Ctrl-C raises KeyboardInterrupt instead of returning a model
+    in which only some classes are trained.
     """
     config = config_for(config, batch, y, weights)
     columns = np.searchsorted(model.classes, y)
@@ -242,7 +244,7 @@ def train_known_classes(
     order_seed: int,
     rng: np.random.RandomState,
 ) -> tuple[Prior, History]:
-    """Return a copy of a prior that is trained on further images of its classes."""
+    """Return a copy of a prior that is trained on additional images of known classes."""
     mode = None
     if len(np.unique(samples.labels)) < prior.num_classes:
         mode = "class_embedding"
@@ -263,9 +265,10 @@ def train_new_classes(
     order_seed: int,
     rng: np.random.RandomState,
 ) -> tuple[Prior, History]:
-    """Return a copy of a prior with new classes, which are trained.
+    """Return a copy of a prior that is trained on images of new classes.
 
-    The old classes stay, before the new ones, if only vectors of the new ones are trained.
+    If only class vectors are trained, the copy keeps the old classes in front of the new classes.
+    Otherwise the new classes replace the old classes.
     """
     finetune = config.finetune
     prior = copy.deepcopy(prior).to(resolve_device(config.device))
@@ -294,7 +297,8 @@ def train_classes(
 ) -> tuple[History, np.ndarray | None]:
     """Train a prior in place, and return the history and the rows that were held out.
 
-    `mode` is the fine-tuning mode. None trains all weights at the learning rate of a new prior.
+    `mode` is the fine-tuning mode. If `mode` is None, all weights are trained with the learning
+    rate of a new prior.
     """
     train, held_out = split_validation(samples.labels, config, rng)
     validation = None
@@ -329,7 +333,7 @@ def train_classes(
 def config_for(
     config: TrainingConfig, batch: Batch, y: np.ndarray, weights: np.ndarray
 ) -> TrainingConfig:
-    """Return the configuration for the data. It is the same on all ranks but for `verbose`."""
+    """Return the configuration for the data, which only differs between ranks in `verbose`."""
     if world_size() > 1:
         values = config.identity() | {"y": y, "sample_weight": weights}
         check_same_on_ranks({name: hash_object(value) for name, value in values.items()})

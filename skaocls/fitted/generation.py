@@ -20,7 +20,7 @@ from skaocls.scoring.token_sampling import (
 )
 
 Device = str | torch.device
-OrderSetting = Any  # a name or an array, as in the classifier
+OrderSetting = Any  # a name or an array, like the parameter `order` of the classifier
 
 
 def generate_images(
@@ -35,10 +35,12 @@ def generate_images(
     device: Device = "auto",
     **tokenizer_options: np.ndarray,
 ) -> np.ndarray:
-    """Sample images of the classes in these columns, each along its own order.
+    """Sample one image for each entry of `columns` and `orders`.
 
-    `codes`, `n_known` and `options` are those of :func:`skaocls.scoring.token_sampling.generate`.
-    Returns the output of the tokenizer's `inverse_transform`, without the axis of a single channel.
+    `columns` contains the class column of each image. The function
+    :func:`skaocls.scoring.token_sampling.generate` documents `codes`, `n_known` and `options`. The
+    result is the output of the tokenizer's `inverse_transform`, without the channel axis if the
+    images have one channel.
     """
     if not hasattr(model.tokenizer, "inverse_transform"):
         raise NotImplementedError(
@@ -79,23 +81,23 @@ def inpaint_images(
 ) -> np.ndarray:
     """Sample the masked tokens of images; see :meth:`skaocls.AnyOrderARClassifier.inpaint`.
 
-    `columns` has the column of each image's class; None selects the most probable class given the
-    known tokens. `joint_log_proba` maps log p(known tokens | class, order) to log p(known tokens,
-    class).
+    `columns` contains the class column of each image. If `columns` is None, the most probable class
+    given the known tokens is used. `joint_log_proba` maps log p(known tokens | class, order) to
+    log p(known tokens, class).
     """
     n, grid, is_image = len(batch), model.prior.grid, model.reader.image_shape is not None
     if model.reader.grid is not None and batch.values().ndim == 4:
-        raise ValueError(f"inpaint takes tokens of one crop, (n, {grid[0]}, {grid[1]}).")
+        raise ValueError(f"inpaint requires tokens of one crop, (n, {grid[0]}, {grid[1]}).")
     mask = check_mask(model, mask, n)
     unknown = unknown_tokens(model.tokenizer, mask, grid)
     images = batch.images() if is_image else batch.values()
     pixel_mask = mask[..., None] if is_image else mask
     known = images
-    if is_image:  # masked pixels must not be out of range
+    if is_image:  # clip masked pixels, because their values may be out of range
         low, high = model.reader.value_range or (-np.inf, np.inf)
         known = np.where(pixel_mask, images.clip(low, high), images)
     tokenizer_options = {}
-    if hasattr(model.tokenizer, "image_statistics"):  # estimated from the known pixels
+    if hasattr(model.tokenizer, "image_statistics"):  # estimate statistics from known pixels
         tokenizer_options["statistics"] = model.tokenizer.image_statistics(known, ~mask)
     codes = encode_data(model.tokenizer, known, is_image=is_image, **tokenizer_options)
     if columns is None:
@@ -124,13 +126,13 @@ def inpaint_images(
 
 
 def check_mask(model: FittedModel, mask: np.ndarray, n: int) -> np.ndarray:
-    """Return the mask of each of n images, or raise a ValueError."""
+    """Return the masks of n images, or raise a ValueError if `mask` is invalid."""
     shape = (model.reader.image_shape or (model.reader.n_features,))[:2]
     if model.reader.grid is not None:
         shape = model.prior.grid
     mask = np.asarray(mask)
     if mask.dtype != bool:
-        raise ValueError(f"mask must be boolean, True where X is unknown; got dtype {mask.dtype}.")
+        raise ValueError(f"mask must be boolean (True if unknown), but it has dtype {mask.dtype}.")
     if mask.shape not in (shape, (n, *shape)):
         raise ValueError(f"mask has shape {mask.shape}, but {shape} or {(n, *shape)} is expected.")
     return np.broadcast_to(mask, (n, *shape))
@@ -139,8 +141,8 @@ def check_mask(model: FittedModel, mask: np.ndarray, n: int) -> np.ndarray:
 def unknown_tokens(
     tokenizer: TransformerMixin, mask: np.ndarray, grid: tuple[int, int]
 ) -> np.ndarray:
-    """Return which tokens (n, n_tokens) have a masked pixel, feature or token."""
-    mask = mask.reshape(len(mask), *(1, *mask.shape[1:])[-2:])  # a row of a table is an image
+    """Return an array (n, n_tokens) that is True for tokens with a masked part."""
+    mask = mask.reshape(len(mask), *(1, *mask.shape[1:])[-2:])  # treat a table row as an image
     rows, cols = tokens_of_pixels(tokenizer, mask.shape[1:], grid)
     for axis, (token_of_pixel, n) in enumerate(zip((rows, cols), grid), start=1):
         starts = token_of_pixel.searchsorted(np.arange(n)).clip(max=len(token_of_pixel) - 1)
@@ -156,7 +158,7 @@ def known_token_log_likelihoods(
     device: Device = "auto",
     precision: str = "auto",
 ) -> np.ndarray:
-    """Compute log p(known tokens | class, order), shape (n, n_orders, n_classes)."""
+    """Compute log p(known tokens | class, order) as an array (n, n_orders, n_classes)."""
     shape = (len(codes), *orders.shape)
     reordered = known_first(
         np.broadcast_to(orders, shape), np.broadcast_to(unknown[:, None], shape)
@@ -174,7 +176,7 @@ def known_token_log_likelihoods(
 def generation_orders(
     model: FittedModel, order: OrderSetting, n_orders: int, n: int, rng: np.random.RandomState
 ) -> np.ndarray:
-    """Draw an order for each of n images from the orders that the prior was trained for."""
+    """Draw an order for each of n images, from the orders that the parameter `order` allows."""
     if isinstance(order, str) and order in DRAWN:
         return np.stack([rng.permutation(model.prior.n_tokens) for _ in range(n)])
     orders = model.orders(order, n_orders)

@@ -1,4 +1,4 @@
-"""Priors and tokenizers before training: pretrained ones, and new priors."""
+"""Prepare priors and tokenizers for training: load pretrained ones, or create new priors."""
 
 import copy
 import os
@@ -34,14 +34,15 @@ ARCHITECTURES: dict[str, type[SharedTrunkPrior] | type[AnyOrderPrior]] = {
     "shared_trunk": SharedTrunkPrior,
     "randar": AnyOrderPrior,
 }
-FINETUNING_DROPOUT = 0.1  # rate of the published recipe (arXiv 2412.01827, appendix)
+FINETUNING_DROPOUT = 0.1  # rate in the published training recipe (arXiv 2412.01827, appendix)
 
-# Sizes of new priors. In the same time, many steps of a small prior reach a better accuracy than
-# few steps of a large one (benchmarks/quality/digits.py, benchmarks/quality/tables.py).
+# Sizes of new priors. For the same training time, many steps of a small prior reach a better
+# accuracy than few steps of a large prior (benchmarks/quality/digits.py and tables.py).
 SMALL_SIZES = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
 DEFAULT_SIZES = {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
-MIN_TOKENS = 8  # below which a prior is small
-MIN_IMAGES, MIN_TABLE_ROWS = 200, 1000  # below which a prior is small
+# With fewer tokens, images or table rows than these, a new prior has SMALL_SIZES.
+MIN_TOKENS = 8
+MIN_IMAGES, MIN_TABLE_ROWS = 200, 1000
 
 POSITIVE = [Interval(Integral, 1, None, closed="left")]
 SIZE_CONSTRAINTS = {
@@ -55,7 +56,7 @@ HEAD_SIZE_CONSTRAINTS = {"width": POSITIVE, "rank": POSITIVE}
 
 
 def is_new(prior: object) -> bool:
-    """Return whether the classifier's parameter `prior` describes a new prior."""
+    """Return whether this value of the classifier's parameter `prior` describes a new prior."""
     return isinstance(prior, dict) or (isinstance(prior, str) and prior in ("auto", *ARCHITECTURES))
 
 
@@ -65,11 +66,12 @@ def resolve_prior(
     tokenizer: str | BaseEstimator,
     image_shape: tuple[int, ...] | None,
 ) -> tuple[Prior | None, str | BaseEstimator, tuple[int, ...] | None]:
-    """Load the prior and the tokenizer that the classifier's parameters of these names refer to.
+    """Load the prior and the tokenizer for these parameter values of the classifier.
 
-    Returns the prior to fine-tune (None for a new one), the tokenizer (frozen if it belongs to the
-    prior), and the size to which image files are resized. With ``tokenizer="precomputed"``, a
-    tokenizer that was saved with the weights is not used.
+    The first result is the prior to fine-tune, or None for a new prior. The second result is the
+    tokenizer, which is frozen if it belongs to the prior. The third result is the shape to which
+    image files are resized. With ``tokenizer="precomputed"``, a tokenizer that was saved with the
+    weights is not used.
     """
     if isinstance(tokenizer, str) and tokenizer == "precomputed":
         pretrained = resolve_prior(prior, PrecomputedTokenizer(), None)[0]
@@ -102,7 +104,7 @@ def initial_prior(
     config: TrainingConfig,
     rng: np.random.RandomState,
 ) -> Prior:
-    """Return the prior that training starts from: new, or the pretrained one changed in place."""
+    """Return a new prior, or prepare the pretrained prior for fine-tuning and return it."""
     seed, device = rng.randint(2**31 - 1), resolve_device(config.device)
     if pretrained is None:
         return new_prior(tokenizer, len(labels), n_classes, config, seed).to(device)
@@ -146,7 +148,7 @@ def new_prior(
 
 
 def start_finetuning(prior: Prior, finetune: FineTuning, mode: str, seed: int) -> None:
-    """Set dropout and choose which weights are trained; `mode` overrides that of the options."""
+    """Set dropout and the trained weights of a prior. `mode` is used instead of `finetune.mode`."""
     dropout = finetune.dropout
     if isinstance(dropout, str):
         dropout = FINETUNING_DROPOUT if mode in ("full", "lora") else 0.0
@@ -161,7 +163,7 @@ def start_finetuning(prior: Prior, finetune: FineTuning, mode: str, seed: int) -
 
 
 def new_prior_sizes(prior: object) -> dict[str, Any]:
-    """Return `architecture` and `sizes` of a new prior, from the classifier's `prior`."""
+    """Return the architecture and sizes of a new prior for a value of the parameter `prior`."""
     if isinstance(prior, str) and prior in ARCHITECTURES:
         return {"architecture": prior, "sizes": None}
     sizes = dict(prior) if isinstance(prior, Mapping) else {}
@@ -184,14 +186,14 @@ def new_prior_sizes(prior: object) -> dict[str, Any]:
 
 
 def code_slots(tokenizer: BaseEstimator) -> np.ndarray | None:
-    """Return the positions of codes in an ordering by similarity; None without a codebook."""
+    """Return each code's rank in an ordering by similarity, or None if there is no codebook."""
     codebook = getattr(tokenizer, "codebook_", None)
     codebook = np.asarray([] if codebook is None else codebook)
     return similar_slots(codebook) if codebook.ndim == 2 else None
 
 
 def default_sizes(n_tokens: int, n_samples: int, tabular: bool = False) -> dict[str, int]:
-    """Return the sizes of a new prior, which grow with the numbers of tokens and samples."""
+    """Return the sizes of a new prior for this number of tokens and samples."""
     min_samples = MIN_TABLE_ROWS if tabular else MIN_IMAGES
     small = n_tokens < MIN_TOKENS or n_samples < min_samples
     return SMALL_SIZES if small else DEFAULT_SIZES

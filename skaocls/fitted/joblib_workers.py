@@ -1,9 +1,9 @@
 """Run pieces of a prediction in joblib's workers: threads, processes or a cluster.
 
-Threads share the fitted model. Processes receive a small pickle and the weights as arrays. joblib
-writes large arrays to files once, so that all processes of a machine map the same memory. Dask
-copies the arrays to every worker. Other cluster backends send them with every task. A process
-rebuilds the model once and caches it under a hash of its content.
+Threads share the fitted model. Each process receives a small pickle and the weights as arrays.
+joblib writes large arrays to files once, so that all processes of a machine map the same memory.
+Dask copies the arrays to every worker. Other cluster backends send the arrays with every task. Each
+process rebuilds the model once and caches the model under a hash of its content.
 
 If a worker is lost, the pieces without a result are sent again. Any other error is raised.
 """
@@ -30,21 +30,21 @@ from skaocls.fitted.model import FittedModel
 from skaocls.hashing import hash_bytes
 from skaocls.warn import warn
 
-PIECES_PER_WORKER = 4  # so that no worker waits long for the last piece
-MAX_LOSSES = 3  # consecutive losses of workers without any result in between
-# Exceptions that loky, Dask and Ray raise when a worker dies. They are compared by name, because
-# Dask and Ray are optional.
+PIECES_PER_WORKER = 4  # small pieces, so that no worker waits long for the last one
+MAX_LOSSES = 3  # number of lost workers, without a result in between, that raises an error
+# Exceptions that loky, Dask and Ray raise when a worker dies. Exceptions are compared by name,
+# because Dask and Ray may not be installed.
 LOST_WORKER_ERRORS = {"BrokenExecutor", "KilledWorker", "CommClosedError", "FutureCancelledError"}
 LOST_WORKER_ERRORS |= {"RayActorError", "WorkerCrashedError"}
 
 P = TypeVar("P")
 R = TypeVar("R")
-_model_cache: dict[str, FittedModel] = {}  # at most one model, by its digest
+_model_cache: dict[str, FittedModel] = {}  # at most one model, under its hash
 _cache_lock = threading.Lock()
 
 
 class Piece(NamedTuple):
-    """Part of a scoring task: some images in some orders."""
+    """Part of a scoring task: a range of images and a range of orders."""
 
     images: slice
     orders: slice
@@ -60,11 +60,12 @@ def split_work(
     split_orders: bool = True,
     keep_batches: bool = False,
 ) -> list[Piece]:
-    """Split images, then orders, into a few pieces for each worker; ranges of images stay adjacent.
+    """Split images, then orders, into a few pieces for each worker.
 
-    A piece has at most `batch_size` images, and at least `tile_size` pairs of image and order where
-    possible, because the engine fills up smaller tiles. With `keep_batches`, all pieces have
-    `batch_size` images, so that cache keys match those of a single process.
+    A piece has at most `batch_size` images. If possible, a piece has at least `tile_size` pairs of
+    image and order, because the engine pads smaller tiles to this size. With `keep_batches`, all
+    pieces have `batch_size` images, so that the cache keys equal those of a single process. Pieces
+    with the same images are adjacent in the result.
     """
     n_pieces = PIECES_PER_WORKER * n_workers
     images, orders = batch_size, n_orders
@@ -94,7 +95,7 @@ def map_pieces(
 ) -> Iterator[R]:
     """Yield ``function(model, *arguments(piece))`` for each piece, in order.
 
-    `function` must be picklable. `arguments` is called when a piece is sent to a worker.
+    `function` must be picklable. `arguments` is called just before a piece is sent to a worker.
     """
     if joblib.effective_n_jobs(n_jobs) == 1:
         yield from (function(model, *arguments(piece)) for piece in pieces)
@@ -121,8 +122,8 @@ def map_pieces(
                 if not lost or n_losses == MAX_LOSSES:
                     raise
                 warn(
-                    f"A worker was lost ({type(exc).__name__}). {len(pieces) - n_done} of "
-                    f"{len(pieces)} pieces of work are sent again.",
+                    f"A worker was lost ({type(exc).__name__}). The lost work is repeated: "
+                    f"{len(pieces) - n_done} of {len(pieces)} pieces are sent again.",
                     RuntimeWarning,
                 )
 
@@ -139,15 +140,15 @@ def run_in_process(
     buffers: list[np.ndarray],
     arguments: tuple[object, ...],
 ) -> R:
-    """Call a function with a packed model, which is rebuilt if this process has another one.
+    """Call a function with a packed model, which is rebuilt if the process has not cached it.
 
-    `arguments` is a tuple because Dask would move an array that is an argument to a single worker,
-    and lose it with that worker.
+    `arguments` is a tuple because Dask would keep an array argument on a single worker. If this
+    worker died, the array would be lost.
     """
     with _cache_lock:
         if digest not in _model_cache:
             _model_cache.clear()
-            with warnings.catch_warnings():  # nothing writes to weights
+            with warnings.catch_warnings():  # arrays may be read-only: no code writes to them
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
                 _model_cache[digest] = pickle.loads(pickled, buffers=map(map_again, buffers))
         model = _model_cache[digest]
@@ -156,9 +157,10 @@ def run_in_process(
 
 
 def map_again(buffer: np.ndarray) -> np.ndarray:
-    """Map a file again if joblib has mapped it.
+    """Map the file of an array again if joblib has mapped it.
 
-    joblib waits until its own mapped arrays are deleted, but the cached model outlives the task.
+    At the end of a task, joblib waits until the arrays that it mapped are deleted. The cached model
+    outlives the task, so the model must not use these arrays.
     """
     if not isinstance(buffer, np.memmap) or buffer.filename is None:
         return buffer
@@ -168,16 +170,16 @@ def map_again(buffer: np.ndarray) -> np.ndarray:
 def pack_model(
     model: FittedModel, backend: ParallelBackendBase
 ) -> tuple[str, bytes, list[np.ndarray]]:
-    """Return a hash of a model, its pickle without the data of arrays, and these data."""
+    """Return a hash of a model, a pickle without the array data, and the array data."""
     pickled, buffers = pickle_out_of_band(model)
     digest = hash_bytes(pickled, *(buffer.data for buffer in buffers))
-    if hasattr(backend, "client"):  # Dask would keep an array on one worker, and lose it with that
+    if hasattr(backend, "client"):  # otherwise Dask would keep each array on only one worker
         (buffers,) = backend.client.scatter([buffers], broadcast=True, hash=False)
     return digest, pickled, buffers
 
 
 def pickle_out_of_band(obj: object) -> tuple[bytes, list[np.ndarray]]:
-    """Return a pickle, and the data of all arrays and tensors as arrays of bytes."""
+    """Return a pickle without array data, and the data of arrays and tensors as arrays of bytes."""
     buffers: list[pickle.PickleBuffer] = []
     stream = BytesIO()
     TensorPickler(stream, protocol=5, buffer_callback=buffers.append).dump(obj)
@@ -185,7 +187,7 @@ def pickle_out_of_band(obj: object) -> tuple[bytes, list[np.ndarray]]:
 
 
 class TensorPickler(cloudpickle.Pickler):
-    """Pickle tensors as NumPy arrays, so that their data can be kept out of the pickle."""
+    """Pickler that converts tensors to NumPy arrays, to keep the tensor data out of the pickle."""
 
     def reducer_override(self, obj: object) -> object:
         if type(obj) is torch.Tensor and obj.layout == torch.strided:

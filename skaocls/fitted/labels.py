@@ -1,4 +1,4 @@
-"""Labels and weights of the training data, and class probabilities."""
+"""Validation of labels, sample weights and class priors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,12 +23,13 @@ def read_labels(
     *,
     owner: str,
 ) -> tuple[Batch, np.ndarray, np.ndarray]:
-    """Validate labels and weights, and merge equal samples into one with their total weight.
+    """Validate labels and weights, and merge equal samples into one sample.
 
-    A sample of weight n is equivalent to n samples. So that both train alike, equal samples are
-    merged if samples repeat or weights differ, and sorted independently of their order in `batch`.
-    Items of data sets are not merged, because all of them would have to be read. `y` and
-    `sample_weight` include entries for the unreadable images that the batch has skipped.
+    The weight of a merged sample is the sum of the weights. If samples repeat or weights differ,
+    equal samples are merged, and sorted in a way that does not depend on their order in `batch`. A
+    sample of weight n therefore gives the same training result as n equal samples. Items of data
+    sets are not merged, because this would require reading all items. `y` and `sample_weight` also
+    have entries for the unreadable images that `batch` has skipped.
     """
     y = check_labels(y, owner)
     all_rows = np.empty((len(batch) + len(batch.skipped), 1))
@@ -36,7 +37,7 @@ def read_labels(
     weights = np.ones(len(y))
     if sample_weight is not None:
         weights = _check_sample_weight(sample_weight, all_rows, ensure_non_negative=True, copy=True)
-        if not weights.any():  # scikit-learn raises this since version 1.8
+        if not weights.any():  # scikit-learn 1.8 and later raise this error themselves
             raise ValueError("Sample weights must contain at least one non-zero number.")
     if batch.skipped:
         y, weights = y[batch.index], weights[batch.index]
@@ -56,7 +57,7 @@ def read_labels(
 
 
 def check_labels(y: Any, owner: str) -> np.ndarray:
-    """Return labels as an array of shape (n,)."""
+    """Validate the labels, and return an array of shape (n,)."""
     if y is None:
         raise ValueError(f"{owner} requires y to be passed, but the target y is None.")
     labels: np.ndarray = column_or_1d(y, warn=True)
@@ -70,7 +71,7 @@ def check_labels(y: Any, owner: str) -> np.ndarray:
 def expand_class_weight(
     class_weight: ClassWeight, y: np.ndarray, sample_weight: np.ndarray
 ) -> np.ndarray:
-    """Return the class weight of each sample; "balanced" counts samples by their weights."""
+    """Return the class weight of each sample. The mode "balanced" uses weighted class counts."""
     classes, columns = np.unique(y, return_inverse=True)
     if isinstance(class_weight, Mapping):
         weights = compute_class_weight(class_weight, classes=classes, y=y)
@@ -86,7 +87,7 @@ def expand_class_weight(
 
 
 def known_classes(y: np.ndarray, classes: ArrayLike | None = None) -> np.ndarray:
-    """Return the sorted labels in y, or the given classes, which must include them."""
+    """Return the sorted classes, which default to the labels in y and must include these labels."""
     labels = np.unique(y)
     if classes is None:
         return labels
@@ -99,14 +100,14 @@ def known_classes(y: np.ndarray, classes: ArrayLike | None = None) -> np.ndarray
 
 
 def class_log_prior(class_prior: ArrayLike | None, class_count: np.ndarray) -> np.ndarray:
-    """Return the log of the class prior, or of the class frequencies if it is None."""
+    """Return the log of the class prior, which defaults to the class frequencies."""
     if class_prior is None:
         class_prior = class_count / class_count.sum()
     class_prior = np.asarray(class_prior, dtype=np.float64)
     if class_prior.shape != class_count.shape:
         raise ValueError(
-            f"class_prior must contain one probability for each class: it has shape "
-            f"{class_prior.shape}, but there are {class_count.size} classes."
+            f"class_prior must contain one probability for each class, but it has shape "
+            f"{class_prior.shape} for {class_count.size} classes."
         )
     if not np.isclose(class_prior.sum(), 1.0):
         raise ValueError(f"class_prior must sum to 1, but its sum is {class_prior.sum()}.")

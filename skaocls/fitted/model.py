@@ -1,4 +1,4 @@
-"""The fitted model: reader, tokenizer, priors and classes as one immutable value."""
+"""The fitted model: an immutable object with the reader, tokenizer, priors and classes."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -17,51 +17,51 @@ from skaocls.images.reader import Reader
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.orders import resolve_orders
 
-# Fields of a model with one entry per class, besides the classes themselves
+# Names of the fields that, like `classes`, have one entry per class
 CLASS_ARRAYS = ("sources", "rows", "class_count", "class_names", "wordnet_ids")
 
 
 @dataclass(frozen=True, eq=False)
 class FittedModel:
-    """Everything that turns images into log-likelihoods of classes.
+    """All objects that are needed to compute the log-likelihoods of classes from images.
 
-    A model is immutable: training it further returns a new model. Only the device of its networks
-    may change. *Columns* are indices into `classes`.
+    A model is immutable, except that its networks can move to another device. If training
+    continues, the result is a new model. In this library, *columns* are indices into `classes`.
     """
 
     reader: Reader  # validates X and decodes images
     tokenizer: TransformerMixin  # turns decoded images, tables or tokens into codes
     priors: tuple[Prior, ...]  # the first prior, and the priors of classes that were added later
     classes: np.ndarray  # sorted labels; all arrays below have one entry per class
-    sources: np.ndarray  # index of the prior
-    rows: np.ndarray  # row in the class table of that prior
-    class_count: np.ndarray  # float64 number of training images, or the sum of their weights
+    sources: np.ndarray  # index of the prior of each class
+    rows: np.ndarray  # row of each class in the class table of its prior
+    class_count: np.ndarray  # number (float64) or total weight of the training images
     order_seed: int  # seed of the orders, and of the crops, views and noise of each order
-    views: bool = False  # whether the first prior was trained on random views
+    views: bool = False  # whether training of the first prior used random views
     class_names: np.ndarray | None = None  # names of ImageNet classes
     wordnet_ids: np.ndarray | None = None  # WordNet IDs of ImageNet classes
 
     @property
     def prior(self) -> Prior:
-        """The first prior."""
+        """The first prior, which `fit` has trained."""
         return self.priors[0]
 
     @property
     def readings(self) -> int:
-        """Number of transformer passes over an image, per order, to score all classes."""
+        """Number of transformer forward passes that score an image in one order for all classes."""
         counts = np.bincount(self.sources, minlength=len(self.priors))
         return sum(p.readings(int(n)) for p, n in zip(self.priors, counts, strict=True) if n)
 
     def orders(self, order: str | ArrayLike, n_orders: int) -> np.ndarray:
-        """Return the orders of these parameters, see :mod:`skaocls.scoring.orders`."""
+        """Return the orders for these parameter values, see :mod:`skaocls.scoring.orders`."""
         return resolve_orders(order, n_orders, self.prior.n_tokens, self.order_seed)
 
     def by_prior(
         self, columns: np.ndarray, device: torch.device
     ) -> Iterator[tuple[Prior, np.ndarray]]:
-        """Yield each prior, on the device, and the positions of its classes in `columns`.
+        """Yield each prior on the device, and the positions of the prior's classes in `columns`.
 
-        Rows in the class table of the prior are ``rows[columns[positions]]``.
+        The classes have the rows ``rows[columns[positions]]`` in the class table of the prior.
         """
         for source, prior in enumerate(self.priors):
             positions = np.flatnonzero(self.sources[columns] == source)
@@ -69,7 +69,7 @@ class FittedModel:
                 yield to_device(prior, device), positions
 
     def columns(self, y: ArrayLike, name: str = "y") -> np.ndarray:
-        """Return the columns of labels. `name` is the argument named in errors."""
+        """Return the columns of labels. Error messages call the labels `name`."""
         labels: np.ndarray = column_or_1d(y)
         columns: np.ndarray = np.searchsorted(self.classes, labels).clip(max=len(self.classes) - 1)
         unknown = np.unique(labels[self.classes[columns] != labels])
@@ -78,19 +78,19 @@ class FittedModel:
         return columns
 
     def restricted(self, columns: Sequence[int]) -> "FittedModel":
-        """Return the model of a subset of its classes."""
+        """Return a model with only the classes in these columns."""
         arrays = {name: getattr(self, name) for name in ("classes", *CLASS_ARRAYS)}
         subset: dict[str, Any] = {k: a if a is None else a[columns] for k, a in arrays.items()}
         return replace(self, **subset)
 
     def with_classes(self, classes: np.ndarray) -> "FittedModel":
-        """Return the model with additional classes, which do not have a prior yet."""
+        """Return a model with additional classes, for which no prior has been trained yet."""
         old = self.classes
         kinds = {"i" if a.dtype.kind == "u" else a.dtype.kind for a in (old, classes)}
         if len(kinds) > 1:
             raise ValueError(
                 f"y has labels of type {classes.dtype}, but earlier calls had labels of type "
-                f"{old.dtype}. Pass labels of one type."
+                f"{old.dtype}. Pass labels of the same type."
             )
         merged = np.union1d(old, classes)
         positions = np.searchsorted(merged, old)
@@ -107,7 +107,7 @@ class FittedModel:
         return replace(self, **changes)
 
     def chosen_sizes(self) -> dict[str, object]:
-        """Return the sizes of the prior, and the values that the tokenizer chose in `fit`."""
+        """Return the sizes of the prior, and the parameter values that the tokenizer chose."""
         tokenizer = self.tokenizer
         names = tokenizer.get_params(deep=False) if hasattr(tokenizer, "get_params") else ()
         values = {name: getattr(tokenizer, f"{name}_", NotImplemented) for name in names}
@@ -116,7 +116,7 @@ class FittedModel:
         return {"prior": self.prior.sizes, "tokenizer": chosen}
 
     def __getstate__(self) -> dict[str, object]:
-        """Return a state with networks on the CPU, so that it can be loaded without a GPU."""
+        """Return the state with all networks on the CPU, so that pickles load without a GPU."""
         priors = tuple(
             prior if prior.device.type == "cpu" else copy.deepcopy(prior).cpu()
             for prior in self.priors

@@ -1,4 +1,4 @@
-"""Log-likelihoods and evidence of a fitted model for new images."""
+"""Compute log-likelihoods and evidence for new images with a fitted model."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,8 +23,8 @@ from skaocls.scoring.evidence import Evidence, token_log_likelihoods
 from skaocls.scoring.exhaustive import ScoringResult, lanes_at_once, scoring_dtype
 from skaocls.scoring.exhaustive import log_likelihoods as score_exhaustively
 
-# Images that are scored together. Wide priors take long, so that smaller batches update the
-# progress bar more often.
+# Number of images that are scored together. Wide priors use smaller batches, because these update
+# the progress bar more often than large batches.
 BATCH_SIZE = 256
 WIDE_PRIOR, WIDE_PRIOR_BATCH_SIZE = 512, 32
 
@@ -33,11 +33,11 @@ Stopping = Callable[..., ScoringResult]
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How images are read and scored; most options are parameters of the classifier.
+    """Options for scoring images. Most options are parameters of the classifier.
 
-    ``stopping(prior, codes, orders, labels, dtype=dtype)`` returns a `ScoringResult`. Without it,
-    every class is scored in every order, as with models of several priors. `cache` is for the
-    log-likelihoods of exhaustive scoring.
+    ``stopping(prior, codes, orders, labels, dtype=dtype)`` scores with early stopping, and returns
+    a `ScoringResult`. If `stopping` is None, every class is scored in every order. Models with
+    several priors ignore `stopping`. `cache` stores the log-likelihoods of exhaustive scoring.
     """
 
     crop: str = "auto"
@@ -59,10 +59,10 @@ def score_batches(
     *,
     verbose: int = 0,
 ) -> Iterator[ScoringResult]:
-    """Yield the results of consecutive images, a few images at a time.
+    """Yield the scoring results of consecutive images, a few images at a time.
 
-    If ``torchrun`` has started several processes, each scores a part of the images, and all yield
-    all results.
+    If ``torchrun`` has started several processes, each process scores a part of the images. Every
+    process yields the results of all images.
     """
     if len(model.priors) > 1:
         options = replace(options, stopping=None)
@@ -76,7 +76,7 @@ def score_batches(
 def score_on_ranks(
     model: FittedModel, batch: Batch, orders: np.ndarray, options: ScoringOptions
 ) -> Iterator[ScoringResult]:
-    """Score a part of the images on each rank, and yield all results on all ranks."""
+    """Score a part of the images on each rank, and yield the results of all ranks on each rank."""
     size = min(images_per_batch(model), ceil_div(len(batch), world_size()))
     for part in gen_batches(len(batch), size * world_size()):
         with collective_call("A prediction"):
@@ -91,8 +91,8 @@ def score_on_ranks(
 def score_in_process(
     model: FittedModel, batch: Batch, orders: np.ndarray, options: ScoringOptions
 ) -> Iterator[ScoringResult]:
-    """Score images in this process, or in its joblib workers."""
-    if len(batch) == 0:  # the last ranks may have no images
+    """Score images in this process, or in joblib workers of this process."""
+    if len(batch) == 0:  # if the number of images is small, the last ranks have no images
         return
     size, n_workers = images_per_batch(model), joblib.effective_n_jobs(options.n_jobs)
     if n_workers == 1:
@@ -116,7 +116,7 @@ def score_in_process(
         return batch.take(piece.images), orders, piece.orders, options
 
     results = map_pieces(score_piece, model, pieces, arguments, options.n_jobs)
-    # `results` comes first in zip, so that zip exhausts it
+    # `results` is the first argument of zip, so that zip runs this generator to its end
     for _, group in groupby(zip(results, pieces), key=lambda pair: pair[1].images):
         parts_of_orders = [result for result, _ in group]
         yield ScoringResult(
@@ -128,7 +128,7 @@ def score_in_process(
 def score_piece(
     model: FittedModel, batch: Batch, orders: np.ndarray, part: slice, options: ScoringOptions
 ) -> ScoringResult:
-    """Score a few images in ``orders[part]``."""
+    """Score a few images in the orders ``orders[part]``."""
     codes = encode_part(model, batch, slice(0, len(batch)), len(orders), options.crop)
     if codes.ndim == 3:
         codes = codes[:, part]
@@ -138,7 +138,7 @@ def score_piece(
 def score_codes(
     model: FittedModel, codes: np.ndarray, orders: np.ndarray, options: ScoringOptions
 ) -> ScoringResult:
-    """Score tokens, with early stopping if there is a rule for it."""
+    """Score tokens, with early stopping if `options.stopping` is set."""
     if options.stopping is not None:
         prior = to_device(model.prior, resolve_device(options.device))
         dtype = scoring_dtype(prior, options.precision)
@@ -153,10 +153,10 @@ def log_likelihoods(
     orders: np.ndarray,
     options: ScoringOptions = DEFAULT_OPTIONS,
 ) -> np.ndarray:
-    """Compute log p(tokens | class, order) by exhaustive scoring, with the prior of each class.
+    """Compute log p(tokens | class, order) for all classes and orders.
 
-    `codes` are (n_images, n_tokens) or (n_images, n_orders, n_tokens), log-likelihoods are
-    (n_images, n_orders, n_classes).
+    Each class is scored by its own prior. `codes` have the shape (n_images, n_tokens) or (n_images,
+    n_orders, n_tokens). The result has the shape (n_images, n_orders, n_classes).
     """
     columns = np.arange(len(model.classes))
     ll = np.empty((len(codes), len(orders), len(columns)))
@@ -173,9 +173,10 @@ def log_likelihoods(
 def encode_part(
     model: FittedModel, batch: Batch, part: slice, n_orders: int, crop: str
 ) -> np.ndarray:
-    """Return the tokens of a part of the images, for each order if orders read different views.
+    """Return the tokens of a part of the images, with one set of tokens per order for views.
 
-    The crop ``"auto"`` is ``"views"`` if the model was trained on views, else ``"center"``.
+    ``crop="auto"`` selects ``"views"`` if the model was trained on views, and ``"center"``
+    otherwise.
     """
     if crop == "auto":
         crop = "views" if model.views else "center"
@@ -197,8 +198,8 @@ def explain(
 ) -> Evidence:
     """Compute the evidence of each token for a class over a rival, with maps if X has images.
 
-    `columns` and `rival_columns` are the columns of both classes for each image. Without a rival,
-    the class is compared with the null class, log p(tokens).
+    `columns` and `rival_columns` contain the column of the class and of the rival for each image.
+    If `rival_columns` is None, the rival is the null class, which models log p(tokens).
     """
     n_workers, size = joblib.effective_n_jobs(options.n_jobs), images_per_batch(model)
     pieces = split_work(len(batch), 1, n_workers, batch_size=size, keep_batches=n_workers == 1)
@@ -225,7 +226,7 @@ def explain_piece(
     orders: np.ndarray,
     options: ScoringOptions,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the evidence in the tokens of a few images, and its standard error."""
+    """Compute the evidence of each token in a few images, and the standard error over orders."""
     codes = encode_part(model, batch, slice(0, len(batch)), len(orders), options.crop)
 
     def log_prob(columns: np.ndarray, null_class: bool = False) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Published weights: their short names, tokenizers and classes.
+"""Short names, tokenizers and classes of published weights.
 
 `load_published` loads a RandAR prior. `load_pretrained_model` adds the tokenizer and ImageNet's
-classes, so that the model classifies without `fit`.
+classes, so that the model can classify images without `fit`.
 """
 
 import copy
@@ -27,11 +27,11 @@ from skaocls.tokenizers import LlamaGenTokenizer, MaskGITTokenizer, PrecomputedT
 RANDAR = "ziqipang/RandAR"
 AR_CLASSIFIER = "iasudakov/ar_classifier"
 N_IMAGENET_CLASSES = 1000
-PIXELS_PER_TOKEN = 16  # height and width, of the published tokenizers
+PIXELS_PER_TOKEN = 16  # height and width of a token of the published tokenizers, in pixels
 
 
 class Published(NamedTuple):
-    """Repository and file of published weights."""
+    """Hub repository and file name of published weights."""
 
     repo: str
     filename: str | None
@@ -52,13 +52,13 @@ def load_published(
     default_grid: Sequence[int] | None = None,
     token: str | bool | None = None,
 ) -> AnyOrderPrior:
-    """Load a RandAR prior. `token` is an access token, as in ``huggingface_hub``."""
+    """Load a RandAR prior. `token` is an access token of the hub, as in ``huggingface_hub``."""
     weights = validated_weights(weights)
     source, filename = weights.source, weights.filename
     if source in PUBLISHED:
         published = PUBLISHED[str(source)]
         source, filename = published.repo, filename or published.filename
-    elif source == RANDAR and filename is None:  # the repository stands for its L model
+    elif source == RANDAR and filename is None:  # the repository name means its L model
         filename = PUBLISHED["randar-l"].filename
     return load_prior(
         source,
@@ -72,12 +72,12 @@ def load_published(
 
 
 def published_tokenizer(prior: Prior) -> LlamaGenTokenizer | MaskGITTokenizer:
-    """Return the published tokenizer with the vocabulary and grid of a prior, unfitted."""
+    """Return an unfitted published tokenizer with the vocabulary and grid of a prior."""
     if prior.vocab_size not in PUBLISHED_TOKENIZERS:
         known = ", ".join(f"{n} ({t.__name__})" for n, t in PUBLISHED_TOKENIZERS.items())
         raise ValueError(
             f"The prior has a vocabulary of {prior.vocab_size} tokens, but the vocabularies of the "
-            f"published tokenizers are {known}. Pass tokenizer."
+            f"published tokenizers have these sizes: {known}. Pass tokenizer."
         )
     shape = (prior.grid[0] * PIXELS_PER_TOKEN, prior.grid[1] * PIXELS_PER_TOKEN)
     return PUBLISHED_TOKENIZERS[prior.vocab_size](image_shape=shape)
@@ -86,7 +86,7 @@ def published_tokenizer(prior: Prior) -> LlamaGenTokenizer | MaskGITTokenizer:
 def grid_for(
     tokenizer: str | TransformerMixin, image_shape: Sequence[int] | None
 ) -> tuple[int, int] | None:
-    """Return the token grid that a tokenizer or image shape implies, or None if unknown."""
+    """Return the token grid for a tokenizer or image shape, or None if the grid is unknown."""
     if not isinstance(tokenizer, (str, LlamaGenTokenizer, MaskGITTokenizer)):
         return getattr(tokenizer, "grid_", None)
     shape = image_shape if isinstance(tokenizer, str) else tokenizer.image_shape
@@ -105,9 +105,9 @@ def load_pretrained_model(
     decoding: str = "as_seen",
     token: str | bool | None = None,
 ) -> FittedModel:
-    """Load published weights as a model that classifies without `fit`.
+    """Load published weights as a model that can classify images without `fit`.
 
-    The arguments are those of :meth:`skaocls.AnyOrderARClassifier.from_pretrained`. `rng` draws
+    Most arguments are those of :meth:`skaocls.AnyOrderARClassifier.from_pretrained`. `rng` draws
     the seed of the orders, and `owner` is the name of the estimator in messages.
     """
     if isinstance(tokenizer, FrozenEstimator):
@@ -134,7 +134,7 @@ def zero_shot_model(
     order_seed: int,
     classes: Iterable[int | str] | None,
 ) -> FittedModel:
-    """Return a model of the classes of a prior, or of a subset."""
+    """Return a model with all classes of a prior, or with the given subset of these classes."""
     n_classes = prior.num_classes
     imagenet = imagenet_classes() if n_classes == N_IMAGENET_CLASSES else None
     model = FittedModel(
@@ -154,14 +154,14 @@ def zero_shot_model(
     if imagenet is not None:
         return model.restricted(find_imagenet_classes(classes))
     if not set(classes) <= set(range(n_classes)):
-        raise ValueError(f"classes must be between 0 and {n_classes - 1}, got {classes}.")
+        raise ValueError(f"classes={classes} must only contain integers from 0 to {n_classes - 1}.")
     return model.restricted(sorted(int(c) for c in set(classes)))
 
 
 def published_reader(
     tokenizer: TransformerMixin, image_shape: Sequence[int] | None, owner: str, decoding: str
 ) -> Reader:
-    """Return the reader for a tokenizer that was not fitted to data."""
+    """Return the reader of images or tokens for a published tokenizer."""
     if isinstance(tokenizer, PrecomputedTokenizer):
         return token_reader(owner, tokenizer.grid_)
     height, width = tokenizer.image_shape_[:2]
@@ -170,44 +170,44 @@ def published_reader(
     if expected != shape[: len(expected)]:
         raise ValueError(
             f"image_shape={image_shape} does not match {type(tokenizer).__name__}, which encodes "
-            f"images of shape {(height, width)}. One token is {PIXELS_PER_TOKEN} x "
+            f"images of shape {(height, width)}. One token covers {PIXELS_PER_TOKEN} x "
             f"{PIXELS_PER_TOKEN} pixels."
         )
-    # without value_range: the tokenizer itself checks that values are in [0, 1]
+    # value_range is not set, because the tokenizer itself checks that values are in [0, 1]
     return Reader(owner, shape, shape, int(np.prod(shape)), decoding=decoding)
 
 
 def precomputed_for(prior: Prior) -> PrecomputedTokenizer:
-    """Return a tokenizer for tokens with the vocabulary and grid of a prior."""
+    """Return a PrecomputedTokenizer with the vocabulary and grid of a prior."""
     return PrecomputedTokenizer(prior.vocab_size, prior.grid)
 
 
 def reading_tokens(model: FittedModel) -> FittedModel:
-    """Return a copy of the model that reads tokens instead of images."""
+    """Return a copy of the model that expects tokens in X instead of images."""
     tokenizer = precomputed_for(model.prior).fit()
     reader = token_reader(model.reader.owner, tokenizer.grid_)
     return replace(model, tokenizer=tokenizer, reader=reader)
 
 
 def check_match(prior: Prior, tokenizer: TransformerMixin) -> None:
-    """Check that a prior has the vocabulary and grid of a tokenizer."""
+    """Check that a prior and a tokenizer have the same vocabulary size and grid."""
     prior_sizes = {"vocab_size": prior.vocab_size, "grid": prior.grid}
     tokenizer_sizes = {"vocab_size": tokenizer.n_codes_, "grid": tuple(tokenizer.grid_)}
     if prior_sizes != tokenizer_sizes:
         raise ValueError(
-            f"prior and tokenizer do not match: the prior has {prior_sizes}, "
+            f"prior and tokenizer do not match: the prior has {prior_sizes}, but "
             f"{type(tokenizer).__name__} has {tokenizer_sizes}."
         )
 
 
 def imagenet_classes() -> list[dict[str, str]]:
-    """Return `wordnet_id` and `name` of ImageNet's classes, in the order of published weights."""
+    """Return `wordnet_id` and `name` of each ImageNet class, sorted as in published weights."""
     with (files("skaocls.fitted") / "imagenet_classes.csv").open(encoding="utf-8") as file:
         return list(DictReader(file))
 
 
 def find_imagenet_classes(classes: Iterable[int | str]) -> list[int]:
-    """Return the sorted indices of ImageNet classes, given as indices, WordNet IDs or names."""
+    """Return the sorted indices of ImageNet classes. `classes` may be indices, IDs or names."""
     table = imagenet_classes()
     indices: list[int] = []
     for c in classes:
@@ -221,5 +221,5 @@ def find_imagenet_classes(classes: Iterable[int | str]) -> list[int]:
             raise ValueError(f"Several ImageNet classes are called {c!r}. Pass a WordNet ID.")
         indices += matches
     if len(set(indices)) < len(indices):
-        raise ValueError(f"classes={classes} contains an ImageNet class twice.")
+        raise ValueError(f"classes={classes} contains the same ImageNet class twice.")
     return sorted(indices)

@@ -1,7 +1,7 @@
-"""The cache behind the parameter `memory`: fitted models and log-likelihoods in a folder.
+"""The cache of the parameter `memory`, which stores fitted models and log-likelihoods in a folder.
 
-``joblib.Memory`` does not fit here: entries must be checked for damage, their total size must be
-limited, and only one of several processes may compute an entry.
+``joblib.Memory`` lacks three features that this cache needs. Entries are checked for damage, the
+total size of all entries is limited, and only one of several processes computes an entry.
 """
 
 import math
@@ -28,34 +28,35 @@ from skaocls.version import __version__
 from skaocls.warn import warn
 
 T = TypeVar("T")
-MAX_BYTES = 10 * 2**30  # beyond this, the least recently used entries are removed
-ABANDONED_SECONDS = 3600  # age at which a temporary file belongs to a process that was killed
-HASH_LENGTH = 32  # characters at the start of each entry
+MAX_BYTES = 10 * 2**30  # if the cache is larger, the least recently used entries are removed
+ABANDONED_SECONDS = 3600  # older temporary files are removed, because their process was killed
+HASH_LENGTH = 32  # number of characters of the hash at the start of each entry
 
 
 class ResultCache:
-    """A folder of results that several processes may share: ``skaocls-memory`` in `memory`.
+    """Cache of results in the folder ``skaocls-memory`` inside the folder `memory`.
 
-    Each entry is a file: the hash of a pickle, followed by this pickle of the result. Files are
-    written completely or not at all. A damaged entry causes a warning and is computed again. If the
-    folder is not writable, a warning is issued and existing entries are still read. As with any
-    pickles, nobody else should have write access to the folder.
+    Several processes may share the folder. Each entry is a file that contains the pickled result
+    after the hash of the pickle. Files are written completely or not at all. If an entry is
+    damaged, a warning is issued and the result is computed again. If the folder is not writable, a
+    warning is issued, and existing entries are still used. Pickles can execute code, so nobody else
+    should have write access to the folder.
     """
 
     def __init__(self, memory: str | os.PathLike[str] | joblib.Memory):
         location = memory.location if isinstance(memory, joblib.Memory) else os.fspath(memory)
-        # The hyphen keeps the folder from being importable as a package.
+        # Because of the hyphen, Python cannot import the folder as a package.
         self.folder = Path(location) / "skaocls-memory"
-        self.writable = True  # until a write fails
+        self.writable = True  # becomes False when a write fails
         self._bytes_since_cleanup = math.inf
 
     def get_or_compute(
         self, key: str, function: Callable[[], T], keep: Callable[[T], bool] | None = None
     ) -> T:
-        """Return the cached result for a key; on a miss call the function and store its result.
+        """Return the cached result for a key; if it is missing, call the function and store it.
 
-        `keep` takes the result and returns whether to store it. All ranks must make this call: the
-        main process reads and writes the cache, and every rank calls the function.
+        `keep` takes the result and returns whether to store it. All ranks must call this method.
+        Only the main process reads and writes the cache, but every rank calls the function.
         """
         path = self.path(key)
         with ExitStack() as stack:
@@ -72,11 +73,11 @@ class ResultCache:
         return result
 
     def path(self, key: str) -> Path:
-        """Return the file of the entry for a key."""
+        """Return the path of the file in which the result for a key is stored."""
         return self.folder / hash_object(__version__, key)
 
     def read(self, path: Path) -> tuple[T] | None:
-        """Return the result in a file as a tuple of one item, or None if absent or damaged."""
+        """Return the stored result in a tuple, or None if the file is missing or damaged."""
         try:
             with open(path, "rb") as file:
                 if file.read(HASH_LENGTH) != hash_stream(file).encode():
@@ -85,7 +86,7 @@ class ResultCache:
                 result: T = joblib.load(file)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except Exception as exc:  # pickles of another library version raise any type
+        except Exception as exc:  # damaged pickles can raise errors of any type
             message = f"The entry {path} of memory is damaged and is computed again: {exc}."
             warn(message, RuntimeWarning)
             return None
@@ -94,7 +95,7 @@ class ResultCache:
         return (result,)
 
     def write(self, path: Path, result: object) -> None:
-        """Store a result; if that fails, warn and stop writing."""
+        """Store a result; if an OSError occurs, issue a warning and store no more results."""
 
         def dump(temporary: str) -> None:
             with open(temporary, "rb+") as file:
@@ -116,7 +117,7 @@ class ResultCache:
             warn(f"No more results are stored in {where}: {exc}.", RuntimeWarning)
 
     def clean_up(self) -> None:
-        """Remove the least recently used entries and the files of processes that were killed."""
+        """Remove the least recently used entries and the temporary files of killed processes."""
         self._bytes_since_cleanup, total = 0, 0
         entries = [(path, path.stat()) for path in self.folder.iterdir() if path.is_file()]
         for path, stat in sorted(entries, key=lambda entry: -entry[1].st_mtime):
@@ -127,10 +128,10 @@ class ResultCache:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Hold the lock of an entry, so that only one process computes it."""
+        """Hold the lock of an entry, so that only one process computes the entry."""
         folder = self.folder / "locks"
-        lock = FileLock(folder / name[:2])  # 256 lock files serve all entries
-        with suppress(OSError):  # `write` warns that the folder is not writable
+        lock = FileLock(folder / name[:2])  # there are 256 lock files, which the entries share
+        with suppress(OSError):  # if the folder is not writable, `write` issues a warning
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         try:
@@ -140,14 +141,14 @@ class ResultCache:
 
 
 def open_cache(memory: str | os.PathLike[str] | joblib.Memory | None) -> ResultCache | None:
-    """Return the cache for the parameter `memory`, or None without one."""
+    """Return the cache for the parameter `memory`, or None if `memory` names no folder."""
     if memory is None or (isinstance(memory, joblib.Memory) and memory.location is None):
         return None
     return ResultCache(memory)
 
 
 def prior_weights(prior: Prior) -> tuple[tuple[int, ...], int, dict[str, Tensor]]:
-    """Return everything that determines the log-likelihoods of a prior, for hashing."""
+    """Return everything that determines the log-likelihoods of a prior, as input for a hash."""
     return tuple(prior.grid), prior.transformer.n_head, dict(prior.state_dict())
 
 
@@ -161,7 +162,7 @@ def cached_log_likelihoods(
     *,
     dtype: torch.dtype,
 ) -> np.ndarray:
-    """Compute :func:`skaocls.scoring.exhaustive.log_likelihoods` with one cache entry per order.
+    """Return :func:`skaocls.scoring.exhaustive.log_likelihoods`, with a cache entry for each order.
 
     `prior_hash` is the hash of :func:`prior_weights`.
     """

@@ -1,9 +1,9 @@
-"""Save and load fitted models as JSON and safetensors, without executing code.
+"""Save and load fitted models as JSON and safetensors, which cannot contain code.
 
-A folder contains ``config.json`` (classes, shapes and parameters), ``model.safetensors`` (the
-prior), ``tokenizer.safetensors`` (arrays of the tokenizer), and ``model-1.safetensors`` and so on
-for the priors that `partial_fit` added. Files are written completely before they replace older
-ones.
+The folder of a model contains ``config.json`` (classes, shapes and parameters),
+``model.safetensors`` (the prior) and ``tokenizer.safetensors`` (arrays of the tokenizer). The
+priors that `partial_fit` added are in ``model-1.safetensors``, ``model-2.safetensors`` and so on.
+Each file is written completely before it replaces an older file.
 """
 
 import json
@@ -42,7 +42,7 @@ from skaocls.version import __version__
 FORMAT = 1
 MAX_CONFIG_BYTES = 2**26
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
-SHAPES = ("declared_shape", "image_shape", "value_range", "grid")  # tuples of a Reader
+SHAPES = ("declared_shape", "image_shape", "value_range", "grid")  # tuples in a Reader
 Source = str | os.PathLike[str]
 Token = str | bool | None
 TOKENIZERS: dict[str, type[BaseEstimator]] = {
@@ -56,7 +56,7 @@ TOKENIZERS: dict[str, type[BaseEstimator]] = {
     )
 }
 PARAMETER_OBJECTS = TOKENIZERS | {cls.__name__: cls for cls in (FineTuning, PretrainedWeights)}
-# Fitted attributes of tokenizers: values with their types, arrays, and lists of arrays
+# Fitted attributes of tokenizers: values and their types, then arrays, then lists of arrays
 TOKENIZER_VALUES: dict[str, Callable[[Any], object]] = {
     "n_codes_": int,
     "grid_": tuple,
@@ -75,9 +75,9 @@ tags: [any-order-autoregressive, generative-classifier, scikit-learn]
 
 # {title}
 
-A generative classifier of {data}, made with skaocls {version}: an any-order autoregressive
-transformer of {n_parameters:,} parameters over {grid} tokens, averaged over orders
-([arXiv 2603.19122](https://arxiv.org/abs/2603.19122)).
+This generative classifier of {data} was trained with skaocls {version}. It is an any-order
+autoregressive transformer with {n_parameters:,} parameters for a grid of {grid} tokens. Predictions
+are averaged over token orders ([arXiv 2603.19122](https://arxiv.org/abs/2603.19122)).
 
 ```python
 from skaocls import AnyOrderARClassifier
@@ -94,13 +94,13 @@ Classes ({n_classes}): {classes}
 def save(model: FittedModel, folder: Source, extra: Config | None = None) -> None:
     """Save a model to a folder, which is created if it does not exist.
 
-    `extra` contains further entries of the configuration, with values that :func:`to_json`
-    supports. A tokenizer that is not one of this library's raises a TypeError.
+    `extra` contains additional entries for the configuration, with values that :func:`to_json`
+    supports. If the tokenizer's class is not part of this library, `save` raises a TypeError.
     """
     config: Config = {"format": FORMAT, "library": "skaocls", "version": __version__}
     config |= {name: to_json(value) for name, value in (extra or {}).items()}
     labels, dtype = model.classes, model.classes.dtype
-    if dtype.kind in "mM":  # dates and durations become integers
+    if dtype.kind in "mM":  # save dates and durations as integers
         labels = labels.astype(np.int64)
     config["classes"] = {"dtype": dtype.str, "values": to_json(labels)}
     config |= {name: to_json(getattr(model, name)) for name in CLASS_ARRAYS}
@@ -116,14 +116,14 @@ def save(model: FittedModel, folder: Source, extra: Config | None = None) -> Non
         model_file(i): tensor_writer(prior.state_dict()) for i, prior in enumerate(model.priors)
     }
     writers[TOKENIZER] = tensor_writer(arrays)
-    # the configuration is last, so that a folder with a configuration is complete
+    # the configuration is written last, so that any folder with a configuration is complete
     writers[CONFIG] = lambda path: Path(path).write_text(text, encoding="utf-8")
     write_all(folder, writers)
 
 
 @own_torch_state(grad=True)
 def load(weights: PretrainedWeights, *, token: Token = None) -> tuple[FittedModel, Config] | None:
-    """Load the model that :func:`save` wrote, and its configuration; None for other weights."""
+    """Return the saved model and its configuration, or None for other weights."""
     source = weights.source
     if weights.filename is not None or source in PUBLISHED:
         return None
@@ -165,12 +165,12 @@ def load(weights: PretrainedWeights, *, token: Token = None) -> tuple[FittedMode
 
 
 def read_config(path: Path) -> Config | None:
-    """Return the configuration of a saved model, or None if the file is not one."""
-    if path.name != CONFIG:  # the source is a file of weights
+    """Return the configuration of a saved model, or None if the file is something else."""
+    if path.name != CONFIG:  # the source is a file with weights
         return None
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
+            raise ValueError(f"the file is larger than {MAX_CONFIG_BYTES} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as exc:
         raise ValueError(f"{path} is not readable JSON: {exc}.") from exc
@@ -179,15 +179,15 @@ def read_config(path: Path) -> Config | None:
     if config.get("format") != FORMAT:
         raise ValueError(
             f"{path} was written by skaocls {config.get('version')} in format "
-            f"{config.get('format')!r}; version {__version__} reads format {FORMAT}. Install a "
-            "version of skaocls that reads it."
+            f"{config.get('format')!r}; the installed version {__version__} reads format {FORMAT}. "
+            "Install a version of skaocls that reads the format of the file."
         )
     return config
 
 
 @contextmanager
 def explained(source: Source, content: str) -> Iterator[None]:
-    """Raise a ValueError that names the source for anything that a damaged configuration raises."""
+    """Convert errors that a damaged configuration causes to a ValueError that names `source`."""
     try:
         yield
     except OSError:
@@ -200,9 +200,10 @@ def explained(source: Source, content: str) -> Iterator[None]:
 def read_parameters(
     config: Config, source: Source, names: Iterable[str], attributes: Iterable[str]
 ) -> tuple[Config, Config]:
-    """Return an estimator's parameters and those of the fitted attributes that were saved.
+    """Return the parameters of an estimator, and the fitted attributes that were saved.
 
-    `names` are the names of all parameters; other parameters in the configuration are an error.
+    `names` are the names of all parameters. If the configuration contains other parameters, a
+    ValueError is raised.
     """
     with explained(source, "classifier"):
         params = {name: from_json(value) for name, value in config["params"].items()}
@@ -236,7 +237,7 @@ def push(
 
 
 def model_card(model: FittedModel, repo_id: str, metrics: dict[str, float]) -> str:
-    """Return the README of a repository: contents, accuracy and usage."""
+    """Return the README of a repository, with contents, metrics and usage of the model."""
     labels = model.classes if model.class_names is None else model.class_names
     shape, grid = model.reader.image_shape, model.prior.grid
     data = "tokens of images" if model.reader.grid else "tables"
@@ -260,7 +261,7 @@ def model_card(model: FittedModel, repo_id: str, metrics: dict[str, float]) -> s
 
 
 def model_file(i: int) -> str:
-    """Return the file name of the i-th prior."""
+    """Return the file name of the prior with index i."""
     return f"model-{i}.safetensors" if i else MODEL
 
 
@@ -272,12 +273,12 @@ def restore_prior(sizes: Config, state: dict[str, torch.Tensor], source: str) ->
 
 
 def tokenizer_state(tokenizer: TransformerMixin) -> tuple[Config, dict[str, ArrayLike]]:
-    """Return the JSON description of a tokenizer, and its arrays."""
+    """Return a description of a tokenizer as JSON values, and the arrays of the tokenizer."""
     name = type(tokenizer).__name__
     if TOKENIZERS.get(name) is not type(tokenizer):
         raise TypeError(
             f"{name} cannot be saved in this format, which supports {', '.join(TOKENIZERS)}. Use "
-            'joblib.dump, or train on its tokens with tokenizer="precomputed".'
+            'joblib.dump instead, or train on saved tokens with tokenizer="precomputed".'
         )
     config = to_json(tokenizer)
     if hasattr(tokenizer, "model_"):
@@ -320,8 +321,8 @@ def restore_reader(config: Config) -> Reader:
 
 
 def to_json(value: object) -> Any:
-    """Return a parameter or attribute as a JSON value."""
-    if isinstance(value, Prior):  # its weights are saved as those of the fitted prior
+    """Convert a parameter or attribute to a JSON value."""
+    if isinstance(value, Prior):  # only sizes, because the weights of the fitted prior are saved
         return value.sizes
     if isinstance(value, FrozenEstimator):
         value = value.estimator
@@ -342,7 +343,7 @@ def to_json(value: object) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """Return the parameter that :func:`to_json` converted."""
+    """Convert the result of :func:`to_json` back to a parameter."""
     if isinstance(value, dict) and value.get("type") in PARAMETER_OBJECTS:
         params = {k: from_json(v) for k, v in value["params"].items()}
         return PARAMETER_OBJECTS[value["type"]](**params)

@@ -1,4 +1,4 @@
-"""Checks of saved configurations, before large objects are created from them."""
+"""Checks of a saved configuration before large objects are created."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from skaocls.fitted.model import CLASS_ARRAYS, FittedModel
 from skaocls.fitted.pretrained import check_match
 from skaocls.tokenizers.normalization import NORMALIZATIONS
 
-MAX_TOKENS = 2**18  # of an image
-MAX_ORDER_ENTRIES = 2**24  # of all orders together
-MAX_PIXELS = 2**30  # numbers in an image
+MAX_TOKENS = 2**18  # tokens of an image
+MAX_ORDER_ENTRIES = 2**24  # number of orders times number of tokens
+MAX_PIXELS = 2**30  # values in an image
 MAX_LABEL_BYTES = 2**30
 
-Config = dict[str, Any]  # JSON
+Config = dict[str, Any]  # a JSON object
 
 
 def check_config(config: Config) -> None:
-    """Reject sizes that are impossible or contradict each other."""
+    """Raise a ValueError if sizes in the configuration are impossible or contradict each other."""
     grid = check_sizes("grid", config["prior"]["grid"], 2, MAX_TOKENS)
     check_sizes("n_head", [config["prior"]["n_head"]], 1, MAX_TOKENS)
     n_orders = config.get("params", {}).get("n_orders", 1)
@@ -34,12 +34,12 @@ def check_config(config: Config) -> None:
     fitted = config["tokenizer"].get("attributes", {})
     if tuple(fitted.get("grid_", grid)) != tuple(grid):
         raise ValueError(
-            f"the grid of the tokenizer, {fitted['grid_']}, differs from that of the prior, {grid}"
+            f"the tokenizer has the grid {fitted['grid_']}, but the prior has the grid {grid}"
         )
     if "patch_size_" in fitted and shape is not None:
         patch = check_sizes("patch_size_", fitted["patch_size_"], 2, MAX_PIXELS)
         if any(p > size for p, size in zip(patch, shape)):
-            raise ValueError(f"patches of {patch} pixels are larger than images of {shape}")
+            raise ValueError(f"patches of shape {patch} are larger than images of shape {shape}")
     if (method := fitted.get("normalize_")) is not None:
         reference = np.array(fitted.get("reference_statistics_"), dtype=np.float64)
         valid = method in NORMALIZATIONS and reference.shape == (2, shape[2])
@@ -48,30 +48,30 @@ def check_config(config: Config) -> None:
 
 
 def check_sizes(name: str, sizes: Sequence[int], n: int, maximum: int) -> list[int]:
-    """Return n positive integers whose product is at most the maximum, or raise a ValueError."""
+    """Return `sizes` if they are n positive integers with a product of at most `maximum`."""
     integers = all(isinstance(s, Integral) and not isinstance(s, bool) for s in sizes)
     if not integers or len(sizes) != n or min(sizes) < 1 or math.prod(sizes) > maximum:
-        raise ValueError(f"{name}={sizes} is out of range")
+        raise ValueError(f"{name}={sizes} is not valid or too large")
     return list(sizes)
 
 
 def check_model(model: FittedModel) -> None:
-    """Reject a model whose parts do not match."""
+    """Raise a ValueError if the parts of a model do not match."""
     n = len(model.classes)
     for name in CLASS_ARRAYS:
         values = getattr(model, name)
         optional = name in ("class_names", "wordnet_ids")
         if np.shape(values) != (n,) and not (optional and values is None):
-            raise ValueError(f"{name} has shape {np.shape(values)}, but there are {n} classes")
+            raise ValueError(f"{name} has shape {np.shape(values)}, but the model has {n} classes")
     if not 0 <= model.sources.min() <= model.sources.max() < len(model.priors):
         raise ValueError(f"sources={model.sources} do not match {len(model.priors)} priors")
     limits = np.array([prior.num_classes for prior in model.priors])[model.sources]
     if not ((model.rows >= 0) & (model.rows <= limits)).all():
-        raise ValueError(f"rows={model.rows} are not in the class tables")
+        raise ValueError(f"rows={model.rows} are not valid rows of the class tables")
     check_sizes("order_seed", [model.order_seed + 1], 1, 2**32)
     if not isinstance(model.views, bool):
         raise ValueError(f"views={model.views!r} is not a boolean")
     for prior in model.priors:
         if not all(weight.isfinite().all() for weight in prior.state_dict().values()):
-            raise ValueError("the weights contain NaN or infinity")
+            raise ValueError("the weights of a prior contain NaN or infinity")
         check_match(prior, model.tokenizer)

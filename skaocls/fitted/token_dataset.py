@@ -1,4 +1,4 @@
-"""Write the tokens of a data set to a folder, once, in one process or several."""
+"""Write the tokens of a data set to a folder, in one process or in several processes."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +35,7 @@ from skaocls.tokenizers.token_files import (
 )
 from skaocls.version import __version__
 
-SHARD_SIZE = 8192  # images
+SHARD_SIZE = 8192  # number of images
 
 
 def tokenize_dataset(
@@ -50,46 +50,48 @@ def tokenize_dataset(
     random_state: int = 0,
     verbose: int = 0,
 ) -> TokenDataset | None:
-    """Write the tokens of images to a folder, to train a classifier on them or to predict.
+    """Write the tokens of images to a folder. A classifier can train or predict on these tokens.
 
-    Tokens are written in shards. An interrupted call can be repeated: it writes the shards that are
-    missing or damaged. Several processes, also on several machines with a shared folder, can each
-    write one `part`.
+    Tokens are written in shards. If a call is interrupted, call the function again: it writes only
+    shards that are missing or damaged. Several processes can each write one `part` to the same
+    folder. The processes may run on several machines that share the folder.
 
     A folder never mixes tokens of different images, labels, tokenizers or options. To check this, a
-    repeated call decodes the images of existing shards again but does not tokenize them. A process
-    that writes one of several parts decodes one shard of another part.
+    repeated call decodes the images of existing shards again, but does not tokenize these images. A
+    process that writes one of several parts also decodes one shard of another part.
 
     Parameters
     ----------
     tokenizer : transformer or AnyOrderARClassifier
-        A fitted tokenizer, or a fitted classifier, whose tokenizer and image decoding are used.
+        A fitted tokenizer or a fitted classifier. If it is a classifier, its tokenizer and its
+        settings for decoding images are used.
     X : array-like, data set or iterable
-        Images, as in :meth:`AnyOrderARClassifier.fit`. Or a stream, such as a WebDataset or a
-        PyTorch loader: an iterable of images, of pairs (image, label), or of batches of them as
-        arrays or tensors. A stream must have the same order each time. If there are several parts,
-        pass each part its own stream.
+        Images, as in :meth:`AnyOrderARClassifier.fit`, or a stream, such as a WebDataset or a
+        PyTorch loader. A stream yields images or (image, label) pairs, one by one or in batches of
+        arrays or tensors. A stream must yield the images in the same order each time. If there are
+        several parts, each part needs its own stream, which contains only the images of the part.
     folder : str or path
-        Created if it does not exist.
+        Folder for the tokens. It is created if it does not exist.
     y : array-like of shape (n,), default=None
-        Labels to store with the tokens. If None, labels in X are used: X may be a PyTorch data set
-        or an iterable of pairs.
+        Labels to store with the tokens. If None, and X is a PyTorch data set or an iterable of
+        (image, label) pairs, the labels of X are stored.
     n_views : int, default=1
-        Number of views of each image. The first is the image itself; the others are transformed
-        randomly, as with `augmentation`.
+        Number of views of each image. The first view is the image itself. The other views are
+        transformed randomly, as with the parameter `augmentation` of the classifier.
     shard_size : int, default=8192
-        Number of images in a file.
+        Number of images in each file.
     part : tuple of int (i, n), default=(0, 1)
-        Write part i of n: the shards i, i + n, i + 2 n, ...
+        Part i of n parts is written. It consists of the shards i, i + n, i + 2 n, ...
     random_state : int, default=0
-        Seed of the random views; the same for all parts.
+        Seed of the random views. Pass the same seed for all parts.
     verbose : int, default=0
-        1 shows the progress.
+        If 1, the progress is shown.
 
     Returns
     -------
     tokens : TokenDataset or None
-        The same as :func:`skaocls.load_tokens` returns; None while other parts are missing.
+        The same object that :func:`skaocls.load_tokens` returns, or None if other parts have not
+        been written yet.
 
     Raises
     ------
@@ -161,7 +163,7 @@ def tokenize_dataset(
 def write_part(
     writer: ShardWriter, chunks_of: Callable[[int], Chunks], part: int, *, is_stream: bool
 ) -> None:
-    """Write the shards of a part; check one shard of another part unless X is a stream."""
+    """Write the shards of a part; if X is not a stream, also check one shard of another part."""
     n_parts = writer.manifest["parts"]
     others = [k for k in map(int, writer.manifest["shards"]) if k % n_parts != part]
     if others and not is_stream:
@@ -181,15 +183,18 @@ def write_part(
 def open_source(
     X: Any, y: Any, tokenizer: Any, reader: Reader | None, shard_size: int
 ) -> tuple[Reader, int | None, str | None, Callable[[int], Chunks]]:
-    """Validate X and y; without a reader, learn one from X.
+    """Validate X and y; if `reader` is None, learn a reader from X.
 
-    Returns the reader, the number of images (None for a stream), the hash of y, and a function that
-    returns the decoded images and labels of a shard. It is called with ascending numbers.
+    The function returns the reader, the number of images (None for a stream), the hash of y, and a
+    function. That function returns the decoded images and the labels of a shard, given the shard
+    number. The caller must pass ascending shard numbers.
     """
     owner = type(tokenizer).__name__
     if is_stream(X):
         if y is not None:
-            raise ValueError("y is not supported where X is a stream: X must yield (image, label).")
+            raise ValueError(
+                "y is not supported if X is a stream. X must yield (image, label) pairs instead."
+            )
         items = single_items(X)
         if reader is None:
             first = list(islice(items, 1))
@@ -205,12 +210,12 @@ def open_source(
 
 
 def tokenizer_and_reader(tokenizer: Any) -> tuple[Any, Reader | None]:
-    """Return the fitted tokenizer and the reader of its images, if it has one."""
+    """Return the fitted tokenizer, and the reader from its fit or None if there is no reader."""
     if isinstance(tokenizer, FrozenEstimator):
         tokenizer = tokenizer.estimator
     model = getattr(tokenizer, "model_", None)
     reader: Reader | None = getattr(tokenizer, "reader_", None)
-    if isinstance(model, FittedModel):  # of a classifier
+    if isinstance(model, FittedModel):  # the argument is a classifier
         tokenizer, reader = model.tokenizer, model.reader
     if reader is not None and reader.image_shape is None:
         raise ValueError("The tokenizer must be fitted on images, not on tables or tokens.")
@@ -226,7 +231,7 @@ def is_stream(X: object) -> bool:
 
 
 def batch_chunks(batch: Batch, y: np.ndarray | None, shard_size: int, k: int) -> Chunks:
-    """Yield decoded images and labels of shard k of images that can be indexed."""
+    """Yield the decoded images and the labels of shard k, if X can be indexed."""
     reader, data = batch.reader, batch.data
     is_pairs = y is None and isinstance(data, Items) and has_label(data.items(np.arange(1))[0])
     stop = min((k + 1) * shard_size, len(batch))
@@ -240,7 +245,7 @@ def batch_chunks(batch: Batch, y: np.ndarray | None, shard_size: int, k: int) ->
 
 
 def stream_chunks(reader: Reader, items: Iterator[Any], shard_size: int, k: int) -> Chunks:
-    """Yield decoded images and labels of the next shard of a stream, whatever its number is."""
+    """Yield the decoded images and the labels of the next shard of a stream; k is not used."""
     items = islice(items, shard_size)
     while chunk := list(islice(items, chunk_size(reader))):
         images, labels = split_pairs(chunk)
@@ -254,7 +259,7 @@ def chunk_size(reader: Reader) -> int:
 
 
 def single_items(X: Iterable[Any]) -> Iterator[Any]:
-    """Yield the items of a stream; batches are split into items."""
+    """Yield the items of a stream one by one, also if the stream consists of batches."""
     for item in X:
         image = image_of(item)
         labels: Any = item[1] if has_label(item) else None
@@ -265,12 +270,12 @@ def single_items(X: Iterable[Any]) -> Iterator[Any]:
 
 
 def has_label(item: Any) -> bool:
-    """Return whether an item is a pair of an image and a label."""
+    """Return whether an item is an (image, label) pair."""
     return isinstance(item, (tuple, list)) and len(item) > 1
 
 
 def split_pairs(items: list[Any]) -> tuple[Any, np.ndarray | None]:
-    """Return the images of some items, and their labels if they have any."""
+    """Return the images of the items, and the labels or None if the items have no labels."""
     images = stack_items([image_of(item) for item in items])
     return images, label_array([item[1] for item in items]) if has_label(items[0]) else None
 

@@ -1,4 +1,4 @@
-"""From data to tokens: the tokenizer, training views, and crops and noise for orders."""
+"""Compute the tokens of data: fit the tokenizer, make training views, and encode for orders."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -23,21 +23,22 @@ from skaocls.tokenizers.vq import VQTokenizer
 from skaocls.warn import warn
 
 # Training views with augmentation="auto" (chosen with the tasks of benchmarks/quality)
-N_VIEWS, N_VIEWS_SLOW = 16, 4  # views of each image for fast and slow tokenizers, itself included
+N_VIEWS, N_VIEWS_SLOW = 16, 4  # number of views, image included, for fast and slow tokenizers
 SHARP_EVERY = 5  # every fifth view is the image itself, because random views are slightly blurred
-SCORING_STRENGTH = 0.5  # of the random views that orders read, relative to training views
+SCORING_STRENGTH = 0.5  # strength of random views for scoring, relative to training views
 
 # Memory
-MAX_FIT_NUMBERS = 2**27  # in the images that a tokenizer is fitted to
-MAX_TOKEN_BYTES = 2**26  # of training tokens in memory; more are written to a file
+MAX_FIT_NUMBERS = 2**27  # largest number of pixel values to which a tokenizer is fitted
+MAX_TOKEN_BYTES = 2**26  # larger training tokens are written to a temporary file
 
 
 def fit_tokenizer(
     tokenizer: Any, batch: Batch, y: np.ndarray, rng: np.random.RandomState, verbose: int = 0
 ) -> Any:
-    """Return the fitted tokenizer of a classifier, which the main process fits for all ranks.
+    """Fit the tokenizer of a classifier in the main process, and return it in all ranks.
 
-    ``"auto"`` is the default for the data. A FrozenEstimator's tokenizer is returned unchanged.
+    ``"auto"`` selects the default tokenizer for the data. If `tokenizer` is a FrozenEstimator, the
+    tokenizer inside it is returned unchanged.
     """
     if isinstance(tokenizer, FrozenEstimator):
         check_usable(tokenizer.estimator, batch, tokenizer.estimator)
@@ -52,7 +53,7 @@ def fit_tokenizer(
 def fit_new(
     tokenizer: Any, batch: Batch, y: np.ndarray, rows: np.ndarray, seed: int, verbose: int
 ) -> Any:
-    """Fit a clone of the tokenizer, or the default one, to some rows."""
+    """Clone the tokenizer, or create the default tokenizer, and fit it to a subset of the rows."""
     tokenizer = default_tokenizer(batch) if isinstance(tokenizer, str) else clone(tokenizer)
     name = type(tokenizer).__name__
     params = tokenizer.get_params(deep=False)
@@ -62,7 +63,7 @@ def fit_new(
     if len(rows) < len(batch):
         batch, y = batch.take(rows), y[rows]
     if batch.reader.image_shape is None:
-        fitted = tokenizer.fit(batch.data, y)  # tokens in files know their codebook
+        fitted = tokenizer.fit(batch.data, y)  # tokens in files have a `codebook` attribute
     elif has_library_method(tokenizer, "fit"):
         tokenizer._validate_params()
         fitted = tokenizer._fit(batch, y)
@@ -77,29 +78,31 @@ def fit_new(
 
 
 def check_usable(tokenizer: Any, batch: Batch, returned: object) -> None:
-    """Raise a ValueError if the tokenizer, whose `fit` returned `returned`, is not usable."""
+    """Raise a ValueError if the tokenizer is not fitted or was fitted on images of another kind."""
     check_fitted_tokenizer(tokenizer, returned)
     if batch.reader.image_shape is not None and isinstance(tokenizer, ImageTokenizer):
         tokenizer.reader_.check_agreement(batch.reader)
 
 
 def default_tokenizer(batch: Batch) -> Any:
-    """Return the default tokenizer of the data; warn if a table looks like pixels."""
+    """Return the default tokenizer for the data; warn if a table looks like flattened images."""
     if batch.reader.image_shape is not None:
         return PatchTokenizer()
     if shape := guess_pixel_shape(batch.values()):
         warn(
             f"The {batch.reader.n_features} columns of X look like pixels: they are not negative "
-            f"and have one scale. If they are pixels, pass image_shape={shape}, which is faster "
-            "and more accurate. If not, pass tokenizer=QuantileTokenizer() to silence this warning."
+            f"and have one scale. If they are pixels, pass image_shape={shape}, which makes fit "
+            "faster and predictions more accurate. If they are not pixels, pass "
+            "tokenizer=QuantileTokenizer() to silence this warning."
         )
     return QuantileTokenizer()
 
 
 def guess_pixel_shape(X: np.ndarray) -> tuple[int, ...] | None:
-    """Return the `image_shape` that a table's columns suggest, if they look like pixels.
+    """Return the likely `image_shape` if the columns of a table look like pixels, else None.
 
-    Pixels are not negative, have one scale, and form a square of at least 8 x 8, gray or RGB.
+    Columns look like pixels if they are not negative, have one scale, and could form a square
+    grayscale or RGB image of at least 8 x 8 pixels.
     """
     for channels in (1, 3):
         side = math.isqrt(X.shape[1] // channels)
@@ -110,9 +113,9 @@ def guess_pixel_shape(X: np.ndarray) -> tuple[int, ...] | None:
 
 
 def has_library_method(tokenizer: Any, method: str) -> bool:
-    """Return whether a tokenizer of images has the library's own `fit` or `transform`.
+    """Return whether an image tokenizer inherits `fit` or `transform` from this library.
 
-    Then decoded images can be passed to `_fit` and `_encode`, which do not validate them again.
+    If so, decoded images can be passed to `_fit` or `_encode`, which skip the validation.
     """
     defined_in: str = getattr(type(tokenizer), method).__module__
     return isinstance(tokenizer, ImageTokenizer) and defined_in.startswith("skaocls.")
@@ -125,25 +128,24 @@ def training_tokens(
     rng: np.random.RandomState,
     verbose: int = 0,
 ) -> Any:
-    """Tokenize the training data and random views of it: (n_samples, n_views, n_tokens).
+    """Tokenize the training data and random views: tokens (n_samples, n_views, n_tokens).
 
-    Views are seeded per block of images, and the ranks share the blocks, so that the tokens do not
-    depend on the number of ranks. If the data are tokens of several crops, crops are views.
-    Memory-mapped tokens stay on disk. Large results are memory-mapped from a temporary file.
+    Each block of images has its own seed for the views, and each rank tokenizes some of the blocks.
+    Thus the tokens do not depend on the number of ranks. If the data are tokens of several crops,
+    the crops are used as views. Memory-mapped tokens stay on disk, and large results are written
+    to a memory-mapped temporary file.
     """
     reader = batch.reader
     if reader.image_shape is None:
-        for part in batch.parts():  # one part, if they are in memory
+        for part in batch.parts():  # data in memory have exactly one part
             codes = encode_data(tokenizer, part, is_image=False)
         codes = codes if codes.ndim == 3 else codes[:, None]
-        if batch.lazy:  # the tokens were only validated
+        if batch.lazy:  # the loop above only validated the tokens
             return Picked(batch.data, function=crops_as_views, row_shape=codes.shape[1:])
         return codes
     n_views = resolve_n_views(tokenizer, augmentation)
     say(verbose, f"{n_views} views of each image", 2)
     seed = rng.randint(2**31 - 1) if random_view_indices(n_views) else 0
-    own_blocks = batch.rank_blocks()
-
     own_blocks = batch.rank_blocks()
 
     def encode_blocks() -> Iterator[np.ndarray]:
@@ -163,7 +165,7 @@ def training_tokens(
 def views_of(
     tokenizer: Any, images: np.ndarray, n_views: int, rng: np.random.RandomState, bar: Any
 ) -> np.ndarray:
-    """Tokenize images and random views of them, (n, n_views, n_tokens)."""
+    """Return the tokens (n, n_views, n_tokens) of images and of random views of the images."""
     views = [encode_data(tokenizer, images)] * n_views
     bar.update(len(images))
     for view in random_view_indices(n_views):
@@ -180,14 +182,14 @@ def resolve_n_views(tokenizer: Any, augmentation: int | str | None) -> int:
 
 
 def random_view_indices(n_views: int) -> list[int]:
-    """Return which of the views are random; the others are the image itself."""
+    """Return the indices of the random views; all other views are the image itself."""
     return [view for view in range(1, n_views) if view % SHARP_EVERY]
 
 
 def has_views(tokenizer: Any, reader: Reader, augmentation: int | str | None) -> bool:
-    """Return whether training uses random views, so that orders may read views as well.
+    """Return whether training uses random views, so that scoring may use random views as well.
 
-    False for slow tokenizers, with which a view for each order would take seconds.
+    The result is False for slow tokenizers: they would need seconds to encode a view per order.
     """
     if reader.image_shape is None or is_slow(tokenizer):
         return False
@@ -195,18 +197,18 @@ def has_views(tokenizer: Any, reader: Reader, augmentation: int | str | None) ->
 
 
 def is_slow(tokenizer: Any) -> bool:
-    """Return whether the tokenizer is a network."""
+    """Return whether the tokenizer is slow, because it uses a network."""
     return isinstance(tokenizer, (FeatureTokenizer, VQTokenizer))
 
 
 def crops_as_views(codes: np.ndarray) -> np.ndarray:
-    """Reshape tokens (n, rows, cols) or (n, n_crops, rows, cols) to (n, n_views, n_tokens)."""
+    """Reshape (n, rows, cols) or (n, n_crops, rows, cols) tokens to (n, n_views, n_tokens)."""
     n_crops = codes.shape[1] if codes.ndim == 4 else 1
     return codes.reshape(len(codes), n_crops, -1)
 
 
 def encode(tokenizer: Any, batch: Batch, part: slice) -> np.ndarray:
-    """Tokenize batch[part]: (n, n_tokens), or (n, n_crops, n_tokens) for tokens of crops."""
+    """Return the tokens (n, n_tokens), or (n, n_crops, n_tokens) with several crops, of a slice."""
     if batch.reader.image_shape is None:
         return encode_data(tokenizer, batch.values(part), is_image=False)
     blocks = batch.image_blocks(part)
@@ -216,7 +218,7 @@ def encode(tokenizer: Any, batch: Batch, part: slice) -> np.ndarray:
 def encode_data(
     tokenizer: Any, data: np.ndarray, *, is_image: bool = True, **options: Any
 ) -> np.ndarray:
-    """Tokenize decoded images, table rows or tokens; `options` are those of `transform`."""
+    """Tokenize decoded images, table rows or tokens; pass `options` to `transform`."""
     if is_image and has_library_method(tokenizer, "transform"):
         codes: np.ndarray = tokenizer._encode(data, **options)
     else:
@@ -234,12 +236,13 @@ def encode_for_orders(
     crop: str = "center",
     seed: int,
 ) -> np.ndarray:
-    """Tokenize batch[part] as each order reads it: (n, n_tokens) or (n, n_orders, n_tokens).
+    """Return the tokens for each order, (n, n_orders, n_tokens), or (n, n_tokens) if all are equal.
 
-    `crop` is "center" for the image, "random" for a random crop and "views" for a random view for
-    each order. The random numbers are the same for all images. With "views", the first order reads
-    the image itself. If the data are tokens of several crops, the orders take turns. `seed` is the
-    seed of crops, views and of the tokenizer's noise.
+    `crop` is "center" to use the whole image for all orders, "random" to use a new random crop for
+    each order, or "views" to use the image for the first order and a new random view for each other
+    order. All images get the same random numbers. If the data are tokens of several crops, the
+    first order uses the first crop, the second order the second crop, and so on. `seed` determines
+    crops, views and the tokenizer's noise.
     """
     reader = batch.reader
     noisy = isinstance(tokenizer, VQTokenizer) and tokenizer.latent_noise > 0
@@ -247,7 +250,7 @@ def encode_for_orders(
         if crop != "center":
             raise ValueError(
                 f"crop={crop!r} requires images, but the classifier was fitted on tokens. Pass "
-                "tokens of several crops, (n, n_crops, rows, cols); each order reads one."
+                "tokens of several crops, (n, n_crops, rows, cols); each order uses one crop."
             )
         codes = encode(tokenizer, batch, part)
         return codes if codes.ndim == 2 else codes[:, np.arange(n_orders) % codes.shape[1]]
@@ -273,10 +276,10 @@ def encode_for_orders(
 def tokens_of_pixels(
     tokenizer: Any, shape: Sequence[int], grid: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the row of tokens of each row of pixels, and the column of each column.
+    """Return the token row of each pixel row, and the token column of each pixel column.
 
-    Tokens cover `patch_size_` pixels if the tokenizer has that attribute; the last patch may be
-    partly outside the image. Otherwise tokens divide the image evenly, as if a network resized it.
+    If the tokenizer has an attribute `patch_size_`, each token covers that many pixels, and the
+    last patch may extend beyond the image. Otherwise the tokens divide the image evenly.
     """
     patch_size = getattr(tokenizer, "patch_size_", None)
     rows, cols = (

@@ -1,8 +1,9 @@
 """Input data: arrays, tensors, files and PIL images become float32 (n, height, width, channels).
 
-``inputs`` converts X to one form, ``shapes`` infers the image shape, ``reader`` validates the data,
-and ``batch`` holds them. ``decoding`` converts files and PIL images to pixels, ``lazy`` reads data
-larger than memory, ``folders`` finds files, and ``views`` makes random views and crops.
+``input_types`` converts X to one form, ``shapes`` infers the image shape, ``reader`` validates X,
+and ``batch`` holds the validated data. ``decoding`` converts files and PIL images to pixels.
+``lazy`` handles data larger than memory, ``folders`` lists image files, and ``augmentation`` makes
+random views and crops.
 """
 
 from skaocls.images.decoding import find_unreadable, resize_crop, to_pixels

@@ -10,15 +10,15 @@ from torch.nn import functional as F
 from skaocls.devices import own_torch_state
 from skaocls.images.decoding import full_scale, max_crop_source, resize_to_cover, scaled_size
 
-# Largest random transformation
-MAX_SHIFT = 0.125  # fraction of height and width
+# Limits of the random transformations
+MAX_SHIFT = 0.125  # as a fraction of the image's height and width
 MAX_ROTATION = math.radians(10.0)
-MAX_STRETCH = 0.1  # relative change of size
+MAX_STRETCH = 0.1  # as a fraction of the image's size
 MAX_SHEAR = 0.1
 
 # Random crops
-SHIFT_MARGIN = 0.1  # padding of a small image before cropping, as a fraction of its size
-SHIFTED_BELOW = 64  # pixels; smaller images are shifted, because resizing would blur them
+SHIFT_MARGIN = 0.1  # padding of a small image before it is cropped, as a fraction of the image size
+SHIFTED_BELOW = 64  # pixels; smaller images are shifted instead of resized, which would blur them
 
 
 @own_torch_state()
@@ -29,18 +29,19 @@ def random_views(
     strength: float = 1.0,
     same: bool = False,
 ) -> np.ndarray:
-    """Apply a small random affine transformation to each image; edges are repeated outside.
+    """Apply a small random affine transformation to each image.
 
-    Images are float (n, height, width, channels). `strength` scales the largest transformation.
-    With `same`, all images get the same transformation. There are no flips and no changes of color,
-    because these alter the meaning of letters, digits and many other images.
+    Images are floats of shape (n, height, width, channels). Pixels from outside the image get the
+    value of the nearest edge pixel. `strength` scales the limits of the transformation. If `same`,
+    all images get the same transformation. Images are not flipped and keep their colors, because
+    flips and color changes alter the meaning of letters, digits and many other images.
     """
     n = 1 if same else len(images)
     angle, stretch, slant = (
         torch.from_numpy(rng.uniform(-strength * limit, strength * limit, n)).float()
         for limit in (MAX_ROTATION, MAX_STRETCH, MAX_SHEAR)
     )
-    # affine_grid has coordinates from -1 to 1, so that the image is 2 wide
+    # coordinates in affine_grid range from -1 to 1, so the image is 2 units wide
     limit = 2 * strength * MAX_SHIFT
     dx, dy = torch.from_numpy(rng.uniform(-limit, limit, (2, n))).float()
     size = 1 + stretch
@@ -58,16 +59,17 @@ def random_views(
 def random_crop(
     image: np.ndarray, shape: tuple[int, ...], size: float, position: np.ndarray
 ) -> np.ndarray:
-    """Resize an image and cut a window out of it, float32 of the given shape.
+    """Resize an image and cut out a window of the given shape, as float32.
 
-    `image` comes from :meth:`skaocls.images.batch.Batch.originals`. The shorter side is resized to
-    between 1 and 5/4 of the window's, with box-filtered halvings while the image is at least twice
-    as large, then a bicubic filter. `size` in [0, 1) selects this side. `position`, two numbers in
-    [0, 1), selects top and left of the window, which may be anywhere in the resized image. These
-    are the random crops of the code of arXiv 2105.05233.
+    `image` comes from :meth:`skaocls.images.batch.Batch.originals`. The image is resized until its
+    shorter side is 1 to 5/4 times the shorter side of the window. Large images are first halved
+    with a box filter, and the last step uses a bicubic filter. `size` in [0, 1) selects the factor
+    between 1 and 5/4. `position`, two numbers in [0, 1), selects the top and left edge of the
+    window in the resized image. The published code of arXiv 2105.05233 uses the same random crops.
 
-    An image below 64 pixels that already has the window's size is padded with its edges and shifted
-    instead, because resizing would blur it; this is not part of the cited method.
+    An image of less than 64 pixels that has the same size as the window is not resized, because
+    resizing would blur the image. Instead, the image is padded by repeating its edges, and then
+    shifted. The cited paper does not contain this exception.
     """
     if image.shape[:2] == tuple(shape[:2]) and min(shape[:2]) < SHIFTED_BELOW:
         large = pad_edges(image)
@@ -77,7 +79,7 @@ def random_crop(
         target = scaled_size(shape, shorter_side)
         planes = [resize_to_cover(Image.fromarray(x), *target) for x in np.moveaxis(image, 2, 0)]
         large = np.stack([np.asarray(plane) for plane in planes], axis=2)
-        if large.dtype != np.uint8:  # bicubic filters overshoot; 8-bit types are clipped
+        if large.dtype != np.uint8:  # a bicubic filter overshoots, and Pillow clips only 8-bit data
             large = large.clip(image.min(), image.max())
     top, left = (
         int(fraction * (available - wanted + 1))

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Rows = slice | np.ndarray
-BLOCK_IMAGES, BLOCK_NUMBERS = 512, 2**24  # upper limits of a block of images in memory
-MAX_REASONS = 5  # unreadable images described in an error
+BLOCK_IMAGES, BLOCK_NUMBERS = 512, 2**24  # largest number of images and of values in a block
+MAX_REASONS = 5  # largest number of unreadable images that an error message describes
 
 
 def block_size(image_shape: Sequence[int]) -> int:
@@ -39,11 +39,11 @@ def block_size(image_shape: Sequence[int]) -> int:
 
 
 class Batch:
-    """Validated data: what :meth:`Reader.open` makes of X.
+    """Validated data, as :meth:`Reader.open` returns them for the user's X.
 
     `data` is an array of images, table rows or tokens, or a 1-D object array of files and images.
-    `index` has the index of each row in the user's X. `skipped` maps the index of each unreadable
-    image that was left out to the reason.
+    `index` is the position of each row in the user's X. `skipped` lists the images that were left
+    out because they are unreadable: it maps the index of each image to the error message.
     """
 
     def __init__(self, reader: "Reader", data: ArrayOrLazy, skipped: dict[int, str] | None = None):
@@ -52,26 +52,26 @@ class Batch:
         self.skipped = skipped or {}
         self.index = np.arange(len(data) + len(self.skipped))
         self.index = np.delete(self.index, list(self.skipped))
-        self._source: Batch | None = None  # the batch that this one was taken from
+        self._source: Batch | None = None  # the batch that contained these rows, see `take`
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_source": None}  # workers get the selected rows only
+        return self.__dict__ | {"_source": None}  # send only the selected rows to worker processes
 
     @property
     def lazy(self) -> bool:
-        """Whether the data stay on disk or in a data set until they are used."""
+        """Whether the data stay on disk or in a data set until they are needed."""
         return isinstance(self.data, Lazy)
 
     @property
     def mergeable(self) -> bool:
-        """Whether equal samples can be found without reading items of a data set."""
+        """Whether equal samples can be found without requesting every item of a data set."""
         return not self.lazy or self.data.shape is not None
 
     def take(self, rows: Rows) -> "Batch":
-        """Return the batch of some rows, given as a slice, indices or a mask."""
+        """Return a batch of selected rows, which are given as a slice, indices or a mask."""
         rows = np.arange(len(self))[rows]
         part = Batch(self.reader, rows_of(self.data, rows))
         part.index = self.index[rows]
@@ -79,14 +79,14 @@ class Batch:
         return part
 
     def images(self, rows: Rows = ALL) -> np.ndarray:
-        """Return decoded images: float32 (n, height, width, channels).
+        """Return the decoded images as float32 of shape (n, height, width, channels).
 
-        The error for unreadable images has the index in X of each of them.
+        If images are unreadable, the error message contains the index of each of them in X.
         """
         return self._decode(decode_images, rows)
 
     def image_blocks(self, rows: slice = ALL) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield rows and decoded images, block by block; the next block is decoded meanwhile."""
+        """Yield the rows and the decoded images of each block; decode the next block meanwhile."""
         assert self.reader.image_shape is not None
         start, stop, _ = rows.indices(len(self))
         size = block_size(self.reader.image_shape)
@@ -94,14 +94,14 @@ class Batch:
         yield from zip(blocks, prefetch(map(self.images, blocks)), strict=True)
 
     def rank_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Return an iterator over number and decoded images of this rank's blocks."""
+        """Return an iterator over this rank's blocks: the block number and the decoded images."""
         assert self.reader.image_shape is not None
         size = block_size(self.reader.image_shape)
-        own = rank_slice(len(self), size)  # before `map_ranks`, in which a rank works alone
+        own = rank_slice(len(self), size)  # must precede `map_ranks`, in which world_size() is 1
         return ((rows.start // size, images) for rows, images in self.image_blocks(own))
 
     def originals(self, rows: Rows = ALL) -> list[np.ndarray]:
-        """Return images decoded at the size that random crops are cut from."""
+        """Return images decoded at the size from which random crops are cut."""
         return self._decode(decode_originals, rows)
 
     def _decode(self, decode: Callable[..., T], rows: Rows) -> T:
@@ -114,21 +114,21 @@ class Batch:
             raise self.error_for_all(error) from error.__cause__
 
     def error_for_all(self, error: BadImage) -> BadImage:
-        """Return an error that names all unreadable images, given the error of the first one."""
+        """Return an error that names all unreadable images; `error` names only the first."""
         whole = self if self._source is None else self._source
         reasons = list(unreadable_items(whole.data, whole.index, self.reader.decoding).values())
         if len(reasons) < 2:
             return error
         listed = reasons[:MAX_REASONS] + ["..."] * (len(reasons) > MAX_REASONS)
         hint = (
-            "skaocls.images.find_unreadable(X) returns the indices of all; "
-            'on_bad_image="skip" makes fit leave them out.'
+            "skaocls.images.find_unreadable(X) returns the index of each unreadable image. If you "
+            'pass on_bad_image="skip", fit leaves out these images.'
         )
         first_line = f"{len(reasons)} of {len(whole)} images cannot be read:"
         return BadImage("\n".join([first_line, *listed, hint]))
 
     def values(self, rows: Rows = ALL) -> np.ndarray:
-        """Return table rows or tokens, in memory."""
+        """Return table rows or tokens as an array in memory."""
         return in_memory(self.data if rows is ALL else self.data[rows])
 
     def parts(self) -> Iterator[np.ndarray]:
@@ -139,24 +139,24 @@ class Batch:
             yield self.data
 
     def content_hash(self) -> str:
-        """Return a hash of everything that the decoded data depend on.
+        """Return a hash of everything that determines the decoded data.
 
-        Arrays in memory and memory-mapped arrays have the same hash. Files are hashed by content.
+        An array has the same hash in memory and memory-mapped. Files are hashed by their content.
         """
         reader = self.reader
         settings = f"{reader.declared_shape} {reader.decoding} {len(self)}"
         return hash_bytes(settings.encode(), *map(str.encode, self._hashes(read_files=True)))
 
     def row_hashes(self) -> np.ndarray:
-        """Return a hash of each row, str (n,); equal samples have equal hashes.
+        """Return a hash of each row, as n strings; equal samples have equal hashes.
 
-        Arrays and PIL images are hashed by content, files by absolute path, which is faster.
-        PIL images that cannot be decoded have different hashes.
+        Arrays and PIL images are hashed by their content. Files are hashed by their absolute path,
+        which is faster than by content. Every PIL image that cannot be decoded gets its own hash.
         """
         return np.array(list(self._hashes(read_files=False)))
 
     def _hashes(self, *, read_files: bool) -> Iterator[str]:
-        """Yield a hash of each row; of a file its content or its path."""
+        """Yield a hash of each row; files are hashed by content if `read_files`, else by path."""
         for i, item in zip(self.index.tolist(), self.data, strict=True):
             if isinstance(item, (str, os.PathLike)) and not read_files:
                 yield hash_bytes(os.fsencode(os.path.abspath(item)))
@@ -166,11 +166,11 @@ class Batch:
             except BadImage as error:
                 if read_files:
                     raise self.error_for_all(error) from error.__cause__
-                yield hash_bytes(f"unreadable {i}".encode())  # decoding raises the error
+                yield hash_bytes(f"unreadable {i}".encode())  # the image raises an error later
 
 
 def hash_array(array: np.ndarray) -> str:
-    """Return a hash of type, shape and content."""
+    """Return a hash of an array's dtype, shape and content."""
     if array.dtype.hasobject:
         array = array.astype(np.float64)  # None becomes NaN
     array = np.ascontiguousarray(array)
@@ -178,7 +178,7 @@ def hash_array(array: np.ndarray) -> str:
 
 
 def hash_item(item: object, index: int, decoding: str) -> str:
-    """Return a hash of one image: the bytes of a file, the pixels of anything else."""
+    """Return a hash of one image: of the bytes if it is a file, otherwise of the pixels."""
     if isinstance(item, (str, os.PathLike)):
         path = Path(item)
         return hash_bytes(read_item(item, index, lambda _: path.read_bytes()))

@@ -1,7 +1,7 @@
 """Decoding of images to float32 arrays of shape (n, height, width, channels).
 
-8-bit values are divided by 255, 16-bit values by 65535, booleans become 0 and 1. Other numbers are
-not scaled.
+8-bit values are divided by 255 and 16-bit values by 65535. Booleans become 0 and 1. Values of other
+types are not scaled.
 """
 
 import io
@@ -20,7 +20,7 @@ from skaocls.images.lazy import ArrayOrLazy, in_memory
 
 T = TypeVar("T")
 FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(bool): 1}
-MAX_VALUE = 1e15  # larger numbers have no sum of squares in float32
+MAX_VALUE = 1e15  # the sum of squares of larger values would overflow float32
 FORMATS_16_BIT = ("PNG", "PPM")  # some versions of Pillow report mode I for their 16-bit files
 ORIENTATION = 0x0112  # EXIF tag
 TRANSPOSE = {  # by EXIF orientation
@@ -32,15 +32,15 @@ TRANSPOSE = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-MAX_CROP_SCALE = 1.25  # random crops are cut from images resized to up to 5/4 of the crop's size
+MAX_CROP_SCALE = 1.25  # largest size of a resized image, relative to the crop that is cut from it
 
 
 class BadImage(ValueError):
-    """An image that cannot be read. The message has its index and the reason."""
+    """An image cannot be read. The message contains the image's index in X and the reason."""
 
 
 def read_item(item: object, index: int, use: Callable[[Any], T]) -> T:
-    """Return use(image) for a file, PIL image, array or tensor; any failure becomes a BadImage."""
+    """Return use(image) for a file, PIL image, array or tensor; turn every error into BadImage."""
     try:
         if isinstance(item, (str, os.PathLike, bytes)):
             is_path = not isinstance(item, bytes)
@@ -57,7 +57,7 @@ def read_item(item: object, index: int, use: Callable[[Any], T]) -> T:
 
 
 def item_name(item: object) -> str | bytes:
-    """Return the path of a file, the type of other items."""
+    """Return the path if the item is a file, otherwise the name of its type."""
     return os.fspath(item) if isinstance(item, (str, os.PathLike)) else type(item).__name__
 
 
@@ -67,14 +67,14 @@ def find_unreadable(X: object, decoding: str = "as_seen") -> dict[int, str]:
     Parameters
     ----------
     X : array-like
-        Files, bytes and PIL images. Arrays are skipped.
+        Files, bytes and PIL images. Arrays are not checked.
     decoding : {"as_seen", "plain"}, default="as_seen"
-        How the images are decoded, see :func:`skaocls.images.to_pixels`.
+        Rules for decoding the images; :func:`skaocls.images.to_pixels` explains both.
 
     Returns
     -------
     reasons : dict of int to str
-        Error message by index in X.
+        Error message of each unreadable image. The keys are the indices of these images in X.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def find_unreadable(X: object, decoding: str = "as_seen") -> dict[int, str]:
 
 
 def unreadable_items(data: ArrayOrLazy, index: np.ndarray, decoding: str) -> dict[int, str]:
-    """Return the error messages of images that cannot be read, by their index in X."""
+    """Return a dict that maps the index in X of each unreadable image to its error message."""
     reasons = {}
     for i, item in zip(index.tolist(), data) if is_items(data) else ():
         try:
@@ -100,14 +100,14 @@ def unreadable_items(data: ArrayOrLazy, index: np.ndarray, decoding: str) -> dic
 def decode_images(
     data: ArrayOrLazy, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
 ) -> np.ndarray:
-    """Decode data as images of one shape, float32 (n, height, width, channels).
+    """Decode data to images of the same shape, as float32 (n, height, width, channels).
 
-    Files and PIL images of another size are resized, or an error if `resize` is False. `index` has
-    the index of each image in the user's X, for error messages.
+    Files and PIL images of another size are resized if `resize` is True; otherwise they raise an
+    error. `index` has the position of each image in the user's X, which error messages show.
     """
     data = in_memory(data)
     if is_items(data):
-        check_array(np.zeros((len(data), 1)))  # at least one
+        check_array(np.zeros((len(data), 1)))  # raises scikit-learn's error if X is empty
 
         def decode(i: int, item: object) -> np.ndarray:
             pixels = read_item(item, i, lambda x: item_pixels(x, shape, resize, decoding))
@@ -116,14 +116,14 @@ def decode_images(
                     f"X[{i}] has shape {pixels.shape}, but images of shape {shape} are expected, "
                     f"as in fit: {item_name(item)!r}. Resize files and PIL images with "
                     f"skaocls.images.resize_crop(image, {shape[0]}, {shape[1]}), or pass "
-                    f"image_shape={shape[:2]} to fit, which then resizes them, as predict does."
+                    f"image_shape={shape[:2]} to fit. Then fit and predict resize these images."
                 )
             return to_unit(pixels, f"X[{i}]")
 
-        # PIL images are not thread-safe, and one may occur twice
+        # PIL images are not thread-safe, and the same PIL image may occur twice in X
         files = all(isinstance(item, (str, os.PathLike, bytes)) for item in data)
         return np.stack(map_in_threads(decode, index.tolist(), list(data), threads=files))
-    if data.ndim > 2:  # else flat rows
+    if data.ndim > 2:  # otherwise each row is a flattened image
         data = data[..., None] if data.ndim == 3 else channels_last(data, shape)
         if data.shape[1:] != shape:
             raise ValueError(
@@ -136,10 +136,10 @@ def decode_images(
 def decode_originals(
     data: ArrayOrLazy, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
 ) -> list[np.ndarray]:
-    """Decode images at the size that random crops are cut from, (height, width, channels).
+    """Decode images at the size from which random crops are cut: (height, width, channels) each.
 
-    Files and PIL images that may be resized are halved, but only as often as every crop halves
-    them. They and 8-bit arrays stay 8-bit.
+    If files and PIL images may be resized, they are halved as often as every random crop would
+    halve them. Files, PIL images and 8-bit arrays are returned as 8-bit values.
     """
     data = in_memory(data)
     size = scaled_size(shape, max_crop_source(shape))
@@ -161,7 +161,7 @@ def decode_originals(
 
 
 def item_pixels(image: Any, shape: tuple[int, ...], resize: bool, decoding: str) -> np.ndarray:
-    """Return one array or PIL image as (height, width, channels)."""
+    """Return one array or PIL image as an array of shape (height, width, channels)."""
     height, width, channels = shape
     if isinstance(image, np.ndarray):
         return channels_last(image, shape) if image.ndim == 3 else image[..., None]
@@ -171,7 +171,7 @@ def item_pixels(image: Any, shape: tuple[int, ...], resize: bool, decoding: str)
 
 
 def channels_last(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Move the channels of (..., channels, height, width) to the end, as in `shape`, if needed."""
+    """Move the channel axis to the end if `a` has shape (..., channels, height, width)."""
     first = a.shape[-3:] == (shape[2], *shape[:2]) and a.shape[-3:] != shape
     return np.moveaxis(a, -3, -1) if first else a
 
@@ -179,19 +179,19 @@ def channels_last(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def to_pixels(image: Image.Image, channels: int, decoding: str = "as_seen") -> np.ndarray:
     """Convert one PIL image to uint8 pixels (height, width, channels), grayscale or RGB.
 
-    ``"as_seen"`` decodes the image as a viewer shows it. EXIF rotation is applied, transparency is
-    blended with white, palettes are expanded, other color modes such as CMYK are converted, and
-    16-bit values are scaled to 8 bits. Images of 32-bit numbers (modes I and F) have no defined
-    white and are an error. ``"plain"`` is ``image.convert("RGB")`` and nothing else, which
-    reproduces the published results: EXIF rotation and transparency are ignored, and values above
-    255 are clipped.
+    ``"as_seen"`` decodes the image as an image viewer shows it. It applies the EXIF rotation,
+    blends transparent pixels with white, converts palettes and color modes such as CMYK, and scales
+    16-bit values to 8 bits. Images of 32-bit numbers (modes I and F) raise an error, because the
+    value of white is not defined for these modes. ``"plain"`` only calls ``image.convert("RGB")``,
+    as the published results require. It ignores EXIF rotation and transparency, and clips values
+    above 255.
     """
     a = np.asarray(convert_mode(image, decoding).convert("L" if channels == 1 else "RGB"))
     return a.reshape(*a.shape[:2], channels)
 
 
 def convert_mode(image: Image.Image, decoding: str) -> Image.Image:
-    """Convert to mode L or RGB; unless decoding is "plain", also rotate and remove transparency."""
+    """Convert an image to mode L or RGB by the rules of :func:`to_pixels`."""
     if decoding == "plain":
         return image.convert("L" if image.mode == "L" else "RGB")
     is_16_bit = image.mode == "I" and image.format in FORMATS_16_BIT
@@ -202,9 +202,9 @@ def convert_mode(image: Image.Image, decoding: str) -> Image.Image:
         return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     if image.mode == "F" or image.mode.startswith("I"):
         raise ValueError(
-            f"it has 32-bit numbers (mode {image.mode!r}), and their white level is not known; "
-            "pass arrays instead, np.asarray(image) divided by the white level, or "
-            "image.convert('L') if that is 255"
+            f"it has 32-bit numbers (mode {image.mode!r}), and the value of white is not known; "
+            "pass arrays instead: np.asarray(image) divided by the value of white. If white is "
+            "255, you can also pass image.convert('L')"
         )
     if image.has_transparency_data:
         image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
@@ -214,19 +214,20 @@ def convert_mode(image: Image.Image, decoding: str) -> Image.Image:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1, upright, if there is none."""
-    try:  # PNG's own getexif would decode the whole file
+    """Return the EXIF orientation from 1 to 8; return 1 (upright) if the image has none."""
+    try:  # the method `getexif` of PNG images would decode the whole file
         orientation = Image.Image.getexif(image).get(ORIENTATION, 1)
         return int(orientation) if orientation in range(1, 9) else 1
-    except Exception:  # damaged metadata raise errors of any type
+    except Exception:  # damaged metadata can raise errors of any type
         return 1
 
 
 def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     """Resize an image until it just covers (height, width), then crop its center.
 
-    The image is halved with a box filter while it is at least twice as large, then resized with a
-    bicubic filter. This is the preprocessing of the published checkpoints.
+    The image is halved with a box filter while it is at least twice as large as the result. After
+    that, it is resized with a bicubic filter. The published models were trained on images that
+    were preprocessed in this way.
 
     Parameters
     ----------
@@ -237,7 +238,7 @@ def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     Returns
     -------
     image : PIL.Image.Image
-        Image of that size.
+        Image of `height` x `width` pixels.
 
     References
     ----------
@@ -256,7 +257,7 @@ def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def resize_to_cover(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Resize an image, keeping its aspect ratio, until it just covers (height, width)."""
+    """Resize an image until it just covers (height, width), and keep its aspect ratio."""
     image = halve(image, height, width)
     scale = max(width / image.width, height / image.height)
     size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
@@ -272,29 +273,29 @@ def halve(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def max_crop_source(shape: tuple[int, ...]) -> int:
-    """Return the largest shorter side of the resized image that a crop is cut from."""
+    """Return the largest value for the shorter side of the image from which a crop is cut."""
     return math.ceil(MAX_CROP_SCALE * min(shape[:2]))
 
 
 def scaled_size(shape: tuple[int, ...], shorter_side: int) -> tuple[int, int]:
-    """Return the height and width of this shape, scaled to the given shorter side."""
+    """Return height and width, scaled so that the shorter of them becomes `shorter_side`."""
     height, width = shape[:2]
     least = min(height, width)
     return round(height * shorter_side / least), round(width * shorter_side / least)
 
 
 def to_unit(a: np.ndarray, name: str) -> np.ndarray:
-    """Convert to finite float32 numbers; 8-bit and 16-bit integers are scaled to [0, 1]."""
+    """Convert to finite float32 values; scale 8-bit and 16-bit integers to [0, 1]."""
     checked = check_array(a, dtype=np.float32, allow_nd=True, input_name=name)
     if np.abs(checked).max(initial=0) > MAX_VALUE:
         raise ValueError(
             f"{name} has numbers up to {np.abs(checked).max():.3g}, but images may have up to "
-            f"{MAX_VALUE:.0e}. Divide them by the white level."
+            f"{MAX_VALUE:.0e} as the largest number. Divide the images by the value of white."
         )
     scaled: np.ndarray = checked / np.float32(full_scale(a.dtype))
     return scaled
 
 
 def full_scale(dtype: np.dtype) -> int:
-    """Return the divisor of numbers of this type."""
+    """Return the number by which images of this dtype are divided: 255, 65535 or 1."""
     return FULL_SCALE.get(dtype.newbyteorder("="), 1)

@@ -8,7 +8,7 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff",
 
 
 class ImageFolder(NamedTuple):
-    """Image files, sorted class by class; the class of each file; and all classes, sorted."""
+    """Image files sorted by class, the label of each file, and the sorted names of all classes."""
 
     paths: list[str]
     labels: list[str]
@@ -18,9 +18,9 @@ class ImageFolder(NamedTuple):
 def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
     """List the images of a folder that has one subfolder per class.
 
-    The names of the subfolders are the labels. Images may be nested deeper in a subfolder. Hidden
-    files and folders (``._cat.png``, ``.ipynb_checkpoints``), files without an image suffix, and
-    files directly in `root` are ignored. Images are not opened.
+    The names of the subfolders are the labels. Subfolders may contain further folders with images.
+    The function ignores hidden files and folders (``._cat.png``, ``.ipynb_checkpoints``), files
+    without an image suffix, and files directly in `root`. It does not open the images.
 
     Parameters
     ----------
@@ -30,14 +30,15 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
     Returns
     -------
     paths, labels, class_names : lists of str
-        Also available as attributes of these names.
+        Path of each image, label of each image, and names of all classes. The result is a named
+        tuple with these three attributes.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
         If `root` is not a folder.
     ValueError
-        If it has no subfolders, or one of them has no images.
+        If `root` has no subfolders, or a subfolder contains no images.
 
     Examples
     --------
@@ -68,7 +69,7 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
         if not files:
             raise ValueError(
                 f"{root / name} has no images (files ending in {', '.join(sorted(EXTENSIONS))}). "
-                f"{layout} Remove it, or add images."
+                f"{layout} Remove this subfolder, or add images to it."
             )
         paths += files
         labels += [name] * len(files)
@@ -76,7 +77,7 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
 
 
 def find_images(folder: Path) -> list[str]:
-    """Return the image files in a folder and its subfolders, sorted; links are not followed."""
+    """Return the sorted image files in a folder and its subfolders; do not follow folder links."""
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -20,13 +20,14 @@ FILES_AND_IMAGES = (str, os.PathLike, bytes, io.IOBase, Image.Image)
 def convert_input(
     X: object, image_shape: tuple[int, ...] | None = None, *, flat_rows: bool = False
 ) -> Any:
-    """Convert X, as a user passed it, to its canonical form.
+    """Convert the X that a user passed to one of a few forms.
 
-    Images become a numeric array of 3 or 4 dimensions, a 1-D object array of files, PIL images and
-    arrays, or a :class:`skaocls.images.lazy.Lazy`. Memory-mapped arrays stay on disk. Anything else
-    is returned unchanged, except that tensors become arrays. A ValueError shows the right call for
-    unsupported forms; with `image_shape`, the expected (height, width, channels), one image instead
-    of a batch is such a form. `flat_rows` says that rows of a 2-D X are images.
+    Images become one of three forms: a numeric array of 3 or 4 dimensions; a 1-D object array of
+    files, PIL images and arrays; or a :class:`skaocls.images.lazy.Lazy`. Memory-mapped arrays stay
+    on disk. Tensors become arrays, and other data are returned unchanged. If a form of X is not
+    supported, a ValueError shows the right call. If `image_shape`, the expected (height, width,
+    channels), is given, one image instead of a batch is also rejected. If `flat_rows`, each row of
+    a 2-D X is an image.
     """
     if isinstance(X, Lazy):
         return X
@@ -51,7 +52,7 @@ def convert_input(
 
 
 def convert_array(X: Any) -> Any:
-    """Convert arrays, tensors, columns and lists; tables are returned unchanged."""
+    """Convert arrays, tensors, data frame columns and lists; return tables unchanged."""
     if hasattr(X, "detach"):
         return as_array(X)
     table = X
@@ -73,7 +74,7 @@ def convert_array(X: Any) -> Any:
 
 
 def stack_items(items: Sequence[object]) -> np.ndarray:
-    """Stack arrays of one shape and type; put other images into an object array."""
+    """Stack arrays if all have the same shape and dtype; otherwise return an object array."""
     kinds = {(type(x), getattr(x, "shape", None), getattr(x, "dtype", None)) for x in items}
     if len(kinds) > 1 or isinstance(items[0], FILES_AND_IMAGES):
         return object_array(items)
@@ -81,7 +82,7 @@ def stack_items(items: Sequence[object]) -> np.ndarray:
 
 
 def object_array(items: Sequence[object] | np.ndarray) -> np.ndarray:
-    """Return a 1-D object array of images; open files become bytes."""
+    """Return a 1-D object array of images; replace open files by their content as bytes."""
     out = np.empty(len(items), dtype=object)
     for i, item in enumerate(items):
         if isinstance(item, io.IOBase):
@@ -95,18 +96,20 @@ def object_array(items: Sequence[object] | np.ndarray) -> np.ndarray:
 
 
 def keep_mapped(array: np.ndarray) -> np.ndarray | Mapped:
-    """Wrap a memory-mapped array, so that it is read a few rows at a time."""
+    """Wrap a memory-mapped array so that only a few rows are loaded at a time."""
     return array if memmap_of(array) is None else Mapped(array)
 
 
 def as_array(item: object) -> Any:
-    """Return a tensor as an array, anything else unchanged."""
+    """Convert a tensor to an array; return other objects unchanged."""
     if not hasattr(item, "detach"):
         return item
     try:
         tensor = item.detach().cpu()
-        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    except (NotImplementedError, TypeError) as exc:  # sparse, or without values
+        # NumPy has no bfloat16
+        is_half = tensor.is_floating_point() and tensor.element_size() < 4
+        return (tensor.float() if is_half else tensor).numpy()
+    except (NotImplementedError, TypeError) as exc:  # sparse tensors and meta tensors
         raise TypeError(f"X has a tensor that cannot be converted to an array: {exc}") from exc
 
 
@@ -119,12 +122,12 @@ def is_item(x: object) -> bool:
 
 
 def is_items(data: object) -> TypeGuard[np.ndarray]:
-    """Return whether the data are an object array of files and images."""
+    """Return whether the data are a 1-D object array, the form for files and mixed images."""
     return isinstance(data, np.ndarray) and data.dtype == object and data.ndim == 1
 
 
 def contains_images(data: object) -> bool:
-    """Return whether the result of :func:`convert_input` is images, not a table."""
+    """Return whether the result of :func:`convert_input` contains images rather than a table."""
     if isinstance(data, Lazy):
         return data.ndim != 2
     if is_items(data):
@@ -136,12 +139,12 @@ def contains_images(data: object) -> bool:
 
 
 def check_not_single(X: object) -> None:
-    """Reject one path, one image, and data sets without indices."""
+    """Reject a single path, a single image, and data sets that cannot be indexed."""
     if isinstance(X, IterableDataset):
         raise ValueError(
-            "X is an IterableDataset, which has no indices. Write its tokens to a folder, which "
-            "can be read in any order: tokens = skaocls.tokenize_dataset(tokenizer, X, folder), "
-            'then fit(tokens, tokens.labels) with tokenizer="precomputed".'
+            "X is an IterableDataset, whose items cannot be accessed by index. Write its tokens to "
+            "a folder: tokens = skaocls.tokenize_dataset(tokenizer, X, folder). Pass "
+            'tokenizer="precomputed" to the classifier and call fit(tokens, tokens.labels).'
         )
     if isinstance(X, (str, os.PathLike)):
         if not Path(X).is_dir():
@@ -168,7 +171,7 @@ def check_columns(X: Any) -> None:
 
 
 def check_first_row(X: object, first: object) -> None:
-    """Reject images that come together with labels."""
+    """Reject an X whose items contain both images and labels."""
     if isinstance(first, dict):
         names = [name for name, value in first.items() if is_image_file(value)]
         if names:
@@ -192,18 +195,18 @@ def check_first_row(X: object, first: object) -> None:
 
 
 def is_image_file(x: object) -> bool:
-    """Return whether x is one image; strings count if they have an image file's suffix."""
+    """Return whether x is one image; a string is one if it ends with an image file's suffix."""
     if isinstance(x, (str, os.PathLike)):
         return Path(x).suffix.lower() in EXTENSIONS
     return is_item(x)
 
 
 def first_row(X: Any) -> Any:
-    """Return the first element of X, or None if it has none."""
+    """Return the first element of X, or None if X is empty or cannot be indexed."""
     X = X.to_numpy() if hasattr(X, "to_numpy") else X
     try:
         return X[0]
-    except Exception:  # data sets raise errors of any type
+    except Exception:  # data sets can raise errors of any type
         return None
 
 

@@ -1,8 +1,8 @@
-"""Sequences larger than memory, whose rows are read when they are needed.
+"""Sequences larger than memory, whose rows are loaded only when they are needed.
 
-Rows of a memory-mapped array are copied a few at a time, and its pages are released: they would
-count as memory of the process otherwise. Items of a data set, such as a
-``torch.utils.data.Dataset``, are requested one after the other.
+Rows of a memory-mapped array are copied a few at a time. After each copy, the memory pages of the
+array are released; otherwise they would count as memory of the process. Items of a data set, such
+as a ``torch.utils.data.Dataset``, are requested one after the other.
 """
 
 import math
@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 from sklearn.utils import gen_batches
 
-PART_BYTES, PART_ROWS = 2**23, 1024  # largest part of a sequence that is read at once
+PART_BYTES, PART_ROWS = 2**23, 1024  # largest part of a sequence that is loaded at once
 ALL = slice(None)
-SAMPLE_SIZE = 16  # items from which the shape and range of a data set are inferred
+SAMPLE_SIZE = 16  # number of items from which the shape and value range of a data set are inferred
 
 
 class Lazy:
-    """Base class of a sequence of images or tokens that is not in memory.
+    """Base class for sequences of images or tokens that are not in memory.
 
-    Slices and arrays of indices return rows in memory. `shape` and `dtype` are None if only the
-    items have them. `n_codes` and `codebook` describe the codebook of tokens, if known.
+    Indexing with a slice or an array of indices returns rows in memory. `shape` and `dtype` are
+    None if they are unknown until the items are loaded. `n_codes` and `codebook` are the size and
+    the vectors of the tokens' codebook, or None if unknown.
     """
 
     shape: tuple[int, ...] | None = None
@@ -41,7 +42,7 @@ class Lazy:
 
     @property
     def ndim(self) -> int:
-        """Number of axes; 1 if only the items have a shape."""
+        """Number of axes, or 1 if the shape is unknown."""
         return len(self.shape or (self.n,))
 
     def __getitem__(self, rows: Any) -> np.ndarray:
@@ -59,7 +60,7 @@ class Lazy:
             yield from part
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows in memory; no index is negative."""
+        """Return rows in memory, given non-negative indices."""
         raise NotImplementedError
 
     def parts(self) -> Iterator[np.ndarray]:
@@ -72,12 +73,12 @@ class Lazy:
             yield self[part]
 
     def sample_index(self) -> np.ndarray:
-        """Return indices of a few rows, evenly spaced."""
+        """Return the indices of a few evenly spaced rows."""
         return np.unique(np.linspace(0, self.n - 1, SAMPLE_SIZE).astype(int))
 
     @cached_property
     def sample(self) -> np.ndarray:
-        """A few rows, evenly spaced."""
+        """A few evenly spaced rows."""
         return self[self.sample_index()]
 
 
@@ -98,10 +99,11 @@ class Mapped(Lazy):
 
 
 class Items(Lazy):
-    """A data set with a length and items: images, or pairs of an image and a label.
+    """A data set with a length, whose items are images or (image, label) pairs.
 
     Only one thread requests items, because data sets need not be thread-safe. Items are requested
-    as rarely as possible: equal ones are not merged, and a sample determines shape and range.
+    as rarely as possible. Equal images are therefore not merged, and only a sample of the items
+    determines the image shape and the value range.
     """
 
     def __init__(self, data: Any, stack: Callable[[list[object]], np.ndarray]):
@@ -109,7 +111,7 @@ class Items(Lazy):
         self.data, self.stack = data, stack
 
     def items(self, rows: np.ndarray) -> list[object]:
-        """Return items unchanged."""
+        """Return items as the data set provides them, with their labels."""
         if hasattr(self.data, "__getitems__"):  # PyTorch's protocol for several items
             return list(self.data.__getitems__(rows.tolist()))
         return [self.data[i] for i in rows.tolist()]
@@ -143,14 +145,14 @@ ArrayOrLazy = np.ndarray | Lazy
 
 
 def rows_of(source: ArrayOrLazy, rows: np.ndarray) -> Any:
-    """Return source[rows] for a mask or indices; the result is lazy if the source is."""
+    """Return source[rows] for a mask or indices; the result is lazy if the source is lazy."""
     if not isinstance(source, Lazy):
         return source[rows]
     return Picked(source, np.arange(len(source))[rows])
 
 
 def first_views(codes: ArrayOrLazy, rows: slice | np.ndarray = ALL) -> Any:
-    """Return codes[rows, 0] of codes (n, n_views, n_tokens); the result is lazy if codes are."""
+    """Return codes[rows, 0] for codes of shape (n, n_views, n_tokens), lazy if codes are lazy."""
     if not isinstance(codes, Lazy):
         return codes[rows, 0]
     assert codes.shape is not None
@@ -158,7 +160,7 @@ def first_views(codes: ArrayOrLazy, rows: slice | np.ndarray = ALL) -> Any:
 
 
 def of_views(codes: ArrayOrLazy, rows: np.ndarray, views: int | np.ndarray) -> np.ndarray:
-    """Return codes[rows, views] of codes (n, n_views, n_tokens), int64 in memory."""
+    """Return codes[rows, views] for codes of shape (n, n_views, n_tokens), as int64 in memory."""
     if isinstance(codes, Lazy):
         codes, rows = codes[rows], np.arange(len(rows))
     taken: np.ndarray = codes[rows, views]
@@ -168,9 +170,9 @@ def of_views(codes: ArrayOrLazy, rows: np.ndarray, views: int | np.ndarray) -> n
 def concatenate(
     parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, max_bytes: int
 ) -> "np.ndarray | Mapped":
-    """Concatenate arrays of integers: as int32 in memory, or in a temporary file if they are large.
+    """Concatenate integer arrays as int32 in memory, or in a temporary file above `max_bytes`.
 
-    The file has no name, so that the system removes it with the result.
+    The file has no name, so the operating system deletes it when the result is deleted.
     """
     if 4 * math.prod(shape) <= max_bytes:
         result, start = np.empty(shape, dtype=np.int32), 0
@@ -185,7 +187,7 @@ def concatenate(
             file.flush()
         except OSError as exc:
             raise OSError(
-                f"The tokens of X, {dtype.itemsize * math.prod(shape)} bytes, cannot be written to "
+                f"The tokens of X ({dtype.itemsize * math.prod(shape)} bytes) cannot be written to "
                 f"{tempfile.gettempdir()}: {exc}. Set the environment variable TMPDIR to a folder "
                 "with enough space."
             ) from exc
@@ -200,21 +202,21 @@ def in_memory(data: ArrayOrLazy) -> np.ndarray:
 
 
 def image_of(item: Any) -> Any:
-    """Return the image of a data set's item, which is an image or a pair of image and label."""
+    """Return the image of a data set's item, which is an image or an (image, label) pair."""
     return item[0] if isinstance(item, (tuple, list)) and item else item
 
 
 def memmap_of(array: object) -> np.memmap | None:
-    """Return the memory-mapped array that an array is a view of, or None."""
+    """Return the memory-mapped array whose memory `array` uses, or None."""
     while array is not None and getattr(array, "_mmap", None) is None:
         array = getattr(array, "base", None)
     return array if isinstance(array, np.memmap) else None
 
 
 def give_back(array: np.ndarray) -> None:
-    """Release the memory pages of a mapped array; the file keeps its content."""
+    """Release the memory pages of a memory-mapped array; its file is not changed."""
     mapped: Any = memmap_of(array)
     mapping = getattr(mapped, "_mmap", None)
-    # copy-on-write mappings may have changes that are not in the file
+    # a copy-on-write mapping may contain changes that exist only in memory
     if mapping is not None and mapped.mode != "c" and hasattr(mapping, "madvise"):
         mapping.madvise(mmap.MADV_DONTNEED)

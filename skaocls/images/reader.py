@@ -1,4 +1,4 @@
-"""Validation of X: what `fit` learns about its data, and what later data must agree with."""
+"""Validation of X: `fit` records the properties of its data, and later data must match them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,30 +20,30 @@ from skaocls.images.lazy import ArrayOrLazy, Lazy, Mapped
 from skaocls.images.shapes import check_image_shape, infer_image_shape, shorten
 from skaocls.warn import warn
 
-# Numbers are an error if they lie outside the range seen in `fit` by this many times its width. The
-# factor separates float images in [0, 1] from those in [0, 255], in both directions.
+# Images are rejected if their values exceed the range of `fit` by more than this many times the
+# width of that range. The factor detects images in [0, 255] after a fit in [0, 1], and vice versa.
 MAX_EXCESS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Description of the data seen in `fit`, by which later data are validated and decoded."""
+    """Properties of the data seen in `fit`, used to validate and decode later data."""
 
     owner: str  # class name of the estimator, for error messages
-    declared_shape: tuple[int, ...] | None  # the user's image_shape: files are resized to it
+    declared_shape: tuple[int, ...] | None  # the user's image_shape, to which files are resized
     image_shape: tuple[int, ...] | None  # height, width, channels; None for tables and tokens
-    n_features: int  # columns of a table, or numbers in one image
-    feature_names: np.ndarray | None = None  # of a data frame, if all of them are strings
-    signals: bool = False  # rows of a 2-D X are images one pixel high, not rows of a table
-    value_range: tuple[float, float] | None = None  # in fit, after division by the full scale
+    n_features: int  # number of columns of a table, or of values in one image
+    feature_names: np.ndarray | None = None  # column names of a data frame, if all are strings
+    signals: bool = False  # whether rows of a 2-D X are images one pixel high, not table rows
+    value_range: tuple[float, float] | None = None  # in fit, after division by 255 or 65535
     decoding: str = "as_seen"  # or "plain", see skaocls.images.to_pixels
-    grid: tuple[int, int] | None = None  # rows and columns of tokens
+    grid: tuple[int, int] | None = None  # rows and columns of the tokens
 
     def open(self, X: object, *, check_scale: bool = True, skip_unreadable: bool = False) -> Batch:
-        """Validate X against the data of `fit`. Images are not decoded yet.
+        """Check that X matches the data of `fit`, without decoding images.
 
-        `check_scale` rejects images far outside the range of `fit`. `skip_unreadable` leaves out
-        unreadable images, see `Batch.skipped`.
+        If `check_scale`, images with values far outside the range of `fit` are rejected. If
+        `skip_unreadable`, unreadable images are left out and listed in `Batch.skipped`.
         """
         if self.grid is not None:
             return Batch(self, check_tokens(X, self.grid))
@@ -57,7 +57,8 @@ class Reader:
         if not images and self.image_shape is not None and not self.reads_rows:
             raise ValueError(
                 f"X does not contain images, but {self.owner} was fitted on images of shape "
-                f"{self.image_shape}. Pass images, or image_shape to read flat rows."
+                f"{self.image_shape}. Pass images. If the rows of X are flattened images, pass "
+                "image_shape to fit."
             )
         skipped: dict[int, str] = {}
         if images:
@@ -79,7 +80,7 @@ class Reader:
         return Batch(self, data, skipped)
 
     def check_agreement(self, other: "Reader") -> None:
-        """Reject decoded images of another reader if their shape or scale differs."""
+        """Raise a ValueError if images of another reader differ in shape or scale."""
         if other.image_shape != self.image_shape:
             raise ValueError(
                 f"X has images of shape {other.image_shape}, but {self.owner} expects images of "
@@ -90,24 +91,24 @@ class Reader:
 
     @property
     def tabular(self) -> bool:
-        """Whether X is a table, neither images nor tokens."""
+        """Whether X is a table rather than images or tokens."""
         return self.image_shape is None and self.grid is None
 
     @property
     def reads_rows(self) -> bool:
-        """Whether rows of a 2-D X are images."""
+        """Whether each row of a 2-D X is an image."""
         return self.declared_shape is not None or self.signals
 
     def _check_feature_names(self, X: object) -> None:
-        """Compare column names with those of `fit`, with scikit-learn's messages."""
+        """Compare the column names of X with those of `fit`; raise scikit-learn's errors."""
         fitted = type(self.owner, (), {"feature_names_in_": self.feature_names})
         _check_feature_names(fitted(), X, reset=False)
 
     def _check_range(self, numbers: tuple[float, float], has_scale: bool) -> None:
-        """Reject images on another scale than those of `fit`, whose predictions would be wrong.
+        """Reject images on another scale than in `fit`, because predictions would be wrong.
 
-        Values slightly outside the range, and very faint images, are allowed with a warning.
-        `has_scale` says that the scale of X is known, as for files and 8-bit and 16-bit arrays.
+        Values slightly outside the range of `fit` and images with very low contrast only cause a
+        warning. `has_scale` is True for files and 8-bit or 16-bit arrays, whose scale is known.
         """
         assert self.value_range is not None
         (low, high), (smallest, largest) = self.value_range, numbers
@@ -116,8 +117,8 @@ class Reader:
             return
         message = (
             f"X has numbers from {smallest:.3g} to {largest:.3g}, but {self.owner} was fitted on "
-            f"numbers from {low:.3g} to {high:.3g} (8-bit and 16-bit types are divided by their "
-            "full scale). Pass images of the same type and scale as in fit."
+            f"numbers from {low:.3g} to {high:.3g} (after 8-bit values are divided by 255 and "
+            "16-bit values by 65535). Pass images of the same type and scale as in fit."
         )
         if has_scale:
             wrong_scale = high > 1 + width / MAX_EXCESS or low < -width / MAX_EXCESS
@@ -141,11 +142,11 @@ def learn_reader(
     decoding: str = "as_seen",
     skip_unreadable: bool = False,
 ) -> Batch:
-    """Validate the data of `fit`, and learn the reader of later data.
+    """Validate the data of `fit`, and create the reader that validates later data.
 
-    `image_shape` is the shape of flat rows, and the size to which files are resized. Rows of
-    numbers are a table unless `image_shape` is given. With `signals` they are images one pixel
-    high. See :meth:`Reader.open` for `skip_unreadable`.
+    `image_shape` is the shape of flattened images in a 2-D X, and the size to which files are
+    resized. If `image_shape` is None, a 2-D X is a table, or with `signals` its rows are images one
+    pixel high. :meth:`Reader.open` explains `skip_unreadable`.
     """
     declared = check_image_shape(image_shape)
     data = convert_input(X)
@@ -182,7 +183,7 @@ def learn_reader(
 
 
 def drop_unreadable(data: Any, decoding: str) -> tuple[ArrayOrLazy, dict[int, str]]:
-    """Return the readable images, and the error messages of the others by index; warn of them."""
+    """Return the readable images and the error messages of the unreadable ones; issue a warning."""
     skipped = unreadable_items(data, np.arange(len(data)), decoding)
     if skipped and len(skipped) == len(data):
         raise ValueError(f"None of the {len(data)} images can be read: {skipped[0]}")
@@ -193,17 +194,17 @@ def drop_unreadable(data: Any, decoding: str) -> tuple[ArrayOrLazy, dict[int, st
 
 
 def check_table(X: object, owner: str, *, numeric: bool) -> np.ndarray | Mapped:
-    """Validate rows of numbers; `numeric` keeps their type, else they become floats."""
+    """Validate a 2-D array of numbers; convert it to floats unless `numeric`."""
     dtype = "numeric" if numeric else [np.float64, np.float32]
     table = check_array(X, dtype=dtype, estimator=owner, input_name="X")
     return keep_mapped(table) if numeric else table
 
 
 def check_not_empty(data: ArrayOrLazy) -> None:
-    """Reject empty batches, images without pixels, and types that are not real numbers."""
+    """Reject empty batches, images without pixels, and dtypes other than real numbers."""
     if not len(data):
         check_array(data, allow_nd=True, ensure_all_finite=False)  # raises scikit-learn's error
-    if isinstance(data, Lazy) and data.shape is not None:  # nothing is read
+    if isinstance(data, Lazy) and data.shape is not None:  # check a dummy; load no rows
         data = np.broadcast_to(np.zeros((), data.dtype), data.shape)
     elif isinstance(data, Lazy):
         data = data.sample
@@ -215,7 +216,7 @@ def check_not_empty(data: ArrayOrLazy) -> None:
 
 
 def value_range(data: ArrayOrLazy) -> tuple[float, float]:
-    """Return the smallest and largest number in images; files and PIL images count as 0 to 1."""
+    """Return the smallest and largest value in images; assume 0 and 1 for files and PIL images."""
     if isinstance(data, Lazy):
         parts = [data.sample] if data.shape is None else data.parts()
         ranges = [value_range(part) for part in parts]
@@ -231,7 +232,7 @@ def value_range(data: ArrayOrLazy) -> tuple[float, float]:
 
 
 def has_full_scale(data: ArrayOrLazy) -> bool:
-    """Return whether the types of all images have a full scale."""
+    """Return whether the dtype of each image defines the value of white (255 or 65535)."""
     data = data.sample if isinstance(data, Lazy) else data
     if not is_items(data):
         return full_scale(data.dtype) > 1
@@ -243,21 +244,22 @@ def has_full_scale(data: ArrayOrLazy) -> bool:
 
 
 def learn_tokens(X: object, owner: str) -> Batch:
-    """Validate tokens and learn their grid."""
+    """Validate tokens and take the number of rows and columns from their shape."""
     codes = check_tokens(X)
     return Batch(token_reader(owner, codes.shape[-2:]), codes)
 
 
 def token_reader(owner: str, grid: tuple[int, int]) -> Reader:
-    """Return a reader of tokens on this grid."""
+    """Return a reader for tokens with this number of rows and columns."""
     rows, cols = int(grid[0]), int(grid[1])
     return Reader(owner, None, None, rows * cols, grid=(rows, cols))
 
 
 def check_tokens(X: Any, grid: tuple[int, int] | None = None) -> Any:
-    """Return tokens, integers of shape (n, rows, cols) or (n, n_crops, rows, cols).
+    """Validate and return integer tokens of shape (n, rows, cols) or (n, n_crops, rows, cols).
 
-    Memory-mapped tokens stay on disk. Anything else, or another grid, is a ValueError.
+    Memory-mapped tokens stay on disk. If X is not tokens, or the grid is not `grid`, a ValueError
+    is raised.
     """
     codes = X
     if not isinstance(X, Lazy):
@@ -273,8 +275,8 @@ def check_tokens(X: Any, grid: tuple[int, int] | None = None) -> Any:
         )
     if not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(
-            f"X is not tokens: integers are expected, but it has dtype {codes.dtype}. To classify "
-            'images, do not pass tokenizer="precomputed".'
+            f"X is not tokens: integers are expected, but it has dtype {codes.dtype}. If X "
+            'contains images, do not pass tokenizer="precomputed".'
         )
     if len(codes) and not np.prod(codes.shape):
         raise ValueError(f"X is not tokens: it has shape {codes.shape}.")

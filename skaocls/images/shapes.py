@@ -1,4 +1,4 @@
-"""The shape that all images have; of files only the headers are read."""
+"""Find the common shape of all images; only the headers of image files are read."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,17 +16,18 @@ from skaocls.warn import warn
 
 GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
 CHANNELS = (1, 3, 4)  # gray, RGB, RGBA
-TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
-MAX_LISTED = 5  # images listed in a message
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # numbers of TIFF tags
+MAX_LISTED = 5  # largest number of images that a message lists
 
 
 def infer_image_shape(
     data: Any, image_shape: tuple[int, ...] | None = None, decoding: str = "as_seen"
 ) -> tuple[int, ...]:
-    """Infer the common shape (height, width, channels) of images in canonical form.
+    """Infer the common shape (height, width, channels) of the result of `convert_input`.
 
-    `image_shape` is the shape of flat rows, and the size to which files and PIL images are resized.
-    Files and PIL images have one channel if all of them are grayscale, else three.
+    `image_shape` is the shape of flattened images in a 2-D X, and the size to which files and PIL
+    images are resized. If all files and PIL images are grayscale, they have one channel; otherwise
+    they have three channels.
     """
     if isinstance(data, Lazy) and data.shape is None:
         index = data.sample_index().tolist()
@@ -53,8 +54,8 @@ def infer_image_shape(
 def infer_from_items(
     items: np.ndarray, index: Sequence[int], image_shape: tuple[int, ...] | None, decoding: str
 ) -> tuple[int, ...]:
-    """Infer the shape of files, PIL images and arrays; see :func:`infer_image_shape`."""
-    check_array(np.zeros((len(items), 1)))  # at least one
+    """Infer the shape of files, PIL images and arrays, as :func:`infer_image_shape` explains."""
+    check_array(np.zeros((len(items), 1)))  # raises scikit-learn's error if X is empty
     arrays = [isinstance(as_array(item), np.ndarray) for item in items]
     if not all(arrays) and image_shape and len(image_shape) == 3 and image_shape[2] not in (1, 3):
         raise ValueError(f"image_shape={image_shape}: image files have 1 or 3 channels.")
@@ -77,7 +78,7 @@ def infer_from_items(
     ]
     if damaged:
         warn(
-            f"{len(damaged)} images have damaged EXIF metadata; the damaged parts are ignored: "
+            f"{len(damaged)} images have damaged EXIF metadata, and the damaged parts are ignored: "
             f"{shorten(damaged)}."
         )
     expected = (*size, max(shape[2] for shape in shapes))[:3]
@@ -93,12 +94,12 @@ def infer_from_items(
 def read_header(
     image: Any, image_shape: tuple[int, ...] | None, decoding: str
 ) -> tuple[tuple[int, ...], bool]:
-    """Return the shape of an image after decoding, and whether its metadata are damaged."""
+    """Return the shape of the decoded image, and whether its EXIF metadata are damaged."""
     if isinstance(image, np.ndarray):
         shape = array_shape(image.shape, image_shape) if image.ndim == 3 else (*image.shape, 1)
         return shape, False
     width, height = image.size
-    # some versions of Pillow swap the size of rotated TIFF files on opening, but not the tags
+    # some versions of Pillow swap height and width of rotated TIFF files, but not in the TIFF tags
     tags = getattr(image, "tag_v2", {})
     stored = (tags.get(TIFF_WIDTH, width), tags.get(TIFF_HEIGHT, height)) == (width, height)
     if stored and (decoding == "as_seen" or tags) and orientation_of(image) in (5, 6, 7, 8):
@@ -108,25 +109,25 @@ def read_header(
 
 
 def has_damaged_metadata(image: Image.Image) -> bool:
-    """Return whether an image has EXIF metadata that cannot be parsed and written again."""
+    """Return whether an image has EXIF metadata that Pillow cannot parse and write again."""
     if not image.info.get("exif"):
         return False
     try:
         Image.Image.getexif(image).tobytes()
-    except Exception:  # damaged metadata raise errors of any type
+    except Exception:  # damaged metadata can raise errors of any type
         return True
     return False
 
 
 def check_image_shape(image_shape: Any) -> tuple[int, ...] | None:
-    """Return image_shape as a tuple of 2 or 3 positive ints, or None."""
+    """Return image_shape as a tuple of 2 or 3 positive ints; return None unchanged."""
     if image_shape is None:
         return None
     shape = tuple(image_shape) if np.iterable(image_shape) else ()
     if len(shape) not in (2, 3) or not all(isinstance(s, Integral) and int(s) >= 1 for s in shape):
         raise ValueError(
             f"image_shape={image_shape!r} must be (height, width) or (height, width, channels), "
-            "positive integers."
+            "with positive integers."
         )
     return tuple(int(s) for s in shape)
 
@@ -134,11 +135,12 @@ def check_image_shape(image_shape: Any) -> tuple[int, ...] | None:
 def array_shape(
     shape: tuple[int, ...], image_shape: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
-    """Return (height, width, channels) of an array whose channels are last or first.
+    """Return (height, width, channels) of an array whose channel axis is the last or the first.
 
-    `image_shape` decides, if given. Otherwise two signs decide: whether the number of channels is
-    usual (1, 3 or 4), and whether the other two sides form a square. If neither is a sign, channels
-    are the side that is less than half as long as the others. Ambiguous shapes are a ValueError.
+    If `image_shape` is given, it decides. Otherwise the channel axis is the one with a usual number
+    of channels (1, 3 or 4), or the one whose two other axes form a square. If both axes are equal
+    in these respects, the channel axis is at most half as long as the two other axes. If the
+    channel axis is still ambiguous, a ValueError is raised.
     """
     last, first = shape, (*shape[1:], shape[0])
     if image_shape is not None:
@@ -162,6 +164,6 @@ def array_shape(
 
 
 def shorten(names: list[str]) -> str:
-    """Join the first few names, and say how many there are."""
+    """Join the first few names; if names are left out, append the total number of names."""
     more = f", ... ({len(names)} in total)" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more

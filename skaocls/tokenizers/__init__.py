@@ -1,8 +1,8 @@
 """Tokenizers: scikit-learn transformers between data and grids of discrete tokens.
 
-A tokenizer learns a codebook by ``fit(X)``, maps data to integer codes of shape
-``(n_samples, rows, cols)`` by ``transform``, and codes to data by ``inverse_transform``. Its fitted
-attributes are ``grid_``, the rows and columns of tokens, and ``n_codes_``, the codebook's size.
+``fit(X)`` learns a codebook, ``transform`` maps data to integer codes of shape
+``(n_samples, rows, cols)``, and ``inverse_transform`` maps codes to data. Every fitted tokenizer
+has the attributes ``grid_`` (rows and columns of tokens) and ``n_codes_`` (size of the codebook).
 """
 
 from skaocls.tokenizers.feature_map import FeatureTokenizer

@@ -1,6 +1,6 @@
-"""Base class of the tokenizers of images: it validates X, and subclasses learn and encode.
+"""Base class of image tokenizers: it validates X, and subclasses implement `_fit` and `_encode`.
 
-A classifier has validated and decoded its images already. It calls `_fit` and `_encode` directly.
+A classifier validates and decodes images itself, so it calls `_fit` and `_encode` directly.
 """
 
 import copy
@@ -19,13 +19,13 @@ from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader, learn_reader
 
 POSITIVE_INTEGER = Interval(Integral, 1, None, closed="left")
-ROUNDING = 0.01  # by which images may exceed [0, 1]
+ROUNDING = 0.01  # largest distance of pixel values from the range [0, 1]
 
 
 class ImageTokenizer(TransformerMixin, BaseEstimator):
-    """Validate images for the `_fit` and `_encode` of subclasses."""
+    """Base class that validates images before the subclass learns from them or encodes them."""
 
-    _signals = False  # whether rows of a 2-D X are images one pixel high
+    _signals = False  # whether each row of a 2-D X is an image one pixel high
 
     image_shape_ = read_from("reader_.image_shape")
     n_features_in_ = read_from("reader_.n_features")
@@ -37,10 +37,10 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of images
-            Arrays of shape (n, height, width) or (n, height, width, channels), files or PIL images;
-            flat rows, if `image_shape` is given.
+            Files, PIL images, or an array of shape (n, height, width) or (n, height, width,
+            channels). If `image_shape` is given, X may also have one flattened image per row.
         y : array-like of shape (n,), default=None
-            Class labels, by which ``"auto"`` parameters are chosen. Other targets are ignored.
+            Class labels, used to choose ``"auto"`` parameters. Regression targets are ignored.
 
         Returns
         -------
@@ -52,8 +52,8 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
         batch = learn_reader(X, name, self.image_shape, signals=self._signals)
         if batch.reader.image_shape is None:
             raise ValueError(
-                f"{name} requires images, but X is a table. Pass image_shape if its rows are "
-                "pixels."
+                f"{name} requires images, but X is a table. If each row of X contains the pixels "
+                "of an image, pass image_shape."
             )
         return self._fit(batch, y)
 
@@ -63,42 +63,42 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of images
-            Images of the shape seen during fit.
+            Images of the same shape as in `fit`.
 
         Returns
         -------
         codes : int64 array of shape (n, rows, cols)
-            Tokens, from 0 to ``n_codes_ - 1``.
+            Tokens from 0 to ``n_codes_ - 1``.
         """
         check_is_fitted(self)
         blocks = self.reader_.open(X).image_blocks()
         return np.concatenate([self._encode(images) for _, images in blocks])
 
     def _fit(self, batch: Batch, y: object = None) -> "ImageTokenizer":
-        """Learn from validated images."""
+        """Learn the codebook from validated images."""
         raise NotImplementedError
 
     def _encode(self, images: np.ndarray) -> np.ndarray:
-        """Tokenize decoded images, float32 (n, height, width, channels)."""
+        """Tokenize decoded images of shape (n, height, width, channels) and dtype float32."""
         raise NotImplementedError
 
     def _own_reader(self, batch: Batch) -> Reader:
-        """Return the reader of the images of fit, in this tokenizer's name."""
+        """Return a copy of the batch's reader whose error messages name this tokenizer."""
         return replace(batch.reader, owner=type(self).__name__, signals=self._signals)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__().copy()
         for name, value in state.items():
             if name.endswith("_") and isinstance(value, torch.nn.Module):
-                state[name] = copy.deepcopy(value).cpu()  # must load without a GPU
+                state[name] = copy.deepcopy(value).cpu()  # the pickle must load without a GPU
         return state
 
 
 def pixels_in_batch(images: np.ndarray, batch_size: int) -> torch.Tensor:
-    """Convert images in [0, 1] to (batch_size, channels, height, width) for a network.
+    """Convert images in [0, 1] to a network input of shape (batch_size, channels, height, width).
 
-    Incomplete batches are filled with copies of the last image, so that tokens do not depend on the
-    number of images.
+    If there are fewer than `batch_size` images, the last image is repeated. Thus the tokens of an
+    image do not depend on the number of images.
     """
     low, high = images.min(), images.max()
     if low < -ROUNDING or high > 1 + ROUNDING:

@@ -1,8 +1,8 @@
-"""Codebooks of patches, and the choice of their size and normalization by class labels.
+"""Codebooks of patches, and the choice of codebook size and normalization by class labels.
 
-A codebook consists of k-means centers. If labels are known, naive Bayes on the tokens stands in for
-a prior, which would take too long to train: sizes and normalizations are compared by its held-out
-loss.
+A codebook consists of k-means centers. If labels are known, codebook sizes and normalizations are
+compared by the held-out loss of a naive Bayes classifier on the tokens. Training a prior for each
+comparison would take too long.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,32 +18,32 @@ from sklearn.utils.multiclass import type_of_target
 
 # Codebook size (chosen with benchmarks/quality/codebooks.py)
 SIZES = tuple(2**n for n in range(4, 11))
-PATCHES_PER_CODE = 64  # without labels
-# Largest loss of a size that may be chosen, relative to the smallest loss. Naive Bayes
-# underestimates large codebooks, because a prior also learns across positions and classes.
+PATCHES_PER_CODE = 64  # training patches per code if labels are unknown
+# Largest loss of the chosen size, relative to the smallest loss. The tolerance exceeds 1 because
+# large codebooks suit a prior, which learns across positions and classes, better than naive Bayes.
 SIZE_TOLERANCE = 1.5
-MAX_WORSE_SIZES = 2  # consecutive sizes beyond the tolerance, after which the search ends
-SIZE_IMAGES = 4096  # images with which sizes are compared
+MAX_WORSE_SIZES = 2  # the search ends when this many consecutive sizes exceed the tolerance
+SIZE_IMAGES = 4096  # number of images on which sizes are compared
 
 # Normalization (chosen with benchmarks/quality/normalization.py)
-NORMALIZATION_IMAGES, NORMALIZATION_CODES = 2048, 64  # of the comparison
-# Largest loss of a normalization that may be chosen: this factor times the smallest loss, plus this
-# fraction of the loss of a guess. Two codebooks of the same patches differ by about as much.
+NORMALIZATION_IMAGES, NORMALIZATION_CODES = 2048, 64  # images and codes in each comparison
+# Largest loss of the chosen normalization: TOLERANCE times the smallest loss, plus SLACK times the
+# loss of uniform guessing. Two random codebooks of the same patches differ by about this much.
 NORMALIZATION_TOLERANCE, NORMALIZATION_SLACK = 1.1, 0.03
 
 # Both comparisons
-GUESSING = 0.95  # loss, relative to a guess, above which naive Bayes has learned nothing
+GUESSING = 0.95  # if naive Bayes has a larger loss, relative to uniform guessing, it is not used
 FOLDS = 3
-MIN_IMAGES_PER_CLASS = 4  # on average; fewer are not compared
-SMOOTHING = 2.0  # pseudo-counts of a code's frequency over all positions
+MIN_IMAGES_PER_CLASS = 4  # on average; if there are fewer, labels are ignored
+SMOOTHING = 2.0  # pseudo-counts, distributed like the codes of the class at all positions
 
 # Principal components of large patches (benchmarks/quality/large_images.py)
-MAX_NUMBERS = 192  # of a patch that is clustered without them
+MAX_NUMBERS = 192  # largest number of values of a patch that is clustered without PCA
 N_COMPONENTS, COMPONENT_PATCHES = 64, 4096
 
 
 def learn_codebook(patches: np.ndarray, n_codes: int, rng: np.random.RandomState) -> np.ndarray:
-    """Return k-means centers (at most n_codes, n_numbers) of patches (n_patches, n_numbers)."""
+    """Cluster patches (n_patches, n_values) by k-means and return at most `n_codes` centers."""
     kmeans = MiniBatchKMeans(
         min(n_codes, len(np.unique(patches, axis=0))),
         batch_size=2048,
@@ -61,9 +61,9 @@ def choose_codebook(
     labels: np.ndarray | None,
     rng: np.random.RandomState,
 ) -> np.ndarray:
-    """Learn a codebook of a given size, or choose the size among :data:`SIZES` by labels.
+    """Learn a codebook of a given size, or use the labels to choose among :data:`SIZES`.
 
-    Patches are image by image, (n_images * n_tokens, n_numbers).
+    Patches have shape (n_images * n_tokens, n_values); all patches of the first image come first.
     """
     if not isinstance(n_codes, str):
         return learn_codebook(patches, n_codes, rng)
@@ -75,7 +75,7 @@ def choose_codebook(
     tried: list[tuple[float, np.ndarray]] = []
     for size in SIZES:
         codebook = learn_codebook(patches, size, rng)
-        if tried and len(codebook) == len(tried[-1][1]):  # there are no more distinct patches
+        if tried and len(codebook) == len(tried[-1][1]):  # all distinct patches are codes already
             break
         tried.append((classification_loss(sample, codebook, labels[images]), codebook))
         smallest = min(loss for loss, _ in tried)
@@ -87,12 +87,12 @@ def choose_codebook(
 
 
 def fit_components(patches: np.ndarray, rng: np.random.RandomState) -> PCA | FunctionTransformer:
-    """Fit principal components of large patches; small patches are transformed to themselves."""
+    """Fit a PCA if patches are large; for small patches, return the identity transformation."""
     if patches.shape[1] <= MAX_NUMBERS:
         return FunctionTransformer().fit(patches)
     sample = patches[rng.permutation(len(patches))[:COMPONENT_PATCHES]]
     n_components, seed = min(N_COMPONENTS, len(sample)), rng.randint(2**31 - 1)
-    with np.errstate(invalid="ignore"):  # equal patches have no variance
+    with np.errstate(invalid="ignore"):  # if all patches are equal, PCA divides by a variance of 0
         return PCA(n_components, svd_solver="randomized", random_state=seed).fit(sample)
 
 
@@ -102,10 +102,10 @@ def best_normalization(
     labels: np.ndarray,
     rng: np.random.RandomState,
 ) -> str | None:
-    """Return the last candidate with which naive Bayes classifies about as well as with the best.
+    """Return the last candidate with which naive Bayes is about as good as with the best candidate.
 
-    `patches` maps a candidate and indices of images to patches, (n * n_tokens, n_numbers). The
-    first candidate is returned if naive Bayes does no better than guessing.
+    `patches` maps a candidate and indices of images to patches of shape (n * n_tokens, n_values).
+    If naive Bayes is no better than guessing, the first candidate is returned.
     """
     images = rng.permutation(len(labels))[:NORMALIZATION_IMAGES]
     guess = np.log(labels[images].max() + 1)
@@ -124,7 +124,7 @@ def best_normalization(
 
 
 def classification_loss(patches: np.ndarray, codebook: np.ndarray, labels: np.ndarray) -> float:
-    """Return the held-out loss of naive Bayes on the tokens of patches (n, n_tokens, n_numbers)."""
+    """Return the held-out loss of naive Bayes on the tokens of patches (n, n_tokens, n_values)."""
     codes = pairwise_distances_argmin(patches.reshape(-1, patches.shape[2]), codebook)
     folds = np.arange(len(labels)) % FOLDS
     return held_out_loss(codes.reshape(len(labels), -1), labels, len(codebook), folds)
@@ -133,14 +133,15 @@ def classification_loss(patches: np.ndarray, codebook: np.ndarray, labels: np.nd
 def held_out_loss(codes: np.ndarray, labels: np.ndarray, n_codes: int, folds: np.ndarray) -> float:
     """Compute the cross-validated cross-entropy of naive Bayes on codes (n_images, n_tokens).
 
-    `labels` are 0 to n_classes - 1. The model of each fold is trained on the other folds. The loss
-    is in nats, at the best temperature of the posterior, because neighboring tokens are dependent.
+    `labels` are 0 to n_classes - 1. Each fold is predicted by a model trained on the other folds.
+    The loss is in nats. The posterior is scaled by the best temperature, because naive Bayes is
+    overconfident when neighboring tokens are dependent.
     """
     n_classes, n_tokens = int(labels.max()) + 1, codes.shape[1]
     joint = np.zeros((len(codes), n_classes))
     for fold in np.unique(folds):
         train, test = folds != fold, folds == fold
-        offsets = labels[train] * n_codes  # of each class in a table of counts
+        offsets = labels[train] * n_codes  # start of each class in a flattened table of counts
         counts = np.bincount(codes[train].ravel(), minlength=n_codes) + 0.5
         class_counts = np.bincount(
             (offsets[:, None] + codes[train]).ravel(), minlength=n_classes * n_codes
@@ -161,7 +162,7 @@ def held_out_loss(codes: np.ndarray, labels: np.ndarray, n_codes: int, folds: np
 
 
 def class_labels(y: object, n_samples: int, rows: np.ndarray) -> np.ndarray | None:
-    """Return classes 0, 1, ... of some samples; None if y is not classes or has too few samples."""
+    """Return the classes y[rows] as 0, 1, ..., or None if y is a regression target or too short."""
     targets = np.asarray(y)
     if len(targets) != n_samples:
         raise ValueError(f"y has {len(targets)} labels, but X has {n_samples} images.")

@@ -1,7 +1,7 @@
-"""Checks of tokenizers and of their codes.
+"""Checks of tokenizers and of the codes that tokenizers return.
 
-Classifiers check custom tokenizers after `fit` and `transform`. `check_tokenizer` is for users; it
-also finds errors that single calls do not show.
+Classifiers check custom tokenizers after `fit` and `transform`. Users call `check_tokenizer`, which
+also detects errors that appear only when results of several calls are compared.
 """
 
 import copy
@@ -15,16 +15,16 @@ from sklearn.base import clone
 
 from skaocls.warn import warn
 
-MIN_SAMPLES = 4  # so that both halves have several
+MIN_SAMPLES = 4  # so that each half of X has at least two samples
 
 
 def code_dtype(n_codes: int) -> np.dtype:
-    """Return the type in which codes are stored in files."""
+    """Return the dtype in which codes are stored in files."""
     return np.dtype(np.uint16 if n_codes <= 2**16 else np.uint32)
 
 
 def check_codes(codes: ArrayLike, grid: Sequence[int], n_codes: int) -> np.ndarray:
-    """Return codes as int64 (n, rows, cols), or raise a ValueError."""
+    """Return codes as int64 of shape (n, rows, cols), or raise a ValueError if they are invalid."""
     codes = np.asarray(codes)
     if codes.ndim != 3 or codes.shape[1:] != tuple(grid):
         raise ValueError(
@@ -40,7 +40,7 @@ def check_codes(codes: ArrayLike, grid: Sequence[int], n_codes: int) -> np.ndarr
 
 
 def check_fitted_tokenizer(tokenizer: Any, returned: Any) -> None:
-    """Raise a ValueError unless a tokenizer, whose `fit` returned `returned`, is fitted."""
+    """Raise a ValueError if `fit` returned the wrong object or did not set all attributes."""
     name = type(tokenizer).__name__
     if returned is not tokenizer:
         raise ValueError(f"{name}.fit must return the tokenizer itself, got {returned!r:.80}.")
@@ -67,42 +67,43 @@ def check_transformed(tokenizer: Any, codes: ArrayLike, n: int) -> np.ndarray:
     try:
         checked = check_codes(flat, grid, int(tokenizer.n_codes_))
         if len(codes) != n:
-            raise ValueError(f"codes are of {len(codes)} images, but there are {n}.")
+            raise ValueError(f"codes are of {len(codes)} images, but there are {n} images in X.")
     except ValueError as error:
         raise ValueError(f"{type(tokenizer).__name__}.transform: {error}") from None
     return checked.reshape(codes.shape)
 
 
 def check_tokenizer(tokenizer: Any, X: ArrayLike, y: ArrayLike | None = None) -> None:
-    """Check that a custom transformer is a tokenizer that classifiers can use.
+    """Check that classifiers can use a custom transformer as a tokenizer.
 
-    The tokenizer is cloned and not changed.
+    The checks fit a clone, so the given tokenizer is not changed.
 
     Parameters
     ----------
     tokenizer : transformer
-        It must have `fit` and `transform`. :meth:`AnyOrderARClassifier.sample` and
+        Object with the methods `fit` and `transform`. :meth:`AnyOrderARClassifier.sample` and
         :meth:`AnyOrderARClassifier.inpaint` also need `inverse_transform`.
     X : float array of shape (n_images, height, width, channels) or (n_samples, n_features)
-        At least four images, with a channel axis even if there is one channel; or rows of a table.
+        At least four images or table rows. Grayscale images also need a channel axis.
     y : array of shape (n_images,), default=None
         Labels that are passed to `fit`.
 
     Raises
     ------
     ValueError
-        If `fit` does not return the tokenizer or does not set `grid_` and `n_codes_`; if codes are
-        not integers of shape (n_images, rows, cols) from 0 to ``n_codes_ - 1``; if the codes of an
-        image depend on the other images, or on the call; if X or a constructor parameter is
-        modified; or if `inverse_transform` returns another shape than that of X (a single channel
-        axis may be missing).
+        If the tokenizer breaks one of these rules. `fit` returns the tokenizer, sets `grid_` and
+        `n_codes_`, and keeps constructor parameters. `transform` returns integers from 0 to
+        ``n_codes_ - 1`` of shape (n_images, rows, cols). Repeated calls return equal codes, which
+        do not depend on the other images. X is not modified. `inverse_transform` returns an array
+        of the same shape as X, but may omit the channel axis of grayscale images.
 
     Warns
     -----
     UserWarning
-        If `grid_` does not divide the image size and there is no attribute `patch_size_`, the
-        (height, width) of a token in pixels. Evidence maps and `inpaint` then assume that tokens
-        divide the image evenly, which is wrong if the tokenizer pads images.
+        If the image size is not a multiple of `grid_`, and the tokenizer has no attribute
+        `patch_size_`, the (height, width) of a token in pixels. In this case, evidence maps and
+        `inpaint` assume that the tokens divide the image evenly. If the tokenizer pads images,
+        this assumption is wrong.
 
     Examples
     --------
@@ -134,18 +135,18 @@ def check_tokenizer(tokenizer: Any, X: ArrayLike, y: ArrayLike | None = None) ->
                 f"but the shape of X, {X.shape}, is expected."
             )
     if not np.array_equal(X, original):
-        raise ValueError(f"{name} modifies the X that it is given; copy it first.")
+        raise ValueError(f"{name} modifies the array X that the caller passes; copy X first.")
     has_patches = X.ndim == 2 or getattr(tokenizer, "patch_size_", None) is not None
     if not has_patches and any(np.mod(X.shape[1:3], tokenizer.grid_)):
         warn(
             f"{name} makes {tokenizer.grid_[0]} x {tokenizer.grid_[1]} tokens of images of "
             f"{X.shape[1]} x {X.shape[2]} pixels and has no patch_size_, so tokens are assumed to "
-            "divide the image evenly. If they do not, set patch_size_ = (height, width) in fit."
+            "divide the image evenly. Otherwise, set patch_size_ = (height, width) in fit."
         )
 
 
 def check_reproducible(tokenizer: Any, X: np.ndarray, codes: np.ndarray) -> None:
-    """Raise a ValueError if codes of an image depend on anything but the image."""
+    """Raise a ValueError if codes of an image depend on other images or change between calls."""
     copied, middle = copy.deepcopy(tokenizer), len(X) // 2
     halves = [tokenizer.transform(part) for part in (X[:middle], X[middle:])]
     for condition, repeated in (

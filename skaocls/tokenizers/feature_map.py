@@ -1,4 +1,4 @@
-"""Tokens of a network's features: the nearest codebook entry at each position of a feature map."""
+"""Tokens of a feature map: each token is the codebook entry nearest to the vector at a position."""
 
 import copy
 import threading
@@ -22,60 +22,61 @@ from skaocls.tokenizers.codebook import choose_codebook, class_labels
 from skaocls.warn import warn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MAX_NUMBERS = 2**25  # in all feature vectors from which components and codebook are learned
-MANY_TOKENS = 256  # from which a warning says that training is slow
+MAX_NUMBERS = 2**25  # values in all feature vectors from which PCA and codebook are learned
+MANY_TOKENS = 256  # if there are more tokens per image, a warning says that training is slow
 
 Backbone = torch.nn.Module | Callable[[torch.Tensor], torch.Tensor]
 
 
 class FeatureTokenizer(ImageTokenizer):
-    """Tokenize images by a network: cluster the vectors of its feature map.
+    """Tokenize images with a network: cluster the vectors of a feature map.
 
-    The vector at each position of the map is projected on principal components. Its token is the
-    nearest k-means center. With a pretrained network, tokens distinguish parts of objects rather
-    than shades of patches. The network is not trained; `fit` copies a module and sets the copy to
-    evaluation mode.
+    The vector at each position of the feature map is projected on principal components. The token
+    of the position is the nearest k-means center. The tokens of a pretrained network distinguish
+    parts of objects rather than brightness and color. `fit` does not train the network. If the
+    network is a module, `fit` copies the module and sets the copy to evaluation mode.
 
     Parameters
     ----------
     backbone : torch.nn.Module or callable
-        Maps float32 images (n, 3, height, width) to a feature map (n, channels, rows, cols) or, as
-        vision transformers do, to (n, `n_prefix` + side * side, channels). `clone` copies a module.
+        Network that maps float32 images (n, 3, height, width) to a feature map (n, channels, rows,
+        cols). Like a vision transformer, it may also return tokens of shape (n, `n_prefix` + side *
+        side, channels). `clone` copies a module.
     layer : str, default=None
-        Name of a submodule (see ``backbone.named_modules()``) whose output is the feature map. None
-        is the output of the backbone.
+        Name of the submodule (see ``backbone.named_modules()``) whose output is the feature map. If
+        None, the output of the backbone is the feature map.
     n_prefix : int, default=0
-        Number of class and register tokens before the image tokens. They are ignored.
+        Number of class and register tokens before the image tokens. These tokens are ignored.
     grid : tuple of int (rows, cols), default=None
-        Size to which the feature map is averaged. None keeps its size.
+        Size of the feature map after average pooling. If None, the feature map is not pooled.
     input_size : int or tuple of int (height, width), default=None
-        Size to which images are resized for the network. None keeps their size.
+        Size to which images are resized for the network. If None, images are not resized.
     mean, std : tuple of float or None, default=those of ImageNet
-        Mean and standard deviation of each channel, by which images in [0, 1] are normalized. None
-        does not normalize.
+        Mean and standard deviation of each channel, used to normalize images in [0, 1]. If `mean`
+        is None, no mean is subtracted. If `std` is None, images are not divided.
     n_components : int or None, default=32
-        Number of principal components that are clustered, at most the channels of the map. None
-        clusters the vectors.
+        Number of principal components that are clustered, at most the number of channels. If None,
+        the feature vectors are clustered without a PCA.
     n_codes : int or "auto", default="auto"
-        Size of the codebook, chosen as in :class:`PatchTokenizer`.
+        Size of the codebook. ``"auto"`` chooses the size as in :class:`PatchTokenizer`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        As in :class:`PatchTokenizer`.
+        Shape of the images, as in :class:`PatchTokenizer`.
     batch_size : int, default=8
-        Images that the network processes together. Incomplete batches are padded, so that tokens
-        do not depend on the batch.
+        Number of images that the network processes together. Incomplete batches are padded, so the
+        tokens of an image do not depend on the other images.
     device : str or torch.device, default="auto"
-        ``"auto"`` is CUDA if available, else the CPU. A callable gets its images on this device.
+        Device of the network and its input. ``"auto"`` is CUDA if available, otherwise the CPU.
     random_state : int, RandomState instance or None, default=None
-        Seed of the choice of images, of components and of k-means.
+        Seed for the choice of images, for PCA and for k-means.
 
     Attributes
     ----------
     backbone_ : torch.nn.Module or callable
-        The network; a copy, if it is a module.
+        The network. If `backbone` is a module, this is a copy.
     components_ : PCA or None
-        Fitted principal components.
-    codebook_ : float32 ndarray of shape (`n_codes_`, n_numbers)
-        Center of each code, in components.
+        Fitted PCA, or None if `n_components` is None.
+    codebook_ : float32 ndarray of shape (`n_codes_`, n_values)
+        Cluster center of each code, in the space of the principal components.
     n_codes_ : int
         Size of the codebook.
     grid_ : tuple of int
@@ -85,9 +86,10 @@ class FeatureTokenizer(ImageTokenizer):
 
     Notes
     -----
-    Feature maps cannot be decoded, so there is no `inverse_transform`, and ``sample`` and
-    ``inpaint`` of a classifier raise NotImplementedError. ``save_pretrained`` does not write
-    networks, because they are code: use joblib.dump, or train on ``tokenizer="precomputed"``.
+    Feature maps cannot be decoded to images, so this tokenizer has no `inverse_transform`. If a
+    classifier uses this tokenizer, ``sample`` and ``inpaint`` raise NotImplementedError.
+    ``save_pretrained`` cannot save the classifier, because a network consists of code. Use
+    joblib.dump, or train the classifier on tokens with ``tokenizer="precomputed"``.
 
     Examples
     --------
@@ -155,8 +157,8 @@ class FeatureTokenizer(ImageTokenizer):
         n_rows, n_cols, channels = self._features(backbone, batch.images(rows[:1])).shape[1:]
         if n_rows * n_cols > MANY_TOKENS:
             warn(
-                f"The feature map has {n_rows} x {n_cols} positions, and as many tokens per image "
-                "are slow. Pass grid=(8, 8) to average it, a later layer, or a smaller input_size."
+                f"The feature map has {n_rows} x {n_cols} positions. Training on so many tokens "
+                "per image is slow. Pass grid=(8, 8), a later layer, or a smaller input_size."
             )
         n_images = max(1, MAX_NUMBERS // (n_rows * n_cols * channels))
         rows = np.sort(rows[:n_images])
@@ -196,7 +198,7 @@ class FeatureTokenizer(ImageTokenizer):
         return np.concatenate(codes).astype(np.int64).reshape(-1, *self.grid_)
 
     def _copy_backbone(self) -> Backbone:
-        """Copy a module in evaluation mode; return other callables."""
+        """Return a copy of a module in evaluation mode; return other callables unchanged."""
         backbone = self.backbone
         if isinstance(backbone, torch.nn.Module):
             if self.layer is not None and self.layer not in dict(backbone.named_modules()):
@@ -212,12 +214,12 @@ class FeatureTokenizer(ImageTokenizer):
 
     @own_torch_state()
     def _features(self, backbone: Backbone, images: np.ndarray) -> np.ndarray:
-        """Compute the feature map of at most `batch_size` images, (n, rows, cols, channels)."""
+        """Return the feature maps (n, rows, cols, channels) of at most `batch_size` images."""
         device = resolve_device(self.device)
         if isinstance(backbone, torch.nn.Module):
             backbone = to_device(backbone, device)
         pixels = self._pixels(images).to(device)
-        with torch.random.fork_rng([]):  # a callable may draw random numbers
+        with torch.random.fork_rng([]):  # the backbone may draw random numbers
             torch.default_generator.manual_seed(0)
             features = call_backbone(backbone, pixels, self.layer)
         if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):
@@ -244,7 +246,7 @@ class FeatureTokenizer(ImageTokenizer):
         return maps
 
     def _pixels(self, images: np.ndarray) -> torch.Tensor:
-        """Prepare images for the network: (`batch_size`, 3, height, width), normalized."""
+        """Return the normalized network input of shape (`batch_size`, 3, height, width)."""
         if images.shape[-1] not in (1, 3):
             raise ValueError(f"Images must have one channel or three, not {images.shape[-1]}.")
         images = images.repeat(3 // images.shape[-1], axis=-1)
@@ -260,7 +262,7 @@ class FeatureTokenizer(ImageTokenizer):
 
 
 def call_backbone(backbone: Backbone, pixels: torch.Tensor, layer: str | None) -> object:
-    """Return the output of the backbone, or of one of its submodules."""
+    """Return the output of the backbone, or of the submodule named `layer`."""
     if layer is None:
         return backbone(pixels)
     assert isinstance(backbone, torch.nn.Module)
@@ -268,7 +270,7 @@ def call_backbone(backbone: Backbone, pixels: torch.Tensor, layer: str | None) -
     thread = threading.get_ident()
 
     def keep(module: torch.nn.Module, inputs: object, output: object) -> None:
-        if threading.get_ident() == thread:  # other threads may use the same module
+        if threading.get_ident() == thread:  # ignore calls of the same module in other threads
             outputs.append(output)
 
     handle = backbone.get_submodule(layer).register_forward_hook(keep)

@@ -1,20 +1,20 @@
-"""Normalization of images: brightness, contrast and polarity, on which tokens need not depend.
+"""Normalization of images, which makes tokens independent of brightness, contrast and polarity.
 
-Statistics are the mean and the contrast (standard deviation) of each channel. They have shape
-(n, 2, channels) for n images. All normalized images have the same statistics, called the reference,
-of shape (2, channels). With polarity, contrast is negative if the few pixels that stand out are
-dark (negative skewness).
+Statistics are the mean and the contrast (standard deviation) of each channel. The statistics of n
+images have shape (n, 2, channels). All normalized images have the same statistics, called the
+reference, of shape (2, channels). If the normalization includes polarity, images with negative
+skewness (dark objects on a light background) have a negative contrast.
 """
 
 import numpy as np
 
-# What is normalized, from least to most
+# Normalizations, sorted by the number of image properties that they remove
 NORMALIZATIONS = ("image", "image+polarity", "channel", "channel+polarity")
 
-# Constants of floating-point robustness and noise; results do not depend on their exact values.
-MIN_CONTRAST = 0.1  # of the typical contrast; keeps noise in almost uniform images small
-ROUNDING = 1e-5  # contrast, relative to the largest mean, that counts as zero
-MIN_SKEWNESS = 1e-3  # below it, polarity counts as positive
+# Limits that handle rounding errors and noise; the exact values hardly change the results.
+MIN_CONTRAST = 0.1  # relative to the typical contrast; limits noise in almost uniform images
+ROUNDING = 1e-5  # contrasts up to this fraction of the largest mean count as zero
+MIN_SKEWNESS = 1e-3  # if the skewness is above -MIN_SKEWNESS, the polarity is positive
 
 
 def image_statistics(
@@ -22,8 +22,9 @@ def image_statistics(
 ) -> np.ndarray:
     """Compute the statistics of images (n, height, width, channels).
 
-    ``"image"`` shares statistics between channels; ``"channel"`` does not. `valid` marks the pixels
-    that count, (n, height, width), at least one in each image. None is all.
+    With ``"image"``, all channels get the same statistics; with ``"channel"``, each gets its own.
+    `valid`, of shape (n, height, width), marks the pixels that are used, at least one per image. If
+    None, all pixels are used.
     """
     n, channels = len(images), images.shape[-1]
     pixels = images.reshape(n, -1, channels).astype(np.float64)
@@ -49,7 +50,7 @@ def image_statistics(
 
 
 def typical_statistics(statistics: np.ndarray) -> np.ndarray:
-    """Return the median over images that are not uniform; mean 0 and contrast 1 if all are."""
+    """Return the median over non-uniform images, or mean 0 and contrast 1 if all are uniform."""
     means, contrasts = np.moveaxis(statistics, 1, 0)
     varied = abs(contrasts) > ROUNDING * max(abs(means).max(), np.finfo(float).tiny)
     typical = np.empty(statistics.shape[1:])
@@ -63,7 +64,7 @@ def typical_statistics(statistics: np.ndarray) -> np.ndarray:
 
 
 def limit_contrast(statistics: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Raise each contrast to at least a fraction of the reference's."""
+    """Raise each contrast to at least MIN_CONTRAST times the contrast of the reference."""
     mean, contrast = np.moveaxis(statistics, 1, 0)
     limited = np.maximum(abs(contrast), MIN_CONTRAST * abs(reference[1]))
     return np.stack([mean, np.where(contrast < 0, -limited, limited)], axis=1)
@@ -76,18 +77,18 @@ def extrapolate_statistics(
     reference: np.ndarray,
     normalize: str,
 ) -> np.ndarray:
-    """Estimate the statistics of whole images from those of their valid pixels.
+    """Estimate the statistics of whole images from the statistics of their valid pixels.
 
-    The estimate assumes that the whole differs from the part as it does on average in training
-    images. `training` is the mean and the standard deviation of each pixel of normalized training
-    images.
+    The estimate assumes that valid pixels differ from the whole image in the same way as in an
+    average training image. `training` contains the mean and the standard deviation of each pixel
+    over the normalized training images.
     """
     mean, std = (x[None].repeat(len(valid), axis=0).astype(np.float64) for x in training)
     part_mean, std_of_means = np.moveaxis(
         image_statistics(mean, normalize.split("+")[0], valid), 1, 0
     )
     std_statistics = image_statistics(std, normalize.split("+")[0], valid)
-    # over images and pixels: the variance of the means, plus the mean of the variances
+    # total variance = variance of the pixel means + mean of the pixel variances
     contrast = np.sqrt(std_of_means**2 + (std_statistics**2).sum(1))
     contrast = np.maximum(contrast, MIN_CONTRAST * abs(reference[1]))
     signed, factor = statistics[:, 1] * np.sign(reference[1]), abs(reference[1]) / contrast
@@ -101,7 +102,7 @@ def extrapolate_statistics(
 
 
 def match_statistics(images: np.ndarray, current: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Change images (n, ..., channels) linearly, so that statistics `current` become `target`."""
+    """Rescale images (n, ..., channels) so that their statistics `current` become `target`."""
     inner = (1,) * (images.ndim - 2)
     (mean, contrast), (target_mean, target_contrast) = (
         np.moveaxis(x.reshape(-1, 2, *inner, x.shape[-1]), 1, 0) for x in (current, target)

@@ -1,7 +1,7 @@
-"""Tokens of image patches: the nearest codebook entry of each patch.
+"""Tokens of image patches: the token of each patch is the nearest codebook entry.
 
-`fit` chooses a normalization and learns the codebook from the patches of some training images.
-`transform` normalizes images, divides them into patches and looks up codes.
+`fit` chooses a normalization and learns the codebook from patches of a subset of training images.
+`transform` normalizes images, divides them into patches and finds the nearest code of each patch.
 """
 
 from collections.abc import Sequence
@@ -34,62 +34,65 @@ from skaocls.tokenizers.normalization import (
 )
 from skaocls.warn import warn
 
-# The largest grid with patch_size="auto". A transformer's time grows with the number of tokens.
+# Largest number of tokens with patch_size="auto". More tokens slow down the transformer.
 MAX_TOKENS = 64
-MAX_SIDE = 8  # pixels; k-means describes larger patches poorly
-MAX_PATCHES = 2**17  # from which the codebook is learned; more take longer and change little
+MAX_SIDE = 8  # side in pixels above which k-means approximates patches poorly
+MAX_PATCHES = 2**17  # number of patches for learning; with more, the codebook hardly changes
 
 
 class PatchTokenizer(ImageTokenizer):
-    """Tokenize images by patches: each token is the nearest k-means center of a patch.
+    """Tokenize images by patches: the token of a patch is the nearest k-means center.
 
-    If the patch size does not divide the image, the image is padded on the right and at the bottom
-    by repeating its last pixels; `inverse_transform` removes the padding.
+    If the image size is not a multiple of the patch size, the image is padded on the right and at
+    the bottom by repeating the last pixels. `inverse_transform` removes the padding.
 
     Parameters
     ----------
     patch_size : int, tuple of int (height, width) or "auto", default="auto"
-        Size of a token in pixels. ``"auto"`` is the smallest square patch, from 2 x 2, with at
-        most 64 tokens per image. Images larger than 64 x 64 get patches larger than 8 x 8, with a
-        warning. Patches of more than 192 numbers are clustered by their first 64 principal
-        components.
+        Size of a token in pixels. ``"auto"`` is the smallest square of at least 2 x 2 pixels that
+        gives at most 64 tokens per image. Images larger than 64 x 64 pixels get patches larger than
+        8 x 8 pixels and cause a warning. Patches with more than 192 values are clustered by their
+        first 64 principal components.
     n_codes : int or "auto", default="auto"
         Size of the codebook, at most the number of distinct patches. ``"auto"`` tries powers of two
-        from 16 to 1024: naive Bayes classifies held-out images by their tokens, and the largest
-        size is chosen whose loss is at most 1.5 times the smallest. Without labels, or if naive
-        Bayes does no better than guessing, there are at least 64 training patches per code.
+        from 16 to 1024. For each size, a naive Bayes classifier predicts the classes of held-out
+        images from their tokens. The largest size whose loss is at most 1.5 times the smallest loss
+        is chosen. If labels are missing, or naive Bayes is no better than guessing, ``"auto"`` is
+        the largest of these powers of two with at least 64 training patches per code.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        Shape of the images if X has flat rows. Files are resized to it. For arrays it tells
-        whether channels are first or last, if that is ambiguous. If None, rows of a 2-D X are
-        images one pixel high.
+        Shape of the images if each row of X is a flattened image. Files are resized to this shape.
+        If the channel axis of an array is ambiguous, `image_shape` decides. If None, rows of a 2-D
+        X are images one pixel high.
     random_state : int, RandomState instance or None, default=None
-        Seed of the choice of patches and of k-means.
+        Seed for the choice of patches and for k-means.
     normalize : {"auto", "image", "image+polarity", "channel", "channel+polarity"} or None, \
 default="auto"
-        Normalization of each image before it is divided into patches, which makes tokens
-        independent of brightness and contrast. ``"image"`` normalizes mean and standard deviation
-        of all pixels, ``"channel"`` those of each channel, which also removes color casts.
-        ``"+polarity"`` also inverts images that are dark on light, by the sign of their skewness.
-        ``"auto"`` is the last of None and these four with which naive Bayes classifies held-out
-        images about as well as with the best: within a tenth plus 3 % of the loss of a guess.
-        Without labels, or if naive Bayes does no better than guessing, it is None. Contrasts below
-        a tenth of the typical one are raised to that, which limits noise in almost uniform images.
+        Normalization of each image before the division into patches. It makes tokens independent
+        of brightness and contrast. ``"image"`` normalizes the mean and standard deviation of all
+        pixels together. ``"channel"`` normalizes each channel, which also removes color casts.
+        ``"+polarity"`` also inverts images of dark objects on light backgrounds (negative
+        skewness). ``"auto"`` compares None and these four by the held-out loss of naive Bayes. It
+        chooses the last one whose loss is at most 1.1 times the smallest loss plus 3 % of the loss
+        of uniform guessing. If labels are missing, or naive Bayes is no better than guessing,
+        ``"auto"`` is None. Contrasts below a tenth of the typical contrast are raised to a tenth of
+        it, which limits noise in almost uniform images.
 
     Attributes
     ----------
     codebook_ : float32 ndarray of shape (`n_codes_`, patch height * patch width * channels)
-        Flattened patch of each code, normalized.
+        Flattened and normalized patch of each code.
     n_codes_ : int
         Size of the codebook.
     patch_size_ : tuple of int
         Height and width of a patch.
     normalize_ : str or None
-        Normalization that was chosen.
+        Normalization that is used.
     reference_statistics_ : float64 ndarray of shape (2, channels) or None
-        Mean and contrast of normalized images, typical of the training images. None if
+        Mean and contrast of all normalized images: the median over the training images. None if
         `normalize_` is None.
-    typical_patches_ : float32 ndarray of shape (2, n_tokens, n_numbers) or None
-        Mean and standard deviation of normalized training images, patch by patch.
+    typical_patches_ : float32 ndarray of shape (2, n_tokens, n_values) or None
+        Mean and standard deviation of each patch pixel over the normalized training images. None
+        if `normalize_` is None.
     grid_ : tuple of int
         Rows and columns of tokens.
     image_shape_ : tuple of int
@@ -147,7 +150,7 @@ default="auto"
         if self.normalize == "auto":
             candidates = (None,) if labels is None else (None, *NORMALIZATIONS)
             if image_shape[2] == 1:
-                candidates = candidates[:3]  # normalizing the only channel is no different
+                candidates = candidates[:3]  # "channel" equals "image" if there is one channel
         sample, statistics = read_sample(batch.take(rows), candidates)
         reference = {name: typical_statistics(s) for name, s in statistics.items()}
 
@@ -173,10 +176,10 @@ default="auto"
             side = MAX_SIDE * round(MAX_TOKENS**0.5)
             warn(
                 f"Images of {image_shape[0]} x {image_shape[1]} pixels are divided into patches of "
-                f"{patch_size[0]} x {patch_size[1]}, which {len(codebook)} codes describe poorly. "
-                f"Resize the images (files by image_shape=({side}, {side}) or less), use published "
-                'weights such as prior="randar-l", or pass another tokenizer, for example '
-                "FeatureTokenizer with a pretrained network."
+                f"{patch_size[0]} x {patch_size[1]} pixels. Patches of this size cannot be "
+                f"approximated well by {len(codebook)} codes. Resize the images (if X has files, "
+                f"pass image_shape=({side}, {side}) or less), use published weights such as "
+                'prior="randar-l", or pass FeatureTokenizer with a pretrained network.'
             )
         self.__dict__.update(
             reader_=self._own_reader(batch),
@@ -191,20 +194,20 @@ default="auto"
         return self
 
     def image_statistics(self, X: object, valid: ArrayLike | None = None) -> np.ndarray | None:
-        """Compute the mean and contrast of images, which normalization removes from their tokens.
+        """Compute the mean and contrast of images. Normalization makes tokens independent of both.
 
         Parameters
         ----------
         X : array-like of images
-            Images of the shape seen during fit.
+            Images of the same shape as in `fit`.
         valid : bool array-like of shape (n, height, width), default=None
-            Pixels that are known. The statistics of the whole image are estimated from them. None
-            is all.
+            Mask of the known pixels, from which the statistics of the whole image are estimated. If
+            None, all pixels are known.
 
         Returns
         -------
         statistics : float64 array of shape (n, 2, channels) or None
-            Mean and contrast, for `inverse_transform`. None if `normalize_` is None.
+            Mean and contrast of each image, for `inverse_transform`. None if `normalize_` is None.
         """
         check_is_fitted(self)
         batch = self.reader_.open(X, check_scale=False)
@@ -217,7 +220,7 @@ default="auto"
         return np.concatenate(statistics)
 
     def _statistics(self, images: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-        """Compute statistics of decoded images; images without valid pixels get typical ones."""
+        """Compute statistics of decoded images; images without valid pixels get the reference."""
         assert self.normalize_ is not None
         reference = self.reference_statistics_
         if valid is None:
@@ -230,14 +233,14 @@ default="auto"
         return np.where(has_valid, whole, reference)
 
     def _assemble(self, patches: np.ndarray) -> np.ndarray:
-        """Assemble images from patches (n, n_tokens, n_numbers)."""
+        """Assemble images from patches of shape (n, n_tokens, n_values)."""
         (rows, cols), (ph, pw), (h, w, c) = self.grid_, self.patch_size_, self.image_shape_
         tiles = patches.reshape(-1, rows, cols, ph, pw, c).swapaxes(2, 3)
         images: np.ndarray = tiles.reshape(-1, rows * ph, cols * pw, c)[:, :h, :w]
         return images
 
     def _encode(self, images: np.ndarray, *, statistics: np.ndarray | None = None) -> np.ndarray:
-        """Tokenize decoded images, which have the given statistics or else their own."""
+        """Tokenize decoded images; compute their statistics unless `statistics` are given."""
         if self.normalize_ is not None:
             if statistics is None:
                 statistics = self._statistics(images)
@@ -256,13 +259,14 @@ default="auto"
         codes : int array-like of shape (n, rows, cols)
             Tokens from `transform`.
         statistics : array of shape (n, 2, channels), default=None
-            Mean and contrast of the result, from :meth:`image_statistics`. None is
-            `reference_statistics_`.
+            Mean and contrast of the result, from :meth:`image_statistics`. If None, the result has
+            the statistics `reference_statistics_`.
 
         Returns
         -------
         images : float32 array of shape (n, height, width[, channels])
-            The last axis is missing if there is one channel. 8-bit images are scaled to [0, 1].
+            Images without a channel axis if there is one channel. If X had 8-bit images, the
+            result is in [0, 1].
         """
         check_is_fitted(self)
         codes = check_codes(codes, self.grid_, self.n_codes_)
@@ -277,7 +281,7 @@ default="auto"
 def read_sample(
     batch: Batch, normalizations: Sequence[str | None]
 ) -> tuple[np.ndarray, dict[str | None, np.ndarray]]:
-    """Return decoded images, and their statistics for each normalization."""
+    """Return decoded images, and the statistics of these images for each normalization."""
     blocks = [images for _, images in batch.image_blocks()]
     statistics: dict[str | None, np.ndarray] = {
         name: np.concatenate([image_statistics(images, name) for images in blocks])
@@ -299,12 +303,14 @@ def resolve_patch_size(
         return min(side, h), min(side, w)
     size = (patch_size, patch_size) if isinstance(patch_size, int | np.integer) else patch_size
     if len(size) != 2 or not all(isinstance(s, Integral) and int(s) >= 1 for s in size):
-        raise ValueError(f"patch_size={patch_size!r} must be an int >= 1 or two of them.")
+        raise ValueError(
+            f"patch_size={patch_size!r} must be an int >= 1 or two of them: (height, width)."
+        )
     return min(int(size[0]), h), min(int(size[1]), w)
 
 
 def split_patches(images: np.ndarray, patch_size: Sequence[int], grid: Sequence[int]) -> np.ndarray:
-    """Divide images into flattened patches, row by row: (n * rows * cols, n_numbers)."""
+    """Divide images row by row into flattened patches of shape (n * rows * cols, n_values)."""
     (rows, cols), (ph, pw), (h, w, c) = grid, patch_size, images.shape[1:]
     padding = ((0, 0), (0, rows * ph - h), (0, cols * pw - w), (0, 0))
     tiles = np.pad(images, padding, mode="edge").reshape(-1, rows, ph, cols, pw, c)

@@ -1,4 +1,4 @@
-"""Tokens that were computed elsewhere."""
+"""A tokenizer that accepts tokens which were computed elsewhere."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -15,16 +15,16 @@ from skaocls.tokenizers.contract import check_codes
 
 
 class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
-    """Accept tokens as they are; ``tokenizer="precomputed"`` is this with default parameters.
+    """Accept tokens instead of images; ``tokenizer="precomputed"`` uses the default parameters.
 
     Parameters
     ----------
     n_codes : int, default=None
-        Number of token values. None is one more than the largest in `fit`, or the size of the
-        codebook that :func:`skaocls.load_tokens` returns. Pass it if later data may have codes
-        that do not occur in `fit`.
+        Number of token values. If None and X comes from :func:`skaocls.load_tokens`, this is the
+        size of the codebook; for other X, it is the largest token of X plus 1. Pass `n_codes` if
+        later data may contain tokens that do not occur in `fit`.
     grid : tuple of int (rows, cols), default=None
-        Rows and columns of tokens. None is the grid of `fit`.
+        Rows and columns of tokens. If None, they are taken from the shape of X in `fit`.
 
     Attributes
     ----------
@@ -32,8 +32,8 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
         Number of token values.
     grid_ : tuple of int
         Rows and columns of tokens.
-    codebook_ : ndarray of shape (`n_codes_`, n_numbers)
-        Vector of each code, if X has them, as the result of :func:`skaocls.load_tokens` does.
+    codebook_ : ndarray of shape (`n_codes_`, n_values)
+        Vectors of the codes, if X provides them (the result of :func:`skaocls.load_tokens` may).
 
     Examples
     --------
@@ -60,7 +60,7 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : int array-like of shape (n, rows, cols) or (n, n_crops, rows, cols), default=None
-            Tokens. May be None if `n_codes` and `grid` are given.
+            Tokens. X may be None if `n_codes` and `grid` are given.
         y : None
             Ignored.
 
@@ -106,7 +106,8 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If X is not integers from 0 to ``n_codes_ - 1`` on the grid.
+            If X has another grid, or contains values other than integers from 0 to
+            ``n_codes_ - 1``.
         """
         check_is_fitted(self)
         codes = token_reader(type(self).__name__, self.grid_).open(X).values()
@@ -114,7 +115,7 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
         return flat.reshape(codes.shape)
 
     def inverse_transform(self, codes: ArrayLike) -> np.ndarray:
-        """Validate tokens and return them; the data they were made from are not known.
+        """Validate tokens and return them unchanged, because they cannot be decoded to images.
 
         Parameters
         ----------

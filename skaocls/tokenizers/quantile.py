@@ -1,4 +1,4 @@
-"""Tokens of tabular data: one per feature, the quantile bin of its value."""
+"""Tokens of tabular data: the token of each feature is the quantile bin of the feature's value."""
 
 from numbers import Integral
 from typing import Any, ClassVar
@@ -16,24 +16,25 @@ FLOATS = (np.float64, np.float32)
 
 
 class QuantileTokenizer(TransformerMixin, BaseEstimator):
-    """Tokenize tabular data: one token per feature, the quantile bin of its value.
+    """Tokenize tabular data: each feature gives one token, the quantile bin of the feature's value.
 
     Parameters
     ----------
     n_bins : int or "auto", default="auto"
-        Bins per feature. ``"auto"`` follows the Rice rule, ``2 n_samples ** (1/3)``, limited to
-        2 to 64. A feature with no more distinct values than that has one bin for each value.
+        Largest number of bins per feature. ``"auto"`` uses the Rice rule, ``2 n_samples ** (1/3)``,
+        but at least 2 and at most 64 bins. If a feature has at most `n_bins` distinct values, each
+        value has its own bin.
 
     Attributes
     ----------
     thresholds_ : list of `n_features_in_` ndarrays
-        Largest training value of each bin except the last.
+        Largest training value of each bin except the last bin.
     bin_means_ : list of `n_features_in_` ndarrays
         Mean training value of each bin.
     n_codes_ : int
-        Number of token values: the largest number of bins of any feature.
+        Number of token values: the number of bins of the feature with the most bins.
     grid_ : tuple of int
-        ``(1, n_features)``.
+        Rows and columns of tokens: ``(1, n_features)``.
     n_features_in_ : int
         Number of features seen during fit.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -74,7 +75,7 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
             The fitted tokenizer.
         """
         self._validate_params()
-        validated = clone(self)  # self does not change if validation fails
+        validated = clone(self)  # so that `self` does not change if validation fails
         values: np.ndarray = validate_data(validated, X, dtype=FLOATS)
         n_bins = self.n_bins
         if isinstance(n_bins, str):
@@ -114,7 +115,7 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         codes : int array-like of shape (n_samples, 1, n_features)
-            Tokens. Codes beyond the last bin of a feature count as its last bin.
+            Tokens. Codes above the last bin of a feature are replaced by the last bin.
 
         Returns
         -------
@@ -128,13 +129,13 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
 
 
 def find_bins(X: np.ndarray, thresholds: list[np.ndarray]) -> np.ndarray:
-    """Return the bin of each number, (n_samples, n_features)."""
+    """Return the bin of each value of X, as an array of shape (n_samples, n_features)."""
     columns = zip(thresholds, X.T, strict=True)
     return np.stack([np.searchsorted(t, x) for t, x in columns], axis=1)
 
 
 def find_thresholds(x: np.ndarray, n_bins: int) -> np.ndarray:
-    """Return the largest value of each quantile bin of one feature, except the last bin."""
+    """Return the largest value of each quantile bin of one feature, without the last bin."""
     values = np.unique(x)
     if len(values) > n_bins:
         quantiles = np.arange(1, n_bins) / n_bins

@@ -1,8 +1,9 @@
-"""Tokens in a folder: ``.npy`` files of consecutive images (shards) and one manifest.
+"""Folders of tokens: one manifest, and one ``.npy`` file for each shard of consecutive images.
 
-``manifest.json`` describes the tokens and lists every complete shard with its hashes. Shard k is
-``tokens-<k>.npy`` and, if there are labels, ``labels-<k>.npy``. ``codebook.npy`` is the vector of
-each code, if the tokenizer has one. Files are never unpickled.
+``manifest.json`` describes the tokens and lists every complete shard with the hashes of its files.
+The tokens of shard k are in ``tokens-<k>.npy`` and its labels, if known, in ``labels-<k>.npy``. If
+the tokenizer has a codebook, ``codebook.npy`` contains the vectors of the codes. Files are never
+unpickled.
 """
 
 import json
@@ -22,17 +23,17 @@ from skaocls.warn import warn
 
 FORMAT = 2
 MANIFEST, CODEBOOK = "manifest.json", "codebook.npy"
-MAX_LISTED = 5  # missing files that a message lists
+MAX_LISTED = 5  # largest number of missing files that a message lists
 ADVICE = "Call skaocls.tokenize_dataset with the same arguments to write it again."
 
 
 class ShardInfo(TypedDict):
-    """Entry of a shard in the manifest."""
+    """Entry of one shard in the manifest."""
 
-    n: int  # images
-    files: dict[str, str]  # hash of each file: tokens, and labels if there are any
+    n: int  # number of images
+    files: dict[str, str]  # maps the names of the token and label file to the file hashes
     X: str  # hash of the decoded images
-    y: str  # hash of their labels
+    y: str  # hash of the images' labels
 
 
 class Manifest(TypedDict):
@@ -41,7 +42,7 @@ class Manifest(TypedDict):
     library: str
     format: int
     version: str
-    n: int | None  # images; None for a stream
+    n: int | None  # number of images; None if X is a stream
     n_views: int
     shard_size: int
     parts: int
@@ -52,16 +53,16 @@ class Manifest(TypedDict):
     tokenizer: str
     y: str | None
     codebook: str | None
-    shards: dict[str, ShardInfo]  # by number
-    n_shards: dict[str, int]  # of each part whose stream has ended
+    shards: dict[str, ShardInfo]  # by shard number
+    n_shards: dict[str, int]  # number of shards of each part whose stream has ended
 
 
-Chunks = Iterator[tuple[np.ndarray, np.ndarray | None]]  # decoded images and their labels
+Chunks = Iterator[tuple[np.ndarray, np.ndarray | None]]  # decoded images and labels of the images
 Encode = Callable[[np.ndarray, np.random.RandomState], np.ndarray]
 
 
 class TokenDataset(Lazy):
-    """Tokens in a folder, read on demand; :func:`load_tokens` describes the attributes."""
+    """Tokens in a folder, loaded when needed; :func:`load_tokens` describes the attributes."""
 
     def __init__(self, folder: str | os.PathLike[str], check: bool = True):
         self.folder = Path(folder)
@@ -83,14 +84,14 @@ class TokenDataset(Lazy):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Labels that were written with the tokens, or None."""
+        """Labels that were written with the tokens, or None if no labels were written."""
         if not self.has_labels:
             return None
         files = [self.folder / shard_file("labels", k) for k in self.numbers]
         return np.concatenate([np.load(file, allow_pickle=False) for file in files])
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return the tokens of some rows as an array."""
+        """Return the tokens of the given rows as an array."""
         assert self.shape is not None
         taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
         shard = np.searchsorted(self.starts, rows, side="right") - 1
@@ -101,7 +102,7 @@ class TokenDataset(Lazy):
         return taken
 
     def __reduce__(self) -> tuple[object, ...]:
-        return TokenDataset, (self.folder, False)  # another process maps the files itself
+        return TokenDataset, (self.folder, False)  # the pickle contains only the folder name
 
     def __repr__(self) -> str:
         return f"TokenDataset({str(self.folder)!r}), {self.dtype} of shape {self.shape}"
@@ -110,30 +111,31 @@ class TokenDataset(Lazy):
 def load_tokens(folder: str | os.PathLike[str], check: bool = True) -> TokenDataset:
     """Open tokens that were written by :func:`skaocls.tokenize_dataset`.
 
-    Tokens stay in their files, which are memory-mapped. Nothing in the files is executed.
+    Tokens stay in memory-mapped files. Loading never executes code from the files.
 
     Parameters
     ----------
     folder : str or path
         Folder of the tokens.
     check : bool, default=True
-        Whether to compare the hash of every file, which reads all of them once. Shapes and dtypes
-        are always checked.
+        Whether to compare the hash of every file with the hash in the manifest. This reads every
+        file once. Shapes and dtypes are always checked.
 
     Returns
     -------
     tokens : TokenDataset
-        Sequence of tokens, to be passed as X with ``tokenizer="precomputed"``. Attributes: `shape`,
-        ``(n, rows, cols)`` or, with several views, ``(n, n_views, rows, cols)``; `dtype`, uint16 or
-        uint32; `n_codes`; `codebook`, the vector of each code, or None; and `labels`, or None if no
-        labels were written.
+        Sequence of tokens. Pass it as X to a classifier with ``tokenizer="precomputed"``. `shape`
+        is ``(n, rows, cols)``, or ``(n, n_views, rows, cols)`` with several views. `dtype` is
+        uint16 or uint32, and `n_codes` is the size of the codebook. `codebook` contains the vectors
+        of the codes, or is None if the tokenizer has no codebook. `labels` is None if no labels
+        were written.
 
     Raises
     ------
     FileNotFoundError
         If the folder does not contain tokens.
     ValueError
-        If shards are missing or damaged. The message names them.
+        If shards are missing or damaged. The message names these shards.
 
     See Also
     --------
@@ -182,7 +184,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_codebook(folder: Path, manifest: Manifest) -> np.ndarray | None:
-    """Read and check the vectors of the codes; None if the tokenizer has none."""
+    """Read and check the vectors of the codes; return None if the tokenizer has no codebook."""
     path = folder / CODEBOOK
     if manifest["codebook"] is None:
         return None
@@ -195,7 +197,7 @@ def read_codebook(folder: Path, manifest: Manifest) -> np.ndarray | None:
 
 
 def shard_numbers(manifest: Manifest) -> tuple[list[int], list[str]]:
-    """Return the numbers of all shards, and the names of those that are missing."""
+    """Return the numbers of all shards, and the names of the missing shards."""
     parts = manifest["parts"]
     if manifest["n"] is not None:
         numbers = list(range(-(-manifest["n"] // manifest["shard_size"])))
@@ -209,7 +211,7 @@ def shard_numbers(manifest: Manifest) -> tuple[list[int], list[str]]:
 
 
 def map_shard(folder: Path, k: int, manifest: Manifest, *, check: bool = True) -> np.ndarray:
-    """Return the tokens of a shard, memory-mapped. `check` compares the hashes of its files."""
+    """Memory-map the tokens of a shard; if `check`, compare file hashes with the manifest."""
     path = folder / shard_file("tokens", k)
     try:
         shard = manifest["shards"][str(k)]
@@ -226,17 +228,17 @@ def map_shard(folder: Path, k: int, manifest: Manifest, *, check: bool = True) -
 
 
 class ShardWriter:
-    """Writes shards to a folder and lists them in its manifest.
+    """Write shards to a folder, and list each complete shard in the folder's manifest.
 
-    A manifest that exists must agree with the given one. `encode` takes images and a RandomState
-    and returns codes of shape (n, n_views, n_tokens).
+    If the folder already has a manifest, it must match the given one. `encode` takes images and a
+    RandomState, and returns codes of shape (n, n_views, n_tokens).
     """
 
     def __init__(
         self, folder: Path, manifest: Manifest, codebook: np.ndarray | None, encode: Encode
     ):
         self.folder, self.encode = folder, encode
-        self.lock = FileLock(folder / ".lock")  # of the manifest
+        self.lock = FileLock(folder / ".lock")  # held by the process that writes the manifest
         folder.mkdir(parents=True, exist_ok=True)
         with self.lock:
             if not (folder / MANIFEST).exists():
@@ -249,7 +251,7 @@ class ShardWriter:
         self.refuse(name for name in names if self.manifest.get(name) != manifest.get(name))
 
     def refuse(self, names: Iterable[str]) -> None:
-        """Raise an error if there are names of things that differ from those in the folder."""
+        """Raise an error if `names`, the properties that differ from the manifest, is not empty."""
         if different := ", ".join(sorted(names)):
             raise ValueError(
                 f"{self.folder} contains other tokens; different: {different}. Pass another "
@@ -257,15 +259,15 @@ class ShardWriter:
             )
 
     def write(self, k: int, chunks: Chunks) -> None:
-        """Write shard k, unless a valid one exists; then check that its images are the same."""
+        """Write shard k; if the shard already exists and is valid, only compare its images."""
         if str(k) in self.manifest["shards"]:
             try:
                 map_shard(self.folder, k, self.manifest)
             except ValueError as exc:
-                warn(f"{exc} It is written again.", RuntimeWarning)
+                warn(f"{exc} This shard is written again.", RuntimeWarning)
             else:
                 return self.check(k, chunks)
-        for abandoned in self.folder.glob(f".*-{k:06d}.*"):  # by a process that was killed
+        for abandoned in self.folder.glob(f".*-{k:06d}.*"):  # temporary files of a killed process
             abandoned.unlink()
         rng = np.random.RandomState([self.manifest["random_state"], k])
         codes, labels, images_hash = read_chunks(chunks, lambda images: self.encode(images, rng))
@@ -284,27 +286,27 @@ class ShardWriter:
         self.update_manifest(lambda manifest: manifest["shards"].update({str(k): shard}))
 
     def check(self, k: int, chunks: Chunks) -> None:
-        """Check that the existing shard k was made from these images and labels."""
+        """Check that the existing shard k contains the tokens of these images and labels."""
         _, labels, images_hash = read_chunks(chunks)
         shard = self.manifest["shards"][str(k)]
         same = {"X": images_hash == shard["X"], "y": hash_object(labels) == shard["y"]}
         self.refuse(name for name in same if not same[name])
 
     def end_stream(self, part: int, n_shards: int) -> None:
-        """Record the number of shards of a part whose stream has ended."""
+        """Record in the manifest how many shards a part has, after the part's stream has ended."""
         if self.manifest["n_shards"].get(str(part), n_shards) != n_shards:
             self.refuse(["X"])
         self.update_manifest(lambda manifest: manifest["n_shards"].update({str(part): n_shards}))
 
     def update_manifest(self, change: Callable[[Manifest], None]) -> None:
-        """Change the manifest, which other processes may have changed meanwhile."""
+        """Read the newest manifest, which other processes may have changed; change and write it."""
         with self.lock:
             self.manifest = read_manifest(self.folder)
             change(self.manifest)
             self.write_manifest(self.manifest)
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Replace the manifest file; the caller holds the lock."""
+        """Replace the manifest file; the caller must hold the lock."""
         text = json.dumps(manifest, indent=1) + "\n"
         write_all(self.folder, {MANIFEST: lambda path: Path(path).write_text(text)})
 
@@ -312,7 +314,7 @@ class ShardWriter:
 def read_chunks(
     chunks: Chunks, encode: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> tuple[list[np.ndarray], np.ndarray | None, str]:
-    """Return the codes, the labels and the hash of the images of a shard."""
+    """Return the codes and labels of a shard, and the hash of the shard's images."""
     digest = new_hash()
     codes: list[np.ndarray] = []
     labels: list[np.ndarray] = []

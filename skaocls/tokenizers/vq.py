@@ -1,6 +1,6 @@
 """The published image tokenizers as scikit-learn transformers.
 
-`fit` downloads or reads the weights and learns nothing from data.
+`fit` downloads the weights or loads them from a file. It does not learn from data.
 """
 
 import os
@@ -23,33 +23,35 @@ from skaocls.tokenizers.base import ImageTokenizer, pixels_in_batch
 from skaocls.tokenizers.contract import check_codes
 from skaocls.tokenizers.vq_networks import LlamaGenVQ, MaskGITVQ
 
-DOWNSAMPLING = 16  # pixels of a token, in both directions
-CUDA_BATCH_PIXELS = 2**20  # in all images of a batch; on the CPU a batch is one image
-UNUSED_WEIGHTS = ("quantize.codebook_used",)  # a training statistic
+DOWNSAMPLING = 16  # height and width of a token in pixels
+CUDA_BATCH_PIXELS = 2**20  # largest number of pixels in a batch; on the CPU, a batch is one image
+UNUSED_WEIGHTS = ("quantize.codebook_used",)  # a statistic that is needed only for training
 
 PARAMETERS = """
     Parameters
     ----------
     source : str or path, default="auto"
-        Hub repository, folder or file of the weights. ``"auto"`` is the published repository.
+        File of the weights, a folder that contains the file, or a repository on the Hugging Face
+        hub. ``"auto"`` is the published repository.
     filename : str, default=None
-        File in the repository or folder.
+        Name of the file in the repository or folder.
     revision : str, default=None
         Branch, tag or commit of the repository.
     image_shape : tuple of int (height, width), default=(256, 256)
-        Size of the images, multiples of 16. Files are resized to it and cropped.
+        Size of the images in pixels. Both sides must be multiples of 16. Image files are resized
+        and cropped to this size.
     device : str or torch.device, default="auto"
-        ``"auto"`` is CUDA if available, else the CPU.
+        Device of the network. ``"auto"`` is CUDA if available, otherwise the CPU.
     latent_noise : float, default=0.0
-        Weight t of Gaussian noise, between 0 and 1: codes are those of
-        ``(1 - t) latent + t noise``. A classifier adds noise when it predicts, new noise for each
-        order. Training and `transform` use no noise.
+        Weight t of Gaussian noise, between 0 and 1. When a classifier predicts, it encodes
+        ``(1 - t) latent + t noise`` instead of the latent, with new noise for each order. Training
+        and `transform` use no noise.
 
     Attributes
     ----------
     model_ : torch.nn.Module
-        The network.
-    codebook_ : float32 ndarray of shape (`n_codes_`, n_numbers)
+        Network with the loaded weights.
+    codebook_ : float32 ndarray of shape (`n_codes_`, n_values)
         Vector of each code.
     n_codes_ : int
         Size of the codebook.
@@ -96,7 +98,7 @@ class VQTokenizer(ImageTokenizer):
         return codebook
 
     def fit(self, X: object = None, y: object = None) -> "VQTokenizer":
-        """Load the weights; nothing is learned from data.
+        """Load the weights. This tokenizer does not learn from data.
 
         Parameters
         ----------
@@ -106,14 +108,15 @@ class VQTokenizer(ImageTokenizer):
         Returns
         -------
         self : object
-            The tokenizer with its weights.
+            The tokenizer with loaded weights.
 
         Raises
         ------
         OSError
             If the weights cannot be found or downloaded.
         ValueError
-            If the weights belong to another network, or `image_shape` is not a multiple of 16.
+            If the weights belong to another network, or a side of `image_shape` is not a multiple
+            of 16.
         """
         self._validate_params()
         source, filename = self.source, self.filename
@@ -132,8 +135,8 @@ class VQTokenizer(ImageTokenizer):
         height, width = self.image_shape
         if height % DOWNSAMPLING or width % DOWNSAMPLING:
             raise ValueError(
-                f"image_shape={self.image_shape} must be multiples of {DOWNSAMPLING}, the size of "
-                "a token in pixels."
+                f"image_shape={self.image_shape} must be multiples of {DOWNSAMPLING}, because a "
+                f"token covers {DOWNSAMPLING} x {DOWNSAMPLING} pixels."
             )
         with torch.device("meta"):
             model = self._network()
@@ -149,13 +152,13 @@ class VQTokenizer(ImageTokenizer):
 
     @own_torch_state()
     def _encode(self, images: np.ndarray, *, seed: int | None = None) -> np.ndarray:
-        """Tokenize decoded images; without a seed, no noise is added."""
+        """Tokenize decoded images; if a seed is given, add noise to the latents."""
         device, batch_size = self._resolve()
         model = to_device(self.model_, device)
         codes, t = [], self.latent_noise
         for part in gen_batches(len(images), batch_size):
             latents = model.encode(pixels_in_batch(images[part], batch_size).to(device))
-            if t and seed is not None:  # the same noise for every image
+            if t and seed is not None:  # every image gets the same noise
                 generator = torch.Generator().manual_seed(seed)
                 noise = torch.randn(latents.shape[1:], generator=generator, dtype=torch.float32)
                 latents = (1 - t) * latents + t * noise.to(device)
@@ -187,7 +190,7 @@ class VQTokenizer(ImageTokenizer):
         return np.concatenate(images)
 
     def _resolve(self) -> tuple[torch.device, int]:
-        """Return the device and the number of images in a batch."""
+        """Return the device and the batch size."""
         device, (height, width, _) = resolve_device(self.device), self.image_shape_
         is_cuda = device.type == "cuda"
         return device, max(1, CUDA_BATCH_PIXELS // (height * width)) if is_cuda else 1

@@ -1,7 +1,7 @@
 """Networks of the two published tokenizers: convolutional encoders and decoders with a codebook.
 
-Both have five levels of resolution, and the latent has a sixteenth of the image's height and width.
-Submodules have the names of the published weights, so that these load without renaming.
+Both networks have five levels of resolution. The height and width of the latent are a sixteenth of
+the image's. Submodules have the same names as in the published weights, so no key is renamed.
 """
 
 from collections import OrderedDict
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WIDTHS = [128, 128, 256, 256, 512]  # of each level, finest first
+WIDTHS = [128, 128, 256, 256, 512]  # number of channels at each level, finest level first
 TOP = WIDTHS[-1]
-LATENT = 256  # channels of the latent
+LATENT = 256  # number of channels of the encoder's output
 
 
 def named(**modules: nn.Module) -> nn.Sequential:
-    """Chain modules under their names."""
+    """Return a sequential module whose submodules have the given names."""
     return nn.Sequential(OrderedDict(modules))
 
 
@@ -30,10 +30,10 @@ def conv3(n_in: int, n_out: int, bias: bool = True) -> nn.Conv2d:
 
 
 class ResBlock(nn.Module):
-    """Residual block: twice norm, swish and a 3x3 convolution.
+    """Residual block with two groups of normalization, swish and a 3x3 convolution.
 
-    If the width changes, LlamaGen's shortcut projects the input of the block, and MaskGIT's
-    (`project_output`) the output of the convolutions.
+    If the number of channels changes, the shortcut of LlamaGen projects the input of the block. The
+    shortcut of MaskGIT (`project_output`) projects the output of the convolutions instead.
     """
 
     def __init__(self, n_in: int, n_out: int, bias: bool = True, project_output: bool = False):
@@ -70,7 +70,7 @@ class AttnBlock(nn.Module):
 
 
 class LlamaGenLevel(nn.Module):
-    """Residual blocks, each followed by attention if `attention`, then a change of resolution."""
+    """Residual blocks (followed by attention if `attention`), and a change of resolution."""
 
     def __init__(self, n_in: int, n_out: int, depth: int, attention: bool, **resample: nn.Module):
         super().__init__()
@@ -133,7 +133,7 @@ class Codebook(nn.Module):
 
 
 class VQNetwork(nn.Module):
-    """Encoder, decoder and codebook. Pixels are in [0, 1] except in the output of `decode`."""
+    """Encoder, decoder and codebook. `encode` expects pixels in [0, 1]; see also `to_unit`."""
 
     n_codes: int
     code_dim: int
@@ -153,27 +153,27 @@ class VQNetwork(nn.Module):
         return F.normalize(weight, dim=-1) if self.unit_codes else weight
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return latents (n, code_dim, rows, cols) of pixels (n, 3, height, width)."""
+        """Encode pixels (n, 3, height, width) to latents (n, code_dim, rows, cols)."""
         pixels = 2 * pixels - 1 if self.signed_pixels else pixels
         latents: Tensor = self.quant_conv(self.encoder(pixels))
         return latents
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """Return the nearest codes (n, rows, cols), compared in float32."""
+        """Return the nearest codes (n, rows, cols); distances are computed in float32."""
         latents = F.normalize(latents, dim=1) if self.unit_codes else latents
         flat, book = latents.permute(0, 2, 3, 1).float(), self.codebook.float()
-        # ||z - e||^2, without the term ||z||^2, which all codes share
+        # squared distance ||z - e||^2 without the term ||z||^2, which is the same for all codes
         distance = torch.addmm(book.square().sum(1), flat.flatten(0, 2), book.T, alpha=-2.0)
         return distance.argmin(1).view(flat.shape[:3])
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return the decoder's pixels (n, 3, height, width) of codes (n, rows, cols)."""
+        """Decode codes (n, rows, cols) to the decoder's pixels (n, 3, height, width)."""
         latents = self.post_quant_conv(self.codebook[codes].permute(0, 3, 1, 2))
         pixels: Tensor = self.decoder(latents)
         return pixels
 
     def to_unit(self, decoded: Tensor) -> Tensor:
-        """Convert pixels from `decode` to the range [0, 1]."""
+        """Convert the output of `decode` to the range [0, 1]."""
         return (decoded / 2 + 0.5 if self.signed_pixels else decoded).clamp(0, 1)
 
 
@@ -209,7 +209,7 @@ def maskgit_encoder() -> nn.Sequential:
 
 
 def maskgit_decoder() -> nn.Sequential:
-    levels: dict[str, nn.Module] = {}  # coarsest first, although their names count from the finest
+    levels: dict[str, nn.Module] = {}  # coarsest level first; level "0" is the finest
     n_in = TOP
     for i in reversed(range(len(WIDTHS))):
         n_out = WIDTHS[i]

@@ -12,21 +12,23 @@ COLUMNS = {
     "ms": ("Predict, ms", 1, 2),
 }
 INTRO = """
-This page compares `AnyOrderARClassifier` with other classifiers, all with default parameters, and
-with the small ResNet of [the test of the claims](claims.md), trained on 16 views per image. The
-tasks need no download unless a package is named. Nothing was tuned on these test data.
+This page compares `AnyOrderARClassifier` with other classifiers. All classifiers have default
+parameters unless the table states others. On images, the page also compares it with the small
+ResNet of [the test of the claims](claims.md), trained on 16 views per image. Tasks need no download
+unless the task names a package. No parameter was tuned on these test data.
 
 `python -m benchmarks.quality.tasks`; {machine}, one thread per job. Numbers are means over the
-seeds, which draw the split, the images and the weights. *Accuracy* has its standard deviation.
-*Nats* is the mean negative log-probability of the true class. *ECE* is the expected calibration
-error with 15 bins. A dash means that a classifier has no probabilities. *Fit* is the CPU time of
-one `fit`. *Predict* is the CPU time of `predict` per image or row, in batches.
+seeds. The seed determines the split, the images and the initial weights. *Accuracy* is in percent,
+with the standard deviation over the seeds. *Nats* is the mean negative log-probability of the true
+class. *ECE* is the expected calibration error with 15 bins. A dash means that a classifier does not
+predict probabilities. *Fit* is the CPU time of one `fit`. *Predict* is the CPU time of `predict`
+per image or table row if many are predicted in one call.
 """
 ABOUT = {
     "digits": "scikit-learn's handwritten digits, 8 x 8",
     "glyphs": "ten letters in many fonts and colours, 32 x 32",
-    "textures": "patches of two photographs, 16 x 16; the class is the area that a patch is from, "
-    "and test patches come from stripes that training does not show",
+    "textures": "patches of two photographs, 16 x 16; the class is the area of the photographs "
+    "that contains the patch, and test patches come from stripes without training patches",
     "characters": "100 synthetic characters with 20 images each, 32 x 32",
     "animals": "silhouettes of ten animals, 28 x 28 (package `animal-mnist`)",
     "iris": "a table",
@@ -36,9 +38,10 @@ ABOUT = {
 }
 # Why probabilities are less well calibrated on a task
 NOTES = {
-    "textures": "Patches that are held out in training overlap with training patches. Of those, "
-    "88.6 % are correct ([views and the posterior](benchmarks.md#views-and-the-posterior)). A "
-    "temperature that is fitted on them is therefore too low for patches from other stripes.",
+    "textures": "`fit` holds out some of its patches, and these overlap with training patches. The "
+    "classifier predicts the correct class for 88.6 % of the held-out patches "
+    "([views and the posterior](benchmarks.md#views-and-the-posterior)). A temperature that is "
+    "fitted on the held-out patches is therefore too low for test patches from other stripes.",
 }
 
 
@@ -72,20 +75,21 @@ def defaults(rows):
         values = sorted({choice[key] for choice in choices})
         text[key] = " or ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values)
     return (
-        f"The defaults chose {text['tokens']} tokens, {text['codes']} codes, {text['layers']} "
-        f"layers of width {text['width']} and {text['epochs']} epochs. The temperature is "
-        f"{text['temperature']}."
+        f"With default parameters, `AnyOrderARClassifier()` chose {text['tokens']} tokens, "
+        f"{text['codes']} codes, {text['layers']} layers of width {text['width']} and "
+        f"{text['epochs']} epochs. Its temperature is {text['temperature']}."
     )
 
 
 def chance(rows):
-    """Return a sentence with the ECE of a perfectly calibrated classifier, if it is known."""
+    """Return sentences with the ECE of a perfectly calibrated classifier, if it is known."""
     known = [row["chance_ece"] for row in rows if "chance_ece" in row and "chosen" in row]
     if not known:
         return ""
     return (
-        "Perfectly calibrated probabilities of `AnyOrderARClassifier()` would have an ECE of "
-        f"{100 * np.mean(known):.1f} % on this test set."
+        "ECE is not zero on a finite test set, even if probabilities are perfectly calibrated. If "
+        "the probabilities of `AnyOrderARClassifier()` were perfectly calibrated, the expected ECE "
+        f"on this test set would be {100 * np.mean(known):.1f} %."
     )
 
 
