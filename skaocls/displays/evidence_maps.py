@@ -85,7 +85,7 @@ class EvidenceDisplay:
         Returns
         -------
         display : EvidenceDisplay
-            Display after its method :meth:`plot` was called.
+            The display, after :meth:`plot` was called.
 
         Examples
         --------

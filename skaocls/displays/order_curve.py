@@ -36,7 +36,7 @@ class OrderCurveDisplay:
     line_ : matplotlib Line2D
         Curve of the scores.
     fill_ : matplotlib PolyCollection or None
-        Band of standard errors. None if `std_scores` is None.
+        Band of standard errors. This is None if `std_scores` is None.
     baseline_lines_ : dict of str to matplotlib Line2D
         Lines of the baselines.
 
@@ -76,7 +76,7 @@ class OrderCurveDisplay:
         Returns
         -------
         display : OrderCurveDisplay
-            Display after its method :meth:`plot` was called.
+            The display, after :meth:`plot` was called.
 
         Examples
         --------
@@ -122,8 +122,8 @@ class OrderCurveDisplay:
         Returns
         -------
         display : OrderCurveDisplay
-            Display after plotting. Its `std_scores` are binomial standard errors,
-            ``sqrt(accuracy * (1 - accuracy) / n_samples)``.
+            The display, after :meth:`plot` was called. The `std_scores` of the display are binomial
+            standard errors, ``sqrt(accuracy * (1 - accuracy) / n_samples)``.
         """
         check_consistent_length(y_true, *staged_y_pred)
         scores = (np.asarray(staged_y_pred) == np.asarray(y_true)).mean(1)

@@ -13,7 +13,7 @@ MIN_FONT_SIZE = 5  # in points; token numbers are omitted if they would be small
 
 
 class ReconstructionDisplay:
-    """Plot images with their tokens and the images decoded from the tokens, or one row per class.
+    """Plot images with their tokens and decoded images, or plot images in one row per class.
 
     Use :meth:`from_estimator` or :meth:`from_samples` to compute and plot images. To plot images
     that you already have, create a display and call :meth:`plot`. All parameters are stored as
@@ -70,7 +70,7 @@ class ReconstructionDisplay:
         Returns
         -------
         display : ReconstructionDisplay
-            Display after its method :meth:`plot` was called.
+            The display, after :meth:`plot` was called.
 
         Examples
         --------
@@ -110,7 +110,7 @@ class ReconstructionDisplay:
         Returns
         -------
         display : ReconstructionDisplay
-            Display after its method :meth:`plot` was called.
+            The display, after :meth:`plot` was called.
 
         Examples
         --------
@@ -173,7 +173,7 @@ class ReconstructionDisplay:
 class CodesPlotter:
     """Plot grids of codes. Each code has its own color, and its number is shown if legible.
 
-    Codes with consecutive numbers get different colors, because they need not be similar.
+    Codes with consecutive numbers get different colors, because such codes need not be similar.
     """
 
     def __init__(self, codes):

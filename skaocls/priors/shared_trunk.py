@@ -5,10 +5,10 @@ state before a token is h. From h, the head computes for class c
 
     u, v = features(norm(h))            z = project(silu(u * scale_c + shift_c) * v)
 
-and z *tilts* the trunk's distribution over the codes, which means that z changes its logits. Codes
-form groups of similar codes. The distribution is the product of a distribution over the groups and
-a distribution over the codes within a group. For each class, the head multiplies z with the groups
-and with the codes of *one* group, but not with the full codebook:
+and z *tilts* the trunk's distribution over the codes, which means that z changes the trunk's
+logits. Similar codes form groups. The distribution is the product of a distribution over the groups
+and a distribution over the codes within a group. For each class, the head multiplies z with the
+groups and with the codes of *one* group, but not with the full codebook:
 
     log p(t | c) = log softmax(l + groups(z))[group of t]
                    + log softmax(b + tokens(z))[t, among the codes of its group]
@@ -160,8 +160,8 @@ class SharedTrunkPrior(Prior):
     generator : torch.Generator, default=None
         Generator for the initial float32 weights. If None, torch's global generator is used.
     body : AnyOrderPrior, default=None
-        Trained transformer to use as the trunk. It is modified: only the null class stays in its
-        class table. If None, a new trunk is created.
+        Trained transformer to use as the trunk. The class table of this transformer is modified:
+        only the null class stays. If None, a new trunk is created.
     head : ClassHead, default=None
         Trained head to use. If None, a new head is created.
 

@@ -33,7 +33,7 @@ class Prior(nn.Module, ABC):
     @property
     @abstractmethod
     def class_table(self) -> Tensor:
-        """Parameters of the classes, (num_classes + 1, n_parameters); the null class is last."""
+        """Parameters (num_classes + 1, n_parameters) of all classes. The null class is last."""
 
     @abstractmethod
     def replace_class_table(self, table: Tensor) -> None:

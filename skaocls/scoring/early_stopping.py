@@ -9,8 +9,8 @@ A class is dropped when its lag exceeds a bound. The lag includes the class prio
 
 *Within the first order*, the bound is Wald's: ``log((n_classes - 1) / error)`` ("Sequential tests
 of statistical hypotheses", Annals of Mathematical Statistics 16, 1945). If the prior describes the
-true class correctly, another class leads by this much with a probability of at most `error`. The
-limit holds for all comparisons together, because likelihood ratios are martingales (Ville's
+true class correctly, the probability that another class ever leads by this much is at most `error`.
+This limit holds for all comparisons together, because likelihood ratios are martingales (Ville's
 inequality). Since real priors are imperfect, the lag must also be at least twice its standard
 error.
 
@@ -26,10 +26,11 @@ all tokens. For example, a background may be a rare code in one view only. There
 dropped before three orders are complete. The standard error is at least the standard error of the
 mean over complete orders.
 
-The parameter `error` is the allowed probability that early stopping finds another best class than
-exhaustive scoring (by the mean log-likelihood). This probability is not guaranteed. Wald's bound
-assumes a perfect prior. Student's bound assumes exchangeable differences and a single comparison.
-The script ``benchmarks/speed/early_stopping_errors.py`` measures the actual probability.
+The parameter `error` is the allowed probability that early stopping and exhaustive scoring find
+different best classes (by the mean log-likelihood). This probability is not guaranteed. Wald's
+bound assumes a perfect prior. Student's bound assumes exchangeable differences and a single
+comparison. The script ``benchmarks/speed/early_stopping_errors.py`` measures the actual
+probability.
 
 The log-likelihood of a class is exact for each order in which the class was scored. For the other
 orders, it is estimated. A class that was not dropped gets the mean of its exact values. A dropped
@@ -38,10 +39,11 @@ per order. Posteriors are therefore estimates. They are closest to the posterior
 scoring if one class is clearly ahead.
 
 Both architectures use these rules. Classes are compared at several points of the first order, and
-at the end of each later order. A shared trunk processes an order once for all classes. It uses
-tiles of the same fixed shape as exhaustive scoring, so the log-probabilities are equal bit for bit.
-If a shared trunk scores only a few classes, dropping them one by one saves no time. It then
-compares classes only at the ends of orders, and drops all other classes when the image is decided.
+at the end of each later order. A shared trunk processes an order once for all classes. The shared
+trunk uses tiles of the same fixed shape as exhaustive scoring, so the log-probabilities are equal
+bit for bit. If a shared trunk scores only a few classes, dropping them one by one saves no time. In
+this case, classes are compared only at the ends of orders, and all losing classes are dropped
+together when the image is decided.
 """
 
 from itertools import pairwise
@@ -58,8 +60,8 @@ from skaocls.scoring.exhaustive import ScoringResult, check_not_nan, lanes_at_on
 from skaocls.scoring.shared_trunk_engine import HeadEngine, make_engine
 from skaocls.scoring.token_scores import cache_limit, open_tile, read_lanes, read_pairs
 
-# Constants of the rules, chosen with benchmarks/speed/early_stopping_errors.py:
-# fractions of the first order after which classes may be dropped
+# Constants of the rules, chosen with benchmarks/speed/early_stopping_errors.py: fractions of the
+# first order after which classes are compared and may be dropped
 CHECKPOINTS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 1)
 CHECKPOINTS_SHARED = (1 / 8, 1 / 4, 1 / 2, 1)
 MIN_TOKENS = 2  # number of tokens that are scored before a class may be dropped

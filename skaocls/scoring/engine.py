@@ -1,6 +1,6 @@
 """Inference for many classes at once: the prior's forward pass, arranged for scoring.
 
-The unit of work is a *lane*: one (image, order) pair under one class. Most computations do not
+The unit of work is a *lane*: one (image, order) pair under one class. Many computations do not
 depend on the class. The query and the key of the class token are zero. The class token therefore
 affects image tokens only by its value vector in each layer. These vectors are computed once per
 class. In the first layer, the attention weight of the class token does not depend on the class. The
@@ -29,8 +29,8 @@ QUERIES_AT_ONCE = 128  # queries per attention call on the CPU (benchmarks/speed
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 PACKING = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
-# Keys and values (lanes, n_head, 1 + steps, head_dim) in each layer except the first. They are
-# those of the class token and of the steps that were processed so far.
+# Keys and values (lanes, n_head, 1 + steps, head_dim) in each layer except the first. These keys
+# and values belong to the class token and to the steps that were processed so far.
 Cache = list[tuple[Tensor, Tensor]]
 
 
@@ -312,9 +312,9 @@ def token_log_prob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Return the log-probability of each target token (n,), from hidden states (n, dim).
 
     Logits are computed for a few rows at a time to limit the memory. The logit of the target is
-    computed in float32. In bfloat16, its rounding error is as large as the differences between
-    classes. The fused functions of torch and Liger-Kernel are not used, because they round this
-    logit.
+    computed in float32. In bfloat16, the rounding error of this logit would be as large as the
+    differences between classes. The fused functions of torch and Liger-Kernel are not used, because
+    they round this logit.
     """
     rows = max(1, LOGITS_AT_ONCE // len(weight))
     out = hidden.new_empty(len(hidden), dtype=torch.float32)

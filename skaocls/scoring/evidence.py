@@ -24,8 +24,8 @@ class Evidence(NamedTuple):
     standard_error : float64 array of shape (n_images, rows, cols)
         Standard error of the average over the orders. NaN if only one order is used.
     maps, maps_standard_error : float64 arrays of shape (n_images, height, width) or None
-        The same values for each pixel. Every pixel has the value of the token that covers it. None
-        for tabular data.
+        The same values for each pixel. Every pixel has the value of the token that covers it. Both
+        are None for tabular data.
     """
 
     tokens: np.ndarray
@@ -47,7 +47,7 @@ def token_log_likelihoods(
 
     `codes` has shape (n_images, n_tokens), or (n_images, n_orders, n_tokens) if each order uses its
     own view. `orders` has shape (n_orders, n_tokens), and `labels` has shape (n_images,). The
-    result has shape (n_images, n_orders, n_tokens). Its tokens are in raster order.
+    result has shape (n_images, n_orders, n_tokens). The tokens in the result are in raster order.
     """
     prior.eval()
     device = prior.device

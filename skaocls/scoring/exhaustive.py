@@ -34,9 +34,9 @@ _bfloat16_safe: WeakKeyDictionary[Prior, tuple[int, bool]] = WeakKeyDictionary()
 class ScoringResult(NamedTuple):
     """The result of scoring some images under some classes in some orders.
 
-    `log_likelihood` (n_images, n_orders, n_classes) is float64 and in nats. Early stopping only
-    estimates a part of these values. `evaluations` (n_images,) is the number of tokens that the
-    transformer processed for each image, summed over all orders and classes.
+    `log_likelihood` (n_images, n_orders, n_classes) is float64 and in nats. If early stopping is
+    used, some of these values are estimates. `evaluations` (n_images,) is the number of tokens that
+    the transformer processed for each image, summed over all orders and classes.
     """
 
     log_likelihood: np.ndarray
@@ -132,10 +132,10 @@ def scoring_dtype(prior: Prior, precision: str) -> torch.dtype:
 def bfloat16_is_safe(prior: Prior) -> bool:
     """Return whether bfloat16 preserves the differences between classes.
 
-    The test scores random tokens under a few classes, in float32 and in bfloat16. It computes the
-    differences between classes. Their root mean square error in bfloat16 must be at most
-    `MAX_ROUNDING_ERROR` times their root mean square. The result is cached until the weights
-    change.
+    The test scores random tokens under a few classes, in float32 and in bfloat16. The
+    log-likelihood differences between classes are compared. The root mean square error of these
+    differences in bfloat16 must be at most `MAX_ROUNDING_ERROR` times the root mean square of the
+    differences in float32. The result is cached until the weights change.
     """
     version = prior.transformer.output.weight._version
     if _bfloat16_safe.get(prior, (None, False))[0] != version:

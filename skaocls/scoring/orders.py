@@ -11,8 +11,8 @@ def draw_orders(n_orders: int, n_tokens: int, seed: int, antithetic: bool = Fals
 
     All permutations have the same probability. Orders are nested: for a given seed, the orders for
     ``n_orders=k`` are the first k of the orders for ``n_orders=20``. If `antithetic` is True, each
-    random order is followed by its reverse. A token with little context in the one order then has
-    much context in the other order.
+    random order is followed by its reverse. A token that has few preceding tokens in an order then
+    has many preceding tokens in the reverse order.
     """
     if antithetic:
         half = draw_orders(-(-n_orders // 2), n_tokens, seed)

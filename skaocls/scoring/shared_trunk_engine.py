@@ -3,7 +3,7 @@
 The values that all classes need are computed once per (image, order) pair. They are the features u
 and v, the trunk's logit of each group of codes, and the trunk's logits of the codes in the group of
 the target. For each class, the head then applies a scale, a shift and a small projection. It
-multiplies the result with the groups and with the codes of one group. It never uses the full
+multiplies the result with the groups and with the codes of one group. The head never uses the full
 codebook.
 """
 
@@ -17,9 +17,9 @@ from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import LOGITS_AT_ONCE, Cache, Engine, compile_or_warn, linear
 
-# The head processes blocks of tokens and classes. These are the number of tokens in a block, and
-# the number of values that a block computes. A block fits into the CPU's caches, or keeps a CUDA
-# device busy (benchmarks/speed/early_stopping.py).
+# The head processes blocks of tokens and classes. The constants are the number of tokens in a
+# block, and the number of values that a block computes. A block fits into the CPU's caches, or
+# keeps a CUDA device busy (benchmarks/speed/early_stopping.py).
 ROWS_PER_BLOCK, ROWS_PER_BLOCK_CUDA = 2**9, 2**13
 NUMBERS_PER_BLOCK, NUMBERS_PER_BLOCK_CUDA = 2**20, 2**28
 

@@ -125,9 +125,9 @@ def generate_batch(
     tokens = codes.gather(1, orders)
     n_cached = 0  # number of positions of p1 t1 p2 t2 ... that are in the cache
     for start, stop in pairwise(ends):
-        # The new positions are the tokens from the last step with their instructions, as in
-        # training, and then the position instructions of this step. The latter do not attend to
-        # each other.
+        # The new positions start with the tokens and instructions of the last step, processed as in
+        # training. The position instructions of this step follow. The instructions of this step do
+        # not attend to each other.
         first, instructions = n_cached // 2, 2 * start
         new = torch.tensor(
             [*range(n_cached, instructions), *range(instructions, 2 * stop, 2)],

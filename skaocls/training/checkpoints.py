@@ -38,8 +38,8 @@ class Checkpoints:
 
     `fingerprint` maps the name of each input on which the training depends to a hash of the input.
     If the folder contains a checkpoint of this training, the attribute `seed` is the seed in the
-    checkpoint. Otherwise it is the given seed. If the folder contains checkpoints of a different
-    training run, a ValueError is raised.
+    checkpoint. Otherwise, the attribute is the given seed. If the folder contains checkpoints of a
+    different training run, a ValueError is raised.
     """
 
     def __init__(self, folder: str | os.PathLike[str], fingerprint: dict[str, str], seed: int):

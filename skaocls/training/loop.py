@@ -84,7 +84,8 @@ def train_prior(
 
     In distributed training, all ranks draw the same batches, and each rank processes a part of
     every batch. The weights equal the weights of a single process up to rounding errors if no
-    dropout is used. With dropout they differ, because each rank draws its own dropout masks.
+    dropout is used. With dropout, the weights differ, because each rank draws its own dropout
+    masks.
 
     References
     ----------

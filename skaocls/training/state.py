@@ -74,8 +74,8 @@ class TrainingState:
         Three versions of the trainable weights: the current weights, their running average, and the
         weights at the end of the last completed epoch.
     best : list of Tensor or None
-        Averaged weights after the epoch with the highest validation log-likelihood. None if no
-        validation data are used.
+        Averaged weights after the epoch with the highest validation log-likelihood. This is None if
+        no validation data are used.
     optimizer : torch.optim.AdamW
     generator, dropout_generator : torch.Generator
         `generator` draws batches, orders and dropped labels, which are the same on all ranks.
