@@ -31,6 +31,12 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
     n_features_in_ = read_from("reader_.n_features")
     feature_names_in_ = read_from("reader_.feature_names", optional=True)
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
     def fit(self, X: object, y: object = None) -> "ImageTokenizer":
         """Learn the codebook.
 

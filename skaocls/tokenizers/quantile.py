@@ -59,6 +59,11 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
     def __init__(self, n_bins: int | str = "auto"):
         self.n_bins = n_bins
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
     def fit(self, X: ArrayLike, y: object = None) -> "QuantileTokenizer":
         """Compute the bins of each feature.
 
