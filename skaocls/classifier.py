@@ -1,4 +1,4 @@
-"""The scikit-learn estimator of the package."""
+"""The scikit-learn estimator `AnyOrderARClassifier`."""
 
 import os
 from dataclasses import fields, replace
@@ -148,7 +148,7 @@ default="mean_log_likelihood"
         ``aggregation="mean_log_likelihood"``. Staged predictions, `transform`, `score_samples` and
         `explain` never stop early.
     augmentation : int, "auto" or None, default="auto"
-        Number of views of each image that training uses. The views are the image itself, and copies with
+        Number of training views per image. The views are the image itself, and copies of it with
         small random shifts, rotations and stretches. ``"auto"`` selects 16 views, or 4 views with
         the published tokenizers. If None, training uses only the original images. Tables are never
         augmented.
