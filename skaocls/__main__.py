@@ -1,4 +1,4 @@
-"""Demo of the classifier on the command line, started by ``python -m skaocls``."""
+"""Command-line demo of the classifier. Start the demo with ``python -m skaocls``."""
 
 import argparse
 import time
@@ -28,7 +28,10 @@ def parse_args(argv=None):
     )
     parser.add_argument("--data", type=Path, help="folder with one subfolder of images per class")
     parser.add_argument(
-        "--size", type=int, default=32, help="images of --data are resized to this side, in pixels"
+        "--size",
+        type=int,
+        default=32,
+        help="resize --data to squares of this side length, in pixels",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("skaocls-demo"), help="folder for the report"
@@ -39,7 +42,7 @@ def parse_args(argv=None):
 
 
 def read_folder(folder, size):
-    """Return images (n, size, size, channels) from one subfolder per class, and their labels."""
+    """Return the images of a folder as an array (n, size, size, channels), and the labels."""
     try:
         files, labels, _ = load_image_folder(folder)
     except (OSError, ValueError) as exc:
@@ -55,7 +58,7 @@ def timed(function, *args):
 
 
 def fit_baselines(X_train, X_test, y_train, y_test, seed):
-    """Return the test accuracies of three scikit-learn classifiers."""
+    """Fit three scikit-learn classifiers, and return the test accuracy of each classifier."""
     X_train, X_test = (X.reshape(len(X), -1) for X in (X_train, X_test))
     classifiers = {
         "LogisticRegression": make_pipeline(
@@ -64,7 +67,9 @@ def fit_baselines(X_train, X_test, y_train, y_test, seed):
         "MLPClassifier": make_pipeline(
             StandardScaler(), MLPClassifier(max_iter=1000, random_state=seed)
         ),
-        "SVC": SVC(random_state=seed),  # scales its kernel width to the data
+        "SVC": SVC(
+            random_state=seed
+        ),  # the default gamma="scale" adapts the kernel width to the data
     }
     accuracies = {}
     for name, clf in classifiers.items():

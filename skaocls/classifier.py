@@ -1,4 +1,4 @@
-"""The scikit-learn estimator of the package."""
+"""The scikit-learn estimator `AnyOrderARClassifier`."""
 
 import os
 from dataclasses import fields, replace
@@ -48,8 +48,8 @@ from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.training.config import TrainingConfig
 from skaocls.warn import warn
 
-SMALLEST_TEMPERATURE = 1e-30  # a smaller divisor of the log-likelihoods could cause an overflow
-STOPPING_ERROR = 1e-3  # allowed error of search="auto" (benchmarks/speed/early_stopping.py)
+SMALLEST_TEMPERATURE = 1e-30  # log-likelihoods divided by less than this could overflow
+STOPPING_ERROR = 1e-3  # `search` that "auto" selects (benchmarks/speed/early_stopping.py)
 N_SAMPLES = {"n_samples": [Interval(Integral, 1, None, closed="left"), None]}
 NESTED_EXAMPLES = {  # examples of values that have parameters of their own, for error messages
     "tokenizer": "tokenizer=PatchTokenizer() for images or QuantileTokenizer() for tables",
@@ -72,16 +72,16 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
     """Generative image classifier: an autoregressive model, averaged over token orders.
 
     A tokenizer turns an image into a grid of discrete tokens. A transformer, the *prior*, models
-    log p(tokens | class, order) for any order of the tokens. Predictions average over about 20
-    random orders and apply Bayes' rule to obtain p(class | image).
+    log p(tokens | class, order) for any order of the tokens. Predictions average over `n_orders`
+    orders and apply Bayes' rule to obtain p(class | image).
 
-    `fit` trains the prior by maximum likelihood. A 2-D array X is a table with one token per
-    feature, unless `image_shape` is set.
+    `fit` trains the prior by maximum likelihood. If X is a 2-D array and `image_shape` is None, X
+    is a table, and each feature becomes one token.
 
     Parameters by topic:
 
     - images and model: `prior`, `tokenizer`, `image_shape`, `decoding`, `on_bad_image`;
-    - orders and predictions (can be changed after `fit`): `n_orders`, `order`, `crop`,
+    - orders and predictions (you can change these after `fit`): `n_orders`, `order`, `crop`,
       `aggregation`, `temperature`, `class_prior`, `search`;
     - training: `augmentation`, `max_iter`, `batch_size`, `learning_rate_init`, `posterior_weight`,
       `class_weight`, `early_stopping`, `validation_fraction`, `n_iter_no_change`, `tol`;
@@ -95,58 +95,60 @@ class AnyOrderARClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
 default="auto"
         Network that models log p(tokens | class, order). ``"auto"`` and ``"shared_trunk"`` create
         a :class:`SharedTrunkPrior`, and ``"randar"`` creates an :class:`AnyOrderPrior`. A dict
-        such as ``{"dim": 64, "n_layer": 2}`` creates a new prior of these sizes. To fine-tune
-        pretrained weights, pass the source of the weights, as in :class:`PretrainedWeights`. To
-        fine-tune a prior module, also pass the tokenizer of this prior as a frozen estimator.
+        such as ``{"dim": 64, "n_layer": 2}`` creates a new prior with these sizes. To fine-tune
+        pretrained weights, pass a :class:`PretrainedWeights` or only its `source`. To fine-tune a
+        prior module, pass the module here, and its tokenizer as a ``FrozenEstimator``.
     tokenizer : "auto", "precomputed" or transformer, default="auto"
         Estimator that turns images into tokens. ``"auto"`` selects a :class:`PatchTokenizer` for
-        images, a :class:`QuantileTokenizer` for tables, and the matching tokenizer for pretrained
-        weights. With ``"precomputed"``, X contains tokens, see :class:`PrecomputedTokenizer`.
+        images and a :class:`QuantileTokenizer` for tables. For pretrained weights, it selects the
+        tokenizer that these weights require. With ``"precomputed"``, X must contain tokens instead
+        of images, see :class:`PrecomputedTokenizer`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
-        Shape of the images if X contains flat rows. Image files are resized to this shape. If None,
-        the classifier uses the shape of the images in X.
+        Shape of the images. The classifier reshapes flat rows in X and resizes image files to this
+        shape. If None, the classifier uses the shape of the images in X.
     decoding : {"as_seen", "plain"}, default="as_seen"
         How image files and PIL images are decoded. ``"as_seen"`` applies the EXIF rotation and
         blends transparent pixels with white. ``"plain"`` ignores rotation and transparency. If you
         change `decoding`, the new value takes effect at the next `fit`.
     on_bad_image : {"raise", "skip"}, default="raise"
         What `fit` and `partial_fit` do if an image is unreadable. ``"raise"`` raises an error, and
-        ``"skip"`` skips the image with a warning. For unreadable images, predictions always raise
-        an error.
+        ``"skip"`` skips the image with a warning. Predictions always raise an error.
     n_orders : int, default=20
-        Number of orders to average over. For example, ``n_orders=5`` uses the first five of the
-        orders that ``n_orders=20`` uses.
+        Number of orders to average over. With ``n_orders=5``, predictions use the first five of the
+        20 orders that ``n_orders=20`` would use.
     order : {"random", "antithetic", "raster"} or array-like of shape (n, n_tokens), \
 default="random"
-        ``"random"`` draws `n_orders` random permutations of the tokens. ``"antithetic"`` draws half
-        as many random permutations, and uses each one forwards and backwards. ``"raster"`` is a
-        single order: row by row. In an array, each row is a permutation of the raster indices.
+        ``"random"`` draws `n_orders` random permutations of the tokens. ``"antithetic"`` draws
+        ``n_orders / 2`` permutations, and uses each of them forwards and backwards. ``"raster"``
+        uses a single order: row by row. In an array, each row is one order of the token indices.
+        The token in row i and column j of the grid has index ``i * n_cols + j``.
     crop : {"auto", "center", "views", "random"}, default="auto"
         Which part of the image is used for each order. ``"center"`` uses the same image for all
-        orders. ``"views"`` uses the image for the first order, and a slightly shifted, rotated and
-        stretched view for each other order. ``"random"`` uses a new random crop of the image for
-        each order, as in the paper. ``"auto"`` selects ``"views"`` if training used views and the
-        tokenizer is fast, and ``"center"`` otherwise.
+        orders. ``"views"`` uses the unchanged image for the first order. For each later order,
+        ``"views"`` uses a new copy that is slightly shifted, rotated and stretched. ``"random"``
+        uses a new random crop of the image for each order, as in the paper. ``"auto"`` selects
+        ``"views"`` if training used views and the tokenizer is fast, and ``"center"`` otherwise.
     aggregation : {"mean_log_likelihood", "mean_posterior", "logsumexp"}, \
 default="mean_log_likelihood"
         Quantity that is averaged over the orders. ``"mean_log_likelihood"`` averages
-        log-likelihoods, ``"mean_posterior"`` averages class probabilities, and ``"logsumexp"``
-        averages likelihoods.
+        log-likelihoods. ``"mean_posterior"`` averages class probabilities. ``"logsumexp"`` averages
+        likelihoods, not their logarithms.
     temperature : float or "auto", default=1.0
-        Number that divides the log-likelihoods. Values above 1 make probabilities less extreme.
-        With ``"auto"``, `fit` holds out `validation_fraction` of the data, and selects the
-        temperature with the smallest log-loss on the held-out data.
+        Number that divides the log-likelihoods. Values above 1 make the predicted probabilities
+        less extreme. With ``"auto"``, `fit` holds out `validation_fraction` of the data, and
+        selects the temperature with the smallest log-loss on these held-out data.
     class_prior : array-like of shape (n_classes,), default=None
-        Prior probabilities of the classes. If None, the classifier uses the frequencies of the
-        classes in y, computed with the sample weights.
+        Prior probabilities of the classes. If None, the classifier uses the class frequencies in y,
+        weighted by `sample_weight`.
     search : {"auto", "exhaustive"} or float, default="auto"
         ``"exhaustive"`` scores every class in every order. With a float in (0, 0.5), predictions
-        stop scoring an image early. The float is the allowed probability that early stopping
-        selects a different class than ``"exhaustive"``. ``"auto"`` is equivalent to 0.001. Early
-        stopping also requires ``aggregation="mean_log_likelihood"`` and ``memory=None``. Only
-        predictions stop early.
+        stop scoring an image as soon as the leading class is unlikely to change. The float is the
+        allowed probability that this class differs from the result of ``"exhaustive"``. ``"auto"``
+        is equivalent to 0.001. Predictions only stop early if ``memory=None`` and
+        ``aggregation="mean_log_likelihood"``. Staged predictions, `transform`, `score_samples` and
+        `explain` never stop early.
     augmentation : int, "auto" or None, default="auto"
-        Number of views of each image to train on. The views are the image itself, and copies with
+        Number of training views per image. The views are the image itself, and copies of it with
         small random shifts, rotations and stretches. ``"auto"`` selects 16 views, or 4 views with
         the published tokenizers. If None, training uses only the original images. Tables are never
         augmented.
@@ -156,56 +158,58 @@ default="mean_log_likelihood"
     batch_size : int or "auto", default="auto"
         Number of images or table rows per training step. ``"auto"`` selects a value from 16 to 64.
     learning_rate_init : float or "auto", default="auto"
-        Learning rate at the peak of the schedule. The peak is reached after 5 % of the steps, and a
-        cosine decay to 1/20 of the peak follows. ``"auto"`` selects ``0.4 / dim`` for a new prior.
-        For fine-tuning, ``"auto"`` multiplies this rate by 0.1 (``"full"``), 0.5 (``"lora"``), 1
-        (``"head"``) or 5 (``"class_embedding"``).
+        Learning rate at the peak of the schedule. The rate rises to the peak during the first 5 %
+        of the steps, and then falls along a cosine curve to 1/20 of the peak. ``"auto"`` selects
+        ``0.4 / dim`` for a new prior. For fine-tuning, ``"auto"`` selects ``0.4 / dim`` times a
+        factor for each mode: 0.1 for ``"full"``, 0.5 for ``"lora"``, 1 for ``"head"`` and 5 for
+        ``"class_embedding"``.
     posterior_weight : float or "auto", default="auto"
         Weight of the loss term -log p(class | tokens, order), which is added to the main loss
         -log p(tokens | class, order). With a weight of 0, training uses the likelihood alone, as in
-        the paper. ``"auto"`` selects at most 5 for a :class:`SharedTrunkPrior`, and 0 for the
-        published architecture.
+        the paper. ``"auto"`` selects a weight of at most 5 for a :class:`SharedTrunkPrior`, and 0
+        for an :class:`AnyOrderPrior`.
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes. The weight of a class multiplies the weights of its samples.
+        Weights of the classes. `fit` multiplies each sample weight by the weight of the class.
         ``"balanced"`` uses the weights ``n_samples / (n_classes * np.bincount(y))``.
     early_stopping : bool, default=False
         Whether training stops when the log-likelihood of held-out data no longer improves. If True,
-        `fit` holds out `validation_fraction` of the data and keeps the best weights.
+        `fit` holds out `validation_fraction` of the data, and keeps the weights of the best epoch.
     validation_fraction : float, default=0.1
-        Fraction of the training data to hold out. `fit` only holds out data with
+        Fraction of the training data to hold out. `fit` only holds out data if
         ``early_stopping=True`` or ``temperature="auto"``.
     n_iter_no_change : int, default=10
-        Number of epochs without an improvement of at least `tol` after which `early_stopping` ends
-        training.
+        If `early_stopping` is True, training ends after this number of consecutive epochs without
+        an improvement of at least `tol`.
     tol : float, default=2e-2
         Smallest change of the log-likelihood that counts as an improvement, in nats per token. If
-        `early_stopping` is False, `tol` only decides whether `fit` warns about missing convergence.
+        `early_stopping` is False, `fit` uses `tol` only to decide whether training has converged.
     finetune : {"full", "lora", "class_embedding", "head"} or FineTuning, default="full"
         How to train a prior that already has weights, see :class:`FineTuning`. A string selects the
-        `mode` of the fine-tuning. All weights of a new prior are always trained.
+        `mode`. If the prior is new, `fit` always trains all of its weights.
     memory : str, path or joblib.Memory, default=None
         Folder in which to cache up to 10 GiB of fitted models and log-likelihoods. With a cache, a
-        search over `n_orders`, `aggregation`, `temperature` or `class_prior` trains only once per
-        fold. The cache contains pickles, so use only folders that you trust.
+        grid search over `n_orders`, `aggregation`, `temperature` or `class_prior` trains only once
+        per fold. The cache contains pickles, which can run code: use only folders that you trust.
     checkpoint_dir : str or path, default=None
         Folder for training checkpoints. To resume an interrupted `fit` from the last checkpoint,
         call `fit` again with the same data and parameters. At the end of training, `fit` removes
         the checkpoints.
     n_jobs : int, default=None
-        Number of joblib workers for predictions and `explain`. None means one worker unless
-        ``joblib.parallel_config`` sets another number, and -1 means one worker per processor.
-        Results do not depend on the number of workers.
+        Number of joblib workers for predictions and `explain`. None means one worker, unless
+        ``joblib.parallel_config`` sets another number. -1 means one worker per processor. Results
+        do not depend on the number of workers.
     device : str or torch.device, default="auto"
         Device that runs the networks. ``"auto"`` selects CUDA if it is available, and the CPU
         otherwise.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Data type of matrix products. ``"auto"`` selects bfloat16 if the hardware supports it and
-        predictions keep their accuracy, and float32 otherwise.
+        Data type of matrix products. ``"auto"`` selects bfloat16 if the device supports bfloat16
+        and rounding to bfloat16 does not make predictions less accurate. Otherwise ``"auto"``
+        selects float32.
     random_state : int, RandomState instance or None, default=None
         Seed of the tokenizer, the initial weights, the training and the orders.
     verbose : int, default=0
-        With ``verbose=1``, the classifier shows progress. With ``verbose=2``, it also reports the
-        values that it chose for parameters set to ``"auto"``.
+        With ``verbose=1``, the classifier shows progress. With ``verbose=2``, the classifier also
+        shows the values that it chose for parameters set to ``"auto"``.
 
     Attributes
     ----------
@@ -219,28 +223,28 @@ default="mean_log_likelihood"
     tokenizer_ : transformer
         The fitted tokenizer.
     orders_ : int64 ndarray of shape (at most n_orders, n_tokens)
-        Orders that predictions average over. Each row is one order: the raster indices of the
-        tokens, from the first step to the last.
+        Orders that predictions average over. Each row is one order of the token indices, as in the
+        parameter `order`.
     class_count_ : ndarray of shape (n_classes,)
-        Number of training images of each class. If samples have weights, the sum of the weights
-        replaces this number.
+        Sum of the sample weights of each class. If all weights are 1, this sum is the number of
+        training images.
     class_prior_, class_log_prior_ : ndarray of shape (n_classes,)
-        Prior probability of each class, and the logarithm of this probability.
+        Prior probability of each class, and the natural logarithm of this probability.
     class_names_, wordnet_ids_ : ndarray of shape (n_classes,)
         Names and WordNet IDs of the classes. These attributes only exist for ImageNet classes.
     image_shape_ : tuple of int or None
         Height, width and number of channels of the images, or None for tables and tokens.
     skipped_images_ : list of int
-        Indices of the unreadable images in the X of the last `fit` or `partial_fit`.
+        Indices of the unreadable images in X that the last `fit` or `partial_fit` skipped.
     loss_curve_ : list of float
         Mean training loss of each epoch, in nats per token.
     temperature_ : float
         Temperature that predictions use.
     validation_scores_ : list of float or None
-        Log-likelihood of the held-out data after each epoch, in nats per token, or None if
-        `early_stopping` is False.
+        Log-likelihood of the held-out data after each epoch, in nats per token. If `early_stopping`
+        is False, this attribute is None.
     n_iter_ : int
-        Number of epochs of the training.
+        Number of training epochs.
     best_iter_ : int
         Epoch whose weights were kept, counted from 1.
     choices_ : dict of str to object
@@ -386,12 +390,12 @@ default="mean_log_likelihood"
         ----------
         X : array-like
             Images, tables or tokens. Images can be arrays or tensors of shape (n_samples, height,
-            width), with an optional channel axis at the end or after the first axis. They can also
-            be paths of image files, PIL images, or flat rows if `image_shape` is set. Tables have
-            the shape (n_samples, n_features). With ``tokenizer="precomputed"``, X contains integer
-            tokens of shape (n_samples, rows, cols) or (n_samples, n_crops, rows, cols). Files,
-            memory-mapped arrays and data sets such as ``torch.utils.data.Dataset`` are read in
-            small batches.
+            width), with an optional channel axis as the second or the last axis. Images can also be
+            paths of image files, PIL images or, if `image_shape` is set, flat rows. Tables have the
+            shape (n_samples, n_features). With ``tokenizer="precomputed"``, X contains integer
+            tokens of shape (n_samples, rows, cols) or (n_samples, n_crops, rows, cols). `fit` reads
+            small batches of files, memory-mapped arrays and data sets such as
+            ``torch.utils.data.Dataset``.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -409,12 +413,12 @@ default="mean_log_likelihood"
             If a parameter, X or y is invalid, or if training diverges at every learning rate that
             `fit` tries.
         OSError
-            If `fit` cannot write to `checkpoint_dir`, or another `fit` uses this folder.
+            If `fit` cannot write to `checkpoint_dir`, or if another `fit` is using this folder.
 
         Warns
         -----
         ConvergenceWarning
-            If the loss still falls at the end of training, or if `fit` had to lower the learning
+            If the loss is still falling when training ends, or if `fit` had to lower the learning
             rate.
         """
         self._validate_params()
@@ -425,20 +429,22 @@ default="mean_log_likelihood"
         """Continue training on additional images of known or new classes.
 
         The first call is equivalent to `fit`. Later calls keep the tokenizer and the orders, and
-        train for `max_iter` epochs on X alone. The log-likelihoods of classes that are not in y do
-        not change. Each call that adds classes creates a prior for these classes: a copy of the
-        first prior, trained with the mode of `finetune`. In the modes ``"class_embedding"`` and
-        ``"head"``, a new class only gets an embedding in the first prior. If y contains all classes
-        of a prior, all weights of this prior are trained. Otherwise, only the embeddings of the
-        classes in y are trained.
+        train for `max_iter` epochs on the new X alone. The log-likelihoods of classes that are not
+        in y do not change.
+
+        If y contains new classes, the call trains a copy of the first prior on their images, with
+        the mode of `finetune`. In the modes ``"class_embedding"`` and ``"head"``, the call adds
+        embeddings of the new classes to the first prior instead. For known classes, the call trains
+        all weights of a prior if y contains all classes of this prior. Otherwise, it trains only
+        the embeddings of the classes in y.
 
         Parameters
         ----------
         X, y : array-like
             As in `fit`.
         classes : array-like of shape (n_classes,), default=None
-            All classes known so far. Later calls may add more classes. A class without images has
-            probability 0 unless `class_prior` is set.
+            All classes known so far, which must include the labels in y. Later calls may add more
+            classes. A class without images has probability 0 unless `class_prior` is set.
         sample_weight : array-like of shape (n_samples,), default=None
             As in `fit`.
 
@@ -451,7 +457,7 @@ default="mean_log_likelihood"
         ------
         ValueError
             If y has labels that are not in `classes`, or if ``temperature="auto"`` or
-            ``class_weight="balanced"``. These two values require images of all classes at once.
+            ``class_weight="balanced"``. Both settings require images of all classes at once.
 
         References
         ----------
@@ -498,12 +504,12 @@ default="mean_log_likelihood"
         Returns
         -------
         joint : float64 ndarray of shape (n_samples, n_classes)
-            Natural logarithm of p(image, class). The columns follow the order of `classes_`. The
-            log-likelihoods are divided by `temperature_` before the class prior is added.
+            Natural logarithm of p(image, class). The columns follow the order of `classes_`. Each
+            log-likelihood is divided by `temperature_` before the log class prior is added.
         stats : dict
-            This dict is only returned if `return_stats` is True. ``"evaluations"`` is the number of
+            Only returned if `return_stats` is True. ``"evaluations"`` is an array: the number of
             tokens that the transformer processed for each sample. ``"exhaustive_evaluations"`` is
-            the number of tokens per sample that ``search="exhaustive"`` would process.
+            the number of tokens that it would process per sample with ``search="exhaustive"``.
         """
         joints, evaluations = [], []
         for result in self._score(X, may_stop_early=True):
@@ -543,8 +549,8 @@ default="mean_log_likelihood"
         Returns
         -------
         proba : float64 ndarray of shape (n_samples, n_classes)
-            Probability of each class. Each row sums to one, and the columns follow the order of
-            `classes_`. An image with zero likelihood under every class gets the class prior.
+            Probability of each class. The columns follow the order of `classes_`. If an image has
+            zero likelihood under every class, its row is the class prior.
         """
         return np.exp(self.predict_log_proba(X))
 
@@ -564,9 +570,9 @@ default="mean_log_likelihood"
         return self._labels(self.predict_joint_log_proba(X))
 
     def staged_predict_proba(self, X):
-        """Compute the class probabilities after the first 1, 2, ... `n_orders` orders.
+        """Compute the class probabilities from the first k orders, for k = 1, 2, ... `n_orders`.
 
-        All orders are scored only once.
+        Each order is scored only once.
 
         Parameters
         ----------
@@ -576,14 +582,14 @@ default="mean_log_likelihood"
         Yields
         ------
         proba : float64 ndarray of shape (n_samples, n_classes)
-            Class probabilities from the first k orders, for k = 1, 2, ... They equal the result of
-            `predict_proba` with ``n_orders=k`` and ``search="exhaustive"``.
+            The k-th array contains the class probabilities from the first k orders. It equals the
+            result of `predict_proba` with ``n_orders=k`` and ``search="exhaustive"``.
         """
         for joint in self._staged_joint_log_proba(X):
             yield np.exp(self._log_posterior(joint))
 
     def staged_predict(self, X):
-        """Predict the class of each image after the first 1, 2, ... `n_orders` orders.
+        """Predict the class of each image from the first k orders, for k = 1, 2, ... `n_orders`.
 
         Parameters
         ----------
@@ -593,13 +599,13 @@ default="mean_log_likelihood"
         Yields
         ------
         y : ndarray of shape (n_samples,)
-            Predicted labels, taken from `classes_`.
+            The k-th array contains the labels that are predicted from the first k orders.
         """
         for joint in self._staged_joint_log_proba(X):
             yield self._labels(joint)
 
     def staged_score(self, X, y, sample_weight=None):
-        """Compute the accuracy after the first 1, 2, ... `n_orders` orders.
+        """Compute the accuracy with the first k orders, for k = 1, 2, ... `n_orders`.
 
         Parameters
         ----------
@@ -608,18 +614,18 @@ default="mean_log_likelihood"
         y : array-like of shape (n_samples,)
             True labels.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the samples in the accuracy.
+            Weights of the samples in the mean accuracy.
 
         Yields
         ------
         score : float
-            Accuracy, from 0 to 1.
+            The k-th number is the accuracy with the first k orders, from 0 to 1.
         """
         for predicted in self.staged_predict(X):
             yield accuracy_score(y, predicted, sample_weight=sample_weight)
 
     def transform(self, X):
-        """Compute the log-likelihood of each class, for use as features in a pipeline.
+        """Compute log p(image | class) for each class, for use as features in a pipeline.
 
         Parameters
         ----------
@@ -629,16 +635,16 @@ default="mean_log_likelihood"
         Returns
         -------
         log_likelihood : float64 ndarray of shape (n_samples, n_classes)
-            log p(image | class) in nats, aggregated over orders. It does not include the class
-            prior or the temperature.
+            log p(image | class) in nats, aggregated over orders. The parameters `class_prior` and
+            `temperature` do not affect the result.
         """
         check_is_fitted(self)
         return self._aggregate_exhaustively(X, np.zeros(len(self.classes_)))
 
     def score_samples(self, X):
-        """Compute the log-likelihood of each image, averaged over classes and orders.
+        """Compute log p(image) for each image, averaged over orders.
 
-        Images that differ from the training images of every class have low log-likelihoods.
+        If an image differs from the training images of all classes, its log p(image) is low.
 
         Parameters
         ----------
@@ -648,8 +654,8 @@ default="mean_log_likelihood"
         Returns
         -------
         log_likelihood : float64 ndarray of shape (n_samples,)
-            log p(tokens) in nats. The value depends on `aggregation` and the class prior, but not
-            on `temperature`.
+            log p(image) in nats. The value depends on `aggregation` and `class_prior`, but not on
+            `temperature`.
         """
         check_is_fitted(self)
         joint = self._aggregate_exhaustively(X, self.class_log_prior_)
@@ -663,31 +669,31 @@ default="mean_log_likelihood"
         X : array-like
             As in `fit`.
         y : array-like of shape (n_samples,), default=None
-            Class to explain for each image. If None, the predicted class of each image is used.
+            Class to explain for each image. If None, `explain` uses the predicted class.
         rival : "runner-up", array-like of shape (n_samples,) or None, default=None
-            Class to compare with. ``"runner-up"`` selects the most probable other class, and an
-            array contains one class per image. If None, log p(token | class) is compared with
-            log p(token).
+            Class to which `explain` compares the class in `y`. ``"runner-up"`` selects the most
+            probable other class. An array contains one class per image. If None, the evidence is
+            log p(token | class) - log p(token).
 
         Returns
         -------
         evidence : Evidence
-            Evidence of each token and pixel in nats, averaged over the orders, with standard
-            errors; see :class:`skaocls.scoring.evidence.Evidence`. If `crop` selects views, the
-            position of a token in the view can differ from its position in the image by a
-            sixteenth of the image size.
+            Evidence of each token and each pixel with standard errors, see
+            :class:`skaocls.scoring.evidence.Evidence`. Values are means over the orders, in nats.
+            If `crop` selects views, the position of a token in a view can differ from its position
+            in the image by 1/16 of the image size.
 
         Raises
         ------
         ValueError
-            If `y` or `rival` contains unknown classes, or if its length differs from that of X.
+            If `y` or `rival` contains unknown classes, or a number of classes other than n_samples.
         """
         model, runner_up = self._checked_model(), isinstance(rival, str) and rival == "runner-up"
         if not (rival is None or runner_up or np.ndim(rival) == 1):
             raise ValueError(
                 f'rival must be "runner-up", one class for each image, or None; got {rival!r}.'
             )
-        X = convert_input(X)  # because X may be an iterator, which yields its images only once
+        X = convert_input(X)  # X may be an iterator, which yields its images only once
         batch = model.reader.open(X)
         columns = None if y is None else model.columns(y)
         rivals = None if rival is None or runner_up else model.columns(rival, "rival")
@@ -717,41 +723,41 @@ default="mean_log_likelihood"
         Parameters
         ----------
         n_samples : int, default=None
-            Number of images. If None, `sample` draws one image for each label in `y`, or a single
-            image if `y` is a label or None.
+            Number of images. If None, `sample` draws one image for each label in the array `y`. If
+            `y` is a single label or None, it draws one image.
         y : label or array-like of shape (n_samples,), default=None
-            One class for all images, or a class for each image. If None, the classes are drawn from
-            `class_prior_`.
+            One class for all images, or a class for each image. If None, `sample` draws the
+            classes with the probabilities `class_prior_`.
         random_state : int, RandomState instance or None, default=None
             Seed of the classes, orders and tokens.
         n_steps : int, default=None
-            Number of sampling steps. If None, each step draws one token, and sampling is exact. If
-            there are fewer steps than tokens, sampling is faster, but the tokens of a step are
-            drawn independently.
+            Number of sampling steps. If None, each step draws one token, and sampling is exact.
+            With fewer steps than tokens, each step draws several tokens independently of each
+            other, which is faster but not exact.
         temperature : float, default=1.0
             Number that divides the logits. Temperatures below 1 give more typical and less varied
             images than a temperature of 1.
         top_k : int, default=None
-            Each token is drawn from this number of most likely tokens. If None, all tokens are
-            allowed.
+            Number of candidates for each token: `sample` draws from the `top_k` most likely codes.
+            If None, all codes are candidates.
         top_p : float, default=None
-            Each token is drawn from the smallest set of tokens with at least this total
-            probability. If None, all tokens are allowed.
+            Total probability of the candidates for each token: `sample` draws from the smallest set
+            of codes with at least this total probability. If None, all codes are candidates.
         guidance : float, default=1.0
             Scale of classifier-free guidance. A guidance above 1 gives images that are more typical
-            of their class than a guidance of 1. Any guidance other than 1 doubles the computation.
+            of their class than a guidance of 1. If `guidance` is not 1, the computation doubles.
 
         Returns
         -------
         images : float array of shape (n_samples, height, width[, channels])
-            Images that the tokenizer's `inverse_transform` returns. A classifier that was fitted to
-            tables or tokens returns table rows or tokens.
+            Images, as returned by the tokenizer's `inverse_transform`. If the classifier was fitted
+            to tables, `sample` returns table rows. If it was fitted to tokens, it returns tokens.
 
         Raises
         ------
         ValueError
-            If a parameter is out of range, or if `y` contains unknown classes or has a length other
-            than `n_samples`.
+            If a parameter is out of range, if `y` contains unknown classes, or if the length of `y`
+            is not `n_samples`.
 
         References
         ----------
@@ -796,20 +802,20 @@ default="mean_log_likelihood"
     ):
         """Fill in missing parts of images.
 
-        Tokens with at least one masked pixel are drawn from the model. All other tokens are known,
-        and come before the drawn tokens in each order.
+        `inpaint` draws each token that has at least one masked pixel. All other tokens are known.
+        In each order, the known tokens come first.
 
         Parameters
         ----------
         X : array-like
-            As in `fit`. Masked pixels may contain any valid number, but not NaN. For convolutional
+            As in `fit`. Masked pixels may contain any valid number, but not NaN. With convolutional
             tokenizers, set masked pixels to gray. All other tokenizers ignore masked pixels.
         mask : bool array-like of shape (height, width) or (n_samples, height, width)
-            True for unknown pixels. For tables, the shape is (n_features,) or (n_samples,
+            True for masked pixels. For tables, the shape is (n_features,) or (n_samples,
             n_features). For tokens, the shape is (rows, cols) or (n_samples, rows, cols).
         y : label or array-like of shape (n_samples,), default=None
-            One class for all images, or a class for each image. If None, the most probable class
-            given the known tokens is used.
+            One class for all images, or a class for each image. If None, `inpaint` uses the most
+            probable class of each image, given its known tokens.
         random_state : int, RandomState instance or None, default=None
             Seed of the orders and tokens.
         n_steps, temperature, top_k, top_p, guidance : optional
@@ -818,14 +824,14 @@ default="mean_log_likelihood"
         Returns
         -------
         images : float array of shape (n_samples, height, width[, channels])
-            Images that equal X where `mask` is False, with 8-bit values divided by 255. Where
-            `mask` is True, pixels come from the tokenizer's `inverse_transform`.
+            Completed images. Where `mask` is False, the pixels equal X (8-bit values are divided by
+            255). Where `mask` is True, the pixels come from the tokenizer's `inverse_transform`.
 
         Raises
         ------
         ValueError
-            If `mask` is not boolean or has a wrong shape, if `y` contains unknown classes, if the
-            length of `y` differs from that of X, or if another parameter is out of range.
+            If `mask` is not boolean or has a wrong shape, if `y` contains unknown classes or not
+            one class per image, or if another parameter is out of range.
         """
         model = self._checked_model()
         options = sampling_options("inpaint", n_steps, temperature, top_k, top_p, guidance)
@@ -848,33 +854,32 @@ default="mean_log_likelihood"
     def from_pretrained(cls, source, *, token=None, tokenizer="auto", classes=None, **params):
         """Load a fitted classifier from published weights or from a saved classifier.
 
-        Published ImageNet weights can classify images without `fit`. Their `classes_` are the
-        ImageNet indices, which `class_names_` and `wordnet_ids_` describe. Their class prior is
-        uniform. Image files are resized and cropped as in the paper.
+        With published ImageNet weights, the classifier can classify images without `fit`. The class
+        labels are the ImageNet indices from 0 to 999, and the class prior is uniform. Image files
+        are resized and cropped as in the paper.
 
         Parameters
         ----------
         source : str, path, PretrainedWeights or module
             Folder or hub repository that `save_pretrained` or `push_to_hub` has written. For
-            weights of the published architecture, see :class:`PretrainedWeights`. If `source` is a
-            prior module, it is copied.
+            published weights, see :class:`PretrainedWeights`. A prior module is copied.
         token : str or bool, default=None
             Access token of the hub, as in ``huggingface_hub``.
         tokenizer : "auto", "precomputed" or transformer, default="auto"
             Tokenizer for published weights and prior modules. ``"auto"`` loads the published
-            tokenizer with the same vocabulary. With ``"precomputed"``, X contains tokens instead of
-            images; this option also works with saved classifiers. A fitted transformer is used
-            without changes.
+            tokenizer that has the vocabulary of the prior. With ``"precomputed"``, X must contain
+            tokens instead of images; this option also works with saved classifiers. If you pass a
+            fitted transformer, the classifier uses it without changes.
         classes : list of int or str, default=None
-            Subset of the classes of published weights, as ImageNet indices, WordNet IDs or names.
-            The other classes need no computation.
+            Classes to use if `source` has published weights: ImageNet indices, WordNet IDs or
+            names. The other classes need no computation. If None, all classes are used.
         **params
             Other parameters of the classifier, by name.
 
         Returns
         -------
         clf : AnyOrderARClassifier
-            The fitted classifier. If you call `fit` later, it fine-tunes the same weights.
+            The fitted classifier. If `source` has published weights, a later `fit` fine-tunes them.
 
         Raises
         ------
@@ -929,13 +934,13 @@ default="mean_log_likelihood"
     def save_pretrained(self, folder):
         """Save the fitted classifier as JSON and safetensors.
 
-        If the parameter `prior` is a module, only its sizes are saved. The parameters `memory` and
-        `checkpoint_dir` are saved as None. If `random_state` is a RandomState, it is saved as None.
+        If the parameter `prior` is a module, only the sizes of the module are saved. The parameters
+        `memory` and `checkpoint_dir` are saved as None, and so is a RandomState in `random_state`.
 
         Parameters
         ----------
         folder : path
-            Folder to write to. If the folder does not exist, it is created.
+            Folder to write to, which is created if it does not exist.
 
         Raises
         ------
@@ -951,11 +956,11 @@ default="mean_log_likelihood"
         Parameters
         ----------
         repo_id : str
-            Repository as ``owner/name``. If the repository does not exist, it is created.
+            Repository as ``owner/name``, which is created if it does not exist.
         metrics : dict of str to float, default=None
             Metrics for the model card, such as ``{"test accuracy": 0.97}``.
         private : bool, default=False
-            Whether the repository is private if it is created.
+            Whether a newly created repository is private.
         token : str or bool, default=None
             Access token of the hub, as in ``huggingface_hub``.
 
@@ -970,7 +975,6 @@ default="mean_log_likelihood"
 
     @property
     def orders_(self):
-        """Orders that predictions average over, as an array of (at most n_orders, n_tokens)."""
         check_is_fitted(self)
         return self.model_.orders(self.order, self.n_orders)
 
@@ -982,12 +986,10 @@ default="mean_log_likelihood"
 
     @property
     def class_prior_(self):
-        """Prior probability of each class, as an array."""
         return np.exp(self.class_log_prior_)
 
     @property
     def temperature_(self):
-        """Temperature that divides the log-likelihoods."""
         check_is_fitted(self)
         if self.temperature != "auto":
             return float(self.temperature)
@@ -999,7 +1001,6 @@ default="mean_log_likelihood"
         return self._fitted_temperature
 
     def _fit(self, X, y, sample_weight=None, classes=None):
-        """Train a new model."""
         config, seed = self._training_config(), self._seed()
         if is_new(self.prior) and self.finetune != "full":
             warn(
@@ -1042,7 +1043,6 @@ default="mean_log_likelihood"
         return self._finish_fit(result, samples, list(batch.skipped))
 
     def _check_class_prior(self, classes):
-        """Raise an error before training if the class prior is invalid."""
         class_log_prior(self.class_prior, np.ones(len(classes)))
 
     def _finish_fit(self, result, batch, skipped):
@@ -1065,7 +1065,7 @@ default="mean_log_likelihood"
         )
         if checkpoints is not None:
             checkpoints.clear()
-        # max_iter="auto" ends training on tables before it converges, to avoid overfitting
+        # for tables, max_iter="auto" ends training before convergence, to avoid overfitting
         limited = isinstance(self.max_iter, str) and model.reader.tabular
         if not limited and not all(h.converged or h.interrupted for h in histories):
             warn(
@@ -1097,11 +1097,11 @@ default="mean_log_likelihood"
         return broadcast(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _recovery_hint(self, unchanged=False):
-        """Return advice to the user for the case that another process dies during training."""
+        """Return advice for the user, to be shown if another process dies during training."""
         if unchanged:
             return "The classifier is unchanged. "
         if self.checkpoint_dir is None:
-            return "Training is lost. To be able to resume next time, set checkpoint_dir. "
+            return "The training is lost. To make the next training resumable, set checkpoint_dir. "
         return (
             "Start the same command again: fit resumes from the last checkpoint in "
             f"checkpoint_dir={os.fspath(self.checkpoint_dir)!r}. "
@@ -1119,7 +1119,6 @@ default="mean_log_likelihood"
         )
 
     def _checked_model(self):
-        """Validate the parameters for predictions, and return the fitted model."""
         check_is_fitted(self)
         self._validate_params()
         self._check_class_prior(self.classes_)
@@ -1136,13 +1135,13 @@ default="mean_log_likelihood"
         return prediction.score_batches(model, batch, orders, options, verbose=self.verbose)
 
     def _early_stopping_rule(self):
-        """Return the function that stops scoring early, or None to score all classes and orders."""
+        """Return the function for scoring with early stopping, or None for exhaustive scoring."""
         by_mean = self.aggregation == "mean_log_likelihood"
         if self.search == "exhaustive" or not by_mean or self.memory is not None:
             return None
         return partial(
             score_until_decided,
-            # the class prior on the scale of log-likelihoods that no temperature has divided
+            # multiply by the temperature, because the log-likelihoods are not divided by it
             class_log_prior=self.temperature_ * self.class_log_prior_,
             error=STOPPING_ERROR if self.search == "auto" else self.search,
         )
@@ -1189,7 +1188,7 @@ default="mean_log_likelihood"
         return np.broadcast_to(columns, n)
 
     def _state_to_save(self):
-        """Return parameters and training history, without the folders on this machine."""
+        """Return the parameters without folders on this machine, and the training history."""
         params = self.get_params(deep=False) | {"memory": None, "checkpoint_dir": None}
         names = [name for name in TRAINING_HISTORY if hasattr(self, name)]
         return {"params": params, "history": {name: getattr(self, name) for name in names}}
@@ -1200,12 +1199,13 @@ default="mean_log_likelihood"
         Parameters
         ----------
         input_features : object
-            Ignored, because the names only depend on the estimator and the classes.
+            Ignored. The names only depend on the class of the estimator and on `classes_`.
 
         Returns
         -------
         names : ndarray of str objects of shape (n_classes,)
-            Each name contains the estimator and the class, such as ``"anyorderarclassifier_cat"``.
+            Each name consists of the lowercase name of the estimator and the label of the class,
+            such as ``"anyorderarclassifier_cat"``.
         """
         check_is_fitted(self)
         owner = type(self).__name__.lower()

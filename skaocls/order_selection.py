@@ -1,20 +1,20 @@
-"""Function that selects the number of orders."""
+"""Select the number of orders with validation data."""
 
 import numpy as np
 
 
 def smallest_n_orders(clf, X, y):
-    """Select the smallest number of orders with nearly the best accuracy.
+    """Select the smallest number of orders whose accuracy is close to the best accuracy.
 
-    The accuracy with this number of orders is within one standard error of the best accuracy. The
-    validation data are scored once, with all orders of the classifier.
+    "Close" means that the accuracy is at most one standard error below the best accuracy. The
+    function scores each validation image only once, in all orders of the classifier.
 
     Parameters
     ----------
     clf : AnyOrderARClassifier
-        A fitted classifier, which this function does not change.
+        A fitted classifier. This function does not change the classifier.
     X : array-like
-        Validation images, which should differ from the training images.
+        Validation images. They should not be training images.
     y : array-like of shape (n_samples,)
         True labels of the images.
 

@@ -20,24 +20,24 @@ class FineTuning(BaseEstimator):
     Parameters
     ----------
     mode : {"full", "lora", "class_embedding", "head"}, default="full"
-        Which weights are trained. ``"full"`` trains all weights. ``"lora"`` trains the class
-        embeddings, and low-rank updates of the attention and feed-forward matrices. After training,
-        the updates are added to these matrices. ``"class_embedding"`` trains only the class
-        embeddings. ``"head"`` freezes the transformer and trains a new class head on top of the
-        transformer, see :class:`~skaocls.SharedTrunkPrior`.
+        Which weights to train. ``"full"`` trains all weights. ``"lora"`` trains the class
+        embeddings and low-rank updates of the attention and feed-forward matrices. When training
+        ends, `fit` adds the updates to these matrices. ``"class_embedding"`` trains only the class
+        embeddings. ``"head"`` freezes the transformer, and trains a new class head that takes the
+        output of the transformer as input, see :class:`~skaocls.SharedTrunkPrior`.
     lora_rank : int, default=8
         Rank of the low-rank updates. Only ``mode="lora"`` uses this parameter.
     lora_alpha : float, default=16.0
-        Scale of the low-rank updates, which are multiplied by ``lora_alpha / lora_rank``. Only
+        Scale of the low-rank updates: each update is multiplied by ``lora_alpha / lora_rank``. Only
         ``mode="lora"`` uses this parameter.
     dropout : float or "auto", default="auto"
-        Dropout rate of token embeddings and residual branches during fine-tuning. ``"auto"``
-        selects the published rate of 0.1 for the modes ``"full"`` and ``"lora"``, and 0 for the
+        Dropout rate for token embeddings and residual branches during fine-tuning. ``"auto"``
+        selects 0.1 (the published rate) for the modes ``"full"`` and ``"lora"``, and 0 for the
         other modes.
     new_classes : {"nearest", "null"}, default="nearest"
-        How the embedding of a new class is initialized. ``"nearest"`` averages the embeddings of
-        the three old classes under which a few images of the new class are most likely. ``"null"``
-        copies the embedding of the null class.
+        Initial embedding of a new class. ``"nearest"`` scores a few images of the new class under
+        all old classes, and averages the embeddings of the three most likely old classes.
+        ``"null"`` copies the embedding of the null class.
 
     References
     ----------
@@ -79,29 +79,28 @@ class PretrainedWeights(BaseEstimator):
     """Location of pretrained weights.
 
     Pass an instance as the `prior` parameter of :class:`~skaocls.AnyOrderARClassifier`, or to
-    :meth:`~skaocls.AnyOrderARClassifier.from_pretrained`. If only `source` differs from the
-    defaults, you can also pass the source itself: ``prior="randar-l"``.
+    :meth:`~skaocls.AnyOrderARClassifier.from_pretrained`. If you only need `source`, you can pass
+    the source itself: ``prior="randar-l"``.
 
     Parameters
     ----------
     source : str or path
         A Hugging Face repository, a folder, a file or a short name. The short names are
-        ``"randar-l"``, ``"randar-xl"``, ``"randar-l-maskgit"`` and ``"randar-l-classifier"``. The
-        weights of the paper are ``"randar-l-classifier"``, and were trained on random crops.
+        ``"randar-l"``, ``"randar-xl"``, ``"randar-l-maskgit"`` and ``"randar-l-classifier"``.
+        ``"randar-l-classifier"`` is the model of the paper, which was trained on random crops.
     filename : str, default=None
         Name of the weights file in the repository or folder. If None, the repository or folder must
         contain a single weights file.
     revision : str, default=None
-        Branch, tag or commit of the repository. If None, the default branch of the repository is
-        used.
+        Branch, tag or commit of the repository. If None, the loader uses the default branch.
     grid : tuple of int (rows, cols), default=None
-        Token grid of the prior. If None, the grid follows from the tokenizer or `image_shape`. If
-        neither defines a grid, the grid is 16 x 16.
+        Token grid of the prior. If None, the tokenizer or `image_shape` determines the grid. If
+        neither of them determines a grid, the grid is 16 x 16.
     n_head : int, default=None
         Number of attention heads. If None, the prior has ``dim / 64`` heads.
     num_classes : int, default=None
-        Number of classes without the null class. If None, the loader guesses whether the last row
-        of the class table is the null class, and warns if the guess is uncertain.
+        Number of classes, not counting the null class. If None, the loader guesses whether the last
+        row of the class table is the null class, and warns if the guess is uncertain.
 
     Examples
     --------
@@ -139,14 +138,14 @@ class PretrainedWeights(BaseEstimator):
 
 
 def validated_finetuning(finetune: str | FineTuning) -> FineTuning:
-    """Return valid fine-tuning options. A string `finetune` selects the mode."""
+    """Return the options as a valid FineTuning. If `finetune` is a string, it is the mode."""
     options = FineTuning(finetune) if isinstance(finetune, str) else finetune  # type: ignore[arg-type]
     options._validate_params()
     return options
 
 
 def validated_weights(source: str | os.PathLike[str] | PretrainedWeights) -> PretrainedWeights:
-    """Return a valid location of weights. If `source` is a string or path, convert it first."""
+    """Return the source as valid PretrainedWeights, after converting a string or path."""
     weights = source if isinstance(source, PretrainedWeights) else PretrainedWeights(source)
     weights._validate_params()
     return weights

@@ -1,11 +1,11 @@
-"""Run pieces of a prediction in joblib's workers: threads, processes or a cluster.
+"""Split a prediction into pieces, and run the pieces in joblib's threads, processes or clusters.
 
-Threads share the fitted model. Each process receives a small pickle and the weights as arrays.
-joblib writes large arrays to files once, so that all processes of a machine map the same memory.
-Dask copies the arrays to every worker. Other cluster backends send the arrays with every task. Each
-process rebuilds the model once and caches the model under a hash of its content.
+Threads share the fitted model. Each process receives a small pickle of the model without weights,
+and the weights as arrays. joblib writes large arrays to files only once, and all processes of a
+machine map the same file. Dask copies the arrays to every worker. Other cluster backends send the
+arrays with every task. Each process rebuilds the model once, and caches it under a content hash.
 
-If a worker is lost, the pieces without a result are sent again. Any other error is raised.
+If a worker dies, the pieces without a result are sent again. All other errors are raised.
 """
 
 import pickle
@@ -30,16 +30,16 @@ from skaocls.fitted.model import FittedModel
 from skaocls.hashing import hash_bytes
 from skaocls.warn import warn
 
-PIECES_PER_WORKER = 4  # small pieces, so that no worker waits long for the last one
-MAX_LOSSES = 3  # number of lost workers, without a result in between, that raises an error
-# Exceptions that loky, Dask and Ray raise when a worker dies. Exceptions are compared by name,
-# because Dask and Ray may not be installed.
+PIECES_PER_WORKER = 4  # with several small pieces, all workers finish at about the same time
+MAX_LOSSES = 3  # raise an error after this number of lost workers without a new result
+# Names of the exceptions that loky, Dask and Ray raise when a worker dies. The classes cannot be
+# imported here, because Dask and Ray may not be installed.
 LOST_WORKER_ERRORS = {"BrokenExecutor", "KilledWorker", "CommClosedError", "FutureCancelledError"}
 LOST_WORKER_ERRORS |= {"RayActorError", "WorkerCrashedError"}
 
 P = TypeVar("P")
 R = TypeVar("R")
-_model_cache: dict[str, FittedModel] = {}  # at most one model, under its hash
+_model_cache: dict[str, FittedModel] = {}  # hash to model; has at most one entry
 _cache_lock = threading.Lock()
 
 
@@ -60,12 +60,13 @@ def split_work(
     split_orders: bool = True,
     keep_batches: bool = False,
 ) -> list[Piece]:
-    """Split images, then orders, into a few pieces for each worker.
+    """Split the work into a few pieces per worker.
 
-    A piece has at most `batch_size` images. If possible, a piece has at least `tile_size` pairs of
-    image and order, because the engine pads smaller tiles to this size. With `keep_batches`, all
-    pieces have `batch_size` images, so that the cache keys equal those of a single process. Pieces
-    with the same images are adjacent in the result.
+    The images are split first. If there are too few images, the orders are split as well. A piece
+    has at most `batch_size` images. If possible, a piece has at least `tile_size` (image, order)
+    pairs, because the engine pads smaller tiles to this size. With `keep_batches`, all pieces have
+    `batch_size` images. The cache keys are then the same as in a single process. In the result,
+    pieces with the same images are adjacent.
     """
     n_pieces = PIECES_PER_WORKER * n_workers
     images, orders = batch_size, n_orders
@@ -93,9 +94,9 @@ def map_pieces(
     arguments: Callable[[P], tuple[object, ...]],
     n_jobs: int | None,
 ) -> Iterator[R]:
-    """Yield ``function(model, *arguments(piece))`` for each piece, in order.
+    """Yield ``function(model, *arguments(piece))`` for each piece, in the sequence of the pieces.
 
-    `function` must be picklable. `arguments` is called just before a piece is sent to a worker.
+    `function` must be picklable. ``arguments(piece)`` is called just before the piece is sent.
     """
     if joblib.effective_n_jobs(n_jobs) == 1:
         yield from (function(model, *arguments(piece)) for piece in pieces)
@@ -140,15 +141,17 @@ def run_in_process(
     buffers: list[np.ndarray],
     arguments: tuple[object, ...],
 ) -> R:
-    """Call a function with a packed model, which is rebuilt if the process has not cached it.
+    """Unpack the model, unless this process has cached it, and call the function with it.
 
-    `arguments` is a tuple because Dask would keep an array argument on a single worker. If this
-    worker died, the array would be lost.
+    `arguments` is a tuple, because Dask would keep a plain array argument on a single worker. If
+    this worker died, the array would be lost.
     """
     with _cache_lock:
         if digest not in _model_cache:
             _model_cache.clear()
-            with warnings.catch_warnings():  # arrays may be read-only: no code writes to them
+            with (
+                warnings.catch_warnings()
+            ):  # read-only arrays are fine, because no code writes to them
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
                 _model_cache[digest] = pickle.loads(pickled, buffers=map(map_again, buffers))
         model = _model_cache[digest]
@@ -157,10 +160,10 @@ def run_in_process(
 
 
 def map_again(buffer: np.ndarray) -> np.ndarray:
-    """Map the file of an array again if joblib has mapped it.
+    """Return a new memory map of the same file if joblib has mapped the array.
 
-    At the end of a task, joblib waits until the arrays that it mapped are deleted. The cached model
-    outlives the task, so the model must not use these arrays.
+    At the end of a task, joblib waits until its own memory maps are deleted. The cached model
+    outlives the task, so the model must use other maps.
     """
     if not isinstance(buffer, np.memmap) or buffer.filename is None:
         return buffer
@@ -170,16 +173,18 @@ def map_again(buffer: np.ndarray) -> np.ndarray:
 def pack_model(
     model: FittedModel, backend: ParallelBackendBase
 ) -> tuple[str, bytes, list[np.ndarray]]:
-    """Return a hash of a model, a pickle without the array data, and the array data."""
+    """Return three parts: a hash of the model, a pickle without array data, and the array data."""
     pickled, buffers = pickle_out_of_band(model)
     digest = hash_bytes(pickled, *(buffer.data for buffer in buffers))
-    if hasattr(backend, "client"):  # otherwise Dask would keep each array on only one worker
+    if hasattr(
+        backend, "client"
+    ):  # if not broadcast, Dask would keep each array on only one worker
         (buffers,) = backend.client.scatter([buffers], broadcast=True, hash=False)
     return digest, pickled, buffers
 
 
 def pickle_out_of_band(obj: object) -> tuple[bytes, list[np.ndarray]]:
-    """Return a pickle without array data, and the data of arrays and tensors as arrays of bytes."""
+    """Return a pickle without the data of arrays and tensors, and these data as byte arrays."""
     buffers: list[pickle.PickleBuffer] = []
     stream = BytesIO()
     TensorPickler(stream, protocol=5, buffer_callback=buffers.append).dump(obj)
@@ -187,7 +192,7 @@ def pickle_out_of_band(obj: object) -> tuple[bytes, list[np.ndarray]]:
 
 
 class TensorPickler(cloudpickle.Pickler):
-    """Pickler that converts tensors to NumPy arrays, to keep the tensor data out of the pickle."""
+    """Pickler that converts tensors to NumPy arrays, whose data can stay out of the pickle."""
 
     def reducer_override(self, obj: object) -> object:
         if type(obj) is torch.Tensor and obj.layout == torch.strided:

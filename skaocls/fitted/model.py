@@ -23,45 +23,46 @@ CLASS_ARRAYS = ("sources", "rows", "class_count", "class_names", "wordnet_ids")
 
 @dataclass(frozen=True, eq=False)
 class FittedModel:
-    """All objects that are needed to compute the log-likelihoods of classes from images.
+    """All objects that are needed to compute log p(image | class).
 
-    A model is immutable, except that its networks can move to another device. If training
-    continues, the result is a new model. In this library, *columns* are indices into `classes`.
+    A model is immutable, except that its networks can move to another device. To continue training,
+    create a new model. In this library, *columns* are indices into `classes`.
     """
 
     reader: Reader  # validates X and decodes images
     tokenizer: TransformerMixin  # turns decoded images, tables or tokens into codes
     priors: tuple[Prior, ...]  # the first prior, and the priors of classes that were added later
-    classes: np.ndarray  # sorted labels; all arrays below have one entry per class
+    classes: np.ndarray  # sorted labels; each array below has one entry per class
     sources: np.ndarray  # index of the prior of each class
     rows: np.ndarray  # row of each class in the class table of its prior
-    class_count: np.ndarray  # number (float64) or total weight of the training images
-    order_seed: int  # seed of the orders, and of the crops, views and noise of each order
+    class_count: np.ndarray  # sum of the sample weights of the class (float64)
+    order_seed: int  # seed of the orders, and of the crop, view and noise in each order
     views: bool = False  # whether training of the first prior used random views
     class_names: np.ndarray | None = None  # names of ImageNet classes
     wordnet_ids: np.ndarray | None = None  # WordNet IDs of ImageNet classes
 
     @property
     def prior(self) -> Prior:
-        """The first prior, which `fit` has trained."""
+        """First prior, which `fit` has trained."""
         return self.priors[0]
 
     @property
     def readings(self) -> int:
-        """Number of transformer forward passes that score an image in one order for all classes."""
+        """Number of forward passes that are needed to score all classes of an image in an order."""
         counts = np.bincount(self.sources, minlength=len(self.priors))
         return sum(p.readings(int(n)) for p, n in zip(self.priors, counts, strict=True) if n)
 
     def orders(self, order: str | ArrayLike, n_orders: int) -> np.ndarray:
-        """Return the orders for these parameter values, see :mod:`skaocls.scoring.orders`."""
+        """Return the orders that :mod:`skaocls.scoring.orders` defines for these parameters."""
         return resolve_orders(order, n_orders, self.prior.n_tokens, self.order_seed)
 
     def by_prior(
         self, columns: np.ndarray, device: torch.device
     ) -> Iterator[tuple[Prior, np.ndarray]]:
-        """Yield each prior on the device, and the positions of the prior's classes in `columns`.
+        """Move each prior to the device, and yield it with its positions in `columns`.
 
-        The classes have the rows ``rows[columns[positions]]`` in the class table of the prior.
+        The classes at these positions belong to the prior. In the class table of the prior, they
+        have the rows ``rows[columns[positions]]``.
         """
         for source, prior in enumerate(self.priors):
             positions = np.flatnonzero(self.sources[columns] == source)
@@ -69,7 +70,7 @@ class FittedModel:
                 yield to_device(prior, device), positions
 
     def columns(self, y: ArrayLike, name: str = "y") -> np.ndarray:
-        """Return the columns of labels. Error messages call the labels `name`."""
+        """Return the columns of the labels `y`, which error messages call `name`."""
         labels: np.ndarray = column_or_1d(y)
         columns: np.ndarray = np.searchsorted(self.classes, labels).clip(max=len(self.classes) - 1)
         unknown = np.unique(labels[self.classes[columns] != labels])
@@ -84,7 +85,7 @@ class FittedModel:
         return replace(self, **subset)
 
     def with_classes(self, classes: np.ndarray) -> "FittedModel":
-        """Return a model with additional classes, for which no prior has been trained yet."""
+        """Return a model with additional classes. No prior has been trained for them yet."""
         old = self.classes
         kinds = {"i" if a.dtype.kind == "u" else a.dtype.kind for a in (old, classes)}
         if len(kinds) > 1:
@@ -107,7 +108,7 @@ class FittedModel:
         return replace(self, **changes)
 
     def chosen_sizes(self) -> dict[str, object]:
-        """Return the sizes of the prior, and the parameter values that the tokenizer chose."""
+        """Return the sizes of the prior, and the values that the tokenizer chose for parameters."""
         tokenizer = self.tokenizer
         names = tokenizer.get_params(deep=False) if hasattr(tokenizer, "get_params") else ()
         values = {name: getattr(tokenizer, f"{name}_", NotImplemented) for name in names}
@@ -116,7 +117,7 @@ class FittedModel:
         return {"prior": self.prior.sizes, "tokenizer": chosen}
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state with all networks on the CPU, so that pickles load without a GPU."""
+        """Return the state with all networks on the CPU. Pickles then load without a GPU."""
         priors = tuple(
             prior if prior.device.type == "cpu" else copy.deepcopy(prior).cpu()
             for prior in self.priors
