@@ -1,9 +1,10 @@
-"""Checkpoints: files from which an interrupted training continues.
+"""Checkpoints: files from which an interrupted training run can continue.
 
 A checkpoint is a pair of files. ``checkpoint-<n>.safetensors`` contains all tensors.
 ``checkpoint-<n>.json`` contains everything else and a hash of the tensor file. The JSON file is
-written last. A pair is therefore valid only if the JSON file exists and its hash matches the tensor
-file. The folder keeps the two newest checkpoints. Only the main rank reads and writes files.
+written last, so a tensor file without a JSON file is incomplete. A pair is valid if the hash in the
+JSON file matches the tensor file. Only the two newest checkpoints are kept. Only the main rank
+reads and writes files.
 """
 
 import json
@@ -27,19 +28,18 @@ from skaocls.warn import warn
 
 FORMAT = 1
 N_KEPT = 2
-# The time between two checkpoints is at least 20 times as long as the time needed to write one.
+# The time between two checkpoints is at least 20 times the time that writing a checkpoint takes.
 # Writing therefore takes at most 5 % of the training time.
 INTERVAL_FACTOR = 20
 NAME = re.compile(r"checkpoint-(\d+)\.json")
 
 
 class Checkpoints:
-    """Checkpoints of one training run in a folder. Use :func:`checkpoints_in` to open the folder.
+    """The checkpoints of one training run, created by :func:`checkpoints_in`.
 
-    `fingerprint` maps the name of each input on which the training depends to a hash of the input.
-    If the folder contains a checkpoint of this training, the attribute `seed` is the seed in the
-    checkpoint. Otherwise, the attribute is the given seed. If the folder contains checkpoints of a
-    different training run, a ValueError is raised.
+    `fingerprint` maps the names of the inputs of the training run to hashes of these inputs. If the
+    folder contains a checkpoint of this training run, the seed of the checkpoint replaces `seed`.
+    If the folder contains checkpoints of a different training run, a ValueError is raised.
     """
 
     def __init__(self, folder: str | os.PathLike[str], fingerprint: dict[str, str], seed: int):
@@ -67,7 +67,7 @@ class Checkpoints:
         return sorted((int(match[1]) for match in matches if match), reverse=True)
 
     def files(self, n: int) -> tuple[Path, Path]:
-        """Return the path of the tensor file and the path of the JSON file of checkpoint `n`."""
+        """Return the paths of both files of checkpoint `n`: the tensor file and the JSON file."""
         stem = self.folder / f"checkpoint-{n}"
         return stem.with_suffix(".safetensors"), stem.with_suffix(".json")
 
@@ -102,8 +102,8 @@ class Checkpoints:
         if changed:
             raise ValueError(
                 f"checkpoint_dir={str(self.folder)!r} contains checkpoints of another fit, with "
-                f"different {', '.join(changed)}. To continue that fit, call fit with the "
-                f"data and parameters of that fit. {advice}"
+                f"different {', '.join(changed)}. To continue the other fit, pass the "
+                f"data and parameters of the other fit. {advice}"
             )
 
     def restore(self, state: TrainingState) -> None:
@@ -113,7 +113,7 @@ class Checkpoints:
             self.found = None
 
     def save_if_due(self, state: TrainingState) -> None:
-        """Save the state if it is finite and a checkpoint is due. If writing fails, only warn."""
+        """Save the state if a checkpoint is due and the state is finite. If writing fails, warn."""
         if not (broadcast(time.monotonic() >= self.next_time) and state.is_finite()):
             return
         start = time.monotonic()
@@ -132,7 +132,7 @@ class Checkpoints:
         self.next_time = end + INTERVAL_FACTOR * (end - start)
 
     def write(self, tensors: dict[str, Tensor], state_metadata: Metadata) -> None:
-        """Write the next checkpoint, and remove all but the newest two."""
+        """Write a new checkpoint, and remove all checkpoints except the newest two."""
         tensor_path, json_path = self.files(self.last_number + 1)
         metadata = {"format": FORMAT, "fingerprint": self.fingerprint, "seed": self.seed}
         metadata |= state_metadata
@@ -146,24 +146,22 @@ class Checkpoints:
             self.remove(n)
 
     def remove(self, n: int) -> None:
-        """Remove the JSON file and then the tensor file of checkpoint `n`."""
+        """Remove checkpoint `n`: first the JSON file, then the tensor file."""
         for path in reversed(self.files(n)):
             path.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove all checkpoints from the folder."""
         for n in self.numbers() if is_main() else []:
             self.remove(n)
 
 
 def write_tensors(tensors: dict[str, Tensor], metadata: Metadata, path: str) -> None:
-    """Write tensors to a file, and add the hash of this file to the metadata."""
+    """Write tensors to a file, and add the hash of the file to `metadata`."""
     tensor_writer(tensors)(path)
     metadata["hash"] = hash_file(path)
 
 
 def write_json(metadata: Metadata, path: str) -> None:
-    """Write metadata to a JSON file."""
     Path(path).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 
 
@@ -173,7 +171,7 @@ def checkpoints_in(
 ) -> Iterator[Checkpoints | None]:
     """Open the checkpoints in a folder and lock the folder. If `folder` is None, yield None.
 
-    An OSError is raised if the folder is not writable or if another training run uses it.
+    Raise an OSError if the folder is not writable or if another training run uses the folder.
     """
     if folder is None:
         yield None
@@ -187,7 +185,6 @@ def checkpoints_in(
 
 
 def create_and_lock(lock: FileLock, folder: str | os.PathLike[str]) -> None:
-    """Create the folder if it does not exist, and lock the folder."""
     name = f"checkpoint_dir={os.fspath(folder)!r}"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -26,15 +26,15 @@ FROZEN_NULL_MODES = ("lora", "class_embedding")
 
 @dataclass(frozen=True)
 class ResolvedConfig:
-    """Training parameters of the training loop, in which no value is "auto".
+    """Parameters of the training loop. Every "auto" has been replaced by a value.
 
-    Attributes that are not listed here have the name and the meaning of a classifier parameter.
+    Attributes that are not listed here are documented as parameters of the classifier.
 
     Attributes
     ----------
     keep_null_class : bool
-        Whether the vector of the null class stays fixed. If so, training uses neither class dropout
-        nor weight decay.
+        Whether training leaves the vector of the null class unchanged. If True, training uses
+        neither class dropout nor weight decay.
     muon : bool
         Whether Muon optimizes the weight matrices (:mod:`skaocls.training.optimizer`).
     orders : int array of shape (n_orders, n_tokens) or None
@@ -61,22 +61,22 @@ class ResolvedConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Training parameters of the classifier, whose values may be "auto".
+    """Parameters of the classifier that concern training. Their values may be "auto".
 
-    Attributes that are not listed here have the name and the meaning of a classifier parameter.
+    Attributes that are not listed here are documented as parameters of the classifier.
 
     Attributes
     ----------
     architecture : str
-        Architecture of the prior if a new prior is created.
+        Architecture of a newly created prior.
     sizes : dict or None
-        Sizes of the prior if a new prior is created. If None, the sizes are chosen for the data.
+        Sizes of a newly created prior. If None, the sizes are chosen to suit the data.
     keep_classes : bool
-        Whether a pretrained prior keeps its class vectors if it has as many classes as the data.
+        Whether a pretrained prior with as many classes as the data keeps its class vectors.
     hold_out : bool
         Whether validation data are held out even if `early_stopping` is False.
     tabular : bool
-        Whether the data are rows of a table and not images.
+        Whether the samples are rows of a table instead of images.
     """
 
     architecture: str
@@ -102,11 +102,11 @@ class TrainingConfig:
 
     @property
     def draws_orders(self) -> bool:
-        """Whether training draws its orders from all permutations."""
+        """Whether training draws token orders at random from all permutations."""
         return isinstance(self.order, str) and self.order in DRAWN
 
     def identity(self) -> dict[str, object]:
-        """Return all parameters on which the trained weights depend, so that they can be hashed."""
+        """Return the parameters that influence the trained weights. The caller hashes the result."""
         values = dict(vars(self))
         values["device"] = resolve_device(self.device).type
         values["finetune"] = self.finetune.get_params()
@@ -128,8 +128,8 @@ class TrainingConfig:
     ) -> ResolvedConfig:
         """Replace every "auto" by a value that suits the prior and the training data.
 
-        `mode` is the fine-tuning mode. If None, all weights are trained at the learning rate for a
-        new prior.
+        `mode` is the fine-tuning mode. If `mode` is None, all weights are trained at the learning
+        rate of a new prior.
         """
         rate, weight = self.learning_rate_init, self.posterior_weight
         batch_size, max_iter = self.batch_size, self.max_iter
@@ -141,7 +141,7 @@ class TrainingConfig:
             batch_size = default_batch_size(n_samples, prior.n_tokens, self.tabular)
         if isinstance(max_iter, str) and (mode is None or self.tabular):
             max_iter = default_max_iter(n_samples, prior, weight, self.tabular)
-        elif isinstance(max_iter, str):  # large pretrained priors have no budget of operations
+        elif isinstance(max_iter, str):  # BUDGET_OPERATIONS does not apply
             max_iter = MAX_EPOCHS
         orders = None
         if not self.draws_orders:

@@ -1,4 +1,4 @@
-"""Choose values for training parameters that are "auto", and the size of micro-batches."""
+"""Values that replace "auto" in training parameters, and the size of micro-batches."""
 
 import numpy as np
 
@@ -6,31 +6,31 @@ from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import Prior
 from skaocls.training.loss import POSTERIOR_STRIDE, number_of_rivals
 
-# Number of epochs. On two CPU cores, training on up to 1000 images takes about one minute. The time
-# grows more slowly than the number of images: 10,000 images take eight minutes
-# (benchmarks/speed/waiting.py). Tables are trained for fewer epochs than images, because tables
-# have no augmented views and overfit sooner (benchmarks/quality/tables.py).
+# Number of epochs. On two CPU cores, training takes about one minute for up to 1000 images. The time
+# grows more slowly than the number of images: for 10,000 images, training takes eight minutes
+# (benchmarks/speed/waiting.py). Tables have no augmented views and overfit sooner than images.
+# Therefore, tables are trained for fewer epochs (benchmarks/quality/tables.py).
 MAX_EPOCHS, MAX_EPOCHS_OF_TABLES, MIN_EPOCHS = 120, 30, 10
 BUDGET_OPERATIONS, BUDGET_IMAGES, BUDGET_EXPONENT = 3.3e12, 1000, 0.9
-# Time that the class head needs for one rival class, divided by the time that its matrix products
-# alone need (benchmarks/speed/steps.py)
+# Time of the class head for one rival class, divided by the time of the head's matrix products
+# (benchmarks/speed/steps.py)
 RIVAL_OVERHEAD = 3.5
 
-# Batch size. If images have many tokens, batches of about 1024 tokens need only a quarter of the
-# epochs that batches of 64 images need (benchmarks/speed/waiting.py). Batches of far fewer tokens
-# have noisy gradients.
+# Batch size. If images have many tokens, training with batches of about 1024 tokens needs only a
+# quarter of the epochs that training with batches of 64 images needs (benchmarks/speed/waiting.py).
+# If a batch has far fewer than 1024 tokens, the gradients are noisy.
 BATCH_TOKENS = 1024
 MIN_BATCH, MAX_BATCH = 16, 64
 MIN_STEPS_PER_EPOCH, MIN_STEPS_PER_EPOCH_OF_TABLES = 8, 32
 
-# Learning rates. A new prior is trained at the rate 0.4 / dim. At the published width of 1024, this
-# is the published rate of 4e-4. The script benchmarks/quality/digits.py tests the rate for small
+# Learning rates. The learning rate of a new prior is 0.4 / dim. For the published dim of 1024, this
+# gives the published learning rate of 4e-4. benchmarks/quality/digits.py tests the rate for small
 # priors. Fine-tuning multiplies the rate by a factor (benchmarks/quality/finetuning.py).
 RATE_TIMES_DIM = 0.4
 FINETUNING_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
 
-# Muon is used if training takes fewer than 50 epochs. In longer trainings, AdamW is at least as
-# good as Muon (benchmarks/quality/optimizers.py, benchmarks/quality/tables.py).
+# Muon is used only if training takes fewer than 50 epochs. For 50 or more epochs, AdamW is at least
+# as good as Muon (benchmarks/quality/optimizers.py, benchmarks/quality/tables.py).
 MUON_MAX_EPOCHS = 50
 
 # Weight of the posterior in the loss (benchmarks/quality/posterior.py). If an image has fewer than
@@ -39,10 +39,10 @@ MUON_MAX_EPOCHS = 50
 POSTERIOR_WEIGHT, FULL_WEIGHT_TOKENS = 5.0, 48
 POSTERIOR_WEIGHT_PER_COLUMN = 1 / 30  # weight for each column of a table
 
-# Largest size in bytes of the activations of a micro-batch. Larger batches are split into
-# micro-batches, and their gradients are accumulated. The limit is the same on all machines, so that
-# the results are also the same. No new prior of default size reaches the limit. RandAR-L (343
-# million parameters) is fine-tuned on four images at a time.
+# Limit in bytes for the activations of a micro-batch. Batches above the limit are split into
+# micro-batches, whose gradients are summed. Results do not depend on the machine, because the limit
+# is fixed. New priors of default size stay below the limit. When RandAR-L (343 million parameters)
+# is fine-tuned, a micro-batch has four images.
 ACTIVATION_BUDGET = 2**32
 
 
@@ -55,9 +55,9 @@ def default_batch_size(n_samples: int, n_tokens: int, tabular: bool = False) -> 
 def default_max_iter(
     n_samples: int, prior: Prior, posterior_weight: float = 0.0, tabular: bool = False
 ) -> int:
-    """Return how many epochs fit into the budget of operations, but at least 10 and at most 120.
+    """Return the number of epochs that the budget of operations allows, between 10 and 120.
 
-    Tables are trained for at most 30 epochs.
+    For tables, the maximum is 30 epochs.
     """
     budget = BUDGET_OPERATIONS * max(1.0, n_samples / BUDGET_IMAGES) ** BUDGET_EXPONENT
     n_rivals = number_of_rivals(prior.num_classes) if posterior_weight else 0
@@ -90,9 +90,9 @@ def default_learning_rate(dim: int, mode: str | None) -> float:
 def default_posterior_weight(prior: Prior, mode: str | None, tabular: bool = False) -> float:
     """Return the weight of the posterior in the training loss.
 
-    `mode` is the fine-tuning mode, or None for a new prior. The weight is positive only for a
-    `SharedTrunkPrior` whose weights are all trained. With any other prior, the posterior would need
-    one more forward pass per image for every rival class.
+    `mode` is the fine-tuning mode, or None for a new prior. The weight is 0
+    unless the prior is a `SharedTrunkPrior` and all weights are trained. For any other prior, the
+    posterior would need one more forward pass per image for every rival class.
     """
     if mode not in (None, "full") or not isinstance(prior, SharedTrunkPrior):
         return 0.0
@@ -106,15 +106,15 @@ def uses_muon(
 ) -> bool:
     """Return whether Muon trains the prior. `mode` is the fine-tuning mode or None.
 
-    Muon is not used for images with a single view, because it overfits such images. Published
-    weights were trained by AdamW, so AdamW also fine-tunes them.
+    Muon is not used if each image has only one view, because Muon then overfits. Published weights
+    were trained with AdamW, so AdamW is also used to fine-tune published weights.
     """
     own_weights = mode is None or (mode == "full" and isinstance(prior, SharedTrunkPrior))
     return own_weights and (n_views > 1 or tabular) and max_iter < MUON_MAX_EPOCHS
 
 
 def micro_batch_size(prior: Prior, n_rivals: int = 0) -> int:
-    """Return for how many images (at least one) the activations fit into `ACTIVATION_BUDGET`."""
+    """Return the number of images (at least one) whose activations fit into the budget."""
     return max(1, int(ACTIVATION_BUDGET // activation_bytes(prior, n_rivals)))
 
 

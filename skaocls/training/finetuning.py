@@ -9,7 +9,8 @@ from skaocls.priors.transformer import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.orders import draw_orders
 
-# Search for the old classes that are most similar to a new class (benchmarks/quality/finetuning.py)
+# Constants for finding the old classes that are most similar to a new class
+# (benchmarks/quality/finetuning.py)
 PROBE_IMAGES = 8  # number of images of each new class that are scored under the old classes
 PROBE_ORDERS = 2
 N_NEAREST = 3  # number of old classes whose vectors are averaged
@@ -38,12 +39,12 @@ def prepare_finetuning(
     alpha: float = 16.0,
     generator: Generator | None = None,
 ) -> None:
-    """Mark the weights of a prior that fine-tuning will train (in place).
+    """Modify a prior in place: make the weights that the fine-tuning mode trains trainable.
 
     ``"full"`` trains all weights. ``"class_embedding"`` trains only the class vectors. ``"lora"``
     trains the class vectors and low-rank updates of the attention and feed-forward matrices. These
     updates are multiplied by ``alpha / rank``. ``"head"`` trains all weights outside the
-    transformer. `generator` must be a CPU generator. It draws the initial low-rank updates.
+    transformer. `generator` is a CPU generator that draws the initial low-rank updates.
     """
     prior.requires_grad_(mode in ("full", "head"))
     if mode == "head":
@@ -58,7 +59,7 @@ def prepare_finetuning(
 
 
 def merge_finetuning(prior: Prior) -> None:
-    """Add the low-rank updates to the weight matrices, so that they do not slow down scoring."""
+    """Add the low-rank updates to the weight matrices, to make scoring as fast as before."""
     for layer in [m for m in prior.modules() if parametrize.is_parametrized(m)]:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     prior.requires_grad_(True)
@@ -74,12 +75,12 @@ def set_classes(
     *,
     keep_old: bool = False,
 ) -> None:
-    """Replace the classes of a prior (in place), or add new classes if `keep_old` is True.
+    """Replace the classes of a prior in place. If `keep_old`, add the new after the old classes.
 
-    New classes are added after the old classes. If `initial` is ``"null"``, each new class gets the
-    vector of the null class. If it is ``"nearest"``, each new class gets the mean vector of the
-    three old classes under which a few images of the new class are most likely. `codes` (n_images,
-    n_tokens) are the tokens of these images. `seed` draws the orders for their likelihoods.
+    If `initial` is ``"null"``, each new class gets the vector of the null class. If `initial` is
+    ``"nearest"``, a few images of each new class are scored under all old classes. The new class
+    gets the mean vector of the three old classes with the highest likelihoods. `codes` (n_images,
+    n_tokens) are tokens of images of the new classes. `seed` seeds the orders for scoring.
     """
     table = prior.class_table.detach()
     null = table[-1:]

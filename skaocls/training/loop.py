@@ -1,7 +1,7 @@
 """The training loop: class-conditional maximum likelihood over random orders.
 
-Most constants are those of the published RandAR recipe (Pang et al., arXiv 2412.01827, section 4.1
-and appendix).
+Most constants are from the published RandAR recipe (Pang et al., arXiv 2412.01827, section 4.1 and
+appendix).
 """
 
 import math
@@ -45,13 +45,13 @@ CLASS_DROPOUT = 0.1  # probability that the null class replaces a label
 CLIP_NORM = 1.0
 WARMUP_SHARE = 0.05  # fraction of all training steps
 FINAL_RATE = 0.05  # final learning rate, as a fraction of the peak learning rate
-# Decay of the running average of the weights. The trained prior gets this average
-# (benchmarks/quality/digits.py).
+# Decay of the running average of the weights. At the end of training, the average becomes the
+# weights of the prior (benchmarks/quality/digits.py).
 AVERAGE_DECAY = 0.99
-VALIDATION_ORDERS = 4  # fixed orders; validation takes only a small part of an epoch's time
-ACCURACY_PAIRS = 1024  # (image, class) pairs scored to estimate the accuracy in the progress bar
-# Training issues a warning if it will take more than ten minutes. The estimate uses the first ten
-# steps.
+VALIDATION_ORDERS = 4  # number of fixed orders, so few that validation takes little time
+ACCURACY_PAIRS = 1024  # (image, class) pairs for estimating the accuracy in the progress bar
+# A warning is issued if training will take more than ten minutes. The training time is estimated
+# from the first ten steps.
 LONG_TRAINING_SECONDS, TIMED_STEPS = 600, 10
 
 
@@ -68,24 +68,24 @@ def train_prior(
 ) -> History:
     """Train a prior in place on codes (n_images, n_views, n_tokens) and labels (n_images,).
 
-    Each training step draws a batch of images. For each image, the step draws one of the image's
-    views and an order. The step also replaces the label of each image by the null class with
-    probability 0.1. The optimizer is AdamW, or Muon for the weight matrices of new priors. The
-    learning rate first increases linearly to its peak. It then decreases along a cosine to 5 % of
-    the peak. Gradients are clipped to norm 1. If the activations of a batch exceed a fixed memory
-    limit, gradients are accumulated over micro-batches (:mod:`skaocls.training.defaults`).
+    Each training step draws a batch of images. For each image, the step draws a view and an order.
+    With probability 0.1 per image, the null class replaces the label. AdamW optimizes the weights.
+    In short trainings of new priors, Muon optimizes the weight matrices instead. The learning rate
+    first rises linearly to its peak, and then falls along a cosine to 5 % of the peak. Gradients
+    are clipped to norm 1. If the activations of a batch exceed a fixed memory limit, the batch is
+    split into micro-batches, whose gradients are summed (:mod:`skaocls.training.defaults`).
 
-    The trained prior gets a running average of the weights. If validation data are given, the prior
-    gets the average from the epoch with the highest validation log-likelihood. If the loss or a
-    weight is not finite after an epoch, the epoch is repeated at a tenth of the learning rate. This
-    happens at most three times per training, and a further divergence raises a ValueError. Ctrl-C
-    ends training with a warning, and the weights are kept. During the first epoch, or if training
-    runs on several ranks, Ctrl-C raises KeyboardInterrupt instead.
+    At the end of training, the running average of the weights becomes the weights of the prior. If
+    validation data are given, the average after the best epoch is used (highest validation
+    log-likelihood). If the loss or a weight is not finite after an epoch, the epoch is repeated at
+    a tenth of the learning rate. After three such restarts, a further divergence raises a
+    ValueError. Ctrl-C ends training with a warning, and the prior keeps what it has learned. During
+    the first epoch, or if training runs on several ranks, Ctrl-C raises KeyboardInterrupt instead.
 
     In distributed training, all ranks draw the same batches, and each rank processes a part of
-    every batch. The weights equal the weights of a single process up to rounding errors if no
-    dropout is used. With dropout, the weights differ, because each rank draws its own dropout
-    masks.
+    every batch. If no dropout is used, distributed training gives the same weights as a single
+    process, up to rounding errors. If dropout is used, the weights differ, because each rank draws
+    its own dropout masks.
 
     References
     ----------
@@ -123,7 +123,7 @@ def train_prior(
 
 
 class Trainer:
-    """The parts of :func:`train_prior`, where the parameters are documented."""
+    """The steps of :func:`train_prior`, which documents the parameters."""
 
     bar: Any
 
@@ -161,22 +161,20 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Number of training steps in all epochs."""
         return self.config.max_iter * self.n_steps
 
     @property
     def steps_done(self) -> int:
-        """Number of training steps that are completed."""
+        """Number of completed training steps in all epochs."""
         return self.state.history.n_iter * self.n_steps + self.state.step
 
     def progress_bar(self) -> Any:
-        """Open a progress bar that counts the training steps."""
         verbose, done = self.config.verbose, self.steps_done
         self.bar = progress(self.total_steps, "training", "step", verbose, initial=done)
         return self.bar
 
     def begin_epoch(self) -> None:
-        """Shuffle the images, unless a restored training run continues within an epoch."""
+        """Shuffle the images, unless a checkpoint from the middle of this epoch was restored."""
         epoch = self.state.history.n_iter + 1
         self.bar.set_description(f"epoch {epoch}/{self.config.max_iter}", refresh=False)
         self.distributed_loss.train()
@@ -208,7 +206,6 @@ class Trainer:
         return batch.map(lambda tensor: tensor.to(self.prior.device))
 
     def train_step(self, batch: TrainingBatch) -> None:
-        """Update the weights with the gradient of the loss on a batch."""
         state, step = self.state, self.steps_done
         if world_size() > 1:
             state.seed_dropout(step)
@@ -219,7 +216,7 @@ class Trainer:
         self.accumulate_gradients(batch, step % POSTERIOR_STRIDE)
         torch.nn.utils.clip_grad_norm_(self.prior.parameters(), CLIP_NORM)
         state.optimizer.step()
-        # the average covers all steps at first, and about the last hundred steps later
+        # at first, the average covers all steps; later, it covers about the last hundred steps
         with torch.no_grad():
             decay = min(AVERAGE_DECAY, step / (step + 10))
             torch._foreach_lerp_(state.average, state.weights, 1 - decay)
@@ -240,7 +237,7 @@ class Trainer:
                     )
                 loss = loss * ((part.stop - part.start) / self.batch_size)
                 with peer_errors():
-                    # the backward pass averages over ranks, but the sum is needed
+                    # convert the average over ranks, which the backward pass computes, to a sum
                     (loss * world_size()).backward()
             self.state.loss_sum += loss.detach()
 
@@ -313,7 +310,7 @@ class StepTimer:
         if len(self.times) > TIMED_STEPS:
             return
         self.times.append(time.perf_counter())
-        # the median ignores the slow first step and delays by other processes
+        # the median ignores the slow first step and delays that other processes cause
         seconds = float(np.median(np.diff(self.times)))
         if len(self.times) > TIMED_STEPS and seconds * steps_left > LONG_TRAINING_SECONDS:
             warn(
@@ -338,7 +335,7 @@ def rank_share(batch: TrainingBatch) -> TrainingBatch:
 
 
 def uniform(*shape: int, generator: torch.Generator) -> Tensor:
-    """Draw float32 numbers from [0, 1), also if torch's default data type is not float32."""
+    """Draw float32 numbers from [0, 1), whatever torch's default data type is."""
     return torch.rand(shape, dtype=torch.float32, generator=generator)
 
 
@@ -348,7 +345,7 @@ def interruptible(history: History) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        # Ctrl-C never stops several ranks at the same step
+        # Ctrl-C would stop the ranks at different steps
         if not history.n_iter or world_size() > 1:
             raise
         history.interrupted = True
@@ -365,7 +362,7 @@ def schedule(step: int, n_steps: int) -> float:
 
 
 def is_flat(curve: list[float], window: int, tol: float) -> bool:
-    """Return whether the maximum rose by at most `tol` during the last `window` values."""
+    """Return whether the last `window` values raised the maximum by at most `tol`."""
     if len(curve) <= window:
         return False
     return max(curve[-window:]) <= max(curve[:-window]) + tol

@@ -1,9 +1,9 @@
 """The training loss: negative log-likelihood, optionally plus the negative log posterior.
 
-The posterior probability of an image's class is computed with Bayes' rule. It needs the likelihoods
-of the image under its own class and under other classes, which are called *rivals*. To save time,
-each training step computes the posterior from every second token only. Training steps alternate
-between odd and even tokens.
+Bayes' rule gives the posterior probability of an image's class. The rule needs the likelihoods of
+the image under its own class and under other classes, the *rivals*. To save time, each training
+step computes the posterior from every second token only. Training steps alternate between odd and
+even tokens.
 """
 
 import math
@@ -20,10 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from skaocls.distributed import broadcast_tensor, cpu_group, world_size
 from skaocls.priors.transformer import Prior
 
-# Both constants limit the time for the posterior. With nine rivals and every second token, a
+# The following constants limit the computation of the posterior. With nine rivals and every second token, a
 # training step takes about a third longer than a step without the posterior
 # (benchmarks/speed/steps.py).
-MAX_RIVALS = 9  # per image and step; with more than 10 classes, rivals are drawn at random
+MAX_RIVALS = 9  # per image and step; if an image has more rivals, nine are drawn at random
 POSTERIOR_STRIDE = 2  # the posterior uses every second token
 
 
@@ -33,7 +33,7 @@ class TrainingBatch(NamedTuple):
     Attributes
     ----------
     codes, orders : int64 tensors of shape (n, n_tokens)
-        Tokens of each image in raster order, and the token order that is used for the image.
+        `codes` are the tokens in raster order. `orders` contains one token order for each image.
     labels : int64 tensor of shape (n,)
         Class of each image. The value `num_classes` is the null class.
     weights : float32 tensor of shape (n,) or None
@@ -49,19 +49,17 @@ class TrainingBatch(NamedTuple):
     rivals: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "TrainingBatch":
-        """Return a new batch with a function applied to each tensor."""
         return TrainingBatch(*(None if t is None else function(t) for t in self))  # type: ignore[arg-type]
 
     def rows(self, rows: Tensor | slice) -> "TrainingBatch":
-        """Return a batch that contains only the given rows."""
         return self.map(lambda tensor: tensor[rows])
 
 
 class TrainingLoss(nn.Module):
     """The training loss of a prior, as a module that `DistributedDataParallel` can wrap.
 
-    To include the posterior, pass `class_log_prior`, the logs of the class frequencies
-    (num_classes,).
+    The posterior is included only if `class_log_prior` is given and the batch contains rivals.
+    `class_log_prior` (num_classes,) contains the logs of the class frequencies.
     """
 
     def __init__(
@@ -76,8 +74,8 @@ class TrainingLoss(nn.Module):
     ) -> Tensor:
         """Compute the weighted mean loss, in nats per token.
 
-        `generator` draws the dropout masks. The posterior uses every second token of each order.
-        The first of these tokens has index `first_token`.
+        `generator` draws the dropout masks. The posterior uses every second token of each order,
+        beginning at the index `first_token`.
         """
         codes, orders, labels, weights, rivals = batch
         if rivals is None or self.class_log_prior is None:
@@ -103,8 +101,8 @@ def number_of_rivals(num_classes: int) -> int:
 def draw_rivals(labels: Tensor, num_classes: int, generator: Generator) -> Tensor:
     """Return the rival classes of each image, with shape (n_images, n_rivals).
 
-    The rivals are all other classes if at most `MAX_RIVALS` other classes exist. Otherwise,
-    `MAX_RIVALS` classes are drawn from the other classes with replacement.
+    If at most `MAX_RIVALS` other classes exist, all of them are rivals. Otherwise, `MAX_RIVALS`
+    classes are drawn from the other classes with replacement.
     """
     if num_classes - 1 <= MAX_RIVALS:
         offsets = torch.arange(1, num_classes).expand(len(labels), -1)
@@ -114,7 +112,7 @@ def draw_rivals(labels: Tensor, num_classes: int, generator: Generator) -> Tenso
 
 
 def class_log_frequencies(labels: np.ndarray, weights: np.ndarray | None, n_classes: int) -> Tensor:
-    """Return the log of each class frequency, where images count by their sample weights."""
+    """Return the log of each class frequency. Each image counts with its sample weight."""
     counts = np.bincount(labels, weights, minlength=n_classes)
     with np.errstate(divide="ignore"):
         return torch.from_numpy(np.log(counts / counts.sum())).float()
@@ -126,16 +124,16 @@ def posterior_loss(
     """Compute -log p(own class of the image | tokens) for each image, with shape (n,).
 
     The first column of `log_likelihood` (n, 1 + n_rivals) is for the own class of each image, the
-    other columns are for the rivals. If the rivals are only a sample of the other classes, the
-    joint probabilities of the rivals are scaled up. Their sum then estimates the sum over all other
-    classes.
+    other columns are for the rivals. If the rivals are a random sample of the other classes,
+    the joint probabilities of the rivals are scaled up. The sum over the rivals then estimates the
+    sum over all other classes.
 
     Examples
     --------
     >>> import torch
     >>> from skaocls.training.loss import posterior_loss
     >>> class_log_prior = torch.tensor([0.5, 0.25, 0.25]).log()
-    >>> log_likelihood = torch.tensor([[0.2, 0.2, 0.2]]).log()  # the same under each class
+    >>> log_likelihood = torch.tensor([[0.2, 0.2, 0.2]]).log()  # equal under all classes
     >>> posterior_loss(log_likelihood, torch.tensor([0]), torch.tensor([[1, 2]]), class_log_prior)
     tensor([0.6931])
     """
@@ -146,10 +144,10 @@ def posterior_loss(
 
 
 def distribute(loss: TrainingLoss) -> nn.Module:
-    """Wrap a loss so that its gradients are averaged over all ranks.
+    """Wrap a loss so that backward passes average the gradients over all ranks.
 
-    The weights of the main rank are copied to all other ranks. If only one process exists, the loss
-    is returned unchanged.
+    This function also copies the weights of the main rank to all other ranks. If only one process
+    exists, return the loss unchanged.
     """
     if world_size() == 1:
         return loss
@@ -165,7 +163,7 @@ def distribute(loss: TrainingLoss) -> nn.Module:
 
 
 def average_over_ranks(loss: nn.Module, enabled: bool) -> AbstractContextManager[None]:
-    """Return a context in which a backward pass averages gradients over ranks if `enabled`."""
+    """Return a context for a backward pass. Average gradients over ranks only if `enabled`."""
     if enabled or not isinstance(loss, DistributedDataParallel):
         return nullcontext()
     return loss.no_sync()

@@ -1,9 +1,9 @@
 """The optimizers: AdamW, and Muon for the weight matrices of new priors.
 
-AdamW changes all weights by steps of similar size. Most of a gradient matrix lies along a few
-singular directions. AdamW therefore learns the other directions slowly. Muon replaces the gradient
-by the nearest orthogonal matrix, so that all directions are learned at the same rate. In a short
-training, Muon reaches a lower loss than AdamW. In a long training, Muon overfits
+AdamW changes all weights by steps of similar size. A few singular directions dominate each gradient
+matrix, so AdamW learns the other directions slowly. Muon replaces the gradient by the nearest
+orthogonal matrix. All directions are then learned at the same rate. In a short training, Muon
+reaches a lower loss than AdamW. In a long training, Muon overfits
 (``benchmarks/quality/optimizers.py``).
 """
 
@@ -28,8 +28,8 @@ NEWTON_SCHULZ_ITERATIONS = 5
 class Muon(torch.optim.AdamW):
     """Apply Muon to parameter groups with the key ``"muon"``, and AdamW to all other groups.
 
-    The value of this key is the number of matrices that are stacked vertically in each parameter.
-    For example, it is 3 for a joint projection to queries, keys and values. The update of a matrix
+    The value of ``"muon"`` is the number of matrices that are stacked vertically in each parameter.
+    For example, a joint projection to queries, keys and values has the value 3. The update of a matrix
     of shape (m, n) is an orthogonal matrix times ``lr * sqrt(max(1, m / n))``.
 
     References
@@ -43,13 +43,12 @@ class Muon(torch.optim.AdamW):
     >>> p = torch.nn.Parameter(torch.zeros(2, 2))
     >>> (p * torch.tensor([[3.0, 0.0], [0.0, 0.1]])).sum().backward()
     >>> Muon([{"params": [p], "muon": 1}], lr=1.0, weight_decay=0.0).step()
-    >>> p.diagonal().abs().gt(0.6).tolist()  # large steps for large and small gradients
+    >>> p.diagonal().abs().gt(0.6).tolist()  # both steps are large, but one gradient is small
     [True, True]
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Perform one optimization step."""
         all_groups = self.param_groups
         self.param_groups = [group for group in all_groups if "muon" not in group]
         try:
@@ -77,12 +76,12 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal_updates(gradients: list[Tensor], n_stacked: int) -> list[Tensor]:
-    """Return Muon's updates for gradients that consist of `n_stacked` stacked matrices each."""
+    """Return Muon's updates. Each gradient consists of `n_stacked` stacked matrices."""
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, gradient in enumerate(gradients):
         by_shape[tuple(gradient.shape)].append(i)
     updates = list(gradients)
-    # matrices of the same shape are processed together, in about the time that one matrix needs
+    # processing all matrices of one shape together takes about as long as processing one matrix
     for (rows, columns), indices in by_shape.items():
         stacked = torch.stack([gradients[i] for i in indices]).unflatten(1, (n_stacked, -1))
         scale = max(1.0, rows / n_stacked / columns) ** 0.5
@@ -94,8 +93,7 @@ def orthogonal_updates(gradients: list[Tensor], n_stacked: int) -> list[Tensor]:
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Replace the singular values of matrices (..., m, n) by values between about 0.7 and 1.2.
 
-    The method is the Newton-Schulz iteration, with coefficients that make small singular values
-    grow fast.
+    The method is the Newton-Schulz iteration. The coefficients make small singular values grow fast.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices

@@ -22,10 +22,9 @@ from skaocls.distributed import (
 from skaocls.priors.transformer import Prior
 from skaocls.warn import warn
 
-Metadata: TypeAlias = dict[str, Any]  # of JSON types
+Metadata: TypeAlias = dict[str, Any]  # all values have JSON types
 
-# Constants for a training that diverges. This is only a safeguard: no training in the benchmarks
-# has diverged.
+# Constants for training runs that diverge. In the benchmarks, no training run has diverged.
 MAX_RESTARTS = 3
 RESTART_RATE_FACTOR = 0.1  # each restart multiplies the learning rate by this factor
 
@@ -46,8 +45,8 @@ class History:
     best_iter : int
         Number of the epoch whose weights were kept. The first epoch has the number 1.
     converged : bool
-        Whether the validation curve was flat at the end, or else the loss curve if no validation
-        data are used.
+        Whether the validation curve was flat at the end. If no validation data are used, the loss
+        curve is examined instead.
     interrupted : bool
         Whether Ctrl-C ended the training.
     settings : dict
@@ -74,8 +73,8 @@ class TrainingState:
         Three versions of the trainable weights: the current weights, their running average, and the
         weights at the end of the last completed epoch.
     best : list of Tensor or None
-        Averaged weights after the epoch with the highest validation log-likelihood. This is None if
-        no validation data are used.
+        Running average after the epoch with the highest validation log-likelihood. If no validation
+        data are used, `best` is None.
     optimizer : torch.optim.AdamW
     generator, dropout_generator : torch.Generator
         `generator` draws batches, orders and dropped labels, which are the same on all ranks.
@@ -112,12 +111,12 @@ class TrainingState:
         return all_ranks_true(are_finite([self.loss_sum, *self.weights]))
 
     def seed_dropout(self, step: int) -> None:
-        """Seed the dropout of this rank with the step, so that a restored run draws equal masks."""
+        """Seed dropout by rank and step. After a restore, the same masks are drawn."""
         seed = np.random.SeedSequence([self.seed, step, rank()]).generate_state(1, np.uint64)
         self.dropout_generator.manual_seed(int(seed[0] >> 1))
 
     def restart_epoch(self) -> None:
-        """Restore the weights from before the current epoch, and lower the learning rate."""
+        """Undo all steps of the current epoch, and lower the learning rate."""
         epoch = self.history.n_iter + 1
         self.n_restarts += 1
         if self.n_restarts > MAX_RESTARTS:
@@ -144,7 +143,7 @@ class TrainingState:
     def averaged_weights(self) -> Iterator[None]:
         """Return a context in which the prior uses the averaged weights.
 
-        The weights are exchanged without copying numbers. Ctrl-C at any point therefore leaves all
+        The context swaps tensors and copies no numbers. Ctrl-C at any point therefore leaves all
         weights intact.
         """
         try:
@@ -154,7 +153,7 @@ class TrainingState:
             assign(self.parameters, self.weights)
 
     def keep_best_weights(self) -> None:
-        """Copy the best averaged weights into the prior, or `last_good` if they are not finite."""
+        """Copy the best average into the prior. If the average is not finite, copy `last_good`."""
         assign(self.parameters, self.weights)  # Ctrl-C may have stopped `averaged_weights` early
         kept = self.average if self.best is None else self.best
         with torch.no_grad():
@@ -162,7 +161,6 @@ class TrainingState:
             torch._foreach_copy_(self.weights, kept if finite else self.last_good)
 
     def named_weights(self) -> dict[str, list[Tensor]]:
-        """Return a dict with all lists of weights."""
         names = {"weights": self.weights, "average": self.average, "last_good": self.last_good}
         return names | {"best": self.best or []}
 
@@ -233,10 +231,8 @@ def assign(parameters: list[Tensor], weights: list[Tensor]) -> None:
 
 
 def are_finite(tensors: list[Tensor]) -> bool:
-    """Return whether all numbers in the tensors are finite."""
     return all(bool(t.isfinite().all()) for t in tensors)
 
 
 def copies(tensors: list[Tensor]) -> list[Tensor]:
-    """Return detached copies of the tensors."""
     return [t.detach().clone() for t in tensors]

@@ -28,8 +28,8 @@ def split_validation(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Split the samples, stratified by class. Return the training rows and the held-out rows.
 
-    If no samples are held out, the second result is None. A class with a single sample is never
-    held out.
+    If no samples are held out, the second result is None. If a class has only one sample, this
+    sample is never held out.
     """
     rows = np.arange(len(labels))
     if not (config.early_stopping or config.hold_out):
@@ -47,9 +47,9 @@ def split_validation(
     if not n_classes <= n_held_out <= n_candidates - n_classes:
         raise ValueError(
             f"{option} with validation_fraction={config.validation_fraction} holds out "
-            f"{n_held_out} of {len(labels)} samples. Both parts need a sample of each of the "
-            f"{n_classes} classes that have several samples, so {n_classes} to "
-            f"{n_candidates - n_classes} samples can be held out. Pass another "
+            f"{n_held_out} of {len(labels)} samples. {n_classes} classes have several samples. "
+            "The training data and the held-out data each need a sample of each of these classes, "
+            f"so {n_classes} to {n_candidates - n_classes} samples can be held out. Pass another "
             "validation_fraction or more samples."
         )
     train, held_out = train_test_split(
@@ -62,7 +62,7 @@ def split_validation(
 def validation_score(
     loss: TrainingLoss, data: Validation, orders: np.ndarray, autocast: torch.dtype | None
 ) -> float:
-    """Return the mean log-likelihood per token of the validation data over the given orders."""
+    """Return the log-likelihood per token, averaged over the validation data and the orders."""
     codes, labels = data.codes, data.labels
     weights = np.ones(len(codes)) if data.weights is None else data.weights
     total_weight = weights.sum() * len(orders)
