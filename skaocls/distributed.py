@@ -315,5 +315,5 @@ def check_same_on_ranks(hashes: Mapping[str, str]) -> None:
     if different:
         raise ValueError(
             f"The processes have different {', '.join(different)}. Pass the same parameters and "
-            "the complete data to every process; the library divides the work among them."
+            "the complete data to every process; the library divides the work among the processes."
         )

@@ -46,7 +46,7 @@ PREFIX = re.compile(r"^((module|model)\.)+")  # added by DistributedDataParallel
 COMPILED = "_orig_mod."  # added by torch.compile, anywhere in a key
 MAX_MAPPED_BYTES = 2**26  # while tensors are copied, at most about this much of the file is mapped
 HUB_NOTICE_SECONDS = 3  # if the hub needs longer to answer, a message is logged
-MAX_EXPANSION = 8  # largest ratio of tensor bytes to file bytes; tensors can share bytes
+MAX_EXPANSION = 8  # largest ratio of tensor bytes to file bytes; above 1, as tensors can overlap
 MAX_LISTED = 5  # largest number of keys that an error message lists
 OTHER_OBJECTS = (
     "{path} contains objects other than tensors, which are never loaded: {kind}. If you trust the "

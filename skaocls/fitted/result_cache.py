@@ -29,7 +29,7 @@ from skaocls.warn import warn
 
 T = TypeVar("T")
 MAX_BYTES = 10 * 2**30  # if the cache is larger, the least recently used entries are removed
-ABANDONED_SECONDS = 3600  # older temporary files are removed; a killed process left them
+ABANDONED_SECONDS = 3600  # older temporary files are removed; killed processes left these files
 HASH_LENGTH = 32  # number of characters of the hash at the start of each entry
 
 
@@ -117,7 +117,7 @@ class ResultCache:
             warn(f"No more results are stored in {where}: {exc}.", RuntimeWarning)
 
     def clean_up(self) -> None:
-        """Remove old temporary files, and the least recently used entries above `MAX_BYTES`."""
+        """Remove old temporary files, and the least recently used entries beyond `MAX_BYTES`."""
         self._bytes_since_cleanup, total = 0, 0
         entries = [(path, path.stat()) for path in self.folder.iterdir() if path.is_file()]
         for path, stat in sorted(entries, key=lambda entry: -entry[1].st_mtime):

@@ -29,7 +29,7 @@ SCORING_STRENGTH = 0.5  # strength of random views for scoring, relative to trai
 
 # Memory
 MAX_FIT_NUMBERS = 2**27  # largest number of pixel values to which a tokenizer is fitted
-MAX_TOKEN_BYTES = 2**26  # if training tokens need more, they are written to a file
+MAX_TOKEN_BYTES = 2**26  # larger arrays of training tokens are written to a temporary file
 
 
 def fit_tokenizer(
@@ -63,7 +63,7 @@ def fit_new(
     if len(rows) < len(batch):
         batch, y = batch.take(rows), y[rows]
     if batch.reader.image_shape is None:
-        fitted = tokenizer.fit(batch.data, y)  # not copied: tokens in files have a codebook
+        fitted = tokenizer.fit(batch.data, y)  # tokens in files keep their attribute `codebook`
     elif has_library_method(tokenizer, "fit"):
         tokenizer._validate_params()
         fitted = tokenizer._fit(batch, y)

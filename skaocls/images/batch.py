@@ -95,7 +95,7 @@ class Batch:
         """Return an iterator of (block number, decoded images) over the blocks of this rank."""
         assert self.reader.image_shape is not None
         size = block_size(self.reader.image_shape)
-        own = rank_slice(len(self), size)  # not inside `map_ranks`, where world_size() is 1
+        own = rank_slice(len(self), size)  # before `map_ranks` makes world_size() 1
         return ((rows.start // size, images) for rows, images in self.image_blocks(own))
 
     def originals(self, rows: Rows = ALL) -> list[np.ndarray]:

@@ -21,7 +21,7 @@ from skaocls.images.lazy import ArrayOrLazy, in_memory
 T = TypeVar("T")
 FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(bool): 1}
 MAX_VALUE = 1e15  # the sum of squares of larger values would overflow float32
-FORMATS_16_BIT = ("PNG", "PPM")  # some versions of Pillow report mode I for 16-bit files
+FORMATS_16_BIT = ("PNG", "PPM")  # Pillow may report mode I for 16-bit files of these formats
 ORIENTATION = 0x0112  # EXIF tag
 TRANSPOSE = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,

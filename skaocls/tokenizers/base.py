@@ -19,7 +19,7 @@ from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader, learn_reader
 
 POSITIVE_INTEGER = Interval(Integral, 1, None, closed="left")
-ROUNDING = 0.01  # largest rounding error of pixel values that lie outside the range [0, 1]
+ROUNDING = 0.01  # pixel values may lie outside the range [0, 1] by at most this much
 
 
 class ImageTokenizer(TransformerMixin, BaseEstimator):

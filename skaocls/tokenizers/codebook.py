@@ -34,7 +34,7 @@ NORMALIZATION_IMAGES, NORMALIZATION_CODES = 2048, 64  # images and codes in each
 NORMALIZATION_TOLERANCE, NORMALIZATION_SLACK = 1.1, 0.03
 
 # Both comparisons
-GUESSING = 0.95  # relative to uniform guessing; if naive Bayes has a larger loss, it is not used
+GUESSING = 0.95  # naive Bayes is used only if its loss is below 0.95 times the loss of guessing
 FOLDS = 3
 MIN_IMAGES_PER_CLASS = 4  # on average; if there are fewer, labels are ignored
 SMOOTHING = 2.0  # pseudo-counts at each position, in proportion to the code counts of the class

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skaocls.tokenizers.contract import check_codes
 
-MAX_BINS = 64  # with n_bins="auto" (chosen with benchmarks/quality/tables.py)
+MAX_BINS = 64  # largest number with n_bins="auto" (chosen with benchmarks/quality/tables.py)
 FLOATS = (np.float64, np.float32)
 
 
