@@ -5,7 +5,7 @@ from typing import Any
 
 
 class read_from:
-    """Read-only attribute of an estimator that returns a nested one such as ``"model_.classes"``.
+    """Read-only attribute whose value is a nested attribute, such as ``"model_.classes"``.
 
     Before `fit`, ``hasattr`` returns False. If `optional`, ``hasattr`` also returns False when the
     value is None.

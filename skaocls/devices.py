@@ -64,7 +64,7 @@ def full_float32() -> Iterator[None]:
 
 
 def precision_switch() -> Callable[[bool], None]:
-    """Return a function that selects full precision (True) or the present settings (False)."""
+    """Return a function: True selects full precision, False restores the present settings."""
     by_backend = [(backend, backend.fp32_precision) for backend in precision_backends()]
     try:
         overall = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -147,7 +147,6 @@ def worker_cuda_device() -> Iterator[None]:
 
 @contextmanager
 def torch_threads(n: int) -> Iterator[None]:
-    """Use n threads for torch in this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -168,7 +167,7 @@ def all_threads(n: int) -> Iterator[None]:
 
 
 def prefetch(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items; a thread computes the next item while the caller uses the current item."""
+    """Yield the items; while the caller uses one item, a thread computes the next item."""
     iterator = iter(items)
     end = object()
     with ThreadPoolExecutor(1) as thread:

@@ -1,4 +1,4 @@
-"""Several processes started by ``torchrun``, or by a caller who has set up ``torch.distributed``.
+"""Cooperation of processes that ``torchrun`` or a caller of ``torch.distributed`` has started.
 
 All processes make the same calls with the same arguments. Inside a call marked by
 :func:`collective_call`, the processes divide the work. Objects and small tensors are exchanged
@@ -34,7 +34,7 @@ T = TypeVar("T")
 # Environment variables set by torchrun and by launchers that are compatible with torchrun.
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # The timeout is long, because all ranks wait while one rank fits a tokenizer. If a rank dies, the
-# other ranks notice at once.
+# other ranks notice it at once, not only after the timeout.
 TIMEOUT = timedelta(days=1)
 
 _single_process: ContextVar[bool] = ContextVar("single_process", default=False)
@@ -58,10 +58,10 @@ class PeerError(RuntimeError):
 
 
 class Shard(NamedTuple):
-    """The rows that one rank processes. All ranks have the same number of rows."""
+    """The rows that one rank processes. All ranks get equally many rows, so rows may repeat."""
 
     rows: Tensor  # int64 indices
-    valid: Tensor | None  # float32, 1 for real rows and 0 for padding; None if all rows are real
+    valid: Tensor | None  # float32, 0 for rows that repeat the last row, else 1; None if all 1
 
 
 def world_size() -> int:
@@ -127,7 +127,7 @@ def rank() -> int:
     Returns
     -------
     rank : int
-        Rank of this process. The main process has rank 0, as has a process that works alone.
+        Rank of this process. It is 0 in the main process and in a process that works alone.
     """
     return dist.get_rank() if world_size() > 1 else 0
 
@@ -145,7 +145,7 @@ def is_main() -> bool:
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """Make the calls in this context in this process alone, although there are other processes.
+    """Run the calls in this context in this process alone, even if there are other processes.
 
     Use this context if only one process predicts. Outside this context, the prediction would wait
     for the other processes.
@@ -196,7 +196,7 @@ def attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def result_of(outcome: tuple[T | None, Exception | None]) -> T:
-    """Return the result in an outcome of :func:`attempt`, or raise the error in this outcome."""
+    """Return the result or raise the error that :func:`attempt` returned."""
     result, error = outcome
     if error is not None:
         raise error
@@ -257,10 +257,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def map_ranks(function: Callable[[], T]) -> list[T]:
-    """Call a function in every rank and return all results, sorted by rank.
-
-    If the function raises an error in one rank, all ranks raise an error.
-    """
+    """Call a function in every rank; in all ranks, return the list of results or raise an error."""
     if world_size() == 1:
         return [function()]
     own = attempt(function)
@@ -270,7 +267,7 @@ def map_ranks(function: Callable[[], T]) -> list[T]:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Return the sum over all ranks of a tensor, on the device of this tensor."""
+    """Sum the tensors of all ranks; return the sum on the device of this rank's tensor."""
     if world_size() == 1:
         return tensor
     total = tensor.detach().cpu().clone()
@@ -280,7 +277,6 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_ranks_true(condition: bool) -> bool:
-    """Return whether the condition holds in all ranks."""
     return bool(all_reduce_sum(torch.tensor(int(not condition))) == 0)
 
 
@@ -306,7 +302,7 @@ def shard_rows(n: int) -> Shard:
 
 
 def rank_slice(n: int, block_size: int = 1) -> slice:
-    """Return this rank's slice of n rows, in whole blocks; it may be empty for the last ranks."""
+    """Return the slice of whole blocks that this rank processes; last ranks may get no blocks."""
     n_blocks = -(-n // block_size)
     per_rank = -(-n_blocks // world_size()) * block_size
     return slice(min(rank() * per_rank, n), min((rank() + 1) * per_rank, n))
@@ -319,5 +315,5 @@ def check_same_on_ranks(hashes: Mapping[str, str]) -> None:
     if different:
         raise ValueError(
             f"The processes have different {', '.join(different)}. Pass the same parameters and "
-            "the complete data to every process; the library divides the work among them."
+            "the complete data to every process; the library divides the work among the processes."
         )

@@ -46,7 +46,7 @@ PREFIX = re.compile(r"^((module|model)\.)+")  # added by DistributedDataParallel
 COMPILED = "_orig_mod."  # added by torch.compile, anywhere in a key
 MAX_MAPPED_BYTES = 2**26  # while tensors are copied, at most about this much of the file is mapped
 HUB_NOTICE_SECONDS = 3  # if the hub needs longer to answer, a message is logged
-MAX_EXPANSION = 8  # largest ratio of tensor size to file size; tensors may share memory
+MAX_EXPANSION = 8  # largest ratio of tensor bytes to file bytes; above 1, as tensors can overlap
 MAX_LISTED = 5  # largest number of keys that an error message lists
 OTHER_OBJECTS = (
     "{path} contains objects other than tensors, which are never loaded: {kind}. If you trust the "
@@ -55,7 +55,7 @@ OTHER_OBJECTS = (
     "\nimport torch; torch.save(torch.load({path!r}, map_location='cpu', weights_only=False)"
     "['model'], 'weights.pt')"
 )
-HUB_ERRORS: dict[type[Exception], str] = {  # the first type that matches counts
+HUB_ERRORS: dict[type[Exception], str] = {  # the first type that matches determines the message
     GatedRepoError: "{where} is gated: ask the owner for access and pass token.",
     RepositoryNotFoundError: "{where} does not exist, or is private. If it is private, pass token.",
     RevisionNotFoundError: "{where} does not exist: there is no such revision.",
@@ -73,10 +73,10 @@ def find_file(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """Return the path of a file of weights; download the file if necessary.
+    """Return the path of a weight file; download the file if necessary.
 
     The source is a file, a folder, or a hub repository ``owner/name``. `filename` is optional if
-    there is only one file of weights. `revision` is a branch, tag or commit.
+    the source has only one weight file. `revision` is a branch, tag or commit.
     """
     path = Path(source)
     if path.is_file():
@@ -112,13 +112,13 @@ def download(
 
 
 def weight_files(names: list[str]) -> list[str]:
-    """Return the files of weights among some names."""
+    """Return those of the given file names that are weight files."""
     visible = [name for name in names if not any(p.startswith(".") for p in name.split("/"))]
     return [name for name in visible if name.endswith(SUFFIXES) and not TRAINING_STATE.match(name)]
 
 
 def single_file(names: list[str], where: str) -> str:
-    """Return the only name in the list, or raise an error if the list has not exactly one name."""
+    """Return the only name in the list; raise an error if the list is empty or has more names."""
     if len(names) == 1:
         return names[0]
     found = f"several: {', '.join(sorted(names))}" if names else "no weights file"
@@ -128,7 +128,7 @@ def single_file(names: list[str], where: str) -> str:
 def ask_hub(where: str, what: str, function: Callable[..., T], *args: str | int | float) -> T:
     """Call a function of the hub client; turn every failure into an OSError with an explanation.
 
-    The client repeats failed requests silently, so a message is logged after a few seconds.
+    The client repeats failed requests silently. After `HUB_NOTICE_SECONDS`, a message is logged.
     """
     message = (
         f"{where}: waiting for the hub to send {what}. If you have no network, set "
@@ -149,7 +149,7 @@ def ask_hub(where: str, what: str, function: Callable[..., T], *args: str | int 
 
 @own_torch_state(grad=True)
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the tensors of a file of weights.
+    """Read the tensors of a weight file.
 
     Loading never executes code from the file. If the file stores the state dict under a key such as
     ``"ema"``, ``"model"`` or ``"state_dict"``, the first such key in `WRAPPERS` is used. Prefixes
@@ -211,18 +211,14 @@ def map_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_pickle(path: Path) -> object:
-    """Load a file written by ``torch.save`` without executing code from the file.
-
-    The file may contain an ``argparse.Namespace``, which training scripts often save. Loading a
-    Namespace executes no code from the file.
-    """
+    """Load a file that ``torch.save`` wrote; never execute code from the file."""
     mmap = is_zipfile(path)  # files from torch before version 1.6 cannot be memory-mapped
     if mmap:
         with ZipFile(path) as file:
             unpacked = sum(part.file_size for part in file.infolist())
         if unpacked > MAX_EXPANSION * path.stat().st_size:
             raise ValueError(f"it unpacks to {unpacked} bytes")
-    with torch.serialization.safe_globals([Namespace]):
+    with torch.serialization.safe_globals([Namespace]):  # training scripts often save a Namespace
         loaded: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     return loaded
 
@@ -247,7 +243,7 @@ def assign(
 
 
 def tensor_writer(tensors: Mapping[str, ArrayLike | Tensor]) -> Callable[[str], None]:
-    """Return a function that writes arrays and tensors to a given path as safetensors."""
+    """Return a function that takes a path and writes the tensors to it in safetensors format."""
     made = {k: torch.as_tensor(v).detach().cpu().contiguous() for k, v in tensors.items()}
     return lambda path: save_file(made, path, {"format": "pt"})
 
@@ -255,8 +251,8 @@ def tensor_writer(tensors: Mapping[str, ArrayLike | Tensor]) -> Callable[[str], 
 def write_all(folder: Path, writers: Mapping[str, Callable[[str], object]]) -> None:
     """Write several files to an existing folder; write each file completely or not at all.
 
-    Each writer is called with the path of an empty temporary file. At the end, all temporary files
-    are renamed.
+    Each writer gets the path of an empty temporary file. After all writers have finished, each file
+    gets its final name.
     """
     temporary = {name: folder / f".{name}.{uuid4().hex}" for name in writers}
     try:

@@ -31,12 +31,12 @@ def hash_chunks(chunks: Iterable[ReadableBuffer]) -> str:
 
 
 def new_hash() -> blake2b:
-    """Return a new hash object; `hash_bytes` returns the ``hexdigest`` of such an object."""
+    """Return an empty hash object of the kind that :func:`hash_bytes` uses."""
     return blake2b(digest_size=DIGEST_BYTES)
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
-    """Return the hash of a file's content, which equals :func:`hash_bytes` of the content."""
+    """Return the hash of the content of a file."""
     with open(path, "rb") as file:
         return hash_stream(file)
 
@@ -47,7 +47,7 @@ def hash_stream(file: BinaryIO) -> str:
 
 
 def hash_object(*values: object) -> str:
-    """Return a hash of picklable objects by content, which is the same in every process.
+    """Hash the content of picklable objects. The hash is the same in every process.
 
     The order of items in dictionaries and sets does not matter. Equal tensors have equal hashes.
     """
@@ -56,10 +56,9 @@ def hash_object(*values: object) -> str:
 
 
 class ContentHasher(NumpyHasher):
-    """Extend joblib's hasher to tensors, because pickles of equal tensors can differ."""
+    """Joblib's hasher, extended to tensors, because pickles of equal tensors can differ."""
 
     def save(self, obj: object) -> None:
-        """Hash one object."""
         if isinstance(obj, torch.Tensor):
             tensor = obj.detach().cpu().contiguous()
             obj = str(tensor.dtype), tuple(tensor.shape), tensor.flatten().view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""Progress of long calls, as a bar in terminals and notebooks or as occasional lines in logs."""
+"""Progress of long calls: a bar in terminals and notebooks, or occasional lines in log files."""
 
 import sys
 import warnings
@@ -27,7 +27,7 @@ class LogProgress(tqdm):
 
 
 def progress(total: int, description: str, unit: str, verbose: int, initial: int = 0) -> tqdm:
-    """Return a progress bar for `total` units, which starts at `initial` units.
+    """Return a progress bar that starts at `initial` units and ends at `total` units.
 
     Use the bar as a context manager. If `verbose` is 0, the bar is hidden.
     """

@@ -8,10 +8,7 @@ INTERNAL_PACKAGES = {"skaocls", "sklearn", "joblib", "contextlib"}
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Issue a warning whose location is the first caller outside `INTERNAL_PACKAGES`.
-
-    If a pipeline or a grid search causes a warning, the location is in the user's script.
-    """
+    """Issue a warning whose location is the first caller outside `INTERNAL_PACKAGES`."""
     frame, level = sys._getframe(1), 2
     while (
         frame.f_back is not None

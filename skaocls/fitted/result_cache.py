@@ -1,7 +1,7 @@
 """The cache of the parameter `memory`, which stores fitted models and log-likelihoods in a folder.
 
-``joblib.Memory`` lacks three features that this cache needs. Entries are checked for damage, the
-total size of all entries is limited, and only one of several processes computes an entry.
+The cache has three features that ``joblib.Memory`` lacks. It detects damaged entries, limits the
+total size of all entries, and lets only one of several processes compute an entry.
 """
 
 import math
@@ -29,18 +29,18 @@ from skaocls.warn import warn
 
 T = TypeVar("T")
 MAX_BYTES = 10 * 2**30  # if the cache is larger, the least recently used entries are removed
-ABANDONED_SECONDS = 3600  # older temporary files are removed, because their process was killed
+ABANDONED_SECONDS = 3600  # older temporary files are removed; killed processes left these files
 HASH_LENGTH = 32  # number of characters of the hash at the start of each entry
 
 
 class ResultCache:
     """Cache of results in the folder ``skaocls-memory`` inside the folder `memory`.
 
-    Several processes may share the folder. Each entry is a file that contains the pickled result
-    after the hash of the pickle. Files are written completely or not at all. If an entry is
-    damaged, a warning is issued and the result is computed again. If the folder is not writable, a
-    warning is issued, and existing entries are still used. Pickles can execute code, so nobody else
-    should have write access to the folder.
+    Several processes may share the folder. Each entry is a file: first the hash, then the pickled
+    result. Files are written completely or not at all. If an entry is damaged, the cache issues a
+    warning and computes the result again. If the folder is not writable, the cache issues a warning
+    and still uses existing entries. Loading a pickle can execute code, so nobody else should be
+    able to write to the folder.
     """
 
     def __init__(self, memory: str | os.PathLike[str] | joblib.Memory):
@@ -53,10 +53,11 @@ class ResultCache:
     def get_or_compute(
         self, key: str, function: Callable[[], T], keep: Callable[[T], bool] | None = None
     ) -> T:
-        """Return the cached result for a key; if it is missing, call the function and store it.
+        """Return the cached result for a key; if it is missing, compute and store the result.
 
         `keep` takes the result and returns whether to store it. All ranks must call this method.
-        Only the main process reads and writes the cache, but every rank calls the function.
+        If the entry is missing, every rank calls the function. Only the main process reads and
+        writes the cache.
         """
         path = self.path(key)
         with ExitStack() as stack:
@@ -73,7 +74,6 @@ class ResultCache:
         return result
 
     def path(self, key: str) -> Path:
-        """Return the path of the file in which the result for a key is stored."""
         return self.folder / hash_object(__version__, key)
 
     def read(self, path: Path) -> tuple[T] | None:
@@ -95,7 +95,7 @@ class ResultCache:
         return (result,)
 
     def write(self, path: Path, result: object) -> None:
-        """Store a result; if an OSError occurs, issue a warning and store no more results."""
+        """Store a result; after an OSError, issue a warning and never store a result again."""
 
         def dump(temporary: str) -> None:
             with open(temporary, "rb+") as file:
@@ -117,7 +117,7 @@ class ResultCache:
             warn(f"No more results are stored in {where}: {exc}.", RuntimeWarning)
 
     def clean_up(self) -> None:
-        """Remove the least recently used entries and the temporary files of killed processes."""
+        """Remove old temporary files, and the least recently used entries beyond `MAX_BYTES`."""
         self._bytes_since_cleanup, total = 0, 0
         entries = [(path, path.stat()) for path in self.folder.iterdir() if path.is_file()]
         for path, stat in sorted(entries, key=lambda entry: -entry[1].st_mtime):
@@ -162,7 +162,7 @@ def cached_log_likelihoods(
     *,
     dtype: torch.dtype,
 ) -> np.ndarray:
-    """Return :func:`skaocls.scoring.exhaustive.log_likelihoods`, with a cache entry for each order.
+    """Call :func:`skaocls.scoring.exhaustive.log_likelihoods` for each order; cache each result.
 
     `prior_hash` is the hash of :func:`prior_weights`.
     """

@@ -35,7 +35,7 @@ from skaocls.tokenizers.token_files import (
 )
 from skaocls.version import __version__
 
-SHARD_SIZE = 8192  # number of images
+SHARD_SIZE = 8192  # default number of images in a shard
 
 
 def tokenize_dataset(
@@ -52,19 +52,19 @@ def tokenize_dataset(
 ) -> TokenDataset | None:
     """Write the tokens of images to a folder. A classifier can train or predict on these tokens.
 
-    Tokens are written in shards. If a call is interrupted, call the function again: it writes only
-    shards that are missing or damaged. Several processes can each write one `part` to the same
-    folder. The processes may run on several machines that share the folder.
+    Tokens are written in shards. If a call is interrupted, call the function again. The new call
+    writes only shards that are missing or damaged. Several processes can each write one `part` to
+    the same folder. The processes may run on several machines that share the folder.
 
-    A folder never mixes tokens of different images, labels, tokenizers or options. To check this, a
-    repeated call decodes the images of existing shards again, but does not tokenize these images. A
-    process that writes one of several parts also decodes one shard of another part.
+    All tokens in a folder come from the same images, labels, tokenizer and options. To check this,
+    a repeated call decodes the images of existing shards again, but does not tokenize these images.
+    A process that writes one of several parts also decodes one shard of another part.
 
     Parameters
     ----------
     tokenizer : transformer or AnyOrderARClassifier
-        A fitted tokenizer or a fitted classifier. If it is a classifier, its tokenizer and its
-        settings for decoding images are used.
+        A fitted tokenizer or a fitted classifier. A classifier provides its tokenizer and its
+        settings for decoding images.
     X : array-like, data set or iterable
         Images, as in :meth:`AnyOrderARClassifier.fit`, or a stream, such as a WebDataset or a
         PyTorch loader. A stream yields images or (image, label) pairs, one by one or in batches of
@@ -77,26 +77,26 @@ def tokenize_dataset(
         (image, label) pairs, the labels of X are stored.
     n_views : int, default=1
         Number of views of each image. The first view is the image itself. The other views are
-        transformed randomly, as with the parameter `augmentation` of the classifier.
+        random transformations of the image, as with `augmentation` of the classifier.
     shard_size : int, default=8192
         Number of images in each file.
     part : tuple of int (i, n), default=(0, 1)
-        Part i of n parts is written. It consists of the shards i, i + n, i + 2 n, ...
+        Write only part i of n. Part i consists of the shards i, i + n, i + 2 n, ...
     random_state : int, default=0
         Seed of the random views. Pass the same seed for all parts.
     verbose : int, default=0
-        If 1, the progress is shown.
+        If 1, show the progress.
 
     Returns
     -------
     tokens : TokenDataset or None
-        The same object that :func:`skaocls.load_tokens` returns, or None if other parts have not
-        been written yet.
+        The tokens, as returned by :func:`skaocls.load_tokens`. None if other parts are not
+        complete yet.
 
     Raises
     ------
     ValueError
-        If the folder contains other tokens, or an image cannot be read.
+        If the folder contains tokens of other data or options, or an image cannot be read.
     OSError
         If the folder is not writable.
 
@@ -185,9 +185,9 @@ def open_source(
 ) -> tuple[Reader, int | None, str | None, Callable[[int], Chunks]]:
     """Validate X and y; if `reader` is None, learn a reader from X.
 
-    The function returns the reader, the number of images (None for a stream), the hash of y, and a
-    function. That function returns the decoded images and the labels of a shard, given the shard
-    number. The caller must pass ascending shard numbers.
+    Return the reader, the number of images (None for a stream), the hash of y, and a function. The
+    returned function maps a shard number to the decoded images and the labels of this shard. Call
+    the returned function with ascending shard numbers.
     """
     owner = type(tokenizer).__name__
     if is_stream(X):
@@ -210,7 +210,7 @@ def open_source(
 
 
 def tokenizer_and_reader(tokenizer: Any) -> tuple[Any, Reader | None]:
-    """Return the fitted tokenizer, and the reader from its fit or None if there is no reader."""
+    """Return the fitted tokenizer, and its reader (None if the tokenizer has no reader)."""
     if isinstance(tokenizer, FrozenEstimator):
         tokenizer = tokenizer.estimator
     model = getattr(tokenizer, "model_", None)
@@ -231,7 +231,7 @@ def is_stream(X: object) -> bool:
 
 
 def batch_chunks(batch: Batch, y: np.ndarray | None, shard_size: int, k: int) -> Chunks:
-    """Yield the decoded images and the labels of shard k, if X can be indexed."""
+    """Yield the decoded images and the labels of shard k, for an X that can be indexed."""
     reader, data = batch.reader, batch.data
     is_pairs = y is None and isinstance(data, Items) and has_label(data.items(np.arange(1))[0])
     stop = min((k + 1) * shard_size, len(batch))
@@ -253,13 +253,12 @@ def stream_chunks(reader: Reader, items: Iterator[Any], shard_size: int, k: int)
 
 
 def chunk_size(reader: Reader) -> int:
-    """Return the number of images that are decoded together."""
     assert reader.image_shape is not None
     return block_size(reader.image_shape)
 
 
 def single_items(X: Iterable[Any]) -> Iterator[Any]:
-    """Yield the items of a stream one by one, also if the stream consists of batches."""
+    """Yield the items of a stream one by one; split batches into their items."""
     for item in X:
         image = image_of(item)
         labels: Any = item[1] if has_label(item) else None
@@ -275,7 +274,7 @@ def has_label(item: Any) -> bool:
 
 
 def split_pairs(items: list[Any]) -> tuple[Any, np.ndarray | None]:
-    """Return the images of the items, and the labels or None if the items have no labels."""
+    """Return the images of the items, and the labels (None if the items have no labels)."""
     images = stack_items([image_of(item) for item in items])
     return images, label_array([item[1] for item in items]) if has_label(items[0]) else None
 

@@ -1,4 +1,4 @@
-"""Compute the tokens of data: fit the tokenizer, make training views, and encode for orders."""
+"""Fit tokenizers, and compute the tokens of training views and of images to be classified."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -29,13 +29,13 @@ SCORING_STRENGTH = 0.5  # strength of random views for scoring, relative to trai
 
 # Memory
 MAX_FIT_NUMBERS = 2**27  # largest number of pixel values to which a tokenizer is fitted
-MAX_TOKEN_BYTES = 2**26  # larger training tokens are written to a temporary file
+MAX_TOKEN_BYTES = 2**26  # larger arrays of training tokens are written to a temporary file
 
 
 def fit_tokenizer(
     tokenizer: Any, batch: Batch, y: np.ndarray, rng: np.random.RandomState, verbose: int = 0
 ) -> Any:
-    """Fit the tokenizer of a classifier in the main process, and return it in all ranks.
+    """Fit the tokenizer of a classifier in the main process; return the tokenizer in all ranks.
 
     ``"auto"`` selects the default tokenizer for the data. If `tokenizer` is a FrozenEstimator, the
     tokenizer inside it is returned unchanged.
@@ -63,7 +63,7 @@ def fit_new(
     if len(rows) < len(batch):
         batch, y = batch.take(rows), y[rows]
     if batch.reader.image_shape is None:
-        fitted = tokenizer.fit(batch.data, y)  # tokens in files have a `codebook` attribute
+        fitted = tokenizer.fit(batch.data, y)  # tokens in files keep their attribute `codebook`
     elif has_library_method(tokenizer, "fit"):
         tokenizer._validate_params()
         fitted = tokenizer._fit(batch, y)
@@ -113,9 +113,9 @@ def guess_pixel_shape(X: np.ndarray) -> tuple[int, ...] | None:
 
 
 def has_library_method(tokenizer: Any, method: str) -> bool:
-    """Return whether an image tokenizer inherits `fit` or `transform` from this library.
+    """Return whether `method` (`fit` or `transform`) of an image tokenizer is from this library.
 
-    If so, decoded images can be passed to `_fit` or `_encode`, which skip the validation.
+    If so, decoded images can be passed to `_fit` or `_encode`, which do not validate the images.
     """
     defined_in: str = getattr(type(tokenizer), method).__module__
     return isinstance(tokenizer, ImageTokenizer) and defined_in.startswith("skaocls.")
@@ -128,12 +128,12 @@ def training_tokens(
     rng: np.random.RandomState,
     verbose: int = 0,
 ) -> Any:
-    """Tokenize the training data and random views: tokens (n_samples, n_views, n_tokens).
+    """Return the tokens (n_samples, n_views, n_tokens) of the training data and random views.
 
-    Each block of images has its own seed for the views, and each rank tokenizes some of the blocks.
-    Thus the tokens do not depend on the number of ranks. If the data are tokens of several crops,
-    the crops are used as views. Memory-mapped tokens stay on disk, and large results are written
-    to a memory-mapped temporary file.
+    Images are tokenized in blocks, which are divided among the ranks. Each block has its own seed,
+    so the tokens do not depend on the number of ranks. If the data are tokens of several crops, the
+    crops are used as views. Memory-mapped tokens stay on disk. Large results are written to a
+    temporary file, which is then memory-mapped.
     """
     reader = batch.reader
     if reader.image_shape is None:
@@ -187,9 +187,9 @@ def random_view_indices(n_views: int) -> list[int]:
 
 
 def has_views(tokenizer: Any, reader: Reader, augmentation: int | str | None) -> bool:
-    """Return whether training uses random views, so that scoring may use random views as well.
+    """Return whether training uses random views. Only then may scoring use random views too.
 
-    The result is False for slow tokenizers: they would need seconds to encode a view per order.
+    The result is False for slow tokenizers: tokenizing one view per order would take seconds.
     """
     if reader.image_shape is None or is_slow(tokenizer):
         return False
@@ -197,7 +197,7 @@ def has_views(tokenizer: Any, reader: Reader, augmentation: int | str | None) ->
 
 
 def is_slow(tokenizer: Any) -> bool:
-    """Return whether the tokenizer is slow, because it uses a network."""
+    """Return whether the tokenizer uses a network and is therefore slow."""
     return isinstance(tokenizer, (FeatureTokenizer, VQTokenizer))
 
 
@@ -208,7 +208,7 @@ def crops_as_views(codes: np.ndarray) -> np.ndarray:
 
 
 def encode(tokenizer: Any, batch: Batch, part: slice) -> np.ndarray:
-    """Return the tokens (n, n_tokens), or (n, n_crops, n_tokens) with several crops, of a slice."""
+    """Tokenize a slice; return (n, n_tokens), or (n, n_crops, n_tokens) for several crops."""
     if batch.reader.image_shape is None:
         return encode_data(tokenizer, batch.values(part), is_image=False)
     blocks = batch.image_blocks(part)
@@ -236,13 +236,13 @@ def encode_for_orders(
     crop: str = "center",
     seed: int,
 ) -> np.ndarray:
-    """Return the tokens for each order, (n, n_orders, n_tokens), or (n, n_tokens) if all are equal.
+    """Return the tokens (n, n_orders, n_tokens), or (n, n_tokens) if all orders use equal tokens.
 
-    `crop` is "center" to use the whole image for all orders, "random" to use a new random crop for
-    each order, or "views" to use the image for the first order and a new random view for each other
-    order. All images get the same random numbers. If the data are tokens of several crops, the
-    first order uses the first crop, the second order the second crop, and so on. `seed` determines
-    crops, views and the tokenizer's noise.
+    With `crop` = "center", all orders use the whole image. With "random", each order uses a new
+    random crop. With "views", the first order uses the image, and each other order uses a new
+    random view. Within one order, all images get the same crop (size and position), the same
+    transformation and the same noise, which `seed` determines. If the data are tokens of several
+    crops, the first order uses the first crop, the second order uses the second crop, and so on.
     """
     reader = batch.reader
     noisy = isinstance(tokenizer, VQTokenizer) and tokenizer.latent_noise > 0
@@ -278,7 +278,7 @@ def tokens_of_pixels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the token row of each pixel row, and the token column of each pixel column.
 
-    If the tokenizer has an attribute `patch_size_`, each token covers that many pixels, and the
+    If the tokenizer has an attribute `patch_size_`, each token covers a patch of this size, and the
     last patch may extend beyond the image. Otherwise the tokens divide the image evenly.
     """
     patch_size = getattr(tokenizer, "patch_size_", None)

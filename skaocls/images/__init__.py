@@ -1,4 +1,4 @@
-"""Input data: arrays, tensors, files and PIL images become float32 (n, height, width, channels).
+"""Conversion of arrays, tensors, files and PIL images to float32 (n, height, width, channels).
 
 ``input_types`` converts X to one form, ``shapes`` infers the image shape, ``reader`` validates X,
 and ``batch`` holds the validated data. ``decoding`` converts files and PIL images to pixels.

@@ -17,8 +17,8 @@ MAX_STRETCH = 0.1  # as a fraction of the image's size
 MAX_SHEAR = 0.1
 
 # Random crops
-SHIFT_MARGIN = 0.1  # padding of a small image before it is cropped, as a fraction of the image size
-SHIFTED_BELOW = 64  # pixels; smaller images are shifted instead of resized, which would blur them
+SHIFT_MARGIN = 0.1  # pixels added to each axis of a small image, as a fraction of the axis length
+SHIFTED_BELOW = 64  # pixels; smaller images are only shifted, because resizing would blur them
 
 
 @own_torch_state()
@@ -31,10 +31,10 @@ def random_views(
 ) -> np.ndarray:
     """Apply a small random affine transformation to each image.
 
-    Images are floats of shape (n, height, width, channels). Pixels from outside the image get the
-    value of the nearest edge pixel. `strength` scales the limits of the transformation. If `same`,
-    all images get the same transformation. Images are not flipped and keep their colors, because
-    flips and color changes alter the meaning of letters, digits and many other images.
+    `images` are floats of shape (n, height, width, channels). Positions outside an image get the
+    value of the nearest edge pixel. `strength` multiplies the largest shift, rotation, stretch and
+    shear. If `same`, all images get one common transformation. Flips and color changes are not
+    used, because they can change the meaning of letters, digits and other images.
     """
     n = 1 if same else len(images)
     angle, stretch, slant = (
@@ -59,17 +59,17 @@ def random_views(
 def random_crop(
     image: np.ndarray, shape: tuple[int, ...], size: float, position: np.ndarray
 ) -> np.ndarray:
-    """Resize an image and cut out a window of the given shape, as float32.
+    """Resize an image, and return a window of the given shape as float32.
 
-    `image` comes from :meth:`skaocls.images.batch.Batch.originals`. The image is resized until its
-    shorter side is 1 to 5/4 times the shorter side of the window. Large images are first halved
-    with a box filter, and the last step uses a bicubic filter. `size` in [0, 1) selects the factor
-    between 1 and 5/4. `position`, two numbers in [0, 1), selects the top and left edge of the
-    window in the resized image. The published code of arXiv 2105.05233 uses the same random crops.
+    `image` comes from :meth:`skaocls.images.batch.Batch.originals`. After resizing, the shorter
+    side of the image is 1 to 5/4 times the shorter side of the window. `size` in [0, 1) selects
+    this factor. Large images are first halved with a box filter, and then resized with a bicubic
+    filter. The two numbers of `position`, in [0, 1), select the top and left edge of the window in
+    the resized image. The published code of arXiv 2105.05233 crops images in the same way.
 
-    An image of less than 64 pixels that has the same size as the window is not resized, because
-    resizing would blur the image. Instead, the image is padded by repeating its edges, and then
-    shifted. The cited paper does not contain this exception.
+    This function adds one exception. If image and window have the same size, and the shorter side
+    is below 64 pixels, resizing would blur the image. The image is then padded by repeating its
+    edge pixels, and the window is cut from the padded image.
     """
     if image.shape[:2] == tuple(shape[:2]) and min(shape[:2]) < SHIFTED_BELOW:
         large = pad_edges(image)
@@ -91,7 +91,6 @@ def random_crop(
 
 
 def pad_edges(image: np.ndarray) -> np.ndarray:
-    """Pad an image by repeating its edges."""
     margins = [max(1, round(SHIFT_MARGIN * s)) if s > 1 else 0 for s in image.shape[:2]]
     padding = [(m - m // 2, m - m // 2) for m in margins]
     return np.pad(image, [*padding, (0, 0)], mode="edge")

@@ -1,4 +1,4 @@
-"""The data of one call: images, rows of a table, or tokens, validated once."""
+"""The validated data of one call: images, table rows or tokens."""
 
 import math
 import os
@@ -39,11 +39,12 @@ def block_size(image_shape: Sequence[int]) -> int:
 
 
 class Batch:
-    """Validated data, as :meth:`Reader.open` returns them for the user's X.
+    """Validated data, the result of :meth:`Reader.open` for the user's X.
 
-    `data` is an array of images, table rows or tokens, or a 1-D object array of files and images.
-    `index` is the position of each row in the user's X. `skipped` lists the images that were left
-    out because they are unreadable: it maps the index of each image to the error message.
+    `data` is an array (of images, table rows or tokens), a :class:`Lazy`, or a 1-D object array of
+    files and images. `index` contains the position in the user's X of each row of `data`.
+    `skipped` maps the index of each unreadable image to its error message. `data` does not contain
+    unreadable images.
     """
 
     def __init__(self, reader: "Reader", data: ArrayOrLazy, skipped: dict[int, str] | None = None):
@@ -52,7 +53,7 @@ class Batch:
         self.skipped = skipped or {}
         self.index = np.arange(len(data) + len(self.skipped))
         self.index = np.delete(self.index, list(self.skipped))
-        self._source: Batch | None = None  # the batch that contained these rows, see `take`
+        self._source: Batch | None = None  # the batch from which `take` selected these rows
 
     def __len__(self) -> int:
         return len(self.data)
@@ -71,7 +72,7 @@ class Batch:
         return not self.lazy or self.data.shape is not None
 
     def take(self, rows: Rows) -> "Batch":
-        """Return a batch of selected rows, which are given as a slice, indices or a mask."""
+        """Return a batch of the selected rows. `rows` is a slice, a mask or an index array."""
         rows = np.arange(len(self))[rows]
         part = Batch(self.reader, rows_of(self.data, rows))
         part.index = self.index[rows]
@@ -79,14 +80,11 @@ class Batch:
         return part
 
     def images(self, rows: Rows = ALL) -> np.ndarray:
-        """Return the decoded images as float32 of shape (n, height, width, channels).
-
-        If images are unreadable, the error message contains the index of each of them in X.
-        """
+        """Return the decoded images as float32 of shape (n, height, width, channels)."""
         return self._decode(decode_images, rows)
 
     def image_blocks(self, rows: slice = ALL) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield the rows and the decoded images of each block; decode the next block meanwhile."""
+        """Yield (rows, decoded images) of each block, and decode the next block in a thread."""
         assert self.reader.image_shape is not None
         start, stop, _ = rows.indices(len(self))
         size = block_size(self.reader.image_shape)
@@ -94,14 +92,14 @@ class Batch:
         yield from zip(blocks, prefetch(map(self.images, blocks)), strict=True)
 
     def rank_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Return an iterator over this rank's blocks: the block number and the decoded images."""
+        """Return an iterator of (block number, decoded images) over the blocks of this rank."""
         assert self.reader.image_shape is not None
         size = block_size(self.reader.image_shape)
-        own = rank_slice(len(self), size)  # must precede `map_ranks`, in which world_size() is 1
+        own = rank_slice(len(self), size)  # before `map_ranks` makes world_size() 1
         return ((rows.start // size, images) for rows, images in self.image_blocks(own))
 
     def originals(self, rows: Rows = ALL) -> list[np.ndarray]:
-        """Return images decoded at the size from which random crops are cut."""
+        """Return images, decoded at the larger size from which random crops are cut."""
         return self._decode(decode_originals, rows)
 
     def _decode(self, decode: Callable[..., T], rows: Rows) -> T:
@@ -114,7 +112,7 @@ class Batch:
             raise self.error_for_all(error) from error.__cause__
 
     def error_for_all(self, error: BadImage) -> BadImage:
-        """Return an error that names all unreadable images; `error` names only the first."""
+        """Return an error that names all unreadable images; `error` names only the first one."""
         whole = self if self._source is None else self._source
         reasons = list(unreadable_items(whole.data, whole.index, self.reader.decoding).values())
         if len(reasons) < 2:
@@ -132,7 +130,7 @@ class Batch:
         return in_memory(self.data if rows is ALL else self.data[rows])
 
     def parts(self) -> Iterator[np.ndarray]:
-        """Yield table rows or tokens, a few at a time."""
+        """Yield table rows or tokens in parts; data in memory are a single part."""
         if isinstance(self.data, Lazy):
             yield from self.data.parts()
         else:
@@ -141,7 +139,7 @@ class Batch:
     def content_hash(self) -> str:
         """Return a hash of everything that determines the decoded data.
 
-        An array has the same hash in memory and memory-mapped. Files are hashed by their content.
+        Files are hashed by their content. Arrays have the same hash in memory and memory-mapped.
         """
         reader = self.reader
         settings = f"{reader.declared_shape} {reader.decoding} {len(self)}"
@@ -151,7 +149,8 @@ class Batch:
         """Return a hash of each row, as n strings; equal samples have equal hashes.
 
         Arrays and PIL images are hashed by their content. Files are hashed by their absolute path,
-        which is faster than by content. Every PIL image that cannot be decoded gets its own hash.
+        because hashing their content would take longer. A PIL image that cannot be decoded gets a
+        hash that differs from the hashes of all other images.
         """
         return np.array(list(self._hashes(read_files=False)))
 
@@ -166,7 +165,7 @@ class Batch:
             except BadImage as error:
                 if read_files:
                     raise self.error_for_all(error) from error.__cause__
-                yield hash_bytes(f"unreadable {i}".encode())  # the image raises an error later
+                yield hash_bytes(f"unreadable {i}".encode())  # decoding reports this error later
 
 
 def hash_array(array: np.ndarray) -> str:
@@ -178,7 +177,7 @@ def hash_array(array: np.ndarray) -> str:
 
 
 def hash_item(item: object, index: int, decoding: str) -> str:
-    """Return a hash of one image: of the bytes if it is a file, otherwise of the pixels."""
+    """Hash one image: a file by its bytes, any other image by its pixels."""
     if isinstance(item, (str, os.PathLike)):
         path = Path(item)
         return hash_bytes(read_item(item, index, lambda _: path.read_bytes()))

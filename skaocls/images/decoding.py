@@ -21,7 +21,7 @@ from skaocls.images.lazy import ArrayOrLazy, in_memory
 T = TypeVar("T")
 FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(bool): 1}
 MAX_VALUE = 1e15  # the sum of squares of larger values would overflow float32
-FORMATS_16_BIT = ("PNG", "PPM")  # some versions of Pillow report mode I for their 16-bit files
+FORMATS_16_BIT = ("PNG", "PPM")  # Pillow may report mode I for 16-bit files of these formats
 ORIENTATION = 0x0112  # EXIF tag
 TRANSPOSE = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,7 +40,7 @@ class BadImage(ValueError):
 
 
 def read_item(item: object, index: int, use: Callable[[Any], T]) -> T:
-    """Return use(image) for a file, PIL image, array or tensor; turn every error into BadImage."""
+    """Open a file or convert a tensor, then return use(image). Every error becomes a BadImage."""
     try:
         if isinstance(item, (str, os.PathLike, bytes)):
             is_path = not isinstance(item, bytes)
@@ -74,7 +74,7 @@ def find_unreadable(X: object, decoding: str = "as_seen") -> dict[int, str]:
     Returns
     -------
     reasons : dict of int to str
-        Error message of each unreadable image. The keys are the indices of these images in X.
+        For each unreadable image, its index in X and the error message.
 
     Examples
     --------
@@ -100,10 +100,10 @@ def unreadable_items(data: ArrayOrLazy, index: np.ndarray, decoding: str) -> dic
 def decode_images(
     data: ArrayOrLazy, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
 ) -> np.ndarray:
-    """Decode data to images of the same shape, as float32 (n, height, width, channels).
+    """Decode data to float32 images of shape (n, height, width, channels).
 
     Files and PIL images of another size are resized if `resize` is True; otherwise they raise an
-    error. `index` has the position of each image in the user's X, which error messages show.
+    error. `index` contains the positions of the images in the user's X, for error messages.
     """
     data = in_memory(data)
     if is_items(data):
@@ -136,10 +136,11 @@ def decode_images(
 def decode_originals(
     data: ArrayOrLazy, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
 ) -> list[np.ndarray]:
-    """Decode images at the size from which random crops are cut: (height, width, channels) each.
+    """Decode images at the size from which random crops are cut.
 
-    If files and PIL images may be resized, they are halved as often as every random crop would
-    halve them. Files, PIL images and 8-bit arrays are returned as 8-bit values.
+    If `resize`, files and PIL images are halved here as often as possible, but remain large enough
+    for every random crop. Each result has shape (height, width, channels). Files, PIL images and
+    8-bit arrays become 8-bit values, and all other arrays become float32.
     """
     data = in_memory(data)
     size = scaled_size(shape, max_crop_source(shape))
@@ -179,12 +180,12 @@ def channels_last(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def to_pixels(image: Image.Image, channels: int, decoding: str = "as_seen") -> np.ndarray:
     """Convert one PIL image to uint8 pixels (height, width, channels), grayscale or RGB.
 
-    ``"as_seen"`` decodes the image as an image viewer shows it. It applies the EXIF rotation,
-    blends transparent pixels with white, converts palettes and color modes such as CMYK, and scales
-    16-bit values to 8 bits. Images of 32-bit numbers (modes I and F) raise an error, because the
-    value of white is not defined for these modes. ``"plain"`` only calls ``image.convert("RGB")``,
-    as the published results require. It ignores EXIF rotation and transparency, and clips values
-    above 255.
+    ``"as_seen"`` decodes the image as an image viewer shows it. This mode applies the EXIF
+    rotation, blends transparent pixels with white, scales 16-bit values to 8 bits, and converts
+    palettes and color modes such as CMYK. Images of 32-bit numbers (modes I and F) raise an error,
+    because the value of white is not defined for these modes. ``"plain"`` only calls
+    ``image.convert("RGB")``, which ignores EXIF rotation and transparency, and clips values above
+    255. Use ``"plain"`` to reproduce published results.
     """
     a = np.asarray(convert_mode(image, decoding).convert("L" if channels == 1 else "RGB"))
     return a.reshape(*a.shape[:2], channels)
@@ -215,7 +216,7 @@ def convert_mode(image: Image.Image, decoding: str) -> Image.Image:
 
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation from 1 to 8; return 1 (upright) if the image has none."""
-    try:  # the method `getexif` of PNG images would decode the whole file
+    try:  # `image.getexif` would decode the whole file if it is a PNG file
         orientation = Image.Image.getexif(image).get(ORIENTATION, 1)
         return int(orientation) if orientation in range(1, 9) else 1
     except Exception:  # damaged metadata can raise errors of any type
@@ -223,10 +224,10 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Resize an image until it just covers (height, width), then crop its center.
+    """Resize an image to the smallest size that covers (height, width), then crop its center.
 
-    The image is halved with a box filter while it is at least twice as large as the result. After
-    that, it is resized with a bicubic filter. The published models were trained on images that
+    While the image is at least twice as large as the result, a box filter halves the image. After
+    that, a bicubic filter resizes it to the final size. The training images of the published models
     were preprocessed in this way.
 
     Parameters
@@ -257,7 +258,7 @@ def resize_crop(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def resize_to_cover(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Resize an image until it just covers (height, width), and keep its aspect ratio."""
+    """Resize an image to the smallest size that covers (height, width); keep its aspect ratio."""
     image = halve(image, height, width)
     scale = max(width / image.width, height / image.height)
     size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
@@ -273,7 +274,7 @@ def halve(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def max_crop_source(shape: tuple[int, ...]) -> int:
-    """Return the largest value for the shorter side of the image from which a crop is cut."""
+    """Return the largest length in pixels of the shorter side, if a crop is cut from the image."""
     return math.ceil(MAX_CROP_SCALE * min(shape[:2]))
 
 

@@ -77,7 +77,7 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
 
 
 def find_images(folder: Path) -> list[str]:
-    """Return the sorted image files in a folder and its subfolders; do not follow folder links."""
+    """Return the sorted image files in a folder and its subfolders; ignore links to folders."""
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

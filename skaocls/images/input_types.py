@@ -20,14 +20,13 @@ FILES_AND_IMAGES = (str, os.PathLike, bytes, io.IOBase, Image.Image)
 def convert_input(
     X: object, image_shape: tuple[int, ...] | None = None, *, flat_rows: bool = False
 ) -> Any:
-    """Convert the X that a user passed to one of a few forms.
+    """Convert the user's X to an array or a :class:`skaocls.images.lazy.Lazy`.
 
-    Images become one of three forms: a numeric array of 3 or 4 dimensions; a 1-D object array of
-    files, PIL images and arrays; or a :class:`skaocls.images.lazy.Lazy`. Memory-mapped arrays stay
-    on disk. Tensors become arrays, and other data are returned unchanged. If a form of X is not
-    supported, a ValueError shows the right call. If `image_shape`, the expected (height, width,
-    channels), is given, one image instead of a batch is also rejected. If `flat_rows`, each row of
-    a 2-D X is an image.
+    Images become a numeric array of 3 or 4 dimensions, a 1-D object array of files, PIL images and
+    arrays, or a `Lazy`. Memory-mapped arrays stay on disk. Tensors become arrays, and other data
+    are returned unchanged. If X has an unsupported form, the error message shows a call that works.
+    If `image_shape` (height, width, channels) is given, X must be a batch, not a single image of
+    this shape. If `flat_rows`, each row of a 2-D X is an image.
     """
     if isinstance(X, Lazy):
         return X
@@ -122,7 +121,7 @@ def is_item(x: object) -> bool:
 
 
 def is_items(data: object) -> TypeGuard[np.ndarray]:
-    """Return whether the data are a 1-D object array, the form for files and mixed images."""
+    """Return whether the data are a 1-D object array, which contains files or mixed images."""
     return isinstance(data, np.ndarray) and data.dtype == object and data.ndim == 1
 
 
@@ -195,7 +194,7 @@ def check_first_row(X: object, first: object) -> None:
 
 
 def is_image_file(x: object) -> bool:
-    """Return whether x is one image; a string is one if it ends with an image file's suffix."""
+    """Return whether x is one image; a path counts if it has the suffix of an image file."""
     if isinstance(x, (str, os.PathLike)):
         return Path(x).suffix.lower() in EXTENSIONS
     return is_item(x)

@@ -1,8 +1,8 @@
 """Sequences larger than memory, whose rows are loaded only when they are needed.
 
 Rows of a memory-mapped array are copied a few at a time. After each copy, the memory pages of the
-array are released; otherwise they would count as memory of the process. Items of a data set, such
-as a ``torch.utils.data.Dataset``, are requested one after the other.
+array are released, because they would otherwise count as memory of the process. Items of a data
+set, such as a ``torch.utils.data.Dataset``, are requested one after the other.
 """
 
 import math
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import gen_batches
 
-PART_BYTES, PART_ROWS = 2**23, 1024  # largest part of a sequence that is loaded at once
+PART_BYTES, PART_ROWS = 2**23, 1024  # largest number of bytes and of rows loaded at once
 ALL = slice(None)
 SAMPLE_SIZE = 16  # number of items from which the shape and value range of a data set are inferred
 
@@ -25,8 +25,8 @@ class Lazy:
     """Base class for sequences of images or tokens that are not in memory.
 
     Indexing with a slice or an array of indices returns rows in memory. `shape` and `dtype` are
-    None if they are unknown until the items are loaded. `n_codes` and `codebook` are the size and
-    the vectors of the tokens' codebook, or None if unknown.
+    None if they are unknown until the items are loaded. For tokens, `n_codes` is the size of the
+    codebook, and `codebook` contains its vectors. Both are None if they are unknown.
     """
 
     shape: tuple[int, ...] | None = None
@@ -60,7 +60,7 @@ class Lazy:
             yield from part
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows in memory, given non-negative indices."""
+        """Load the rows with the given non-negative indices."""
         raise NotImplementedError
 
     def parts(self) -> Iterator[np.ndarray]:
@@ -73,12 +73,12 @@ class Lazy:
             yield self[part]
 
     def sample_index(self) -> np.ndarray:
-        """Return the indices of a few evenly spaced rows."""
+        """Return the indices of at most `SAMPLE_SIZE` evenly spaced rows."""
         return np.unique(np.linspace(0, self.n - 1, SAMPLE_SIZE).astype(int))
 
     @cached_property
     def sample(self) -> np.ndarray:
-        """A few evenly spaced rows."""
+        """The rows at the indices `sample_index()`."""
         return self[self.sample_index()]
 
 
@@ -101,9 +101,9 @@ class Mapped(Lazy):
 class Items(Lazy):
     """A data set with a length, whose items are images or (image, label) pairs.
 
-    Only one thread requests items, because data sets need not be thread-safe. Items are requested
-    as rarely as possible. Equal images are therefore not merged, and only a sample of the items
-    determines the image shape and the value range.
+    Only one thread requests items, because a data set may not be thread-safe. A request can be
+    slow. Therefore, equal images are not merged, and image shape and value range are inferred from
+    a sample of the items.
     """
 
     def __init__(self, data: Any, stack: Callable[[list[object]], np.ndarray]):
@@ -111,7 +111,7 @@ class Items(Lazy):
         self.data, self.stack = data, stack
 
     def items(self, rows: np.ndarray) -> list[object]:
-        """Return items as the data set provides them, with their labels."""
+        """Return items of the data set, including labels."""
         if hasattr(self.data, "__getitems__"):  # PyTorch's protocol for several items
             return list(self.data.__getitems__(rows.tolist()))
         return [self.data[i] for i in rows.tolist()]
@@ -170,9 +170,9 @@ def of_views(codes: ArrayOrLazy, rows: np.ndarray, views: int | np.ndarray) -> n
 def concatenate(
     parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, max_bytes: int
 ) -> "np.ndarray | Mapped":
-    """Concatenate integer arrays as int32 in memory, or in a temporary file above `max_bytes`.
+    """Concatenate integer arrays as int32 in memory; above `max_bytes`, use a temporary file.
 
-    The file has no name, so the operating system deletes it when the result is deleted.
+    The file has no name, so the operating system removes the file when the result is deleted.
     """
     if 4 * math.prod(shape) <= max_bytes:
         result, start = np.empty(shape, dtype=np.int32), 0
@@ -195,7 +195,6 @@ def concatenate(
 
 
 def in_memory(data: ArrayOrLazy) -> np.ndarray:
-    """Return all rows in memory."""
     if isinstance(data, Lazy) and data.shape is not None:
         return np.concatenate(list(data.parts()))
     return data[:] if isinstance(data, Lazy) else data
@@ -214,7 +213,7 @@ def memmap_of(array: object) -> np.memmap | None:
 
 
 def give_back(array: np.ndarray) -> None:
-    """Release the memory pages of a memory-mapped array; its file is not changed."""
+    """Release the memory pages of a memory-mapped array, without changing the file."""
     mapped: Any = memmap_of(array)
     mapping = getattr(mapped, "_mmap", None)
     # a copy-on-write mapping may contain changes that exist only in memory

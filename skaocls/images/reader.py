@@ -1,4 +1,4 @@
-"""Validation of X: `fit` records the properties of its data, and later data must match them."""
+"""Validation of X: `fit` records properties of the training data, which later data must match."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,8 @@ from skaocls.images.lazy import ArrayOrLazy, Lazy, Mapped
 from skaocls.images.shapes import check_image_shape, infer_image_shape, shorten
 from skaocls.warn import warn
 
-# Images are rejected if their values exceed the range of `fit` by more than this many times the
-# width of that range. The factor detects images in [0, 255] after a fit in [0, 1], and vice versa.
+# Images are rejected if a value lies outside the range of the training data by more than MAX_EXCESS
+# times the width of this range. For example, images in [0, 255] are rejected after a fit in [0, 1].
 MAX_EXCESS = 8
 
 
@@ -32,17 +32,17 @@ class Reader:
     owner: str  # class name of the estimator, for error messages
     declared_shape: tuple[int, ...] | None  # the user's image_shape, to which files are resized
     image_shape: tuple[int, ...] | None  # height, width, channels; None for tables and tokens
-    n_features: int  # number of columns of a table, or of values in one image
+    n_features: int  # columns of a table, or values in one image
     feature_names: np.ndarray | None = None  # column names of a data frame, if all are strings
     signals: bool = False  # whether rows of a 2-D X are images one pixel high, not table rows
-    value_range: tuple[float, float] | None = None  # in fit, after division by 255 or 65535
+    value_range: tuple[float, float] | None = None  # of the training data, after scaling
     decoding: str = "as_seen"  # or "plain", see skaocls.images.to_pixels
-    grid: tuple[int, int] | None = None  # rows and columns of the tokens
+    grid: tuple[int, int] | None = None  # rows and columns of tokens; None for images and tables
 
     def open(self, X: object, *, check_scale: bool = True, skip_unreadable: bool = False) -> Batch:
-        """Check that X matches the data of `fit`, without decoding images.
+        """Check that X matches the training data, without decoding images.
 
-        If `check_scale`, images with values far outside the range of `fit` are rejected. If
+        If `check_scale`, images with values far outside the training range are rejected. If
         `skip_unreadable`, unreadable images are left out and listed in `Batch.skipped`.
         """
         if self.grid is not None:
@@ -80,7 +80,7 @@ class Reader:
         return Batch(self, data, skipped)
 
     def check_agreement(self, other: "Reader") -> None:
-        """Raise a ValueError if images of another reader differ in shape or scale."""
+        """Raise a ValueError if the images of the other reader have another shape or scale."""
         if other.image_shape != self.image_shape:
             raise ValueError(
                 f"X has images of shape {other.image_shape}, but {self.owner} expects images of "
@@ -100,15 +100,16 @@ class Reader:
         return self.declared_shape is not None or self.signals
 
     def _check_feature_names(self, X: object) -> None:
-        """Compare the column names of X with those of `fit`; raise scikit-learn's errors."""
+        """Raise scikit-learn's error if the column names of X differ from the names in `fit`."""
         fitted = type(self.owner, (), {"feature_names_in_": self.feature_names})
         _check_feature_names(fitted(), X, reset=False)
 
     def _check_range(self, numbers: tuple[float, float], has_scale: bool) -> None:
-        """Reject images on another scale than in `fit`, because predictions would be wrong.
+        """Reject images if their scale differs from the scale of the training images.
 
-        Values slightly outside the range of `fit` and images with very low contrast only cause a
-        warning. `has_scale` is True for files and 8-bit or 16-bit arrays, whose scale is known.
+        A warning is issued if values are only slightly outside the training range, or if the
+        contrast is very low. `has_scale` is True if the scale of X is known, as for files, 8-bit
+        arrays and 16-bit arrays.
         """
         assert self.value_range is not None
         (low, high), (smallest, largest) = self.value_range, numbers
@@ -142,11 +143,11 @@ def learn_reader(
     decoding: str = "as_seen",
     skip_unreadable: bool = False,
 ) -> Batch:
-    """Validate the data of `fit`, and create the reader that validates later data.
+    """Validate the training data, and create the reader that validates later data.
 
-    `image_shape` is the shape of flattened images in a 2-D X, and the size to which files are
-    resized. If `image_shape` is None, a 2-D X is a table, or with `signals` its rows are images one
-    pixel high. :meth:`Reader.open` explains `skip_unreadable`.
+    `image_shape` is the size to which files are resized, or the shape of the flattened images in a
+    2-D X. If `image_shape` is None, the rows of a 2-D X are images one pixel high if `signals`, and
+    table rows otherwise. :meth:`Reader.open` explains `skip_unreadable`.
     """
     declared = check_image_shape(image_shape)
     data = convert_input(X)
@@ -183,7 +184,7 @@ def learn_reader(
 
 
 def drop_unreadable(data: Any, decoding: str) -> tuple[ArrayOrLazy, dict[int, str]]:
-    """Return the readable images and the error messages of the unreadable ones; issue a warning."""
+    """Return the readable images, and the error messages of all unreadable images; warn."""
     skipped = unreadable_items(data, np.arange(len(data)), decoding)
     if skipped and len(skipped) == len(data):
         raise ValueError(f"None of the {len(data)} images can be read: {skipped[0]}")
@@ -204,7 +205,7 @@ def check_not_empty(data: ArrayOrLazy) -> None:
     """Reject empty batches, images without pixels, and dtypes other than real numbers."""
     if not len(data):
         check_array(data, allow_nd=True, ensure_all_finite=False)  # raises scikit-learn's error
-    if isinstance(data, Lazy) and data.shape is not None:  # check a dummy; load no rows
+    if isinstance(data, Lazy) and data.shape is not None:  # check zeros instead of loading rows
         data = np.broadcast_to(np.zeros((), data.dtype), data.shape)
     elif isinstance(data, Lazy):
         data = data.sample
@@ -244,23 +245,18 @@ def has_full_scale(data: ArrayOrLazy) -> bool:
 
 
 def learn_tokens(X: object, owner: str) -> Batch:
-    """Validate tokens and take the number of rows and columns from their shape."""
+    """Validate tokens, and infer the number of rows and columns from their shape."""
     codes = check_tokens(X)
     return Batch(token_reader(owner, codes.shape[-2:]), codes)
 
 
 def token_reader(owner: str, grid: tuple[int, int]) -> Reader:
-    """Return a reader for tokens with this number of rows and columns."""
     rows, cols = int(grid[0]), int(grid[1])
     return Reader(owner, None, None, rows * cols, grid=(rows, cols))
 
 
 def check_tokens(X: Any, grid: tuple[int, int] | None = None) -> Any:
-    """Validate and return integer tokens of shape (n, rows, cols) or (n, n_crops, rows, cols).
-
-    Memory-mapped tokens stay on disk. If X is not tokens, or the grid is not `grid`, a ValueError
-    is raised.
-    """
+    """Validate and return integer tokens of shape (n, rows, cols) or (n, n_crops, rows, cols)."""
     codes = X
     if not isinstance(X, Lazy):
         codes = keep_mapped(as_array(X) if hasattr(X, "detach") else np.asarray(X))

@@ -1,4 +1,4 @@
-"""Find the common shape of all images; only the headers of image files are read."""
+"""Inference of the common shape of all images. Only the headers of image files are read."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,11 +23,11 @@ MAX_LISTED = 5  # largest number of images that a message lists
 def infer_image_shape(
     data: Any, image_shape: tuple[int, ...] | None = None, decoding: str = "as_seen"
 ) -> tuple[int, ...]:
-    """Infer the common shape (height, width, channels) of the result of `convert_input`.
+    """Infer the common shape (height, width, channels) of images from `convert_input`.
 
-    `image_shape` is the shape of flattened images in a 2-D X, and the size to which files and PIL
-    images are resized. If all files and PIL images are grayscale, they have one channel; otherwise
-    they have three channels.
+    `image_shape` is the size to which files and PIL images are resized, or the shape of the
+    flattened images in a 2-D X. If all files and PIL images are grayscale, the shape has one
+    channel; otherwise it has three channels.
     """
     if isinstance(data, Lazy) and data.shape is None:
         index = data.sample_index().tolist()
@@ -137,10 +137,10 @@ def array_shape(
 ) -> tuple[int, ...]:
     """Return (height, width, channels) of an array whose channel axis is the last or the first.
 
-    If `image_shape` is given, it decides. Otherwise the channel axis is the one with a usual number
-    of channels (1, 3 or 4), or the one whose two other axes form a square. If both axes are equal
-    in these respects, the channel axis is at most half as long as the two other axes. If the
-    channel axis is still ambiguous, a ValueError is raised.
+    If `image_shape` is given, the channel axis is the axis that matches `image_shape`. Otherwise
+    two criteria decide: a channel axis has length 1, 3 or 4, and the two other axes are equally
+    long. If neither criterion decides, the channel axis is the axis that is at most half as long as
+    the other axes. If the criteria contradict each other or do not decide, a ValueError is raised.
     """
     last, first = shape, (*shape[1:], shape[0])
     if image_shape is not None:
@@ -164,6 +164,6 @@ def array_shape(
 
 
 def shorten(names: list[str]) -> str:
-    """Join the first few names; if names are left out, append the total number of names."""
+    """Join at most `MAX_LISTED` names; if names are left out, append the total number."""
     more = f", ... ({len(names)} in total)" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more

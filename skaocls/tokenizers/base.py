@@ -19,7 +19,7 @@ from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader, learn_reader
 
 POSITIVE_INTEGER = Interval(Integral, 1, None, closed="left")
-ROUNDING = 0.01  # largest distance of pixel values from the range [0, 1]
+ROUNDING = 0.01  # pixel values may lie outside the range [0, 1] by at most this much
 
 
 class ImageTokenizer(TransformerMixin, BaseEstimator):
@@ -46,7 +46,8 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
             Files, PIL images, or an array of shape (n, height, width) or (n, height, width,
             channels). If `image_shape` is given, X may also have one flattened image per row.
         y : array-like of shape (n,), default=None
-            Class labels, used to choose ``"auto"`` parameters. Regression targets are ignored.
+            Class labels, used to choose the values of ``"auto"`` parameters. Regression targets are
+            ignored.
 
         Returns
         -------
@@ -103,8 +104,8 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
 def pixels_in_batch(images: np.ndarray, batch_size: int) -> torch.Tensor:
     """Convert images in [0, 1] to a network input of shape (batch_size, channels, height, width).
 
-    If there are fewer than `batch_size` images, the last image is repeated. Thus the tokens of an
-    image do not depend on the number of images.
+    If there are fewer than `batch_size` images, copies of the last image fill the batch. Thus all
+    batches have the same size, and the tokens of an image do not depend on the number of images.
     """
     low, high = images.min(), images.max()
     if low < -ROUNDING or high > 1 + ROUNDING:

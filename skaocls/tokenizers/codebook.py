@@ -1,8 +1,8 @@
 """Codebooks of patches, and the choice of codebook size and normalization by class labels.
 
-A codebook consists of k-means centers. If labels are known, codebook sizes and normalizations are
-compared by the held-out loss of a naive Bayes classifier on the tokens. Training a prior for each
-comparison would take too long.
+A codebook consists of k-means centers. If labels are known, a naive Bayes classifier is trained on
+the tokens for each codebook size and each normalization, and the losses on held-out images are
+compared. Training a prior each time would take too long.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,26 +19,28 @@ from sklearn.utils.multiclass import type_of_target
 # Codebook size (chosen with benchmarks/quality/codebooks.py)
 SIZES = tuple(2**n for n in range(4, 11))
 PATCHES_PER_CODE = 64  # training patches per code if labels are unknown
-# Largest loss of the chosen size, relative to the smallest loss. The tolerance exceeds 1 because
-# large codebooks suit a prior, which learns across positions and classes, better than naive Bayes.
+# Largest acceptable loss of a size, relative to the smallest loss of all sizes. The tolerance
+# exceeds 1, because a prior benefits from larger codebooks than naive Bayes does: a prior learns
+# across positions and classes.
 SIZE_TOLERANCE = 1.5
 MAX_WORSE_SIZES = 2  # the search ends when this many consecutive sizes exceed the tolerance
-SIZE_IMAGES = 4096  # number of images on which sizes are compared
+SIZE_IMAGES = 4096  # largest number of images on which sizes are compared
 
 # Normalization (chosen with benchmarks/quality/normalization.py)
 NORMALIZATION_IMAGES, NORMALIZATION_CODES = 2048, 64  # images and codes in each comparison
-# Largest loss of the chosen normalization: TOLERANCE times the smallest loss, plus SLACK times the
-# loss of uniform guessing. Two random codebooks of the same patches differ by about this much.
+# A normalization is acceptable if its loss is at most TOLERANCE times the smallest loss, plus SLACK
+# times the loss of uniform guessing. Changing only the seed of k-means changes the loss by about as
+# much.
 NORMALIZATION_TOLERANCE, NORMALIZATION_SLACK = 1.1, 0.03
 
 # Both comparisons
-GUESSING = 0.95  # if naive Bayes has a larger loss, relative to uniform guessing, it is not used
+GUESSING = 0.95  # naive Bayes is used only if its loss is below 0.95 times the loss of guessing
 FOLDS = 3
 MIN_IMAGES_PER_CLASS = 4  # on average; if there are fewer, labels are ignored
-SMOOTHING = 2.0  # pseudo-counts, distributed like the codes of the class at all positions
+SMOOTHING = 2.0  # pseudo-counts at each position, in proportion to the code counts of the class
 
 # Principal components of large patches (benchmarks/quality/large_images.py)
-MAX_NUMBERS = 192  # largest number of values of a patch that is clustered without PCA
+MAX_NUMBERS = 192  # patches with more values are projected by PCA before clustering
 N_COMPONENTS, COMPONENT_PATCHES = 64, 4096
 
 
@@ -61,7 +63,7 @@ def choose_codebook(
     labels: np.ndarray | None,
     rng: np.random.RandomState,
 ) -> np.ndarray:
-    """Learn a codebook of a given size, or use the labels to choose among :data:`SIZES`.
+    """Learn a codebook; if `n_codes` is "auto", use the labels to choose one of :data:`SIZES`.
 
     Patches have shape (n_images * n_tokens, n_values); all patches of the first image come first.
     """
@@ -102,9 +104,9 @@ def best_normalization(
     labels: np.ndarray,
     rng: np.random.RandomState,
 ) -> str | None:
-    """Return the last candidate with which naive Bayes is about as good as with the best candidate.
+    """Return the last candidate whose naive Bayes loss is close to the smallest loss.
 
-    `patches` maps a candidate and indices of images to patches of shape (n * n_tokens, n_values).
+    `patches(candidate, indices)` returns patches (n * n_tokens, n_values) of the indexed images.
     If naive Bayes is no better than guessing, the first candidate is returned.
     """
     images = rng.permutation(len(labels))[:NORMALIZATION_IMAGES]
@@ -133,9 +135,9 @@ def classification_loss(patches: np.ndarray, codebook: np.ndarray, labels: np.nd
 def held_out_loss(codes: np.ndarray, labels: np.ndarray, n_codes: int, folds: np.ndarray) -> float:
     """Compute the cross-validated cross-entropy of naive Bayes on codes (n_images, n_tokens).
 
-    `labels` are 0 to n_classes - 1. Each fold is predicted by a model trained on the other folds.
-    The loss is in nats. The posterior is scaled by the best temperature, because naive Bayes is
-    overconfident when neighboring tokens are dependent.
+    `labels` are integers from 0 to n_classes - 1. Each fold is predicted by a model trained on the
+    other folds. The loss is the average in nats per image. If neighboring tokens are dependent,
+    naive Bayes is overconfident. The loss is therefore computed at the best temperature.
     """
     n_classes, n_tokens = int(labels.max()) + 1, codes.shape[1]
     joint = np.zeros((len(codes), n_classes))
@@ -162,7 +164,7 @@ def held_out_loss(codes: np.ndarray, labels: np.ndarray, n_codes: int, folds: np
 
 
 def class_labels(y: object, n_samples: int, rows: np.ndarray) -> np.ndarray | None:
-    """Return the classes y[rows] as 0, 1, ..., or None if y is a regression target or too short."""
+    """Return y[rows] as classes 0, 1, ..., or None for regression targets and too few images."""
     targets = np.asarray(y)
     if len(targets) != n_samples:
         raise ValueError(f"y has {len(targets)} labels, but X has {n_samples} images.")

@@ -60,7 +60,7 @@ def check_fitted_tokenizer(tokenizer: Any, returned: Any) -> None:
 
 
 def check_transformed(tokenizer: Any, codes: ArrayLike, n: int) -> np.ndarray:
-    """Check the codes that `tokenizer.transform` returned for n images or rows."""
+    """Check the codes that `tokenizer.transform` returned for n images or table rows."""
     codes = np.asarray(codes)
     grid = tuple(map(int, tokenizer.grid_))
     flat = codes.reshape(-1, *codes.shape[2:]) if codes.ndim == 4 else codes  # several crops
@@ -91,17 +91,18 @@ def check_tokenizer(tokenizer: Any, X: ArrayLike, y: ArrayLike | None = None) ->
     Raises
     ------
     ValueError
-        If the tokenizer breaks one of these rules. `fit` returns the tokenizer, sets `grid_` and
-        `n_codes_`, and keeps constructor parameters. `transform` returns integers from 0 to
-        ``n_codes_ - 1`` of shape (n_images, rows, cols). Repeated calls return equal codes, which
-        do not depend on the other images. X is not modified. `inverse_transform` returns an array
-        of the same shape as X, but may omit the channel axis of grayscale images.
+        If the tokenizer breaks one of the following rules. `fit` returns the tokenizer, sets
+        `grid_` and `n_codes_`, and keeps constructor parameters. `transform` returns integers from
+        0 to ``n_codes_ - 1`` of shape (n_images, rows, cols). The codes of an image do not depend
+        on the other images, and are equal in repeated calls. No method modifies X.
+        `inverse_transform` returns an array of the same shape as X, but may omit the channel axis
+        of grayscale images.
 
     Warns
     -----
     UserWarning
         If the image size is not a multiple of `grid_`, and the tokenizer has no attribute
-        `patch_size_`, the (height, width) of a token in pixels. In this case, evidence maps and
+        `patch_size_` (height and width of a token in pixels). In this case, evidence maps and
         `inpaint` assume that the tokens divide the image evenly. If the tokenizer pads images,
         this assumption is wrong.
 

@@ -1,4 +1,4 @@
-"""Tokens of a feature map: each token is the codebook entry nearest to the vector at a position."""
+"""Tokens of a feature map: each vector of the map is replaced by the nearest codebook entry."""
 
 import copy
 import threading
@@ -22,7 +22,7 @@ from skaocls.tokenizers.codebook import choose_codebook, class_labels
 from skaocls.warn import warn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MAX_NUMBERS = 2**25  # values in all feature vectors from which PCA and codebook are learned
+MAX_NUMBERS = 2**25  # largest number of feature values from which PCA and k-means learn
 MANY_TOKENS = 256  # if there are more tokens per image, a warning says that training is slow
 
 Backbone = torch.nn.Module | Callable[[torch.Tensor], torch.Tensor]
@@ -31,8 +31,8 @@ Backbone = torch.nn.Module | Callable[[torch.Tensor], torch.Tensor]
 class FeatureTokenizer(ImageTokenizer):
     """Tokenize images with a network: cluster the vectors of a feature map.
 
-    The vector at each position of the feature map is projected on principal components. The token
-    of the position is the nearest k-means center. The tokens of a pretrained network distinguish
+    Each vector of the feature map is projected on principal components. The token of the vector is
+    the index of the nearest k-means center. The tokens of a pretrained network distinguish
     parts of objects rather than brightness and color. `fit` does not train the network. If the
     network is a module, `fit` copies the module and sets the copy to evaluation mode.
 
@@ -40,13 +40,13 @@ class FeatureTokenizer(ImageTokenizer):
     ----------
     backbone : torch.nn.Module or callable
         Network that maps float32 images (n, 3, height, width) to a feature map (n, channels, rows,
-        cols). Like a vision transformer, it may also return tokens of shape (n, `n_prefix` + side *
-        side, channels). `clone` copies a module.
+        cols). The network may also return tokens of shape (n, `n_prefix` + side * side, channels),
+        as vision transformers do. ``sklearn.base.clone`` copies the network if it is a module.
     layer : str, default=None
         Name of the submodule (see ``backbone.named_modules()``) whose output is the feature map. If
         None, the output of the backbone is the feature map.
     n_prefix : int, default=0
-        Number of class and register tokens before the image tokens. These tokens are ignored.
+        Number of class and register tokens, which precede the image tokens and are ignored.
     grid : tuple of int (rows, cols), default=None
         Size of the feature map after average pooling. If None, the feature map is not pooled.
     input_size : int or tuple of int (height, width), default=None
@@ -55,8 +55,8 @@ class FeatureTokenizer(ImageTokenizer):
         Mean and standard deviation of each channel, used to normalize images in [0, 1]. If `mean`
         is None, no mean is subtracted. If `std` is None, images are not divided.
     n_components : int or None, default=32
-        Number of principal components that are clustered, at most the number of channels. If None,
-        the feature vectors are clustered without a PCA.
+        Number of principal components that are kept for clustering, at most the number of channels.
+        If None, the feature vectors are clustered without a PCA.
     n_codes : int or "auto", default="auto"
         Size of the codebook. ``"auto"`` chooses the size as in :class:`PatchTokenizer`.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
@@ -72,7 +72,7 @@ class FeatureTokenizer(ImageTokenizer):
     Attributes
     ----------
     backbone_ : torch.nn.Module or callable
-        The network. If `backbone` is a module, this is a copy.
+        The network, or a copy of the network if `backbone` is a module.
     components_ : PCA or None
         Fitted PCA, or None if `n_components` is None.
     codebook_ : float32 ndarray of shape (`n_codes_`, n_values)
@@ -88,8 +88,8 @@ class FeatureTokenizer(ImageTokenizer):
     -----
     Feature maps cannot be decoded to images, so this tokenizer has no `inverse_transform`. If a
     classifier uses this tokenizer, ``sample`` and ``inpaint`` raise NotImplementedError.
-    ``save_pretrained`` cannot save the classifier, because a network consists of code. Use
-    joblib.dump, or train the classifier on tokens with ``tokenizer="precomputed"``.
+    ``save_pretrained`` cannot save the classifier, because it does not store the code of networks.
+    Save the classifier with joblib.dump, or train it on tokens with ``tokenizer="precomputed"``.
 
     Examples
     --------

@@ -22,9 +22,9 @@ def image_statistics(
 ) -> np.ndarray:
     """Compute the statistics of images (n, height, width, channels).
 
-    With ``"image"``, all channels get the same statistics; with ``"channel"``, each gets its own.
-    `valid`, of shape (n, height, width), marks the pixels that are used, at least one per image. If
-    None, all pixels are used.
+    With ``"image"``, all channels get the same statistics. With ``"channel"``, each channel gets
+    its own statistics. `valid` (n, height, width) marks the pixels that are used, at least one in
+    each image. If `valid` is None, all pixels are used.
     """
     n, channels = len(images), images.shape[-1]
     pixels = images.reshape(n, -1, channels).astype(np.float64)

@@ -36,8 +36,8 @@ from skaocls.warn import warn
 
 # Largest number of tokens with patch_size="auto". More tokens slow down the transformer.
 MAX_TOKENS = 64
-MAX_SIDE = 8  # side in pixels above which k-means approximates patches poorly
-MAX_PATCHES = 2**17  # number of patches for learning; with more, the codebook hardly changes
+MAX_SIDE = 8  # pixels; k-means approximates patches with a longer side poorly
+MAX_PATCHES = 2**17  # largest number of training patches; more patches hardly change the codebook
 
 
 class PatchTokenizer(ImageTokenizer):
@@ -56,26 +56,26 @@ class PatchTokenizer(ImageTokenizer):
     n_codes : int or "auto", default="auto"
         Size of the codebook, at most the number of distinct patches. ``"auto"`` tries powers of two
         from 16 to 1024. For each size, a naive Bayes classifier predicts the classes of held-out
-        images from their tokens. The largest size whose loss is at most 1.5 times the smallest loss
-        is chosen. If labels are missing, or naive Bayes is no better than guessing, ``"auto"`` is
-        the largest of these powers of two with at least 64 training patches per code.
+        images from their tokens. ``"auto"`` then selects the largest size whose loss is at most 1.5
+        times the smallest loss. If labels are missing, or naive Bayes is no better than guessing,
+        ``"auto"`` selects the largest of these sizes with at least 64 training patches per code.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
         Shape of the images if each row of X is a flattened image. Files are resized to this shape.
-        If the channel axis of an array is ambiguous, `image_shape` decides. If None, rows of a 2-D
-        X are images one pixel high.
+        If it is ambiguous which axis of an array contains the channels, `image_shape` decides. If
+        `image_shape` is None, rows of a 2-D X are images one pixel high.
     random_state : int, RandomState instance or None, default=None
         Seed for the choice of patches and for k-means.
     normalize : {"auto", "image", "image+polarity", "channel", "channel+polarity"} or None, \
 default="auto"
-        Normalization of each image before the division into patches. It makes tokens independent
-        of brightness and contrast. ``"image"`` normalizes the mean and standard deviation of all
-        pixels together. ``"channel"`` normalizes each channel, which also removes color casts.
-        ``"+polarity"`` also inverts images of dark objects on light backgrounds (negative
-        skewness). ``"auto"`` compares None and these four by the held-out loss of naive Bayes. It
-        chooses the last one whose loss is at most 1.1 times the smallest loss plus 3 % of the loss
-        of uniform guessing. If labels are missing, or naive Bayes is no better than guessing,
-        ``"auto"`` is None. Contrasts below a tenth of the typical contrast are raised to a tenth of
-        it, which limits noise in almost uniform images.
+        How each image is normalized before it is divided into patches. Normalization makes tokens
+        independent of brightness and contrast. ``"image"`` normalizes the mean and standard
+        deviation of all pixels together. ``"channel"`` normalizes each channel, which also removes
+        color casts. ``"+polarity"`` also inverts images of dark objects on light backgrounds
+        (negative skewness). ``"auto"`` tries None and the four options above, and computes the
+        held-out loss of naive Bayes for each option. ``"auto"`` then selects the last option whose
+        loss is at most 1.1 times the smallest loss plus 3 % of the loss of uniform guessing. If
+        labels are missing, or naive Bayes is no better than guessing, ``"auto"`` selects None. To
+        avoid amplifying noise, contrasts below 10 % of the typical contrast count as 10 %.
 
     Attributes
     ----------
@@ -88,8 +88,8 @@ default="auto"
     normalize_ : str or None
         Normalization that is used.
     reference_statistics_ : float64 ndarray of shape (2, channels) or None
-        Mean and contrast of all normalized images: the median over the training images. None if
-        `normalize_` is None.
+        Mean and contrast to which every image is normalized: the medians over the training images.
+        None if `normalize_` is None.
     typical_patches_ : float32 ndarray of shape (2, n_tokens, n_values) or None
         Mean and standard deviation of each patch pixel over the normalized training images. None
         if `normalize_` is None.
@@ -201,8 +201,8 @@ default="auto"
         X : array-like of images
             Images of the same shape as in `fit`.
         valid : bool array-like of shape (n, height, width), default=None
-            Mask of the known pixels, from which the statistics of the whole image are estimated. If
-            None, all pixels are known.
+            Mask of the known pixels. The statistics of the whole image are estimated from these
+            pixels. If None, all pixels are known.
 
         Returns
         -------
@@ -259,14 +259,14 @@ default="auto"
         codes : int array-like of shape (n, rows, cols)
             Tokens from `transform`.
         statistics : array of shape (n, 2, channels), default=None
-            Mean and contrast of the result, from :meth:`image_statistics`. If None, the result has
-            the statistics `reference_statistics_`.
+            Mean and contrast of each image in the result, from :meth:`image_statistics`. If None,
+            every image has the mean and contrast in `reference_statistics_`.
 
         Returns
         -------
         images : float32 array of shape (n, height, width[, channels])
-            Images without a channel axis if there is one channel. If X had 8-bit images, the
-            result is in [0, 1].
+            The images, without a channel axis if there is only one channel. If `fit` had 8-bit
+            images, the values are in [0, 1].
         """
         check_is_fitted(self)
         codes = check_codes(codes, self.grid_, self.n_codes_)
@@ -294,7 +294,6 @@ def read_sample(
 def resolve_patch_size(
     patch_size: int | Sequence[int] | str, image_shape: Sequence[int]
 ) -> tuple[int, int]:
-    """Return the height and width of a patch in pixels."""
     h, w, _ = image_shape
     if isinstance(patch_size, str):
         side = 2

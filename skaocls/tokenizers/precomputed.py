@@ -15,14 +15,14 @@ from skaocls.tokenizers.contract import check_codes
 
 
 class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
-    """Accept tokens instead of images; ``tokenizer="precomputed"`` uses the default parameters.
+    """Accept precomputed tokens as X; ``tokenizer="precomputed"`` uses the default parameters.
 
     Parameters
     ----------
     n_codes : int, default=None
-        Number of token values. If None and X comes from :func:`skaocls.load_tokens`, this is the
-        size of the codebook; for other X, it is the largest token of X plus 1. Pass `n_codes` if
-        later data may contain tokens that do not occur in `fit`.
+        Number of token values. If None, and X comes from :func:`skaocls.load_tokens`, the size of
+        the codebook is used. If None, and X is another array, the largest token of X plus 1 is
+        used. Pass `n_codes` if later data may contain tokens that do not occur in `fit`.
     grid : tuple of int (rows, cols), default=None
         Rows and columns of tokens. If None, they are taken from the shape of X in `fit`.
 
@@ -33,7 +33,8 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
     grid_ : tuple of int
         Rows and columns of tokens.
     codebook_ : ndarray of shape (`n_codes_`, n_values)
-        Vectors of the codes, if X provides them (the result of :func:`skaocls.load_tokens` may).
+        Vectors of the codes. This attribute exists only if X comes from
+        :func:`skaocls.load_tokens` and has a codebook.
 
     Examples
     --------
@@ -106,7 +107,7 @@ class PrecomputedTokenizer(TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If X has another grid, or contains values other than integers from 0 to
+            If the grid differs from `grid_`, or a value is not an integer from 0 to
             ``n_codes_ - 1``.
         """
         check_is_fitted(self)

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skaocls.tokenizers.contract import check_codes
 
-MAX_BINS = 64  # with n_bins="auto" (benchmarks/quality/tables.py)
+MAX_BINS = 64  # largest number with n_bins="auto" (chosen with benchmarks/quality/tables.py)
 FLOATS = (np.float64, np.float32)
 
 
@@ -28,11 +28,11 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
     Attributes
     ----------
     thresholds_ : list of `n_features_in_` ndarrays
-        Largest training value of each bin except the last bin.
+        For each feature, the largest training value of each bin except the last bin.
     bin_means_ : list of `n_features_in_` ndarrays
-        Mean training value of each bin.
+        For each feature, the mean training value of each bin.
     n_codes_ : int
-        Number of token values: the number of bins of the feature with the most bins.
+        Number of token values, equal to the largest number of bins of a feature.
     grid_ : tuple of int
         Rows and columns of tokens: ``(1, n_features)``.
     n_features_in_ : int
@@ -140,7 +140,7 @@ def find_bins(X: np.ndarray, thresholds: list[np.ndarray]) -> np.ndarray:
 
 
 def find_thresholds(x: np.ndarray, n_bins: int) -> np.ndarray:
-    """Return the largest value of each quantile bin of one feature, without the last bin."""
+    """Return the largest value of each quantile bin of one feature, except the last bin."""
     values = np.unique(x)
     if len(values) > n_bins:
         quantiles = np.arange(1, n_bins) / n_bins

@@ -118,8 +118,8 @@ def load_tokens(folder: str | os.PathLike[str], check: bool = True) -> TokenData
     folder : str or path
         Folder of the tokens.
     check : bool, default=True
-        Whether to compare the hash of every file with the hash in the manifest. This reads every
-        file once. Shapes and dtypes are always checked.
+        Whether to compare the hash of every file with the hash in the manifest. For this check,
+        every file is read once. Shapes and dtypes are always checked.
 
     Returns
     -------
@@ -158,12 +158,10 @@ def load_tokens(folder: str | os.PathLike[str], check: bool = True) -> TokenData
 
 
 def shard_file(kind: Literal["tokens", "labels"], k: int) -> str:
-    """Return the file name of the tokens or labels of shard k."""
     return f"{kind}-{k:06d}.npy"
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest of a folder."""
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{folder} does not contain tokens: {MANIFEST} is missing.")
@@ -230,8 +228,8 @@ def map_shard(folder: Path, k: int, manifest: Manifest, *, check: bool = True) -
 class ShardWriter:
     """Write shards to a folder, and list each complete shard in the folder's manifest.
 
-    If the folder already has a manifest, it must match the given one. `encode` takes images and a
-    RandomState, and returns codes of shape (n, n_views, n_tokens).
+    If the folder already contains a manifest, the argument `manifest` must match it. `encode` takes
+    images and a RandomState, and returns codes of shape (n, n_views, n_tokens).
     """
 
     def __init__(
@@ -251,7 +249,7 @@ class ShardWriter:
         self.refuse(name for name in names if self.manifest.get(name) != manifest.get(name))
 
     def refuse(self, names: Iterable[str]) -> None:
-        """Raise an error if `names`, the properties that differ from the manifest, is not empty."""
+        """Raise an error if there are `names` of properties that differ from the manifest."""
         if different := ", ".join(sorted(names)):
             raise ValueError(
                 f"{self.folder} contains other tokens; different: {different}. Pass another "
@@ -259,7 +257,7 @@ class ShardWriter:
             )
 
     def write(self, k: int, chunks: Chunks) -> None:
-        """Write shard k; if the shard already exists and is valid, only compare its images."""
+        """Write shard k; if a valid shard k exists, only check that its images are the same."""
         if str(k) in self.manifest["shards"]:
             try:
                 map_shard(self.folder, k, self.manifest)
@@ -293,13 +291,13 @@ class ShardWriter:
         self.refuse(name for name in same if not same[name])
 
     def end_stream(self, part: int, n_shards: int) -> None:
-        """Record in the manifest how many shards a part has, after the part's stream has ended."""
+        """Record in the manifest the number of shards of a part whose stream has ended."""
         if self.manifest["n_shards"].get(str(part), n_shards) != n_shards:
             self.refuse(["X"])
         self.update_manifest(lambda manifest: manifest["n_shards"].update({str(part): n_shards}))
 
     def update_manifest(self, change: Callable[[Manifest], None]) -> None:
-        """Read the newest manifest, which other processes may have changed; change and write it."""
+        """Read the newest manifest from the file, apply `change`, and write the result."""
         with self.lock:
             self.manifest = read_manifest(self.folder)
             change(self.manifest)

@@ -1,6 +1,6 @@
 """The published image tokenizers as scikit-learn transformers.
 
-`fit` downloads the weights or loads them from a file. It does not learn from data.
+`fit` downloads the weights, or loads them from a file, and does not learn from data.
 """
 
 import os
@@ -43,9 +43,9 @@ PARAMETERS = """
     device : str or torch.device, default="auto"
         Device of the network. ``"auto"`` is CUDA if available, otherwise the CPU.
     latent_noise : float, default=0.0
-        Weight t of Gaussian noise, between 0 and 1. When a classifier predicts, it encodes
-        ``(1 - t) latent + t noise`` instead of the latent, with new noise for each order. Training
-        and `transform` use no noise.
+        Weight t of Gaussian noise, between 0 and 1. When a classifier predicts, it replaces each
+        latent by ``(1 - t) latent + t noise``. Each order uses new noise. Training and `transform`
+        use no noise.
 
     Attributes
     ----------
@@ -190,7 +190,6 @@ class VQTokenizer(ImageTokenizer):
         return np.concatenate(images)
 
     def _resolve(self) -> tuple[torch.device, int]:
-        """Return the device and the batch size."""
         device, (height, width, _) = resolve_device(self.device), self.image_shape_
         is_cuda = device.type == "cuda"
         return device, max(1, CUDA_BATCH_PIXELS // (height * width)) if is_cuda else 1

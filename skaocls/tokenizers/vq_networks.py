@@ -1,7 +1,8 @@
 """Networks of the two published tokenizers: convolutional encoders and decoders with a codebook.
 
-Both networks have five levels of resolution. The height and width of the latent are a sixteenth of
-the image's. Submodules have the same names as in the published weights, so no key is renamed.
+Both networks have five levels of resolution. The latent has a sixteenth of the height and a
+sixteenth of the width of the image. Submodules have the same names as in the published weights, so
+no key is renamed.
 """
 
 from collections import OrderedDict
@@ -30,7 +31,7 @@ def conv3(n_in: int, n_out: int, bias: bool = True) -> nn.Conv2d:
 
 
 class ResBlock(nn.Module):
-    """Residual block with two groups of normalization, swish and a 3x3 convolution.
+    """Residual block, which applies normalization, swish and a 3x3 convolution twice.
 
     If the number of channels changes, the shortcut of LlamaGen projects the input of the block. The
     shortcut of MaskGIT (`project_output`) projects the output of the convolutions instead.
@@ -70,7 +71,7 @@ class AttnBlock(nn.Module):
 
 
 class LlamaGenLevel(nn.Module):
-    """Residual blocks (followed by attention if `attention`), and a change of resolution."""
+    """Residual blocks, each followed by attention if `attention`, then a change of resolution."""
 
     def __init__(self, n_in: int, n_out: int, depth: int, attention: bool, **resample: nn.Module):
         super().__init__()
@@ -133,7 +134,7 @@ class Codebook(nn.Module):
 
 
 class VQNetwork(nn.Module):
-    """Encoder, decoder and codebook. `encode` expects pixels in [0, 1]; see also `to_unit`."""
+    """Encoder, decoder and codebook. `to_unit` converts the output of `decode` to [0, 1]."""
 
     n_codes: int
     code_dim: int
@@ -153,7 +154,7 @@ class VQNetwork(nn.Module):
         return F.normalize(weight, dim=-1) if self.unit_codes else weight
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (n, 3, height, width) to latents (n, code_dim, rows, cols)."""
+        """Encode pixels (n, 3, height, width) in [0, 1] to latents (n, code_dim, rows, cols)."""
         pixels = 2 * pixels - 1 if self.signed_pixels else pixels
         latents: Tensor = self.quant_conv(self.encoder(pixels))
         return latents
@@ -167,7 +168,7 @@ class VQNetwork(nn.Module):
         return distance.argmin(1).view(flat.shape[:3])
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Decode codes (n, rows, cols) to the decoder's pixels (n, 3, height, width)."""
+        """Decode codes (n, rows, cols) to pixels (n, 3, height, width) in the decoder's range."""
         latents = self.post_quant_conv(self.codebook[codes].permute(0, 3, 1, 2))
         pixels: Tensor = self.decoder(latents)
         return pixels
