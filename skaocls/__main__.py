@@ -28,10 +28,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--data", type=Path, help="folder with one subfolder of images per class")
     parser.add_argument(
-        "--size",
-        type=int,
-        default=32,
-        help="resize --data to squares of this side length, in pixels",
+        "--size", type=int, default=32, help="side length in pixels to which --data is resized"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("skaocls-demo"), help="folder for the report"
@@ -67,9 +64,7 @@ def fit_baselines(X_train, X_test, y_train, y_test, seed):
         "MLPClassifier": make_pipeline(
             StandardScaler(), MLPClassifier(max_iter=1000, random_state=seed)
         ),
-        "SVC": SVC(
-            random_state=seed
-        ),  # the default gamma="scale" adapts the kernel width to the data
+        "SVC": SVC(random_state=seed),  # the default gamma depends on the data
     }
     accuracies = {}
     for name, clf in classifiers.items():

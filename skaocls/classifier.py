@@ -145,8 +145,8 @@ default="mean_log_likelihood"
         stop scoring an image as soon as the leading class is unlikely to change. The float is the
         allowed probability that this class differs from the result of ``"exhaustive"``. ``"auto"``
         is equivalent to 0.001. Predictions only stop early if ``memory=None`` and
-        ``aggregation="mean_log_likelihood"``. Staged predictions, `transform`, `score_samples` and
-        `explain` never stop early.
+        ``aggregation="mean_log_likelihood"``. Staged predictions, `transform` and `score_samples`
+        never stop early.
     augmentation : int, "auto" or None, default="auto"
         Number of training views per image. The views are the image itself, and copies of it with
         small random shifts, rotations and stretches. ``"auto"`` selects 16 views, or 4 views with
@@ -203,8 +203,7 @@ default="mean_log_likelihood"
         otherwise.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Data type of matrix products. ``"auto"`` selects bfloat16 if the device supports bfloat16
-        and rounding to bfloat16 does not make predictions less accurate. Otherwise ``"auto"``
-        selects float32.
+        and predictions do not become less accurate. Otherwise ``"auto"`` selects float32.
     random_state : int, RandomState instance or None, default=None
         Seed of the tokenizer, the initial weights, the training and the orders.
     verbose : int, default=0
@@ -443,8 +442,8 @@ default="mean_log_likelihood"
         X, y : array-like
             As in `fit`.
         classes : array-like of shape (n_classes,), default=None
-            All classes known so far, which must include the labels in y. Later calls may add more
-            classes. A class without images has probability 0 unless `class_prior` is set.
+            All classes known so far. Later calls may add more classes. A class without images has
+            probability 0 unless `class_prior` is set.
         sample_weight : array-like of shape (n_samples,), default=None
             As in `fit`.
 

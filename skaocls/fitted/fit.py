@@ -1,4 +1,4 @@
-"""Fit a model to data, and continue the training of a fitted model on additional data."""
+"""Fit a model, or continue the training of a fitted model on additional images."""
 
 import copy
 import os
@@ -39,37 +39,22 @@ class HeldOut(NamedTuple):
 
 
 class FitResult(NamedTuple):
-    """A model, and information about its training.
-
-    Attributes
-    ----------
-    model : FittedModel
-    histories : list of History
-        One history for each training.
-    held_out : HeldOut or None
-    checkpoints : Checkpoints or None
-        Checkpoints of a complete training. The caller clears the checkpoints after it has stored
-        the result.
-    """
+    """A model, and information about its training."""
 
     model: FittedModel
-    histories: list[History]
+    histories: list[History]  # one history for each prior that was trained
     held_out: HeldOut | None = None
-    checkpoints: Checkpoints | None = None
+    checkpoints: Checkpoints | None = None  # to be cleared after the caller has stored the result
 
 
 class Samples(NamedTuple):
-    """Training samples: codes (n, n_views, n_tokens), labels (n,) and weights (n,).
+    """Training samples. `codes` may be a :class:`skaocls.images.lazy.Lazy` array."""
 
-    The codes may be a :class:`skaocls.images.lazy.Lazy` array.
-    """
-
-    codes: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
+    codes: np.ndarray  # shape (n, n_views, n_tokens)
+    labels: np.ndarray  # shape (n,)
+    weights: np.ndarray  # shape (n,)
 
     def take(self, rows: np.ndarray) -> "Samples":
-        """Return the samples in the given rows."""
         return Samples(rows_of(self.codes, rows), self.labels[rows], self.weights[rows])
 
 
@@ -81,7 +66,7 @@ class Training(NamedTuple):
     held_out: HeldOut | None
 
     def is_complete(self) -> bool:
-        """Return whether the training ran to its end, because only such a training is cached."""
+        """Return whether the training ran to its end. Only complete trainings are cached."""
         return not self.history.interrupted
 
 
@@ -100,21 +85,21 @@ def fit_model(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     seeded: bool = True,
 ) -> FitResult:
-    """Fit a model. The sorted `classes` may include classes without samples in y.
+    """Fit a model. `classes` is sorted, and may include classes that do not occur in y.
 
     Parameters
     ----------
     tokenizer : "auto" or transformer, default="auto"
-        Tokenizer that is cloned and fitted. A frozen tokenizer is used without changes.
+        Tokenizer to clone and fit. A ``FrozenEstimator`` is used without changes.
     pretrained : Prior, default=None
-        Prior that is fine-tuned in place. If None, a new prior is trained.
+        Prior to fine-tune in place. If None, a new prior is trained.
     cache : ResultCache, default=None
-        Cache of results. If the cache contains the same fit, the cached result is returned.
-        Otherwise the new result is stored in the cache, unless the training was interrupted.
+        Cache of results. If the cache contains a result for the same inputs, `fit_model` returns
+        this result. Otherwise it stores the new result, unless the training was interrupted.
     checkpoint_dir : path, default=None
-        Folder for checkpoints, which allow an interrupted training to continue.
+        Folder for checkpoints. With checkpoints, an interrupted training can continue later.
     seeded : bool, default=True
-        Whether the user set the seed. If False, a cached result from any seed may be reused.
+        Whether the user has set the seed. If False, cached results of any seed may be returned.
     """
     columns, reader = np.searchsorted(classes, y), batch.reader
     config = config_for(config, batch, y, weights)
@@ -169,7 +154,7 @@ def train_new_model(
     mode = None if pretrained is None else config.finetune.mode
     samples = Samples(codes, labels, weights)
     history, rest = train_classes(prior, samples, config, mode, order_seed, rng, checkpoints)
-    # a class without images uses the row of the null class
+    # classes without images use the row of the null class
     rows = np.full(len(classes), prior.num_classes)
     rows[seen] = np.arange(len(seen))
     model_fields = {
@@ -195,12 +180,15 @@ def extend_model(
 ) -> FitResult:
     """Train a model on additional images, and return a new model.
 
-    Classes in y that share a prior are trained together. If y contains all classes of a prior, all
-    weights of that prior are trained. Otherwise only the vectors of the classes in y are trained.
-    Other classes do not change. New classes get vectors in the first prior with
-    ``finetune="class_embedding"`` or ``"head"``. With other modes, new classes get their own
-    fine-tuned copy of the first prior. Ctrl-C raises KeyboardInterrupt instead of returning a model
-    in which only some classes are trained.
+    Known classes: for each prior, the images of its classes are used together. If y contains all
+    classes of the prior, all of its weights are trained. Otherwise, only the vectors of the classes
+    in y are trained. The log-likelihoods of classes that are not in y do not change.
+
+    New classes: with ``finetune="class_embedding"`` or ``"head"``, new classes get vectors in the
+    first prior. With other modes, a copy of the first prior is fine-tuned on the new classes.
+
+    After Ctrl-C, no model is returned, because only some classes would be trained. The function
+    raises KeyboardInterrupt instead.
     """
     config = config_for(config, batch, y, weights)
     columns = np.searchsorted(model.classes, y)
@@ -244,7 +232,7 @@ def train_known_classes(
     order_seed: int,
     rng: np.random.RandomState,
 ) -> tuple[Prior, History]:
-    """Return a copy of a prior that is trained on additional images of known classes."""
+    """Train a copy of a prior on additional images of known classes, and return the copy."""
     mode = None
     if len(np.unique(samples.labels)) < prior.num_classes:
         mode = "class_embedding"
@@ -265,10 +253,10 @@ def train_new_classes(
     order_seed: int,
     rng: np.random.RandomState,
 ) -> tuple[Prior, History]:
-    """Return a copy of a prior that is trained on images of new classes.
+    """Train a copy of a prior on images of new classes, and return the copy.
 
-    If only class vectors are trained, the copy keeps the old classes in front of the new classes.
-    Otherwise the new classes replace the old classes.
+    If only class vectors are trained, the copy has the old classes, followed by the new classes.
+    Otherwise the copy has only the new classes.
     """
     finetune = config.finetune
     prior = copy.deepcopy(prior).to(resolve_device(config.device))
@@ -295,10 +283,10 @@ def train_classes(
     rng: np.random.RandomState,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[History, np.ndarray | None]:
-    """Train a prior in place, and return the history and the rows that were held out.
+    """Train a prior in place, and return the history and the rows of the held-out samples.
 
-    `mode` is the fine-tuning mode. If `mode` is None, all weights are trained with the learning
-    rate of a new prior.
+    `mode` is the fine-tuning mode. If None, all weights are trained, with the learning rate for
+    new priors.
     """
     train, held_out = split_validation(samples.labels, config, rng)
     validation = None
@@ -333,7 +321,7 @@ def train_classes(
 def config_for(
     config: TrainingConfig, batch: Batch, y: np.ndarray, weights: np.ndarray
 ) -> TrainingConfig:
-    """Return the configuration for the data, which only differs between ranks in `verbose`."""
+    """Adapt the configuration to the data. Among ranks, only `verbose` may differ."""
     if world_size() > 1:
         values = config.identity() | {"y": y, "sample_weight": weights}
         check_same_on_ranks({name: hash_object(value) for name, value in values.items()})

@@ -1,4 +1,4 @@
-"""Sample and inpaint images with a fitted model."""
+"""Draw images from a fitted model, and fill in missing parts of images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,12 +35,11 @@ def generate_images(
     device: Device = "auto",
     **tokenizer_options: np.ndarray,
 ) -> np.ndarray:
-    """Sample one image for each entry of `columns` and `orders`.
+    """Draw image i from the class ``columns[i]`` in the order ``orders[i]``.
 
-    `columns` contains the class column of each image. The function
-    :func:`skaocls.scoring.token_sampling.generate` documents `codes`, `n_known` and `options`. The
-    result is the output of the tokenizer's `inverse_transform`, without the channel axis if the
-    images have one channel.
+    For `codes`, `n_known` and `options`, see :func:`skaocls.scoring.token_sampling.generate`. The
+    result is the output of the tokenizer's `inverse_transform`. If the images have one channel, the
+    result has no channel axis.
     """
     if not hasattr(model.tokenizer, "inverse_transform"):
         raise NotImplementedError(
@@ -79,11 +78,11 @@ def inpaint_images(
     device: Device,
     precision: str,
 ) -> np.ndarray:
-    """Sample the masked tokens of images; see :meth:`skaocls.AnyOrderARClassifier.inpaint`.
+    """Draw the masked tokens of images, see :meth:`skaocls.AnyOrderARClassifier.inpaint`.
 
-    `columns` contains the class column of each image. If `columns` is None, the most probable class
-    given the known tokens is used. `joint_log_proba` maps log p(known tokens | class, order) to
-    log p(known tokens, class).
+    `columns` contains the class column of each image. If None, the function uses the most probable
+    class of each image, given its known tokens. For this purpose, `joint_log_proba` converts
+    log p(known tokens | class, order) to log p(known tokens, class).
     """
     n, grid, is_image = len(batch), model.prior.grid, model.reader.image_shape is not None
     if model.reader.grid is not None and batch.values().ndim == 4:
@@ -93,11 +92,11 @@ def inpaint_images(
     images = batch.images() if is_image else batch.values()
     pixel_mask = mask[..., None] if is_image else mask
     known = images
-    if is_image:  # clip masked pixels, because their values may be out of range
+    if is_image:  # masked pixels may be out of range
         low, high = model.reader.value_range or (-np.inf, np.inf)
         known = np.where(pixel_mask, images.clip(low, high), images)
     tokenizer_options = {}
-    if hasattr(model.tokenizer, "image_statistics"):  # estimate statistics from known pixels
+    if hasattr(model.tokenizer, "image_statistics"):  # use only the known pixels
         tokenizer_options["statistics"] = model.tokenizer.image_statistics(known, ~mask)
     codes = encode_data(model.tokenizer, known, is_image=is_image, **tokenizer_options)
     if columns is None:
@@ -126,7 +125,7 @@ def inpaint_images(
 
 
 def check_mask(model: FittedModel, mask: np.ndarray, n: int) -> np.ndarray:
-    """Return the masks of n images, or raise a ValueError if `mask` is invalid."""
+    """Return one mask for each of n images, or raise a ValueError if `mask` is invalid."""
     shape = (model.reader.image_shape or (model.reader.n_features,))[:2]
     if model.reader.grid is not None:
         shape = model.prior.grid
@@ -141,7 +140,7 @@ def check_mask(model: FittedModel, mask: np.ndarray, n: int) -> np.ndarray:
 def unknown_tokens(
     tokenizer: TransformerMixin, mask: np.ndarray, grid: tuple[int, int]
 ) -> np.ndarray:
-    """Return an array (n, n_tokens) that is True for tokens with a masked part."""
+    """Return an array (n, n_tokens) that is True for tokens with at least one masked pixel."""
     mask = mask.reshape(len(mask), *(1, *mask.shape[1:])[-2:])  # treat a table row as an image
     rows, cols = tokens_of_pixels(tokenizer, mask.shape[1:], grid)
     for axis, (token_of_pixel, n) in enumerate(zip((rows, cols), grid), start=1):
@@ -176,7 +175,7 @@ def known_token_log_likelihoods(
 def generation_orders(
     model: FittedModel, order: OrderSetting, n_orders: int, n: int, rng: np.random.RandomState
 ) -> np.ndarray:
-    """Draw an order for each of n images, from the orders that the parameter `order` allows."""
+    """Draw one order for each of n images. The parameter `order` defines the possible orders."""
     if isinstance(order, str) and order in DRAWN:
         return np.stack([rng.permutation(model.prior.n_tokens) for _ in range(n)])
     orders = model.orders(order, n_orders)

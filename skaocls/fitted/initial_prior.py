@@ -1,4 +1,4 @@
-"""Prepare priors and tokenizers for training: load pretrained ones, or create new priors."""
+"""Prepare a prior for training: load a pretrained prior, or create a new one."""
 
 import copy
 import os
@@ -36,11 +36,11 @@ ARCHITECTURES: dict[str, type[SharedTrunkPrior] | type[AnyOrderPrior]] = {
 }
 FINETUNING_DROPOUT = 0.1  # rate in the published training recipe (arXiv 2412.01827, appendix)
 
-# Sizes of new priors. For the same training time, many steps of a small prior reach a better
-# accuracy than few steps of a large prior (benchmarks/quality/digits.py and tables.py).
+# Sizes of new priors. In the same training time, a small prior makes more steps than a large prior,
+# and reaches a better accuracy (benchmarks/quality/digits.py and tables.py).
 SMALL_SIZES = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
 DEFAULT_SIZES = {"dim": 64, "n_layer": 2, "n_head": 4, "multiple_of": 64}
-# With fewer tokens, images or table rows than these, a new prior has SMALL_SIZES.
+# If the number of tokens, images or table rows is below its minimum, a new prior has SMALL_SIZES.
 MIN_TOKENS = 8
 MIN_IMAGES, MIN_TABLE_ROWS = 200, 1000
 
@@ -56,7 +56,7 @@ HEAD_SIZE_CONSTRAINTS = {"width": POSITIVE, "rank": POSITIVE}
 
 
 def is_new(prior: object) -> bool:
-    """Return whether this value of the classifier's parameter `prior` describes a new prior."""
+    """Return whether the classifier trains a new prior if its parameter `prior` has this value."""
     return isinstance(prior, dict) or (isinstance(prior, str) and prior in ("auto", *ARCHITECTURES))
 
 
@@ -66,12 +66,12 @@ def resolve_prior(
     tokenizer: str | BaseEstimator,
     image_shape: tuple[int, ...] | None,
 ) -> tuple[Prior | None, str | BaseEstimator, tuple[int, ...] | None]:
-    """Load the prior and the tokenizer for these parameter values of the classifier.
+    """Return the prior, the tokenizer and the image shape for three parameters of the classifier.
 
-    The first result is the prior to fine-tune, or None for a new prior. The second result is the
-    tokenizer, which is frozen if it belongs to the prior. The third result is the shape to which
-    image files are resized. With ``tokenizer="precomputed"``, a tokenizer that was saved with the
-    weights is not used.
+    The first result is the prior to fine-tune, or None if `fit` must create a prior. The second
+    result is the tokenizer. If the tokenizer was saved with the prior, it is frozen. The third
+    result is the shape to which image files are resized. With ``tokenizer="precomputed"``, the
+    function ignores the saved tokenizer.
     """
     if isinstance(tokenizer, str) and tokenizer == "precomputed":
         pretrained = resolve_prior(prior, PrecomputedTokenizer(), None)[0]
@@ -104,7 +104,7 @@ def initial_prior(
     config: TrainingConfig,
     rng: np.random.RandomState,
 ) -> Prior:
-    """Return a new prior, or prepare the pretrained prior for fine-tuning and return it."""
+    """Prepare the pretrained prior for fine-tuning. If it is None, create a new prior."""
     seed, device = rng.randint(2**31 - 1), resolve_device(config.device)
     if pretrained is None:
         return new_prior(tokenizer, len(labels), n_classes, config, seed).to(device)
@@ -131,7 +131,7 @@ def initial_prior(
 def new_prior(
     tokenizer: BaseEstimator, n_samples: int, n_classes: int, config: TrainingConfig, seed: int
 ) -> Prior:
-    """Return a prior with random weights, on the CPU."""
+    """Create a prior with random weights on the CPU."""
     rows, cols = tokenizer.grid_
     sizes = dict(config.sizes or default_sizes(rows * cols, n_samples, config.tabular))
     say(
@@ -148,7 +148,7 @@ def new_prior(
 
 
 def start_finetuning(prior: Prior, finetune: FineTuning, mode: str, seed: int) -> None:
-    """Set dropout and the trained weights of a prior. `mode` is used instead of `finetune.mode`."""
+    """Set the dropout of a prior, and select the weights to train. `finetune.mode` is ignored."""
     dropout = finetune.dropout
     if isinstance(dropout, str):
         dropout = FINETUNING_DROPOUT if mode in ("full", "lora") else 0.0
@@ -163,7 +163,7 @@ def start_finetuning(prior: Prior, finetune: FineTuning, mode: str, seed: int) -
 
 
 def new_prior_sizes(prior: object) -> dict[str, Any]:
-    """Return the architecture and sizes of a new prior for a value of the parameter `prior`."""
+    """Return the architecture and the sizes that the parameter `prior` sets for a new prior."""
     if isinstance(prior, str) and prior in ARCHITECTURES:
         return {"architecture": prior, "sizes": None}
     sizes = dict(prior) if isinstance(prior, Mapping) else {}
@@ -186,14 +186,14 @@ def new_prior_sizes(prior: object) -> dict[str, Any]:
 
 
 def code_slots(tokenizer: BaseEstimator) -> np.ndarray | None:
-    """Return each code's rank in an ordering by similarity, or None if there is no codebook."""
+    """Sort the codes by similarity, and return their positions, or None without a codebook."""
     codebook = getattr(tokenizer, "codebook_", None)
     codebook = np.asarray([] if codebook is None else codebook)
     return similar_slots(codebook) if codebook.ndim == 2 else None
 
 
 def default_sizes(n_tokens: int, n_samples: int, tabular: bool = False) -> dict[str, int]:
-    """Return the sizes of a new prior for this number of tokens and samples."""
+    """Return the sizes of a new prior. Small images and small data sets get a small prior."""
     min_samples = MIN_TABLE_ROWS if tabular else MIN_IMAGES
     small = n_tokens < MIN_TOKENS or n_samples < min_samples
     return SMALL_SIZES if small else DEFAULT_SIZES

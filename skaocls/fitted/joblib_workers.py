@@ -149,9 +149,7 @@ def run_in_process(
     with _cache_lock:
         if digest not in _model_cache:
             _model_cache.clear()
-            with (
-                warnings.catch_warnings()
-            ):  # read-only arrays are fine, because no code writes to them
+            with warnings.catch_warnings():  # read-only arrays: no code writes to them
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
                 _model_cache[digest] = pickle.loads(pickled, buffers=map(map_again, buffers))
         model = _model_cache[digest]
@@ -176,9 +174,7 @@ def pack_model(
     """Return three parts: a hash of the model, a pickle without array data, and the array data."""
     pickled, buffers = pickle_out_of_band(model)
     digest = hash_bytes(pickled, *(buffer.data for buffer in buffers))
-    if hasattr(
-        backend, "client"
-    ):  # if not broadcast, Dask would keep each array on only one worker
+    if hasattr(backend, "client"):  # broadcast, or Dask keeps arrays on one worker
         (buffers,) = backend.client.scatter([buffers], broadcast=True, hash=False)
     return digest, pickled, buffers
 

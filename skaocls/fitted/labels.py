@@ -25,11 +25,11 @@ def read_labels(
 ) -> tuple[Batch, np.ndarray, np.ndarray]:
     """Validate labels and weights, and merge equal samples into one sample.
 
-    The weight of a merged sample is the sum of the weights. If samples repeat or weights differ,
-    equal samples are merged, and sorted in a way that does not depend on their order in `batch`. A
-    sample of weight n therefore gives the same training result as n equal samples. Items of data
-    sets are not merged, because this would require reading all items. `y` and `sample_weight` also
-    have entries for the unreadable images that `batch` has skipped.
+    The weight of a merged sample is the sum of the weights of the equal samples. If any samples are
+    equal or weights differ, the function also sorts the samples by their content. A sample of
+    weight n therefore gives the same training result as n equal samples. Items of data sets are not
+    merged, because the function would have to read all items. `batch` may have skipped unreadable
+    images. `y` and `sample_weight` must contain entries for these images, too.
     """
     y = check_labels(y, owner)
     all_rows = np.empty((len(batch) + len(batch.skipped), 1))
@@ -37,7 +37,7 @@ def read_labels(
     weights = np.ones(len(y))
     if sample_weight is not None:
         weights = _check_sample_weight(sample_weight, all_rows, ensure_non_negative=True, copy=True)
-        if not weights.any():  # scikit-learn 1.8 and later raise this error themselves
+        if not weights.any():  # scikit-learn before 1.8 accepts this
             raise ValueError("Sample weights must contain at least one non-zero number.")
     if batch.skipped:
         y, weights = y[batch.index], weights[batch.index]
@@ -57,7 +57,6 @@ def read_labels(
 
 
 def check_labels(y: Any, owner: str) -> np.ndarray:
-    """Validate the labels, and return an array of shape (n,)."""
     if y is None:
         raise ValueError(f"{owner} requires y to be passed, but the target y is None.")
     labels: np.ndarray = column_or_1d(y, warn=True)
@@ -71,7 +70,7 @@ def check_labels(y: Any, owner: str) -> np.ndarray:
 def expand_class_weight(
     class_weight: ClassWeight, y: np.ndarray, sample_weight: np.ndarray
 ) -> np.ndarray:
-    """Return the class weight of each sample. The mode "balanced" uses weighted class counts."""
+    """Return the class weight of each sample. For "balanced", class counts are sums of weights."""
     classes, columns = np.unique(y, return_inverse=True)
     if isinstance(class_weight, Mapping):
         weights = compute_class_weight(class_weight, classes=classes, y=y)
@@ -87,7 +86,7 @@ def expand_class_weight(
 
 
 def known_classes(y: np.ndarray, classes: ArrayLike | None = None) -> np.ndarray:
-    """Return the sorted classes, which default to the labels in y and must include these labels."""
+    """Return the sorted classes. If given, `classes` must include all labels in y."""
     labels = np.unique(y)
     if classes is None:
         return labels
@@ -100,7 +99,7 @@ def known_classes(y: np.ndarray, classes: ArrayLike | None = None) -> np.ndarray
 
 
 def class_log_prior(class_prior: ArrayLike | None, class_count: np.ndarray) -> np.ndarray:
-    """Return the log of the class prior, which defaults to the class frequencies."""
+    """Return the logarithm of `class_prior`. If None, use the class frequencies as prior."""
     if class_prior is None:
         class_prior = class_count / class_count.sum()
     class_prior = np.asarray(class_prior, dtype=np.float64)

@@ -43,12 +43,11 @@ class FittedModel:
 
     @property
     def prior(self) -> Prior:
-        """First prior, which `fit` has trained."""
         return self.priors[0]
 
     @property
     def readings(self) -> int:
-        """Number of forward passes that are needed to score all classes of an image in an order."""
+        """Number of transformer forward passes per image and order, for all classes together."""
         counts = np.bincount(self.sources, minlength=len(self.priors))
         return sum(p.readings(int(n)) for p, n in zip(self.priors, counts, strict=True) if n)
 

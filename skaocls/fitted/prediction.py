@@ -1,4 +1,4 @@
-"""Compute log-likelihoods and evidence for new images with a fitted model."""
+"""Use a fitted model to compute the log-likelihoods of new images, and evidence for classes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,8 +23,8 @@ from skaocls.scoring.evidence import Evidence, token_log_likelihoods
 from skaocls.scoring.exhaustive import ScoringResult, lanes_at_once, scoring_dtype
 from skaocls.scoring.exhaustive import log_likelihoods as score_exhaustively
 
-# Number of images that are scored together. Wide priors use smaller batches, because these update
-# the progress bar more often than large batches.
+# Number of images that are scored together. Wide priors are slow, so they use smaller batches, and
+# the progress bar moves more often.
 BATCH_SIZE = 256
 WIDE_PRIOR, WIDE_PRIOR_BATCH_SIZE = 512, 32
 
@@ -33,11 +33,12 @@ Stopping = Callable[..., ScoringResult]
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """Options for scoring images. Most options are parameters of the classifier.
+    """Options for scoring images. Most of them are parameters of the classifier.
 
-    ``stopping(prior, codes, orders, labels, dtype=dtype)`` scores with early stopping, and returns
-    a `ScoringResult`. If `stopping` is None, every class is scored in every order. Models with
-    several priors ignore `stopping`. `cache` stores the log-likelihoods of exhaustive scoring.
+    ``stopping(prior, codes, orders, labels, dtype=dtype)`` is a function that scores with early
+    stopping, and returns a `ScoringResult`. If `stopping` is None, or if the model has several
+    priors, every class is scored in every order. `cache` stores the log-likelihoods of exhaustive
+    scoring.
     """
 
     crop: str = "auto"
@@ -59,10 +60,10 @@ def score_batches(
     *,
     verbose: int = 0,
 ) -> Iterator[ScoringResult]:
-    """Yield the scoring results of consecutive images, a few images at a time.
+    """Score the images in batches, and yield one result per batch, in the order of the images.
 
-    If ``torchrun`` has started several processes, each process scores a part of the images. Every
-    process yields the results of all images.
+    If ``torchrun`` has started several processes, each process scores a part of the images, but
+    yields the results of all images.
     """
     if len(model.priors) > 1:
         options = replace(options, stopping=None)
@@ -76,7 +77,7 @@ def score_batches(
 def score_on_ranks(
     model: FittedModel, batch: Batch, orders: np.ndarray, options: ScoringOptions
 ) -> Iterator[ScoringResult]:
-    """Score a part of the images on each rank, and yield the results of all ranks on each rank."""
+    """Score a part of the images on each rank. Every rank yields the results of all images."""
     size = min(images_per_batch(model), ceil_div(len(batch), world_size()))
     for part in gen_batches(len(batch), size * world_size()):
         with collective_call("A prediction"):
@@ -91,8 +92,8 @@ def score_on_ranks(
 def score_in_process(
     model: FittedModel, batch: Batch, orders: np.ndarray, options: ScoringOptions
 ) -> Iterator[ScoringResult]:
-    """Score images in this process, or in joblib workers of this process."""
-    if len(batch) == 0:  # if the number of images is small, the last ranks have no images
+    """Score images in this process or, if `n_jobs` asks for workers, in joblib workers."""
+    if len(batch) == 0:  # with fewer images than ranks, some ranks have no images
         return
     size, n_workers = images_per_batch(model), joblib.effective_n_jobs(options.n_jobs)
     if n_workers == 1:
@@ -116,7 +117,7 @@ def score_in_process(
         return batch.take(piece.images), orders, piece.orders, options
 
     results = map_pieces(score_piece, model, pieces, arguments, options.n_jobs)
-    # `results` is the first argument of zip, so that zip runs this generator to its end
+    # zip only runs its first argument to the end, so `results` must come first
     for _, group in groupby(zip(results, pieces), key=lambda pair: pair[1].images):
         parts_of_orders = [result for result, _ in group]
         yield ScoringResult(
@@ -128,7 +129,7 @@ def score_in_process(
 def score_piece(
     model: FittedModel, batch: Batch, orders: np.ndarray, part: slice, options: ScoringOptions
 ) -> ScoringResult:
-    """Score a few images in the orders ``orders[part]``."""
+    """Score the images of a batch in the orders ``orders[part]``."""
     codes = encode_part(model, batch, slice(0, len(batch)), len(orders), options.crop)
     if codes.ndim == 3:
         codes = codes[:, part]
@@ -173,10 +174,9 @@ def log_likelihoods(
 def encode_part(
     model: FittedModel, batch: Batch, part: slice, n_orders: int, crop: str
 ) -> np.ndarray:
-    """Return the tokens of a part of the images, with one set of tokens per order for views.
+    """Return the tokens of a part of the images. If `crop` selects views, each order has its own.
 
-    ``crop="auto"`` selects ``"views"`` if the model was trained on views, and ``"center"``
-    otherwise.
+    ``crop="auto"`` selects ``"views"`` if ``model.views`` is True, and ``"center"`` otherwise.
     """
     if crop == "auto":
         crop = "views" if model.views else "center"
@@ -196,10 +196,11 @@ def explain(
     orders: np.ndarray,
     options: ScoringOptions = DEFAULT_OPTIONS,
 ) -> Evidence:
-    """Compute the evidence of each token for a class over a rival, with maps if X has images.
+    """Compute how much each token supports a class over a rival class.
 
-    `columns` and `rival_columns` contain the column of the class and of the rival for each image.
-    If `rival_columns` is None, the rival is the null class, which models log p(tokens).
+    For each image, `columns` contains the column of the class, and `rival_columns` contains the
+    column of the rival. If `rival_columns` is None, the rival is the null class, which models
+    log p(tokens). If X contains images, the result also has evidence maps.
     """
     n_workers, size = joblib.effective_n_jobs(options.n_jobs), images_per_batch(model)
     pieces = split_work(len(batch), 1, n_workers, batch_size=size, keep_batches=n_workers == 1)
@@ -226,7 +227,7 @@ def explain_piece(
     orders: np.ndarray,
     options: ScoringOptions,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the evidence of each token in a few images, and the standard error over orders."""
+    """Return the evidence of each token, averaged over orders, and its standard error."""
     codes = encode_part(model, batch, slice(0, len(batch)), len(orders), options.crop)
 
     def log_prob(columns: np.ndarray, null_class: bool = False) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Short names, tokenizers and classes of published weights.
+"""Load published weights, with their tokenizers and classes.
 
-`load_published` loads a RandAR prior. `load_pretrained_model` adds the tokenizer and ImageNet's
-classes, so that the model can classify images without `fit`.
+`load_published` loads a RandAR prior. `load_pretrained_model` adds a tokenizer and the ImageNet
+classes. The resulting model can classify images without `fit`.
 """
 
 import copy
@@ -27,12 +27,10 @@ from skaocls.tokenizers import LlamaGenTokenizer, MaskGITTokenizer, PrecomputedT
 RANDAR = "ziqipang/RandAR"
 AR_CLASSIFIER = "iasudakov/ar_classifier"
 N_IMAGENET_CLASSES = 1000
-PIXELS_PER_TOKEN = 16  # height and width of a token of the published tokenizers, in pixels
+PIXELS_PER_TOKEN = 16  # height and width of a token in pixels, for all published tokenizers
 
 
 class Published(NamedTuple):
-    """Hub repository and file name of published weights."""
-
     repo: str
     filename: str | None
 
@@ -58,7 +56,7 @@ def load_published(
     if source in PUBLISHED:
         published = PUBLISHED[str(source)]
         source, filename = published.repo, filename or published.filename
-    elif source == RANDAR and filename is None:  # the repository name means its L model
+    elif source == RANDAR and filename is None:  # default file: the L model
         filename = PUBLISHED["randar-l"].filename
     return load_prior(
         source,
@@ -72,7 +70,7 @@ def load_published(
 
 
 def published_tokenizer(prior: Prior) -> LlamaGenTokenizer | MaskGITTokenizer:
-    """Return an unfitted published tokenizer with the vocabulary and grid of a prior."""
+    """Return the published tokenizer for a prior's vocabulary and grid, before `fit`."""
     if prior.vocab_size not in PUBLISHED_TOKENIZERS:
         known = ", ".join(f"{n} ({t.__name__})" for n, t in PUBLISHED_TOKENIZERS.items())
         raise ValueError(
@@ -86,7 +84,7 @@ def published_tokenizer(prior: Prior) -> LlamaGenTokenizer | MaskGITTokenizer:
 def grid_for(
     tokenizer: str | TransformerMixin, image_shape: Sequence[int] | None
 ) -> tuple[int, int] | None:
-    """Return the token grid for a tokenizer or image shape, or None if the grid is unknown."""
+    """Return the token grid that a tokenizer or an image shape implies, or None if unknown."""
     if not isinstance(tokenizer, (str, LlamaGenTokenizer, MaskGITTokenizer)):
         return getattr(tokenizer, "grid_", None)
     shape = image_shape if isinstance(tokenizer, str) else tokenizer.image_shape
@@ -107,8 +105,8 @@ def load_pretrained_model(
 ) -> FittedModel:
     """Load published weights as a model that can classify images without `fit`.
 
-    Most arguments are those of :meth:`skaocls.AnyOrderARClassifier.from_pretrained`. `rng` draws
-    the seed of the orders, and `owner` is the name of the estimator in messages.
+    `rng` draws the seed of the orders. `owner` is the name of the estimator in messages. For the
+    other arguments, see :meth:`skaocls.AnyOrderARClassifier.from_pretrained`.
     """
     if isinstance(tokenizer, FrozenEstimator):
         tokenizer = tokenizer.estimator
@@ -134,7 +132,7 @@ def zero_shot_model(
     order_seed: int,
     classes: Iterable[int | str] | None,
 ) -> FittedModel:
-    """Return a model with all classes of a prior, or with the given subset of these classes."""
+    """Return a model with the given classes of a prior. If `classes` is None, use all classes."""
     n_classes = prior.num_classes
     imagenet = imagenet_classes() if n_classes == N_IMAGENET_CLASSES else None
     model = FittedModel(
@@ -161,7 +159,7 @@ def zero_shot_model(
 def published_reader(
     tokenizer: TransformerMixin, image_shape: Sequence[int] | None, owner: str, decoding: str
 ) -> Reader:
-    """Return the reader of images or tokens for a published tokenizer."""
+    """Return a reader of the images or tokens that a published tokenizer expects."""
     if isinstance(tokenizer, PrecomputedTokenizer):
         return token_reader(owner, tokenizer.grid_)
     height, width = tokenizer.image_shape_[:2]
@@ -173,7 +171,7 @@ def published_reader(
             f"images of shape {(height, width)}. One token covers {PIXELS_PER_TOKEN} x "
             f"{PIXELS_PER_TOKEN} pixels."
         )
-    # value_range is not set, because the tokenizer itself checks that values are in [0, 1]
+    # do not set value_range, because the tokenizer itself checks that values are in [0, 1]
     return Reader(owner, shape, shape, int(np.prod(shape)), decoding=decoding)
 
 
@@ -190,7 +188,7 @@ def reading_tokens(model: FittedModel) -> FittedModel:
 
 
 def check_match(prior: Prior, tokenizer: TransformerMixin) -> None:
-    """Check that a prior and a tokenizer have the same vocabulary size and grid."""
+    """Raise a ValueError if a prior and a tokenizer differ in vocabulary size or grid."""
     prior_sizes = {"vocab_size": prior.vocab_size, "grid": prior.grid}
     tokenizer_sizes = {"vocab_size": tokenizer.n_codes_, "grid": tuple(tokenizer.grid_)}
     if prior_sizes != tokenizer_sizes:
@@ -201,13 +199,13 @@ def check_match(prior: Prior, tokenizer: TransformerMixin) -> None:
 
 
 def imagenet_classes() -> list[dict[str, str]]:
-    """Return `wordnet_id` and `name` of each ImageNet class, sorted as in published weights."""
+    """Return `wordnet_id` and `name` of the ImageNet classes, in the order of their indices."""
     with (files("skaocls.fitted") / "imagenet_classes.csv").open(encoding="utf-8") as file:
         return list(DictReader(file))
 
 
 def find_imagenet_classes(classes: Iterable[int | str]) -> list[int]:
-    """Return the sorted indices of ImageNet classes. `classes` may be indices, IDs or names."""
+    """Return the sorted indices of ImageNet classes, given as indices, WordNet IDs or names."""
     table = imagenet_classes()
     indices: list[int] = []
     for c in classes:

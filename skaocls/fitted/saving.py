@@ -1,9 +1,9 @@
-"""Save and load fitted models as JSON and safetensors, which cannot contain code.
+"""Save and load fitted models as JSON and safetensors files. These formats cannot contain code.
 
 The folder of a model contains ``config.json`` (classes, shapes and parameters),
-``model.safetensors`` (the prior) and ``tokenizer.safetensors`` (arrays of the tokenizer). The
-priors that `partial_fit` added are in ``model-1.safetensors``, ``model-2.safetensors`` and so on.
-Each file is written completely before it replaces an older file.
+``model.safetensors`` (weights of the prior) and ``tokenizer.safetensors`` (arrays of the
+tokenizer). Priors that `partial_fit` has added are in ``model-1.safetensors``,
+``model-2.safetensors`` and so on. An older file is only replaced when the new file is complete.
 """
 
 import json
@@ -76,8 +76,8 @@ tags: [any-order-autoregressive, generative-classifier, scikit-learn]
 # {title}
 
 This generative classifier of {data} was trained with skaocls {version}. It is an any-order
-autoregressive transformer with {n_parameters:,} parameters for a grid of {grid} tokens. Predictions
-are averaged over token orders ([arXiv 2603.19122](https://arxiv.org/abs/2603.19122)).
+autoregressive transformer with {n_parameters:,} parameters for a grid of {grid} tokens. It averages
+its predictions over token orders ([arXiv 2603.19122](https://arxiv.org/abs/2603.19122)).
 
 ```python
 from skaocls import AnyOrderARClassifier
@@ -92,10 +92,10 @@ Classes ({n_classes}): {classes}
 
 @own_torch_state()
 def save(model: FittedModel, folder: Source, extra: Config | None = None) -> None:
-    """Save a model to a folder, which is created if it does not exist.
+    """Save a model to a folder. If the folder does not exist, `save` creates it.
 
-    `extra` contains additional entries for the configuration, with values that :func:`to_json`
-    supports. If the tokenizer's class is not part of this library, `save` raises a TypeError.
+    `extra` contains additional entries for the configuration. :func:`to_json` must support their
+    values. If the tokenizer's class is not part of this library, `save` raises a TypeError.
     """
     config: Config = {"format": FORMAT, "library": "skaocls", "version": __version__}
     config |= {name: to_json(value) for name, value in (extra or {}).items()}
@@ -116,14 +116,14 @@ def save(model: FittedModel, folder: Source, extra: Config | None = None) -> Non
         model_file(i): tensor_writer(prior.state_dict()) for i, prior in enumerate(model.priors)
     }
     writers[TOKENIZER] = tensor_writer(arrays)
-    # the configuration is written last, so that any folder with a configuration is complete
+    # write the configuration last: if a folder has a configuration, all other files are there
     writers[CONFIG] = lambda path: Path(path).write_text(text, encoding="utf-8")
     write_all(folder, writers)
 
 
 @own_torch_state(grad=True)
 def load(weights: PretrainedWeights, *, token: Token = None) -> tuple[FittedModel, Config] | None:
-    """Return the saved model and its configuration, or None for other weights."""
+    """Return the saved model and its configuration, or None if `weights` is not a saved model."""
     source = weights.source
     if weights.filename is not None or source in PUBLISHED:
         return None
@@ -165,8 +165,8 @@ def load(weights: PretrainedWeights, *, token: Token = None) -> tuple[FittedMode
 
 
 def read_config(path: Path) -> Config | None:
-    """Return the configuration of a saved model, or None if the file is something else."""
-    if path.name != CONFIG:  # the source is a file with weights
+    """Return the configuration in a file, or None if skaocls has not written the file."""
+    if path.name != CONFIG:  # the source is a weights file
         return None
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
@@ -187,7 +187,7 @@ def read_config(path: Path) -> Config | None:
 
 @contextmanager
 def explained(source: Source, content: str) -> Iterator[None]:
-    """Convert errors that a damaged configuration causes to a ValueError that names `source`."""
+    """If a damaged configuration causes an error, raise a ValueError with the name `source`."""
     try:
         yield
     except OSError:
@@ -200,10 +200,10 @@ def explained(source: Source, content: str) -> Iterator[None]:
 def read_parameters(
     config: Config, source: Source, names: Iterable[str], attributes: Iterable[str]
 ) -> tuple[Config, Config]:
-    """Return the parameters of an estimator, and the fitted attributes that were saved.
+    """Return the saved parameters and the saved fitted attributes of an estimator.
 
-    `names` are the names of all parameters. If the configuration contains other parameters, a
-    ValueError is raised.
+    `names` are the names of all parameters of the estimator. If the configuration contains any
+    other parameter, the function raises a ValueError.
     """
     with explained(source, "classifier"):
         params = {name: from_json(value) for name, value in config["params"].items()}
@@ -237,7 +237,6 @@ def push(
 
 
 def model_card(model: FittedModel, repo_id: str, metrics: dict[str, float]) -> str:
-    """Return the README of a repository, with contents, metrics and usage of the model."""
     labels = model.classes if model.class_names is None else model.class_names
     shape, grid = model.reader.image_shape, model.prior.grid
     data = "tokens of images" if model.reader.grid else "tables"
@@ -261,7 +260,6 @@ def model_card(model: FittedModel, repo_id: str, metrics: dict[str, float]) -> s
 
 
 def model_file(i: int) -> str:
-    """Return the file name of the prior with index i."""
     return f"model-{i}.safetensors" if i else MODEL
 
 
@@ -273,7 +271,7 @@ def restore_prior(sizes: Config, state: dict[str, torch.Tensor], source: str) ->
 
 
 def tokenizer_state(tokenizer: TransformerMixin) -> tuple[Config, dict[str, ArrayLike]]:
-    """Return a description of a tokenizer as JSON values, and the arrays of the tokenizer."""
+    """Return a description of the tokenizer as a JSON object, and the tokenizer's arrays."""
     name = type(tokenizer).__name__
     if TOKENIZERS.get(name) is not type(tokenizer):
         raise TypeError(
@@ -321,8 +319,8 @@ def restore_reader(config: Config) -> Reader:
 
 
 def to_json(value: object) -> Any:
-    """Convert a parameter or attribute to a JSON value."""
-    if isinstance(value, Prior):  # only sizes, because the weights of the fitted prior are saved
+    """Convert the value of a parameter or attribute to a JSON value."""
+    if isinstance(value, Prior):  # only the sizes: `save` writes the weights
         return value.sizes
     if isinstance(value, FrozenEstimator):
         value = value.estimator
@@ -343,7 +341,7 @@ def to_json(value: object) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """Convert the result of :func:`to_json` back to a parameter."""
+    """Convert the result of :func:`to_json` back to the value of a parameter."""
     if isinstance(value, dict) and value.get("type") in PARAMETER_OBJECTS:
         params = {k: from_json(v) for k, v in value["params"].items()}
         return PARAMETER_OBJECTS[value["type"]](**params)

@@ -1,4 +1,4 @@
-"""Checks of a saved configuration before large objects are created."""
+"""Check a saved configuration before the loader creates large objects."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from skaocls.fitted.model import CLASS_ARRAYS, FittedModel
 from skaocls.fitted.pretrained import check_match
 from skaocls.tokenizers.normalization import NORMALIZATIONS
 
-MAX_TOKENS = 2**18  # tokens of an image
+MAX_TOKENS = 2**18  # number of tokens per image
 MAX_ORDER_ENTRIES = 2**24  # number of orders times number of tokens
-MAX_PIXELS = 2**30  # values in an image
+MAX_PIXELS = 2**30  # number of pixels times number of channels, per image
 MAX_LABEL_BYTES = 2**30
 
 Config = dict[str, Any]  # a JSON object
 
 
 def check_config(config: Config) -> None:
-    """Raise a ValueError if sizes in the configuration are impossible or contradict each other."""
+    """Raise a ValueError if sizes in the configuration are invalid or contradict each other."""
     grid = check_sizes("grid", config["prior"]["grid"], 2, MAX_TOKENS)
     check_sizes("n_head", [config["prior"]["n_head"]], 1, MAX_TOKENS)
     n_orders = config.get("params", {}).get("n_orders", 1)
@@ -48,7 +48,7 @@ def check_config(config: Config) -> None:
 
 
 def check_sizes(name: str, sizes: Sequence[int], n: int, maximum: int) -> list[int]:
-    """Return `sizes` if they are n positive integers with a product of at most `maximum`."""
+    """Return `sizes` if valid: n positive integers with a product of at most `maximum`."""
     integers = all(isinstance(s, Integral) and not isinstance(s, bool) for s in sizes)
     if not integers or len(sizes) != n or min(sizes) < 1 or math.prod(sizes) > maximum:
         raise ValueError(f"{name}={sizes} is not valid or too large")
