@@ -18,9 +18,9 @@ def check_images(clf, caller):
 class ImagePlotter:
     """Plot images that share one color scale.
 
-    Gray images use the whole scale from black to white. If most pixels are empty, the images are
-    black on white. RGB images are rescaled only if their values exceed [0, 1]. For images with
-    another number of channels, the mean over the channels is plotted.
+    Gray images use the whole scale from black to white. If more than a third of all pixels are
+    empty, these pixels are white and the ink is dark. RGB images are rescaled only if their values
+    exceed [0, 1]. For images with other numbers of channels, the mean over the channels is plotted.
     """
 
     def __init__(self, images):

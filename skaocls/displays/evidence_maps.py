@@ -20,13 +20,14 @@ class EvidenceDisplay:
     images : array-like of shape (n_images, height, width[, channels])
         Gray or RGB images.
     evidence_maps : array-like of shape (n_images, n_classes, height, width)
-        Evidence in nats for a few classes of each image, e.g. ``clf.explain(X, y).maps``.
+        Evidence in nats for a few classes of each image. ``clf.explain(X, y).maps`` contains the
+        evidence for one class of each image.
     labels : array-like of shape (n_images, n_classes)
         Labels of the classes in `evidence_maps`.
     proba : array-like of shape (n_images, n_classes), default=None
         Probabilities of the classes in `evidence_maps`.
     standard_errors : array-like of shape (n_images, n_classes, height, width), default=None
-        Standard errors of the evidence maps, e.g. ``clf.explain(X, y).maps_standard_error``.
+        Standard errors of the evidence maps, see ``clf.explain(X, y).maps_standard_error``.
     rivals : array-like of shape (n_images, n_classes), default=None
         Label of the rival class with which each class is compared.
 
@@ -65,7 +66,7 @@ class EvidenceDisplay:
 
     @classmethod
     def from_estimator(cls, clf, X, *, n_classes=3, rival=None, ax=None, significance=2.0):
-        """Plot the evidence for the most probable classes of a few images.
+        """For a few images, plot the evidence for the most probable classes.
 
         Parameters
         ----------
@@ -74,11 +75,12 @@ class EvidenceDisplay:
         X : array-like
             A few images.
         n_classes : int, default=3
-            Number of classes to plot for each image. The most probable classes are plotted.
+            Number of classes to plot for each image, beginning with the most probable class.
         rival : "runner-up", array-like of shape (n_images,) or None, default=None
             Rival class of each image, as in :meth:`skaocls.AnyOrderARClassifier.explain`.
-            ``"runner-up"`` is the most probable other class. If labels are given, these classes are
-            not plotted themselves. If None, log p(token | class) is compared with log p(token).
+            ``"runner-up"`` is the most probable other class. If labels are given, no maps are
+            plotted for these rival classes. If None, evidence is log p(token | class) minus log
+            p(token).
         ax, significance : array-like and float
             See :meth:`plot`.
 
@@ -139,8 +141,8 @@ class EvidenceDisplay:
         ax : array-like of matplotlib Axes, of n_images x (1 + n_classes), default=None
             Axes to plot on. If None, a new figure is created.
         significance : float, default=2.0
-            Evidence is plotted pale if it is smaller than this number of standard errors, because
-            it may be due to the random choice of orders. If 0, all evidence is opaque.
+            Evidence below this number of standard errors is plotted pale, because the random choice
+            of orders may be the cause. If 0, all evidence is opaque.
 
         Returns
         -------
@@ -154,7 +156,7 @@ class EvidenceDisplay:
         )
         n_images, n_classes = maps.shape[:2]
         alpha = np.ones(maps.shape)
-        if self.standard_errors is not None:  # NaN for a single order, so that nothing is pale
+        if self.standard_errors is not None:  # NaN for a single order: nothing is pale
             insignificant = np.abs(maps) < significance * np.asarray(self.standard_errors)
             alpha[insignificant] = INSIGNIFICANT_ALPHA
         limit = np.abs(maps).max() or 1.0
@@ -188,7 +190,7 @@ class EvidenceDisplay:
 
 
 def plot_outline(ax, image):
-    """Plot a contour line of an image, at the middle of the range of its values."""
+    """Plot a contour line of an image, halfway between the smallest and the largest value."""
     gray = image if image.ndim == 2 else image.mean(-1)
     if gray.min() == gray.max():
         return

@@ -23,7 +23,7 @@ from skaocls.version import __version__
 MAX_MISTAKES = 4  # number of mistakes shown with evidence maps
 SAMPLES_PER_CLASS, MAX_SAMPLED_CLASSES = 4, 12
 CONFIDENCE_BINS = 10
-MAX_HORIZONTAL_LABEL = 3  # in characters; longer labels of the confusion matrix are vertical
+MAX_HORIZONTAL_LABEL = 3  # in characters; longer labels in the confusion matrix are vertical
 PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -66,10 +66,10 @@ def write_report(
 ):
     """Write a self-contained HTML page about a classifier's predictions for test data.
 
-    The page contains the confusion matrix, a calibration plot, and a plot of the accuracy against
-    the number of orders. It also contains a table of settings and times. For images, it also
-    contains evidence maps of the most confident mistakes, and samples of each class. All plots are
-    embedded in the file.
+    The page contains the confusion matrix, a calibration plot, a plot of the accuracy against the
+    number of orders, and a table of settings and times. For images, the page also contains evidence
+    maps of the most confident mistakes, and samples of each class. All plots are embedded in the
+    file.
 
     Parameters
     ----------
@@ -115,20 +115,20 @@ def write_report(
     sections = [
         section(
             "Accuracy against orders",
-            "Accuracy on the test data with different numbers of orders. Horizontal lines show "
-            "other classifiers.",
+            "Accuracy on the test data, if predictions average over 1, 2, ... orders. Horizontal "
+            "lines show the accuracy of other classifiers.",
             curve.figure_,
         ),
         section(
             "Confusion",
-            "Rows are true classes, columns are predictions.",
+            "Rows are true classes, columns are predicted classes.",
             plot_confusion(y, clf.classes_[proba.argmax(1)]),
         ),
         section(
             "Calibration",
-            "The curve shows the accuracy of predictions against their confidence. The diagonal "
-            "is perfect calibration. Bars show the fraction of predictions in each range of "
-            "confidence.",
+            "The curve shows the accuracy of the predictions in each range of confidence. The "
+            "dotted diagonal shows perfect calibration. Bars show the fraction of predictions in "
+            "each range.",
             plot_calibration(clf, y, proba),
         ),
     ]
@@ -155,8 +155,8 @@ def image_sections(clf, X, y, proba):
         labels = ", ".join(str(label) for label in y[confident])
         yield section(
             "Most confident mistakes",
-            "Evidence for the most probable classes, in nats. Blue supports a class, and red "
-            f"contradicts the class. True classes, from top to bottom: {labels}.",
+            "Evidence for the most probable classes, in nats. Blue is evidence for a class, and "
+            f"red is evidence against the class. True classes, from top to bottom: {labels}.",
             EvidenceDisplay.from_estimator(clf, _safe_indexing(X, confident)).figure_,
         )
     sampled = np.repeat(clf.classes_[:MAX_SAMPLED_CLASSES], SAMPLES_PER_CLASS)
@@ -233,7 +233,7 @@ def plot_calibration(clf, y, proba):
 
 
 def settings_section(clf, times):
-    """Return an HTML table of times, fitted values and parameters that differ from the default."""
+    """Return an HTML table: times, fitted values, and parameters without their default value."""
     rows, cols = clf.prior_.grid
     trunk = clf.prior_.transformer
     entries = times | {
@@ -251,10 +251,10 @@ def settings_section(clf, times):
     lines = html_items(entries, "<tr><th>{}</th><td>{}</td></tr>")
     return (
         "<section><h2>Settings and times</h2><p>Parameters that are not listed have their default "
-        f'value.</p><div class="wide"><table>{lines}</table></div></section>'
+        f'values.</p><div class="wide"><table>{lines}</table></div></section>'
     )
 
 
 def html_items(texts, item):
-    """Return a dict of texts as HTML. `item` is the format string for a key and its value."""
+    """Format each key and value of a dict as HTML with the format string `item`."""
     return "".join(item.format(html.escape(k), html.escape(v)) for k, v in texts.items())

@@ -36,7 +36,7 @@ class OrderCurveDisplay:
     line_ : matplotlib Line2D
         Curve of the scores.
     fill_ : matplotlib PolyCollection or None
-        Band of standard errors. This is None if `std_scores` is None.
+        Band of standard errors. If `std_scores` is None, `fill_` is None.
     baseline_lines_ : dict of str to matplotlib Line2D
         Lines of the baselines.
 
@@ -57,7 +57,7 @@ class OrderCurveDisplay:
     def from_estimator(cls, clf, X, y, *, baselines=None, ax=None, name=None, **kwargs):
         """Plot the accuracy of a classifier with 1, 2, ..., `n_orders` orders.
 
-        Each order is scored only once.
+        Each order is scored only once, and its scores are reused for all points of the curve.
 
         Parameters
         ----------
@@ -68,8 +68,8 @@ class OrderCurveDisplay:
         y : array-like of shape (n_samples,)
             True labels.
         baselines : dict of str to float or classifier, default=None
-            Accuracies of other models, or fitted classifiers. The classifiers are scored on the
-            same data. Scikit-learn classifiers get each image as a flat row of its values.
+            Accuracies of other models, or fitted classifiers that are scored on the same data.
+            Scikit-learn classifiers get each image as a flat row of pixel values.
         ax, name, **kwargs
             See :meth:`plot`. The default of `name` is the class name of the classifier.
 
@@ -192,7 +192,7 @@ class OrderCurveDisplay:
 
 
 def flat_rows(clf, X):
-    """Return X for scikit-learn's classifiers: each image as a flat row, tables unchanged."""
+    """Convert X for scikit-learn's classifiers: flatten each image, but do not change tables."""
     reader = clf.model_.reader
     batch = reader.open(X)
     if reader.image_shape is None:

@@ -171,9 +171,9 @@ class ReconstructionDisplay:
 
 
 class CodesPlotter:
-    """Plot grids of codes. Each code has its own color, and its number is shown if legible.
+    """Plot grids of codes. Each code has its own color, and a number if the font is large enough.
 
-    Codes with consecutive numbers get different colors, because such codes need not be similar.
+    Codes with consecutive numbers get clearly different colors, because they need not be similar.
     """
 
     def __init__(self, codes):

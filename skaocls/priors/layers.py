@@ -1,4 +1,4 @@
-"""Layers of the transformer. The parameter names are those of published RandAR checkpoints."""
+"""Layers of the transformer. The parameter names match the published RandAR checkpoints."""
 
 import torch
 from torch import Generator, Tensor, nn
@@ -38,7 +38,7 @@ class Attention(nn.Module):
 
     The rotary embedding multiplies the query and the key of the class token by zero. The class
     token attends only to itself. Every other token attends to the class token with score 0. The
-    value of the class token depends only on the class, and is the argument `class_value`.
+    argument `class_value` is the value vector of the class token. It depends only on the class.
     """
 
     def __init__(self, dim: int, n_head: int, dropout: float):

@@ -1,7 +1,7 @@
 """Load priors from weights with the parameter names of the published checkpoints.
 
-The shapes of the weights determine the sizes of the prior. The weights do not contain the grid, the
-number of heads and the number of classes, which are therefore arguments.
+The shapes of the weights determine the sizes of the prior. The grid, the number of heads and the
+number of classes are arguments, because the weights do not determine these numbers.
 """
 
 import os
@@ -35,11 +35,11 @@ def prior_from_state_dict(
     """Create a prior from weights, in evaluation mode.
 
     The shapes of the weights determine the sizes of the prior. Float32 tensors become parameters of
-    the prior without a copy. If `grid` is None, it is the published grid of 16 x 16. If `n_head` is
-    None, it is the published ``dim / 64``. The class table has one row per class, and may have one
+    the prior without a copy. If `grid` is None, the published grid of 16 x 16 is used. If
+    `n_head` is None, the published value ``dim / 64`` is used. The class table has one row per class, and may have one
     more row for the null class. If this row is missing, the null class gets the mean of the class
     vectors. The null class only affects evidence without a rival, guidance, ``finetune="head"`` and
-    class dropout. `source` is the name of the weights in error messages.
+    class dropout. Error messages call the weights `source`.
     """
     try:
         vocab_size, dim = state["tok_embeddings.weight"].shape
@@ -73,9 +73,9 @@ def prior_from_state_dict(
 def number_of_classes(n_rows: int, num_classes: int | None, source: str) -> int:
     """Return the number of classes in a class table of `n_rows` rows, without the null class.
 
-    If `num_classes` is None, the number of rows determines the result. The last row is assumed to
-    be the null class, except in a table of 1000 rows, which is assumed to have no null class.
-    Unless the table has 1001 rows (ImageNet's classes and the null class), a warning is issued.
+    If `num_classes` is None, the number of rows determines the result. A table of 1000 rows is
+    assumed to have no null class. In other tables, the last row is assumed to be the null class. A
+    warning is issued unless the table has 1001 rows (ImageNet's classes and the null class).
     """
     if num_classes is None:
         num_classes = n_rows if n_rows == PUBLISHED_CLASSES else n_rows - 1

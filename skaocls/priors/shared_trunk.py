@@ -1,20 +1,20 @@
 """A prior that scores all classes with one forward pass: a shared trunk and a small head.
 
-The trunk is the transformer of :mod:`skaocls.priors.transformer` with the null class. Its hidden
-state before a token is h. From h, the head computes for class c
+The trunk is the transformer of :mod:`skaocls.priors.transformer`, used with the null class. From
+the hidden state h, the trunk predicts one token. From h and the class c, the head computes
 
     u, v = features(norm(h))            z = project(silu(u * scale_c + shift_c) * v)
 
-and z *tilts* the trunk's distribution over the codes, which means that z changes the trunk's
-logits. Similar codes form groups. The distribution is the product of a distribution over the groups
-and a distribution over the codes within a group. For each class, the head multiplies z with the
-groups and with the codes of *one* group, but not with the full codebook:
+The vector z *tilts* the trunk's distribution over the codes: z changes the trunk's logits. Similar
+codes form groups. The distribution is the product of a distribution over the groups and a
+distribution over the codes within a group. For each class, the head multiplies z with the weights
+of all groups and with the weights of the codes in *one* group, but not with the full codebook:
 
     log p(t | c) = log softmax(l + groups(z))[group of t]
                    + log softmax(b + tokens(z))[t, among the codes of its group]
 
 where b are the trunk's logits, and l is the logsumexp of b over each group. For each class, the
-probabilities of all codes sum to one. If z is zero, the distribution is that of the trunk.
+probabilities of all codes sum to one. If z is zero, the trunk's distribution is unchanged.
 """
 
 from typing import cast
@@ -31,10 +31,10 @@ INITIAL_STD = 0.3  # standard deviation of the initial scales and shifts of the 
 
 
 class ClassHead(nn.Module):
-    """The head that computes the distributions of the classes, see the docstring of the module.
+    """The head, which computes the token distribution of each class (see the module docstring).
 
     `slots` maps each code to a slot, and consecutive slots form a group of codes. All parameters
-    are those of :class:`SharedTrunkPrior`.
+    are documented in :class:`SharedTrunkPrior`.
     """
 
     slots: Tensor
@@ -68,12 +68,12 @@ class ClassHead(nn.Module):
             std = 0.5 * layer.weight.shape[1] ** -0.5
             nn.init.normal_(layer.weight, std=std, generator=generator)
         nn.init.normal_(self.classes.weight, std=INITIAL_STD, generator=generator)
-        # the initial predictions of the head equal those of the trunk
+        # initially, z is multiplied by zero and the trunk's distribution is unchanged
         for weight in (self.tokens, self.groups.weight):
             nn.init.zeros_(weight)
 
     def layout(self) -> tuple[Tensor, Tensor]:
-        """Return the code in each slot, and whether the slot is empty (n_groups * group_size,)."""
+        """Return the code in each slot (0 if the slot is empty), and whether the slot is empty."""
         code = torch.full((self.n_groups * self.group_size,), -1, device=self.slots.device)
         code[self.slots] = torch.arange(len(self.slots), device=self.slots.device)
         return code.clamp_min(0), code < 0
@@ -106,7 +106,7 @@ class ClassHead(nn.Module):
         return base + tilts.view(*tilts.shape[:-1], self.n_groups, self.group_size)
 
     def log_prob(self, base: Tensor, z: Tensor, codes: Tensor) -> Tensor:
-        """Return the log-probabilities (...) of codes (...) for :meth:`base` and z (..., rank)."""
+        """Return log-probabilities of `codes` (...). `base` is from :meth:`base`, z is (..., rank)."""
         group, member = self.place(codes)
         among = base.logsumexp(-1) + self.groups(z).float()
         # tilting all codes is faster than copying the codes of each target's group
@@ -136,8 +136,8 @@ class ClassHead(nn.Module):
 class SharedTrunkPrior(Prior):
     """Any-order autoregressive prior that needs one forward pass per order for all classes.
 
-    It computes log p(tokens | class, order) like :class:`AnyOrderPrior`. The class affects only a
-    head after the transformer, see :mod:`skaocls.priors.shared_trunk`.
+    The prior computes log p(tokens | class, order) like :class:`AnyOrderPrior`. The class affects
+    only the head that follows the transformer, see :mod:`skaocls.priors.shared_trunk`.
 
     Parameters
     ----------
@@ -154,14 +154,14 @@ class SharedTrunkPrior(Prior):
     width : int, default=128
         Number of trunk features that each class scales and shifts.
     rank : int, default=64
-        Size of the vector z, by which the classes differ.
+        Length of the vector z. For each class, z changes the trunk's distribution.
     slots : int array of shape (vocab_size,), default=None
         Permutation that moves similar codes next to each other. If None, the codes are not moved.
     generator : torch.Generator, default=None
         Generator for the initial float32 weights. If None, torch's global generator is used.
     body : AnyOrderPrior, default=None
-        Trained transformer to use as the trunk. The class table of this transformer is modified:
-        only the null class stays. If None, a new trunk is created.
+        Trained transformer to use as the trunk. All classes except the null class are removed from
+        this transformer. If None, a new trunk is created.
     head : ClassHead, default=None
         Trained head to use. If None, a new head is created.
 
@@ -265,7 +265,7 @@ class SharedTrunkPrior(Prior):
         return log_prob, head.log_prob_by_class(rival_base, z, rival_targets)
 
     def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
-        """Return the class values of the trunk. They are the same for all classes."""
+        """Return the class values of the trunk's null class, whatever the labels are."""
         return self.body.class_values(torch.zeros_like(labels), generator)
 
 
@@ -286,10 +286,10 @@ def group_size(vocab_size: int) -> int:
 
 
 def similar_slots(codebook: np.ndarray) -> np.ndarray:
-    """Return a slot for each code of a codebook (vocab_size, n_features), to form similar groups.
+    """Return a slot for each code of a codebook (vocab_size, n_features): similar codes, near slots.
 
-    The codes are split into halves along their principal axis. The halves are split again in the
-    same way, until they are as small as a group.
+    The codes are split into halves along their principal axis. Each half is split in the same way
+    again, until every part is at most as large as a group.
     """
     size = group_size(len(codebook))
 

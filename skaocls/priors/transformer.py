@@ -1,7 +1,7 @@
 """Priors: the interface of all priors, and the published RandAR architecture.
 
-The architecture and the parameter names are those of the published RandAR checkpoints (Pang et al.,
-arXiv 2412.01827). A *position-instruction* token precedes each image token and encodes the position
+The architecture and the parameter names match the published RandAR checkpoints (Pang et al., arXiv
+2412.01827). A *position-instruction* token precedes each image token and encodes the position
 of the image token. One model can therefore compute log p(tokens | class, order) for every order.
 """
 
@@ -33,7 +33,7 @@ class Prior(nn.Module, ABC):
     @property
     @abstractmethod
     def class_table(self) -> Tensor:
-        """Parameters (num_classes + 1, n_parameters) of all classes. The null class is last."""
+        """Class parameters (num_classes + 1, n_parameters). The last row is the null class."""
 
     @abstractmethod
     def replace_class_table(self, table: Tensor) -> None:
@@ -41,7 +41,7 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
-        """Return the class token's value vectors (..., dim) in each layer, for labels (...)."""
+        """For labels (...), return the class token's value vectors (..., dim), one per layer."""
 
     @abstractmethod
     def predict(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Prior(nn.Module, ABC):
         codes : int tensor of shape (items, n_tokens)
             Tokens in raster order.
         orders : int tensor of shape (items, n_tokens) or (1, n_tokens)
-            Position (raster index) of the token that is predicted at each step.
+            At each step, the position (raster index) of the token that is predicted.
         labels : int tensor of shape (items,)
             Class of each item. The value `num_classes` is the null class.
         generator : torch.Generator, default=None
@@ -94,7 +94,7 @@ class Prior(nn.Module, ABC):
         Returns
         -------
         log_prob : float32 tensor of shape (items, n_tokens)
-            Log-probability at each step of the order.
+            For each step of the order, the log-probability of the token at this step.
         """
         logits = self(codes, orders, labels, generator).flatten(0, 1)
         targets = codes.gather(1, orders.expand_as(codes)).flatten()
@@ -163,9 +163,8 @@ class Prior(nn.Module, ABC):
 class AnyOrderPrior(Prior):
     """Class-conditional any-order autoregressive transformer over a grid of tokens.
 
-    It computes log p(tokens | class, order) as a sum over steps, with one step per position of the
-    grid.
-    State-dict keys and shapes are those of the published RandAR checkpoints.
+    The prior computes log p(tokens | class, order) as a sum over steps. Each step predicts the token
+    at one position of the grid. State-dict keys and shapes match the published RandAR checkpoints.
 
     Parameters
     ----------
@@ -182,11 +181,11 @@ class AnyOrderPrior(Prior):
     n_head : int, default=4
         Number of attention heads.
     multiple_of : int, default=256
-        The feed-forward width is ``8 / 3 * dim`` rounded up to a multiple of this.
+        The feed-forward width is ``8 / 3 * dim``, rounded up to a multiple of `multiple_of`.
     dropout : float, default=0.0
-        Dropout probability during training. Dropout applies to image-token embeddings, attention
-        outputs and feed-forward outputs. It does not apply to class and position embeddings, as in
-        the published recipe.
+        Dropout probability during training. As in the published recipe, dropout applies to
+        image-token embeddings, attention outputs and feed-forward outputs, but not to class
+        embeddings and position embeddings.
     generator : torch.Generator, default=None
         Generator for the initial float32 weights. If None, torch's global generator is used.
 
@@ -249,10 +248,10 @@ class AnyOrderPrior(Prior):
     def reset_parameters(self, generator: Generator | None = None) -> None:
         """Draw random initial values for all weights.
 
-        Standard deviations decrease with the width of the transformer. In layers that write to the
-        residual stream, they also decrease with the depth. The initial predictions are uniform.
-        Small priors learn much faster with this initialization than with one standard deviation for
-        all weights.
+        A wider transformer gets smaller standard deviations. In layers that write to the residual
+        stream, a deeper transformer also gets smaller standard deviations. The initial predictions
+        are uniform. Small priors learn much faster with this initialization than with one standard
+        deviation for all weights.
         """
         for name, p in self.named_parameters():
             if p.ndim == 1:
@@ -307,8 +306,8 @@ class AnyOrderPrior(Prior):
     ) -> tuple[Tensor, Tensor]:
         """Return the embeddings of p1 t1 p2 t2 ... pn, and the rotations (:func:`rope_table`).
 
-        Position instructions p and tokens t alternate. The last token is left out because nothing
-        is predicted from it. `tokens` and `orders` have shape (items, n_tokens). `tokens` must
+        Position instructions p and tokens t alternate. The last token is left out, because it has
+        no successor to predict. `tokens` and `orders` have shape (items, n_tokens). `tokens` must
         already be sorted by the order.
         """
         rope = self.rope[orders]

@@ -11,13 +11,13 @@ def joint_log_proba(
 ) -> np.ndarray:
     """Combine the log-likelihoods of all orders into log p(image, class).
 
-    `log_likelihood` has shape (n_images, n_orders, n_classes), the result (n_images, n_classes).
-    The softmax of the result is the posterior. ``"mean_log_likelihood"`` averages the
-    log-likelihoods over the orders, which is a geometric mean of the likelihoods. ``"logsumexp"``
-    averages the likelihoods over the orders. The order is then a latent variable with a uniform
-    prior. ``"mean_posterior"`` averages the posteriors of the individual orders. This average is
-    multiplied by the p(image) that ``"logsumexp"`` estimates. Impossible tokens have a
-    log-likelihood of -inf. If an order is impossible under every class, the posterior of this order
+    `log_likelihood` has shape (n_images, n_orders, n_classes). The result has shape (n_images,
+    n_classes). The posterior is the softmax of the result over the classes.
+    ``"mean_log_likelihood"`` averages the log-likelihoods over the orders. This is the log of the
+    geometric mean of the likelihoods. ``"logsumexp"`` averages the likelihoods over the orders, as
+    if the order were a latent variable with a uniform prior. ``"mean_posterior"`` averages the
+    posteriors of the individual orders. The result is the log of this average plus log p(image),
+    as estimated by ``"logsumexp"``. Impossible tokens have a log-likelihood of -inf. If an order is impossible under every class, the posterior of this order
     is the class prior.
     """
     per_order = torch.from_numpy(log_likelihood + class_log_prior)
@@ -36,5 +36,5 @@ def joint_log_proba(
 
 
 def where_possible(joint: np.ndarray, class_log_prior: np.ndarray) -> np.ndarray:
-    """Replace each row in which every class has zero likelihood by the log class prior."""
+    """If all classes of an image have zero likelihood, use the log class prior instead."""
     return np.where(joint.max(1, keepdims=True) == -np.inf, class_log_prior, joint)

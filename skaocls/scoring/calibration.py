@@ -1,11 +1,12 @@
 """Calibration: fit the temperature of the likelihoods, and measure the calibration error.
 
 The log-likelihood of an image is a sum over many tokens that carry redundant information. The
-posteriors are therefore overconfident. Dividing the log-likelihoods by a temperature corrects this
-(Guo et al., "On calibration of modern neural networks", arXiv 1706.04599, section 4.2). If the
-classifier predicted all n labels correctly, the best temperature would be zero. To prevent this,
-one of n + 2 images is counted as an image of the runner-up class. This is the method of Platt
-scaling ("Probabilistic outputs for support vector machines", 1999, section 2.2).
+posteriors are therefore overconfident. Dividing the log-likelihoods by a temperature makes the
+posteriors less confident (Guo et al., "On calibration of modern neural networks", arXiv 1706.04599,
+section 4.2). If the classifier predicted all n labels correctly, the best temperature would be
+zero. To prevent this, each image has two labels: the true class with weight (n + 1) / (n + 2), and
+the runner-up class with weight 1 / (n + 2). Platt scaling uses the same weights (Platt,
+"Probabilistic outputs for support vector machines", 1999, section 2.2).
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.optimize import minimize_scalar
 
 from skaocls.scoring.aggregation import joint_log_proba
 
-MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-2, 1e3  # smallest and largest possible result
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-2, 1e3  # bounds of the temperature
 
 
 def fit_temperature(
@@ -25,11 +26,11 @@ def fit_temperature(
     aggregation: str,
     sample_weight: ArrayLike | None = None,
 ) -> float:
-    """Find the temperature that maximizes the probability of held-out labels.
+    """Find the temperature that maximizes the predicted probability of held-out labels.
 
-    `log_likelihood`, `class_log_prior` and `aggregation` are arguments of
-    :func:`skaocls.scoring.aggregation.joint_log_proba`. `labels` contains the column of the true
-    class of each image. The class prior is not divided by the temperature. Images with zero
+    `log_likelihood`, `class_log_prior` and `aggregation` are passed to
+    :func:`skaocls.scoring.aggregation.joint_log_proba`. For each image, `labels` contains the
+    column index of the true class. The class prior is not divided by the temperature. Images with zero
     likelihood under their true class are ignored. The temperature is 1 if no images are left, or if
     only one class has a positive prior probability.
     """
@@ -57,17 +58,17 @@ def fit_temperature(
 
 
 def expected_calibration_error(proba: ArrayLike, labels: ArrayLike, n_bins: int = 15) -> float:
-    """Compute the mean absolute difference between confidence and accuracy.
+    """Compute the expected calibration error (ECE) of class probabilities.
 
-    Images are grouped into bins by their confidence. The absolute differences of all bins are
-    averaged, and each bin is weighted by its number of images.
+    Images are grouped into bins by confidence. The error of a bin is the absolute difference
+    between the mean confidence and the accuracy. The ECE is the mean error over all images.
 
     Parameters
     ----------
     proba : array of shape (n_samples, n_classes)
         Class probabilities.
     labels : int array of shape (n_samples,)
-        Column of the true class of each image.
+        For each image, the column index of the true class in `proba`.
     n_bins : int, default=15
         Number of confidence bins. All bins have the same width.
 
@@ -84,7 +85,7 @@ def expected_calibration_error(proba: ArrayLike, labels: ArrayLike, n_bins: int 
     --------
     >>> from skaocls.scoring.calibration import expected_calibration_error
     >>> proba = [[0.8, 0.2], [0.8, 0.2], [0.4, 0.6], [0.4, 0.6]]
-    >>> round(expected_calibration_error(proba, [0, 0, 0, 1]), 3)  # accuracies are 1.0 and 0.5
+    >>> round(expected_calibration_error(proba, [0, 0, 0, 1]), 3)  # accuracies: 1.0, 0.5
     0.15
     """
     proba, labels = np.asarray(proba), np.asarray(labels)

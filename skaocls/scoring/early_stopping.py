@@ -2,48 +2,50 @@
 
 The algorithm compares the classes of an image on the tokens that it has scored so far. It drops
 each class that is too far behind the leading class. When only one class is left, no further orders
-of the image are scored. All comparisons use the differences from the leading class on the same
-tokens. These differences vary far less from token to token than the log-likelihoods themselves.
+of the image are scored. For each token, the log-probability under a class is
+subtracted from the log-probability under the leading class. These differences vary far less from
+token to token than the log-probabilities themselves.
 
-A class is dropped when its lag exceeds a bound. The lag includes the class prior.
+The *lag* of a class is the log-probability of the leading class minus the log-probability of this
+class, both including the class prior. A class is dropped when its lag exceeds a bound.
 
-*Within the first order*, the bound is Wald's: ``log((n_classes - 1) / error)`` ("Sequential tests
-of statistical hypotheses", Annals of Mathematical Statistics 16, 1945). If the prior describes the
-true class correctly, the probability that another class ever leads by this much is at most `error`.
-This limit holds for all comparisons together, because likelihood ratios are martingales (Ville's
-inequality). Since real priors are imperfect, the lag must also be at least twice its standard
-error.
+*While the first token order is scored*, the bound of Wald's sequential test applies:
+``log((n_classes - 1) / error)`` ("Sequential tests of statistical hypotheses", Annals of
+Mathematical Statistics 16, 1945). If the prior describes the true class correctly, the probability
+that another class ever leads by more than the bound is at most `error`. This limit holds for all
+comparisons together, because likelihood ratios are martingales (Ville's inequality). Since real
+priors are imperfect, the lag must also be at least twice the standard error of the lag.
 
 *From the end of the first order*, Student's bound applies if it is smaller than Wald's bound.
-Exhaustive scoring adds up M = n_orders * n_tokens log-probabilities per class. The first m of them
-are treated as a sample that is drawn without replacement. The standard error of the lag after m
-tokens is ``s * sqrt(m * (1 - m / M))``. Here, s is the standard deviation of the m differences from
-the leading class. Student's bound is this standard error times the ``1 - error`` quantile of
+Exhaustive scoring adds up M = n_orders * n_tokens log-probabilities per class. Early
+stopping treats the first m of these values as a random sample, drawn without replacement. The
+standard error of the lag after m tokens is ``s * sqrt(m * (1 - m / M))``, where s is the standard
+deviation of the m differences from the leading class. Student's bound is this standard error times the ``1 - error`` quantile of
 Student's distribution with m - 1 degrees of freedom. The bound shrinks to zero as m approaches M.
 
 *If each order uses its own view of the image*, the tokens of one view are not a random sample of
 all tokens. For example, a background may be a rare code in one view only. Therefore no class is
-dropped before three orders are complete. The standard error is at least the standard error of the
-mean over complete orders.
+dropped before three orders are complete. The standard error of the lag is then computed twice: from
+the tokens, as above, and from the complete orders. The larger value is used.
 
 The parameter `error` is the allowed probability that early stopping and exhaustive scoring find
-different best classes (by the mean log-likelihood). This probability is not guaranteed. Wald's
-bound assumes a perfect prior. Student's bound assumes exchangeable differences and a single
+different best classes (by the mean log-likelihood). The actual probability may be larger, because
+the assumptions are never met exactly. Wald's bound assumes a perfect prior. Student's bound assumes exchangeable differences and a single
 comparison. The script ``benchmarks/speed/early_stopping_errors.py`` measures the actual
 probability.
 
-The log-likelihood of a class is exact for each order in which the class was scored. For the other
-orders, it is estimated. A class that was not dropped gets the mean of its exact values. A dropped
-class gets the log-likelihood of the leading class minus the lag at the time of the drop, in nats
-per order. Posteriors are therefore estimates. They are closest to the posteriors of exhaustive
-scoring if one class is clearly ahead.
+The log-likelihood of a class is exact for each order in which the class was scored. For all other
+orders, the log-likelihood is estimated. If the class was not dropped, the estimate is the mean of
+the exact values. If the class was dropped, the estimate is the log-likelihood of the leading class
+minus the lag (in nats per order) when the class was dropped. Posteriors are therefore estimates.
+The estimates are best if one class is clearly ahead.
 
 Both architectures use these rules. Classes are compared at several points of the first order, and
-at the end of each later order. A shared trunk processes an order once for all classes. The shared
-trunk uses tiles of the same fixed shape as exhaustive scoring, so the log-probabilities are equal
-bit for bit. If a shared trunk scores only a few classes, dropping them one by one saves no time. In
-this case, classes are compared only at the ends of orders, and all losing classes are dropped
-together when the image is decided.
+at the end of each later order. A shared trunk processes an order once for all classes. The trunk
+uses the same tiles in early stopping and in exhaustive scoring, so the log-probabilities are equal
+bit for bit. If a shared trunk scores only a few classes, dropping single classes saves no time. In
+this case, classes are compared only at the ends of orders. All classes except the leading class are
+then dropped together, when the image is decided.
 """
 
 from itertools import pairwise
@@ -60,19 +62,19 @@ from skaocls.scoring.exhaustive import ScoringResult, check_not_nan, lanes_at_on
 from skaocls.scoring.shared_trunk_engine import HeadEngine, make_engine
 from skaocls.scoring.token_scores import cache_limit, open_tile, read_lanes, read_pairs
 
-# Constants of the rules, chosen with benchmarks/speed/early_stopping_errors.py: fractions of the
-# first order after which classes are compared and may be dropped
+# The constants of the rules were chosen with benchmarks/speed/early_stopping_errors.py. Classes are
+# compared, and may be dropped, after the following fractions of the first order.
 CHECKPOINTS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 1)
 CHECKPOINTS_SHARED = (1 / 8, 1 / 4, 1 / 2, 1)
 MIN_TOKENS = 2  # number of tokens that are scored before a class may be dropped
 MIN_VIEWS = 3  # complete orders before a class may be dropped, if orders use different views
-MIN_STANDARD_ERRORS = 2.0  # a lag above Wald's bound must be this many standard errors
+MIN_STANDARD_ERRORS = 2.0  # smallest lag, in standard errors, in addition to Wald's bound
 MIN_LOG_PRIOR = -1e30  # finite value that replaces a log prior of -inf
-# Constants for speed and memory, chosen with benchmarks/speed/early_stopping.py:
-# Smallest number of classes that a shared trunk drops one by one. With fewer classes, the trunk
-# takes most of the time, and all classes are scored until the image is decided.
+# The following constants affect only speed and memory (benchmarks/speed/early_stopping.py).
+# With a shared trunk, single classes are dropped only if there are at least `DROP_FROM` classes.
+# With fewer classes, the trunk takes most of the time, so dropping saves little.
 DROP_FROM = 32
-KEPT_NUMBERS = 2**26  # number of log-probabilities kept for images that are scored together
+KEPT_NUMBERS = 2**26  # largest number of log-probabilities in memory
 
 
 @own_torch_state()
@@ -86,10 +88,10 @@ def score_until_decided(
     error: float = 1e-3,
     dtype: torch.dtype = torch.float32,
 ) -> ScoringResult:
-    """Score the classes of each image until the image is decided: a single class is left.
+    """Score the classes of each image until only one class is left (the image is decided).
 
-    Most arguments are those of :func:`skaocls.scoring.exhaustive.log_likelihoods`. The log class
-    prior (n_classes,) may contain -inf. The result for an image does not depend on the other
+    Most arguments are documented in :func:`skaocls.scoring.exhaustive.log_likelihoods`.
+    `class_log_prior` (n_classes,) may contain -inf. The result for an image does not depend on the other
     images.
     """
     prior.eval()
@@ -125,7 +127,7 @@ def score_group(
         tokens = codes[image, order] if views else codes[image]
         look_up = open_tile(engine, tokens, orders[order], comparison.active[image])
         for k in order.unique().tolist():
-            # skip images that were decided by an earlier order of the same tile
+            # skip images that an earlier order of the same tile decided
             rows = torch.where((order == k) & comparison.undecided[image])[0]
             for start, stop in pairwise(comparison.checkpoints(k)) if len(rows) else ():
                 log_prob = look_up(rows, comparison.active[image[rows]], start, stop)
@@ -133,7 +135,7 @@ def score_group(
 
 
 class Comparison:
-    """Log-probabilities of the tokens of some images, and the classes that are not yet dropped.
+    """Token log-probabilities of a group of images, and the classes that are not yet dropped.
 
     `shape` is (n_orders, n_tokens). `views` tells whether each order uses its own view. `shared`
     tells whether one forward pass of the transformer is used for all classes.
@@ -175,8 +177,8 @@ class Comparison:
     def next_pairs(self, lanes: int) -> tuple[Tensor, Tensor]:
         """Return the next (image, order) pairs to score, at most as many as fit into one tile.
 
-        Pairs of earlier orders come first. Within an order, images with more remaining classes come
-        first.
+        Pairs of earlier orders are selected first. Among the pairs of one order, images with more
+        remaining classes are selected first.
         """
         n_active = self.active.sum(1)
         images = n_active.argsort(descending=True, stable=True)
@@ -187,14 +189,14 @@ class Comparison:
         n_pairs = lanes
         if not self.shared:
             n_pairs = max(1, int((n_active[image].cumsum(0) <= lanes).sum()))
-        # The pairs of an image are adjacent, as in exhaustive scoring. Rounding in the attention
-        # depends on whether the index of a lane is odd or even. If pairs were not sorted, this
-        # would depend on the other images.
+        # Sort the pairs by image, as in exhaustive scoring. The rounding in the attention depends on
+        # whether the index of a lane is odd or even. If pairs were not sorted, this index would
+        # depend on the other images.
         together = image[:n_pairs].argsort(stable=True)
         return image[:n_pairs][together], order[:n_pairs][together]
 
     def checkpoints(self, order: int) -> list[int]:
-        """Return 0, and the numbers of tokens of an order after which classes are compared."""
+        """Return the numbers of tokens of an order after which classes are compared, and 0."""
         fractions: tuple[float, ...] = CHECKPOINTS_SHARED if self.shared else CHECKPOINTS
         if order or self.views or self.all_or_none:
             fractions = (1,)
@@ -204,7 +206,7 @@ class Comparison:
         """Add the log-probabilities of new tokens of some images, and drop classes.
 
         `image` (n,) contains indices of images. `log_prob` (n, n_new, n_classes) is log p(token |
-        class). Exactly `start` tokens of each image were added before. Values of dropped classes
+        class). Earlier calls added exactly `start` tokens of each image. Values of dropped classes
         are ignored.
         """
         n_new = log_prob.shape[1]
@@ -241,7 +243,7 @@ class Comparison:
         self.dropped.append((image[row], label, leader[row], gap))
 
     def _add_differences(self, image: Tensor, leader: Tensor, log_prob: Tensor, m: int) -> None:
-        """Update the sums of differences. If the leader has changed, use all m tokens again."""
+        """Update the sums of differences. If the leader changed, recompute them from all tokens."""
         changed = leader != self.leader[image]
         self.leader[image] = leader
         same, other = image[~changed], image[changed]
@@ -252,7 +254,7 @@ class Comparison:
         self.difference[other], self.squares[other] = of_all
 
     def _bound(self, image: Tensor, leader: Tensor, m: int) -> Tensor:
-        """Return the largest lag at which a class is kept after m tokens, in nats per order."""
+        """Return the bound of the lag after m tokens, in nats per order."""
         unread = 1 - m / self.population
         variance = (self.squares[image] - self.difference[image] ** 2 / m).clamp_min(0) / (m - 1)
         standard_error = (variance * (m * unread)).sqrt() / max(1.0, m / self.n_tokens)
@@ -270,12 +272,12 @@ class Comparison:
         return bound.minimum(quantile * standard_error)
 
     def log_likelihoods(self) -> Tensor:
-        """Return log-likelihoods (n_images, n_orders, n_classes), estimated if not computed."""
+        """Return log-likelihoods (n_images, n_orders, n_classes), with estimates for gaps."""
         ll = self.by_order
         unread = ll.isnan() & self.active[:, None]
         ll = torch.where(unread, ll.nanmean(1, keepdim=True), ll)
         for image, label, leader, gap in reversed(self.dropped):
-            # in reversed order, the values of a leader are completed before they are used here
+            # the latest drop comes first, so the values of the leader are already complete
             estimate = ll[image, :, leader] - gap[:, None]
             read = ll[image, :, label]
             ll[image, :, label] = torch.where(read.isnan(), estimate, read)

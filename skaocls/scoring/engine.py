@@ -8,8 +8,8 @@ attention of the first layer is therefore computed once per pair. Only the remai
 are repeated for each lane.
 
 The tokens of a lane can be scored in several parts. `Engine.read` returns a cache of keys and
-values, which is an argument of the call for the next part. Sums and the residual stream have type
-float32. Matrix products have the requested type.
+values. Pass this cache to the call that scores the next part. Sums and the residual stream have
+type float32. Matrix products have the requested type.
 """
 
 import warnings
@@ -48,12 +48,12 @@ class Layer(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """State of (image, order) pairs after the attention of the first layer, without a class.
+    """State of (image, order) pairs after the attention of the first layer, for all classes.
 
-    `stream` (n_pairs, 2 n_tokens - 1, dim) is the float32 residual stream. It does not yet contain
-    the contribution of the class token. `seen` (n_pairs, 2 n_tokens - 1, n_head) is the attention
+    `stream` (n_pairs, 2 n_tokens - 1, dim) is the float32 residual stream without the contribution
+    of the class token. `seen` (n_pairs, 2 n_tokens - 1, n_head) is the attention
     weight of the class token. `rope` (n_pairs, 1, 2 n_tokens - 1, head_dim / 2, 2) is the rotation
-    of each step. `targets` (n_pairs, n_tokens) are the tokens, sorted by the order.
+    of each step. `targets` (n_pairs, n_tokens) are the tokens, in the sequence of the order.
     """
 
     stream: Tensor
@@ -65,9 +65,9 @@ class Pairs(NamedTuple):
 class Engine:
     """A prior that is prepared for scoring a list of classes.
 
-    `labels` are rows of the class table. Matrix products have type `dtype`, and weights of another
-    type are converted. On the CPU, bfloat16 weights are converted to the memory layout that CPU
-    matrix products use, unless the engine is compiled.
+    `labels` are row indices of the class table. Matrix products have type `dtype`, and weights of
+    another type are converted. Unless the engine is compiled, bfloat16 weights on the CPU also get
+    the memory layout that matrix products on the CPU use.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Engine:
         self.class_heads = torch.einsum("chk,dhk->chd", *heads)
 
     def pairs(self, codes: Tensor, orders: Tensor) -> Pairs:
-        """Compute everything that does not depend on the class, for (n_pairs, n_tokens) tokens."""
+        """Compute what does not depend on the class. The arguments have shape (n_pairs, n_tokens)."""
         prior, layer = self.prior, self.layers[0]
         targets = codes.gather(1, orders)
         x, rope = prior.interleave(targets, orders)
@@ -124,11 +124,11 @@ class Engine:
         cache: Cache | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Cache]:
-        """Return log p(token | previous tokens, class) for some lanes and steps, and a cache.
+        """Return log p(token | previous tokens, class) of the given lanes and steps, and a cache.
 
         The log-probabilities are float32 and have shape (n_lanes, stop - start). For each lane,
         `pair` (n_lanes,) is a row of `pairs`, and `label` (n_lanes,) is the index of the class.
-        `cache` is the cache from an earlier call that ended at `start`. If `cache` is None, `start`
+        `cache` was returned by an earlier call that ended at `start`. If `cache` is None, `start`
         must be 0. The returned cache is empty unless `keep` is True.
         """
         x, kept = self.states(pairs, pair, label, start, stop, cache, keep)
@@ -215,7 +215,7 @@ class Engine:
         before: tuple[Tensor, Tensor] | None,
         queries: slice,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values. Keys and values include the class token and cache."""
+        """Return queries, keys and values. The last two include the class token and the cache."""
         q, k, v = self._project(x, layer, queries)
         q = rotated(q, rope[:, :, queries])
         k = rotated(k, rope)
@@ -224,7 +224,7 @@ class Engine:
         return q, torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
 
     def _project(self, x: Tensor, layer: Layer, queries: slice = slice(None)) -> tuple[Tensor, ...]:
-        """Return selected queries and all keys and values, (lanes, n_head, n, head_dim) each."""
+        """Return the selected queries, all keys, and all values: (lanes, n_head, n, head_dim)."""
         y = self._norm(x, layer.attention_norm)
         q, kv = linear(y[:, queries], layer.wq), linear(y, layer.wkv)
         return tuple(self._heads(a) for a in (q, *kv.chunk(2, -1)))
@@ -243,7 +243,7 @@ class Engine:
 
 
 def prepared(weight: Tensor, dtype: torch.dtype, pack: bool) -> Tensor:
-    """Convert a weight to `dtype`. If `pack`, also convert it to the layout of CPU products."""
+    """Convert a weight to `dtype`. If `pack`, also change the memory layout for the CPU."""
     weight = weight.detach().to(dtype)
     if pack and PACKING and dtype == torch.bfloat16 and not weight.is_cuda:
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
@@ -262,7 +262,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def rotated(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate the interleaved channel pairs of x (..., head_dim) by rope (..., head_dim / 2, 2)."""
+    """Compute :func:`rotate`, also in compiled functions."""
     if not torch.compiler.is_compiling():
         return rotate(x, rope)
     # torch.compile does not support complex numbers
@@ -273,8 +273,8 @@ def rotated(x: Tensor, rope: Tensor) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, steps: range) -> Tensor:
     """Compute causal attention: a query attends to the class token and to steps up to its own.
 
-    On the CPU, a few queries are processed at a time. This avoids computing many attention scores
-    that the mask removes.
+    On the CPU, a few queries are processed at a time. Most attention scores that the mask would
+    remove are then not computed.
     """
     if q.is_cuda and steps.step == 1:
         # imported only here, because this import takes half as long as importing torch itself
@@ -300,7 +300,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, steps: range) -> Tensor:
 
 
 def bfloat16_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Compute attention by matrix products, which is twice as fast on CPUs as torch's function."""
+    """Compute attention by matrix products. On CPUs, torch's function takes twice as long."""
     unseen = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
     q, k, v, batch = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), q.shape[:2]
     score = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)

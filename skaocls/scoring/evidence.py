@@ -19,13 +19,13 @@ class Evidence(NamedTuple):
     tokens : float64 array of shape (n_images, rows, cols)
         Log-likelihood ratio of each token in nats, averaged over the orders. The ratio is log
         p(token | previous tokens, class) minus log p(token | previous tokens, rival). The sum over
-        all tokens of an image is the difference between the mean log-likelihoods of the two
-        classes.
+        all tokens of an image is log p(image | class) minus log p(image | rival), averaged over
+        the orders.
     standard_error : float64 array of shape (n_images, rows, cols)
-        Standard error of the average over the orders. NaN if only one order is used.
+        Standard error of the average over the orders. If only one order is used, this is NaN.
     maps, maps_standard_error : float64 arrays of shape (n_images, height, width) or None
-        The same values for each pixel. Every pixel has the value of the token that covers it. Both
-        are None for tabular data.
+        `tokens` and `standard_error` as images. Every pixel has the value of the token that covers
+        the pixel. For tabular data, both arrays are None.
     """
 
     tokens: np.ndarray
@@ -43,7 +43,7 @@ def token_log_likelihoods(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> np.ndarray:
-    """Compute the log-likelihood of every token, under one given class per image.
+    """Compute the log-likelihood of every token. For each image, one class is given.
 
     `codes` has shape (n_images, n_tokens), or (n_images, n_orders, n_tokens) if each order uses its
     own view. `orders` has shape (n_orders, n_tokens), and `labels` has shape (n_images,). The

@@ -1,8 +1,8 @@
 """Exhaustive scoring: log p(tokens | class, order) for all images, orders and classes.
 
 Every (image, order) pair is scored under all classes. The pairs are processed in tiles of one fixed
-shape. This limits the memory, and the result of an image does not depend on the other images in a
-batch. Tiles are independent of each other, so pairs can be split over devices or machines.
+shape. Tiles limit the memory. Because the shape is fixed, the result of an image does not depend on
+the other images in a batch. Tiles are independent, so several machines can process different tiles.
 """
 
 from typing import NamedTuple
@@ -15,24 +15,24 @@ from skaocls.devices import own_torch_state
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.shared_trunk_engine import make_engine
 
-# Number of values in the residual stream of one tile (benchmarks/speed/tiles.py). On the CPU, a
-# tile fits into the caches. It still has so many rows that a matrix product takes longer than
-# loading its weights. On CUDA, a tile has the smallest size that keeps a large device busy.
+# Number of values in the residual stream of one tile (benchmarks/speed/tiles.py). A tile on the CPU
+# is so small that it fits into the caches, and so large that a matrix product takes longer than
+# loading the weights. A tile on CUDA is the smallest tile that keeps a large device busy.
 STREAM_CPU, MIN_ROWS_CPU = 2**18, 2**11
 STREAM_CUDA = 2**24
-# The engine is compiled if scoring needs at least this many floating-point operations, because
-# compiling takes about a minute. On CPUs, compiling saves no time (benchmarks/speed/scoring.py).
+# Compiling takes about a minute. Therefore, the engine is compiled only if scoring needs at least
+# this many floating-point operations. On CPUs, compiling saves no time (benchmarks/speed/scoring.py).
 COMPILE_FROM = {"cuda": 1e17}
 # Smallest width at which bfloat16 is faster than float32 on CPUs (benchmarks/speed/scoring.py)
 BFLOAT16_MIN_DIM = 512
-# Largest rounding error of bfloat16 that is allowed, relative to the differences between classes
+# Largest allowed rounding error of bfloat16, relative to the differences between classes
 # (benchmarks/speed/scoring.py)
 MAX_ROUNDING_ERROR = 0.05
 _bfloat16_safe: WeakKeyDictionary[Prior, tuple[int, bool]] = WeakKeyDictionary()
 
 
 class ScoringResult(NamedTuple):
-    """The result of scoring some images under some classes in some orders.
+    """The result of scoring images under each class in each order.
 
     `log_likelihood` (n_images, n_orders, n_classes) is float64 and in nats. If early stopping is
     used, some of these values are estimates. `evaluations` (n_images,) is the number of tokens that
@@ -55,9 +55,9 @@ def log_likelihoods(
     """Compute log p(tokens | class, order) in nats.
 
     The result is float64 and has shape (n_images, n_orders, n_classes). `codes` has shape
-    (n_images, n_tokens) and is in raster order. If it has shape (n_images, n_orders, n_tokens),
-    each order uses its own view. `orders` has shape (n_orders, n_tokens). `labels` are rows of the
-    class table. `dtype` is the type of the matrix products. The residual stream and the log-softmax
+    (n_images, n_tokens) and is in raster order. If `codes` has shape (n_images, n_orders,
+    n_tokens), each order uses its own view. `orders` has shape (n_orders, n_tokens). `labels` are
+    row indices of the class table. `dtype` is the type of the matrix products. The residual stream and the log-softmax
     are always in float32. Sums over tokens are always in float64.
     """
     prior.eval()
@@ -98,7 +98,7 @@ def check_not_nan(log_likelihood: torch.Tensor) -> torch.Tensor:
 
 
 def lanes_at_once(prior: Prior) -> int:
-    """Return the number of sequences in one tile. It depends only on the prior and the device."""
+    """Return the number of sequences per tile, which depends only on the prior and the device."""
     dim = prior.dim
     cuda = prior.device.type == "cuda"
     rows = STREAM_CUDA // dim if cuda else max(MIN_ROWS_CPU, STREAM_CPU // dim)
@@ -132,10 +132,10 @@ def scoring_dtype(prior: Prior, precision: str) -> torch.dtype:
 def bfloat16_is_safe(prior: Prior) -> bool:
     """Return whether bfloat16 preserves the differences between classes.
 
-    The test scores random tokens under a few classes, in float32 and in bfloat16. The
-    log-likelihood differences between classes are compared. The root mean square error of these
-    differences in bfloat16 must be at most `MAX_ROUNDING_ERROR` times the root mean square of the
-    differences in float32. The result is cached until the weights change.
+    The test scores random tokens under a few classes, in float32 and in bfloat16. In both types, it
+    computes the differences between the log-likelihoods of the classes. The root mean square error
+    of the bfloat16 differences must be at most `MAX_ROUNDING_ERROR` times the root mean square of
+    the float32 differences. The result is cached until the weights change.
     """
     version = prior.transformer.output.weight._version
     if _bfloat16_safe.get(prior, (None, False))[0] != version:

@@ -3,15 +3,15 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-DRAWN = ("random", "antithetic")  # values of the parameter `order` that draw random orders
+DRAWN = ("random", "antithetic")  # values of the parameter `order` for random orders
 
 
 def draw_orders(n_orders: int, n_tokens: int, seed: int, antithetic: bool = False) -> np.ndarray:
     """Draw random orders: int64 permutations of raster indices, (n_orders, n_tokens).
 
-    All permutations have the same probability. Orders are nested: for a given seed, the orders for
-    ``n_orders=k`` are the first k of the orders for ``n_orders=20``. If `antithetic` is True, each
-    random order is followed by its reverse. A token that has few preceding tokens in an order then
+    All permutations have the same probability. If `n_orders` increases and the seed stays
+    the same, new orders are added after the old orders. If `antithetic` is True, the reverse of each
+    random order follows the random order. A token that has few preceding tokens in an order then
     has many preceding tokens in the reverse order.
     """
     if antithetic:
@@ -22,7 +22,7 @@ def draw_orders(n_orders: int, n_tokens: int, seed: int, antithetic: bool = Fals
 
 
 def resolve_orders(order: str | ArrayLike, n_orders: int, n_tokens: int, seed: int) -> np.ndarray:
-    """Return the array of orders for the classifier's parameters `order` and `n_orders`."""
+    """Return the orders that the classifier's parameters `order` and `n_orders` specify."""
     if isinstance(order, str):
         if order in DRAWN:
             return draw_orders(n_orders, n_tokens, seed, order == "antithetic")

@@ -1,10 +1,9 @@
-"""Inference with a shared trunk: the head runs for each class, the trunk once for all classes.
+"""Inference with a shared trunk: the trunk runs once for all classes, the head once per class.
 
-The values that all classes need are computed once per (image, order) pair. They are the features u
-and v, the trunk's logit of each group of codes, and the trunk's logits of the codes in the group of
-the target. For each class, the head then applies a scale, a shift and a small projection. It
-multiplies the result with the groups and with the codes of one group. The head never uses the full
-codebook.
+For each (image, order) pair, the trunk first computes what all classes need: the features u and v,
+one logit per group of codes, and one logit per code in the group of the target. For each class, the
+head then applies a scale, a shift and a small projection. The head multiplies the result with the
+weights of all groups and of the codes in one group, but not with the full codebook.
 """
 
 from typing import Any, NamedTuple
@@ -17,9 +16,9 @@ from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import LOGITS_AT_ONCE, Cache, Engine, compile_or_warn, linear
 
-# The head processes blocks of tokens and classes. The constants are the number of tokens in a
-# block, and the number of values that a block computes. A block fits into the CPU's caches, or
-# keeps a CUDA device busy (benchmarks/speed/early_stopping.py).
+# The head processes blocks, each with some tokens and some classes. The constants are the number of
+# tokens per block, and the number of values that are computed per block. On the CPU, a block fits
+# into the caches. A CUDA block keeps the device busy (benchmarks/speed/early_stopping.py).
 ROWS_PER_BLOCK, ROWS_PER_BLOCK_CUDA = 2**9, 2**13
 NUMBERS_PER_BLOCK, NUMBERS_PER_BLOCK_CUDA = 2**20, 2**28
 
@@ -29,9 +28,9 @@ def make_engine(
 ) -> Any:
     """Return the inference engine for a prior and the classes to score.
 
-    Both engines have the same methods. `pairs` computes everything that does not depend on the
-    class. `read` scores given lanes, which are combinations of a pair and a class. `score` scores
-    all classes.
+    Both engine classes have the same methods. `pairs` computes everything that does not depend on
+    the class. `read` scores the given lanes (a lane is a pair under one class). `score` scores all
+    classes.
     """
     if isinstance(prior, SharedTrunkPrior):
         return HeadEngine(prior, labels, dtype, compiled)
@@ -59,7 +58,7 @@ class HeadPairs(NamedTuple):
 class HeadEngine:
     """A prior with a shared trunk that is prepared for scoring a list of classes.
 
-    The arguments are those of :class:`skaocls.scoring.engine.Engine`. The head always uses float32.
+    For the arguments, see :class:`skaocls.scoring.engine.Engine`. The head always uses float32.
     """
 
     def __init__(
@@ -80,7 +79,6 @@ class HeadEngine:
         self.states = compile_or_warn(self.trunk.states) if compiled else self.trunk.states
 
     def pairs_at_once(self, lanes: int) -> int:
-        """Return the number of (image, order) pairs in one tile of `lanes` sequences."""
         return lanes
 
     def pairs(self, codes: Tensor, orders: Tensor) -> HeadPairs:
@@ -116,7 +114,7 @@ class HeadEngine:
         cache: Cache | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Cache]:
-        """Return log p(token | class) of some lanes, as :meth:`skaocls.scoring.engine.Engine.read`.
+        """Return log p(token | class) of the given lanes, see :meth:`.engine.Engine.read`.
 
         The returned cache is always empty. Blocks of classes have the same shape as in
         :meth:`score`, so the log-probabilities of both methods are equal bit for bit.
@@ -156,7 +154,7 @@ class HeadEngine:
         return max(1, n_rows // self.n_tokens)
 
     def _block_width(self) -> int:
-        """Return the number of classes in a block, which is the same for all blocks."""
+        """Return the number of classes per block. All blocks have the same number."""
         limit = NUMBERS_PER_BLOCK_CUDA if self.output.is_cuda else NUMBERS_PER_BLOCK
         n_rows = self._pairs_per_block() * self.n_tokens
         per_row = 3 * self.scale.shape[1] + 2 * (self.head.n_groups + self.head.group_size)
@@ -166,8 +164,8 @@ class HeadEngine:
     def _log_prob(self, pairs: HeadPairs, label: Tensor) -> Tensor:
         """Return log p(token | class), with shape (n_pairs, n_steps, n_labels).
 
-        `label` has shape (1 or n_pairs, n_labels) and is processed in blocks. The number of labels
-        n_labels must be a multiple of the block width.
+        `label` has shape (1 or n_pairs, n_labels) and is processed in blocks. The number n_labels
+        must be a multiple of the block width.
         """
         # head weights of the codes in the group of each target, (n_rows, rank, group_size)
         members = self.head.tokens[pairs.group.flatten()].transpose(1, 2)

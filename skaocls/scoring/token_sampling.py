@@ -1,4 +1,4 @@
-"""Sample tokens from a prior. Any subset of the tokens can be given.
+"""Sample the tokens of images from a prior. Any subset of the tokens can be given in advance.
 
 Tokens are sampled in a given order, one or several tokens per step (Pang et al., "RandAR", arXiv
 2412.01827, section 3). Keys and values of earlier positions are cached, so that each step processes
@@ -53,12 +53,13 @@ def generate(
 ) -> np.ndarray:
     """Sample the tokens (n_images, n_tokens) of images. Each image has its own order.
 
-    The first `n_known` tokens in the order of an image are copied from `codes`, which are in raster
-    order. `labels` are rows of the class table; ``prior.num_classes`` is the null class. The
-    options are those of :meth:`skaocls.AnyOrderARClassifier.sample`, which validates them. `top_p`
-    (Holtzman et al., arXiv 1904.09751, section 3.1) is applied after `temperature` and `top_k`.
-    With guidance g (Ho and Salimans, arXiv 2207.12598), logits are ``null + g * (class - null)``.
-    The random numbers of an image do not depend on the images that follow it in the batch.
+    For each image, the first `n_known` tokens of the order are copied from `codes`. `codes` are in
+    raster order. `labels` are row indices of the class table. The last row is the null class. The
+    other arguments are documented and validated by :meth:`skaocls.AnyOrderARClassifier.sample`.
+    `temperature` and `top_k` are applied before `top_p` (Holtzman et al., arXiv 1904.09751, section
+    3.1). With guidance g (Ho and Salimans, arXiv 2207.12598), logits are
+    ``null + g * (class - null)``. Appending images does not change the random numbers of the
+    earlier images.
     """
     prior.eval()
     n_known = np.broadcast_to(n_known, len(orders))
@@ -90,7 +91,7 @@ def generate(
 
 
 def step_ends(n: int, n_steps: int | None = None) -> np.ndarray:
-    """Return how many of n tokens have been sampled at the end of each step.
+    """For each step, return how many of n tokens have been sampled at the end of the step.
 
     After each step, the fraction ``cos(pi / 2 * step / n_steps)`` of the tokens is not yet sampled
     (Chang et al., "MaskGIT", arXiv 2202.04200, section 3.3). Early steps sample fewer tokens than
@@ -125,9 +126,8 @@ def generate_batch(
     tokens = codes.gather(1, orders)
     n_cached = 0  # number of positions of p1 t1 p2 t2 ... that are in the cache
     for start, stop in pairwise(ends):
-        # The new positions start with the tokens and instructions of the last step, processed as in
-        # training. The position instructions of this step follow. The instructions of this step do
-        # not attend to each other.
+        # First, process the tokens and instructions of the previous step as in training. Then
+        # process the position instructions of this step, which do not attend to each other.
         first, instructions = n_cached // 2, 2 * start
         new = torch.tensor(
             [*range(n_cached, instructions), *range(instructions, 2 * stop, 2)],
@@ -146,8 +146,8 @@ def generate_batch(
             given, null = logits.chunk(2)
             logits = null + guidance * (given - null)
         tokens[:, start:stop] = sample(logits, uniforms[:, start:stop])
-        # Only the first instruction of this step had the same mask as in training. The next step
-        # processes the other instructions again.
+        # Of the instructions of this step, only the first had the same mask as in training. The next
+        # step processes the other instructions again.
         n_cached = instructions + 1
     return codes.scatter(1, orders, tokens)
 
@@ -170,8 +170,8 @@ def start_cache(prior: Prior, labels: Tensor) -> Cache:
 def read_positions(prior: Prior, cache: Cache, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
     """Run the transformer on new positions x (sequences, n_new, dim), and update the cache.
 
-    `mask` has shape (n_new, n_cached + n_new). New keys and values are written to the cache after
-    the first n_cached positions. They overwrite old values.
+    `mask` has shape (n_new, n_cached + n_new). New keys and values overwrite the cache,
+    beginning at the index n_cached.
     """
     end = mask.shape[1]
     new = slice(end - x.shape[1], end)
@@ -201,8 +201,8 @@ def sample_tokens(
         if top_p is not None:
             before = ranked.cumsum(-1) - ranked
             ranked[before >= top_p * ranked.sum(-1, keepdim=True)] = 0
-        # Sort the probabilities by code again. A rounding error of the logits then only moves the
-        # bounds of the intervals a little, and the intervals stay in the same sequence.
+        # Sort the probabilities by code again, so that the sequence of the intervals is fixed. A
+        # rounding error of the logits then only moves the bounds of the intervals slightly.
         p = torch.zeros_like(p).scatter_(-1, code, ranked)
     cumulative = p.cumsum(-1)
     return (cumulative <= uniforms.unsqueeze(-1) * cumulative[..., -1:]).sum(-1)
@@ -220,8 +220,9 @@ def known_log_likelihoods(
 ) -> np.ndarray:
     """Compute log p(known tokens | class, order), with shape (n_images, n_orders, n_classes).
 
-    `codes` has shape (n_images, n_tokens). `orders` has shape (n_images, n_orders, n_tokens),
-    because the orders of an image begin with the `n_known` known positions of this image.
+    `codes` has shape (n_images, n_tokens). `orders` has shape (n_images, n_orders, n_tokens).
+    Every order of an image begins with the known positions of the image. `n_known` (n_images,) is
+    the number of these positions.
     """
     prior.eval()
     device = prior.device
@@ -247,7 +248,7 @@ def known_log_likelihoods(
 
 
 def known_first(orders: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-    """Move the known positions to the start of each order (..., n_tokens), without other changes.
+    """Move the known positions of each order (..., n_tokens) to the start, by a stable sort.
 
     `unknown` is a bool array of the same shape as `orders`. Its last axis is in raster order.
     """

@@ -1,4 +1,4 @@
-"""Score pairs and lanes in tiles of limited memory, for early stopping."""
+"""Functions of early stopping that score pairs and lanes in tiles, to limit the memory."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -12,8 +12,8 @@ from skaocls.scoring.shared_trunk_engine import HeadEngine, HeadPairs
 
 T = TypeVar("T")
 
-# Largest size of the keys and values that are cached, in bytes and as a fraction of the memory of a
-# CUDA device
+# Largest size of the cached keys and values: in bytes on the CPU, in bytes on a CUDA device, and as
+# a fraction of the memory of the CUDA device
 CACHE_BYTES, CACHE_BYTES_CUDA = 2**28, 2**33
 CACHE_FRACTION_CUDA = 1 / 8
 
@@ -25,8 +25,9 @@ def open_tile(
 
     `codes` and `orders` have shape (n_pairs, n_tokens). `active` (n_pairs, n_classes) marks the
     classes to score. The returned function has four arguments: rows of the tile, the active classes
-    of these rows (a subset of `active`), the first step and the last step. It returns an array of
-    shape (n_rows, n_steps, n_classes). Values of classes that are not active are arbitrary.
+    of these rows (a subset of `active`), the first step, and the step after the last. The function
+    returns shape (n_rows, n_steps, n_classes), with arbitrary values for classes that are not
+    active.
     """
     n, n_tokens = orders.shape
     if isinstance(engine, HeadEngine):
@@ -70,8 +71,8 @@ def read_lanes(
 ) -> tuple[Tensor, Cache | None]:
     """Call :meth:`Engine.read` for one tile of lanes at a time.
 
-    The second result is a cache if it is needed and small enough, otherwise None. If `cache` is
-    None, tokens before `start` are processed again.
+    The second result is a cache for the next call, or None if no cache is needed or the cache would
+    be too large. If `cache` is None, tokens before `start` are processed again.
     """
     n, begin = len(pair), 0 if cache is None else start
     keep = stop < engine.n_tokens and n * engine.cache_bytes(stop) <= cache_limit(engine)
@@ -99,9 +100,9 @@ def in_tiles(
 ) -> Iterator[tuple[int, T]]:
     """Call `read` for one tile of rows at a time. Yield the first row and the result.
 
-    The last tile is filled up with copies of the last row, so that few different shapes occur. If
-    `fixed` is True, the tile is filled up to the full size, otherwise to a power of two. If memory
-    runs out, the size of the tiles is halved.
+    Copies of the last row fill up the last tile, so that tiles have few different shapes. If
+    `fixed` is True, the last tile gets the full size. Otherwise, the size of the last tile becomes
+    a power of two. If memory runs out, the size of the tiles is halved.
     """
     at = 0
     while at < n:

@@ -106,7 +106,7 @@ class TrainingConfig:
         return isinstance(self.order, str) and self.order in DRAWN
 
     def identity(self) -> dict[str, object]:
-        """Return the parameters that influence the trained weights. The caller hashes the result."""
+        """Return the parameters that influence the trained weights. Callers hash the result."""
         values = dict(vars(self))
         values["device"] = resolve_device(self.device).type
         values["finetune"] = self.finetune.get_params()

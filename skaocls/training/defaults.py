@@ -6,8 +6,8 @@ from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import Prior
 from skaocls.training.loss import POSTERIOR_STRIDE, number_of_rivals
 
-# Number of epochs. On two CPU cores, training takes about one minute for up to 1000 images. The time
-# grows more slowly than the number of images: for 10,000 images, training takes eight minutes
+# Number of epochs. On two CPU cores, training takes about one minute for up to 1000 images. This
+# time grows more slowly than the number of images: for 10,000 images, it is eight minutes
 # (benchmarks/speed/waiting.py). Tables have no augmented views and overfit sooner than images.
 # Therefore, tables are trained for fewer epochs (benchmarks/quality/tables.py).
 MAX_EPOCHS, MAX_EPOCHS_OF_TABLES, MIN_EPOCHS = 120, 30, 10

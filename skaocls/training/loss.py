@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from skaocls.distributed import broadcast_tensor, cpu_group, world_size
 from skaocls.priors.transformer import Prior
 
-# The following constants limit the computation of the posterior. With nine rivals and every second token, a
-# training step takes about a third longer than a step without the posterior
+# The following constants limit the computation of the posterior. With nine rivals and every second
+# token, a training step takes about a third longer than a step without the posterior
 # (benchmarks/speed/steps.py).
 MAX_RIVALS = 9  # per image and step; if an image has more rivals, nine are drawn at random
 POSTERIOR_STRIDE = 2  # the posterior uses every second token

@@ -29,8 +29,8 @@ class Muon(torch.optim.AdamW):
     """Apply Muon to parameter groups with the key ``"muon"``, and AdamW to all other groups.
 
     The value of ``"muon"`` is the number of matrices that are stacked vertically in each parameter.
-    For example, a joint projection to queries, keys and values has the value 3. The update of a matrix
-    of shape (m, n) is an orthogonal matrix times ``lr * sqrt(max(1, m / n))``.
+    For example, a joint projection to queries, keys and values has the value 3. The update of a
+    matrix of shape (m, n) is an orthogonal matrix times ``lr * sqrt(max(1, m / n))``.
 
     References
     ----------
@@ -93,7 +93,7 @@ def orthogonal_updates(gradients: list[Tensor], n_stacked: int) -> list[Tensor]:
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Replace the singular values of matrices (..., m, n) by values between about 0.7 and 1.2.
 
-    The method is the Newton-Schulz iteration. The coefficients make small singular values grow fast.
+    The coefficients of the Newton-Schulz iteration make small singular values grow fast.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
