@@ -93,7 +93,7 @@ def main(argv=None):
     results = [finished(job, args.cache) for job in jobs]
     machines = sorted({result["machine"] for result in results})
     about = {
-        "machine": f"{' and '.join(machines)}, one thread for each of {args.jobs} parallel jobs",
+        "machine": f"{'; '.join(machines)}, with {args.jobs} jobs in parallel, one thread each",
         "commits": sorted({result["commit"] or "unknown" for result in results}),
         "core_hours": sum(result["job_seconds"] for result in results) / 3600,
         "skaocls": skaocls.__version__,

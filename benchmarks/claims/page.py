@@ -51,11 +51,11 @@ STAGED = (OURS, DIFFUSION, MASKED, SHARED, DEFAULTS)
 STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 INTRO = Path(__file__).with_name("intro.md")
 PUBLISHED = """
-`python -m benchmarks.imagenet --data imagenet=FOLDER --data imagenet-a=FOLDER` runs the same
-comparison with published weights on folders with the images of ImageNet, ImageNet-V2, -A, -R,
--Sketch, -C and ObjectNet. The script scores the images with 1 to 20 orders, in raster order, and
-with a diffusion classifier that uses published DiT weights. It counts the operations of each
-method. The script has not been run on the real ImageNet data, which are not available here.
+`python -m benchmarks.imagenet --data imagenet=FOLDER --data imagenet-a=FOLDER` makes the
+same comparison with published weights, on image folders of ImageNet, ImageNet-V2, -A, -R, -Sketch,
+-C and ObjectNet. The script scores the images with 1 to 20 orders, in raster order, and with a
+diffusion classifier that uses published DiT weights. The script also counts the operations of each
+method. It has not been run on the real ImageNet data, because these data were not available.
 """
 REMEDIES = Path(__file__).with_name("remedies.md")
 TUNING = common.RESULTS / "claims-tuning.json"
@@ -77,9 +77,10 @@ def page(record, results):
     many = len(about["commits"]) > 1
     seeds = ", ".join(map(str, results.seeds))
     about_run = (
-        f"`python -m benchmarks.claims`, commit{'s' * many} {', '.join(about['commits'])}; "
-        f"{about['machine']}; {about['core_hours']:.1f} core hours; {versions}. Seeds {seeds}; "
-        "± is half the width of Student's 95 % interval over the seeds."
+        f"Measured with `python -m benchmarks.claims` at the commit{'s' * many} "
+        f"{', '.join(about['commits'])}, on {about['machine']}. The run took "
+        f"{about['core_hours']:.1f} core hours with {versions}. Seeds {seeds}; ± is half the width "
+        "of Student's 95 % interval over the seeds."
     )
     return common.page(
         "Are the claims true?",

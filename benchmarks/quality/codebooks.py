@@ -28,9 +28,9 @@ def main(argv=None):
         rows.append([task, len(X), ", ".join(map(str, codes)), f"{seconds:.1f}"])
     text = common.page(
         "Codebook size",
-        f"`python -m benchmarks.quality.codebooks`; {common.machine()}. The column *codes* "
-        "contains the codebook sizes that `PatchTokenizer` chose with labels, for the training "
-        "images of three seeds.",
+        f"Measured with `python -m benchmarks.quality.codebooks` on {common.machine()}. The column "
+        "*codes* contains the codebook size that `PatchTokenizer` chose for the training images "
+        "of each of three seeds. `PatchTokenizer` used the labels for this choice.",
         common.table(["data", "images", "codes", "seconds"], rows),
     )
     common.write_page(args.output / "codebooks.md", text)

@@ -107,11 +107,13 @@ def page(record):
     versions = ", ".join(f"{k} {record[k]}" for k in ("skaocls", "torch", "scikit-learn"))
     return common.page(
         "Digits",
-        f"`python -m benchmarks.quality.digits`; {record['machine']}, {versions}. The priors "
-        "were trained by likelihood alone. All orders use the original image instead of views.",
+        f"Measured with `python -m benchmarks.quality.digits` on {record['machine']}, {versions}. "
+        "The priors were trained by likelihood alone. All orders use the original image instead "
+        "of views.",
         accuracy_table(record["rows"]),
-        "Early-stopped scoring stops as soon as the class of an image is decided up to the allowed "
-        "error. The numbers are means over the seeds, for 450 images." + record.get("note", ""),
+        "The next table is about early-stopped scoring. It stops as soon as the predicted class "
+        "of an image is decided, up to the allowed error. All numbers are means over the seeds. "
+        "*Seconds* is the total time for 450 images." + record.get("note", ""),
         early_stopping_table(record["rows"]),
     )
 

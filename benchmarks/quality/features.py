@@ -111,14 +111,15 @@ def page(record):
         rows.append([name, grid, codes, f"{mean:.1f}", len(results)])
     return common.page(
         "Tokens of a pretrained network",
-        f"`python -m benchmarks.quality.features`; {common.machines(record.values())}. Two "
-        "photographs are divided into twelve areas. The task is to predict which area contains a "
-        f"crop of {SIDE} x {SIDE} pixels. Each area has {N_TRAIN} training crops, and {N_TEST} "
-        f"test crops from another part of the area. The crops are resized to {INPUT} x {INPUT} "
-        "pixels for EfficientNet-Lite0 with ImageNet weights. The tokens come from its layer "
-        f"`{LAYER}`. The prior is trained for {SETTINGS['max_iter']} epochs on "
-        f"{SETTINGS['augmentation']} views of each crop. This is a weak test, because it uses only "
-        "two photographs and the classes are not objects.",
+        "Measured with `python -m benchmarks.quality.features` on "
+        f"{common.machines(record.values())}. Two photographs are divided into twelve areas. The "
+        f"task is to predict which area contains a crop of {SIDE} x {SIDE} pixels. Each area has "
+        f"{N_TRAIN} training crops, and {N_TEST} test crops from another part of the area. The "
+        f"crops are resized to {INPUT} x {INPUT} pixels for EfficientNet-Lite0 with ImageNet "
+        f"weights. The tokenizer uses the output of the layer `{LAYER}` of this network. The prior "
+        f"is trained for {SETTINGS['max_iter']} epochs on {SETTINGS['augmentation']} views of each "
+        "crop. This test is weak, because it uses only two photographs, and the classes are "
+        "areas, not objects.",
         common.table(["classifier", "tokens", "codes", "accuracy, %", "seeds"], rows),
     )
 

@@ -152,7 +152,7 @@ def page(record):
         title, option = "many characters", " --characters"
         measured, means = f"after about {settings['character_steps']} training steps", ""
         trained_on = (
-            f"{settings['old']} characters, different from the {settings['new']} characters of "
+            f"{settings['old']} characters that are not among the {settings['new']} characters of "
             "this test"
         )
     else:
@@ -161,10 +161,10 @@ def page(record):
         means = f": mean and standard deviation over {len(settings['seeds'])} seeds"
     return common.page(
         f"Fine-tuning on {title}",
-        f"`python -m benchmarks.quality.finetuning{option}`; {record['machine']}, skaocls "
-        f"{record['skaocls']}.",
+        f"Measured with `python -m benchmarks.quality.finetuning{option}` on {record['machine']}, "
+        f"skaocls {record['skaocls']}.",
         f"The table contains test accuracies {measured}, with {N_ORDERS} orders{means}. "
-        f"Fine-tuning starts from a prior of the published architecture that was trained on "
+        "Fine-tuning starts from a prior that has the published architecture and was trained on "
         f"{trained_on}. *Transformer passes* are the forward passes needed to score one image in "
         "one order." + record.get("note", ""),
         result_table(rows),

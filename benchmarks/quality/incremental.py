@@ -79,11 +79,11 @@ def page(record):
     ]  # fmt: skip
     return common.page(
         "Incremental learning",
-        f"`python -m benchmarks.quality.incremental`; {record['machine']}. Two classes of digits "
-        f"are added in each step, with {settings['epochs']} epochs per step. Of "
-        f"{settings['classes']} characters with {settings['per_class']} training images each, "
-        f"{max(1, settings['classes'] // 30)} are added in each step, with "
-        f"{settings['character_epochs']} epochs per step. Priors use 8 orders and no dropout. "
+        f"Measured with `python -m benchmarks.quality.incremental` on {record['machine']}. With "
+        f"the digits, each step adds two classes and trains for {settings['epochs']} epochs. With "
+        f"{settings['classes']} characters, each step adds {max(1, settings['classes'] // 30)} "
+        f"characters and trains for {settings['character_epochs']} epochs. Each character has "
+        f"{settings['per_class']} training images. Priors use 8 orders and no dropout. "
         "*Transformer passes* are the forward passes needed to score one image in one order.",
         common.table(heads, rows),
     )

@@ -66,11 +66,12 @@ def page(record):
     heads = ["pixels", "downscaled to", "patch", "tokens", "codes", "fit and score, s"]
     return common.page(
         "Larger images",
-        f"`python -m benchmarks.quality.large_images`; {common.machines(record.values())}. "
-        f"The data are {N_IMAGES} images of each of {len(CHARACTERS)} letters, for one seed. A "
-        "quarter of the images is held out to measure the accuracy. The classifier has default "
-        "parameters except for the patch size and the number of codes. Other programs ran on the "
-        "machine at the same time, so the times are rough.",
+        "Measured with `python -m benchmarks.quality.large_images` on "
+        f"{common.machines(record.values())}. The data are {N_IMAGES} images of each of "
+        f"{len(CHARACTERS)} letters, for one seed. A quarter of the images is held out to measure "
+        "the accuracy. The classifier has default parameters except for the patch size and the "
+        "number of codes. Other programs ran on the machine at the same time, so the times are "
+        "not exact.",
         common.table([*heads, "accuracy, %"], rows),
     )
 

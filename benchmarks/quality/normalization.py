@@ -221,16 +221,16 @@ def page(record):
     marked += ["accuracy, tint as in training, %", "tint of another class, %"]
     return common.page(
         "Normalization of images",
-        f"`python -m benchmarks.quality.normalization`; {common.machines(record.values())}. "
-        "The table compares values of the parameter `normalize` of `PatchTokenizer`. *Structure* "
-        "standardizes images, halves the mean of each patch and compresses its contrast. *Resolved "
-        'to* is the value that `"auto"` chose. *Lost* is the fraction of the accuracy that is lost '
-        "by the shifts of `benchmarks/claims`: the mean over severities 1, 3 and 5. *Held out* "
-        "means that accuracy is measured on a quarter of the training images, and *test* that it "
-        "is measured on the test images. The prior is trained for "
-        f"{SHORT_TRAINING['max_iter']} epochs in all rows, far fewer than with default parameters. "
-        f"Naive Bayes uses the same tokens as the prior. {len(record)} of {len(JOBS)} jobs have "
-        "run.",
+        "Measured with `python -m benchmarks.quality.normalization` on "
+        f"{common.machines(record.values())}. The table compares values of the parameter "
+        "`normalize` of `PatchTokenizer`. The value *structure* standardizes each image, halves "
+        "the mean of each patch and compresses the contrast of each patch. *Resolved to* is the "
+        'value that `"auto"` chose. *Lost* is the percentage of the accuracy that is lost under '
+        "the shifts of `benchmarks/claims`, averaged over the severities 1, 3 and 5. *Held out* "
+        "means that the accuracy is measured on a quarter of the training images. *Test* means "
+        "that the accuracy is measured on the test images. All priors are trained for "
+        f"{SHORT_TRAINING['max_iter']} epochs, far fewer than with default parameters. Naive Bayes "
+        f"uses the same tokens as the prior. {len(record)} of {len(JOBS)} jobs are finished.",
         common.table(heads, shift_rows),
         common.table(marked, shortcut_rows),
     )

@@ -38,11 +38,12 @@ def page(record):
     heads = ["task", "seed", "epochs", "optimizer", "accuracy", "nats per image", "fit, CPU s"]
     return common.page(
         "Muon and AdamW",
-        f"`python -m benchmarks.quality.optimizers`; {common.machines(record.values())}, one "
-        "thread. New priors are trained by likelihood alone. All orders use the original image "
-        "instead of views. The priors are fitted on 80 % of the training images and evaluated on "
-        "the other 20 %. Both optimizers train for the same number of epochs. *Nats per image* is "
-        "the mean negative log-probability of the true class.",
+        "Measured with `python -m benchmarks.quality.optimizers` on "
+        f"{common.machines(record.values())}, one thread. New priors are trained by likelihood "
+        "alone. All orders use the original image instead of views. The priors are fitted on 80 % "
+        "of the training images and evaluated on the other 20 %. Both optimizers train for the "
+        "same number of epochs. *Nats per image* is the mean negative log-probability of the true "
+        "class.",
         common.table(heads, rows),
     )
 

@@ -90,10 +90,11 @@ def main(argv=None):
         rows.append([design.__name__.replace("_", " "), *cells])
     text = common.page(
         "Orders",
-        f"`python -m benchmarks.quality.orders`; {common.machine()}. The data are digits in "
-        f"two splits, with {DRAWS} draws of the orders for each split. Each cell contains the test "
-        "accuracy. The percentage in brackets is that of images whose predicted class differs from "
-        f"the prediction with {N_REFERENCE} random orders, with its standard error over the draws.",
+        f"Measured with `python -m benchmarks.quality.orders` on {common.machine()}. The digits "
+        f"are split into training and test images in two ways, and the orders are drawn {DRAWS} "
+        "times for each split. Each cell contains the test accuracy. The brackets contain the "
+        f"percentage of test images for which {N_REFERENCE} random orders predict another class, ± "
+        "the standard error of this percentage over the draws.",
         common.table(["orders", *COUNTS], rows),
     )
     common.write_page(args.output / "orders.md", text)

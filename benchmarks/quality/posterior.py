@@ -68,13 +68,14 @@ def page(record):
     heads += ["fit, CPU s", "predict, CPU ms per image", "seeds"]
     return common.page(
         "Views for each order, and the posterior's loss",
-        f"`python -m benchmarks.quality.posterior`; {common.machines(record.values())}, one "
-        "thread, with other work running at the same time. Classifiers are fitted on 80 % of the "
-        "training images and evaluated on the other 20 %. *Weight* is `posterior_weight`. All "
-        "other parameters have their default values. Orders use the original image "
-        '(`crop="center"`) or a different view for each order (`crop="views"`). '
-        "*Nats per image* is the mean negative log-probability of the true class. *Nats per "
-        "token* is the mean negative log-likelihood of a token under the true class.",
+        "Measured with `python -m benchmarks.quality.posterior` on "
+        f"{common.machines(record.values())}, one thread, with other work running at the same "
+        "time. Classifiers are fitted on 80 % of the training images and evaluated on the other "
+        "20 %. *Weight* is `posterior_weight`. All other parameters have their default values. "
+        'Orders use the original image (`crop="center"`) or a different view for each order '
+        '(`crop="views"`). *Nats per image* is the mean negative log-probability of the true '
+        "class. *Nats per token* is the mean negative log-likelihood of a token under the true "
+        "class.",
         common.table(heads, rows),
     )
 

@@ -70,9 +70,9 @@ def main(argv=None):
             print(rows[-1], flush=True)
     text = common.page(
         "Tables",
-        f"`python -m benchmarks.quality.tables`; {common.machine()}. Accuracy and nats (mean "
-        f"negative log-probability of the true class) are means over {args.splits} folds. *Fit* is "
-        "the median CPU time of one `fit`. The table *synthetic* was made by "
+        f"Measured with `python -m benchmarks.quality.tables` on {common.machine()}. Accuracy and "
+        f"nats (mean negative log-probability of the true class) are means over {args.splits} "
+        "folds. *Fit* is the median CPU time of one `fit`. The table *synthetic* was made by "
         "`make_classification`, with 400 rows, 20 columns and 3 classes.",
         common.table(["table", "classifier", "accuracy", "nats", "fit, s"], rows),
     )

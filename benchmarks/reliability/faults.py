@@ -368,10 +368,11 @@ def main(argv=None):
                 rows.append([f"{n} {test}", ", ".join(f"{k}: {v}" for k, v in counts.items())])
                 print(rows[-1], flush=True)
     about = (
-        f"`python -m benchmarks.reliability.faults --kills {args.kills} --images {args.images} "
-        f"--models {args.models} --digits {args.digits} --seed {args.seed}`; {common.machine()}, "
-        f"{time.monotonic() - begin:.0f} s. *Clear errors* are ValueError and OSError. *Parts* are "
-        "the units in which predictions are cached: one order of up to 256 images."
+        f"Measured with `python -m benchmarks.reliability.faults --kills {args.kills} --images "
+        f"{args.images} --models {args.models} --digits {args.digits} --seed {args.seed}` on "
+        f"{common.machine()}, in {time.monotonic() - begin:.0f} s. *Clear errors* are ValueError "
+        "and OSError. A *part* is the unit in which the classifier caches predictions: the scores "
+        "of up to 256 images in one order."
     )
     text = common.page("Faults", about, common.table(["test", "counts"], rows))
     common.write_page(args.output / "faults.md", text)

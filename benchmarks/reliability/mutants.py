@@ -242,10 +242,11 @@ def results_page(results):
     rows.append(["**all**", *(total[k] for k in columns)])
     share, low, high = wilson_interval(total["killed"], total["tested"])
     about = (
-        f"`python -m benchmarks.reliability.mutants`. The mutants are made with the operators of "
-        f"mutmut {version('mutmut')}. Of the mutants of each large module, a random sample is "
-        f"tested. The tests detect {share:.1%} of {total['tested']} tested mutants (95 % Wilson "
-        f"interval: {low:.1%} to {high:.1%}). Surviving mutants are listed in the second table."
+        "Measured with `python -m benchmarks.reliability.mutants`. The mutants are made with the "
+        f"operators of mutmut {version('mutmut')}. For large modules, only a random sample of the "
+        f"mutants is tested. The tests detect {share:.1%} of the {total['tested']} tested mutants "
+        f"(95 % Wilson interval: {low:.1%} to {high:.1%}). The second table lists the surviving "
+        "mutants, which no test detects."
     )
     return page(
         "Mutation testing",

@@ -209,14 +209,14 @@ def main(argv=None):
         rows.append([setting, *("0" if x == 0 else f"{x:.1e}" for x in largest)])
     text = common.page(
         "Predictions in different settings",
-        f"`python -m benchmarks.reliability.same_predictions --data {' '.join(args.data)} --epochs "
-        f"{args.epochs}`; {common.machine()}, torch {torch.__version__}. The table contains the "
-        "largest differences from a reference, which predicts all samples at once, with one "
-        f"thread, in one process. The differences are over {N_TEST} samples of each data set, both "
-        "architectures (shared trunk and published), and both searches (exhaustive and "
-        "early-stopped), with 8 orders in float32. The column *nats* contains the difference of "
-        "log p(x, y), *relative* this difference divided by the absolute value of log p(x, y), and "
-        "*probability* the difference of p(y | x).",
+        "Measured with `python -m benchmarks.reliability.same_predictions --data "
+        f"{' '.join(args.data)} --epochs {args.epochs}` on {common.machine()}, torch "
+        f"{torch.__version__}. The reference predicts all samples at once, with one thread, in one "
+        "process. The table contains the largest differences from the reference. Each is the "
+        f"maximum over {N_TEST} samples of each data set, both architectures (shared trunk and "
+        "published), and both searches (exhaustive and early-stopped), with 8 orders in float32. "
+        "*Nats* is the difference of log p(x, y). *Relative* is the same difference, divided by "
+        "the absolute value of log p(x, y). *Probability* is the difference of p(y | x).",
         common.table(["setting", "nats", "relative", "probability"], rows),
     )
     common.write_page(args.output / "same_predictions.md", text)

@@ -132,13 +132,14 @@ def page(record):
     heads += ["at the start, MiB"]
     return common.page(
         "Data larger than memory",
-        f"`python -m benchmarks.scale.larger_than_memory`; {record['machine']}, torch "
-        f"{record['torch']}. Images have {SIDE} x {SIDE} pixels, 16 tokens and {N_VIEWS} views; "
-        f"the prior has the sizes {PRIOR}. *Peak* is the largest resident memory of the whole "
-        "process. *Anonymous* is the largest memory that the process itself allocated. *Mapped "
-        "from files* is the largest memory that was mapped from files, including libraries. The "
-        "system can drop mapped pages at any time. *CPU ms* is the CPU time of all threads. In the "
-        "rows *fit from tokens*, it includes the check of the hashes of the token files.",
+        f"Measured with `python -m benchmarks.scale.larger_than_memory` on {record['machine']}, "
+        f"torch {record['torch']}. Each image has {SIDE} x {SIDE} pixels and {N_VIEWS} views of 16 "
+        f"tokens. The prior has the parameters {PRIOR}. *Peak* is the peak of the resident memory "
+        "of the process. *Anonymous* is the peak of the memory that the process allocated, "
+        "without mapped files. *Mapped from files* is the peak of the memory that was mapped from "
+        "files, including libraries. The system can free mapped pages at any time. *CPU ms* is "
+        "the CPU time of all threads. In the rows *fit from tokens*, the CPU time includes the "
+        "check of the hashes of the token files.",
         common.table([*heads, "CPU ms per image", "bytes per image"], rows),
     )
 

@@ -82,9 +82,9 @@ def main(argv=None):
             print(rows[-1], flush=True)
     text = common.page(
         "Memory of RandAR-L",
-        f"`python -m benchmarks.scale.memory`; {common.machine()}, torch {torch.__version__}, "
-        f"float32. The weights take {size:.2f} GiB. *Above the imports* is the peak minus the "
-        "memory after all imports.",
+        f"Measured with `python -m benchmarks.scale.memory` on {common.machine()}, torch "
+        f"{torch.__version__}, float32. The weights take {size:.2f} GiB. *Above the imports* is "
+        "the peak memory minus the memory that the process uses after all imports.",
         common.table(["job", "peak, GiB", "above the imports, GiB", "s"], rows),
     )
     common.write_page(args.output / "memory.md", text)

@@ -244,13 +244,14 @@ def projected_section(record):
     large = record["large"]
     blocks = [
         "## Counted and projected: the shape of RandAR-L",
-        f"RandAR-L has {large['weights'] / 1e6:.0f} M weights and 256 tokens; images are scored in "
+        f"RandAR-L has {large['weights'] / 1e6:.0f} M weights and 256 tokens. Images are scored in "
         f"{N_ORDERS} orders for {N_CLASSES} classes. The numbers of operations are counted. For "
-        "early-stopped scoring, the measurements with small priors are assumed to hold. The "
-        f"{common.PUBLISHED} evaluated 1/{1 / large['tokens_read']:.0f} of the tokens there (1000 "
-        f"synthetic characters), and the {common.SHARED} used {large['orders_read']:.0%} of the "
-        "orders (300 characters). **The times are projected, not measured**: GPUs are assumed to "
-        f"reach {UTILIZATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s all the time.",
+        "early-stopped scoring, we assume the same savings as in measurements with small priors. "
+        f"In these measurements, the {common.PUBLISHED} evaluated 1/{1 / large['tokens_read']:.0f} "
+        f"of the tokens (1000 synthetic characters). The {common.SHARED} used "
+        f"{large['orders_read']:.0%} of the orders (300 synthetic characters). **The times are "
+        f"projected, not measured**: we assume that GPUs reach {UTILIZATION:.0%} of "
+        f"{PEAK / 1e12:.0f} TFLOP/s throughout the job.",
     ]
     for n, n_images in IMAGES.items():
         rows = [
@@ -277,12 +278,13 @@ def projected_section(record):
     return [
         *blocks,
         common.table(["", "per image", *IMAGES], rows),
-        f"With early-stopped scoring, one such GPU would score {1 / trunk:.0f} images per second "
-        f"with a {common.SHARED}, and {1 / published:.1f} with the {common.PUBLISHED}. To keep the "
-        f"GPU busy with a {common.SHARED}, {decode / trunk:.1f} of the measured processors would "
-        f"have to decode image files, which would be read at {volume(FILE_BYTES / trunk)}/s. With "
-        f"the {common.PUBLISHED}, {decode / published:.2f} processors and "
-        f"{volume(FILE_BYTES / published)}/s would suffice.",
+        f"With early-stopped scoring, one GPU would score {1 / trunk:.0f} images per second with a "
+        f"{common.SHARED}, and {1 / published:.1f} images per second with the {common.PUBLISHED}. "
+        f"With a {common.SHARED}, decoding the image files for one GPU would keep "
+        f"{decode / trunk:.1f} CPU cores busy, and loading the files would need "
+        f"{volume(FILE_BYTES / trunk)}/s. With the {common.PUBLISHED}, "
+        f"{100 * decode / published:.0f} % of one CPU core and {volume(FILE_BYTES / published)}/s "
+        "would be enough.",
     ]
 
 
@@ -304,14 +306,15 @@ def simulated_section(record):
         "## Simulated: scheduling",
         f"The simulated job scores 1 M images, and each image takes {1e3 * published:.0f} ms "
         f"({common.PUBLISHED}, early-stopped). The client needs {1e3 * record['overhead']:.1f} ms "
-        "to assign a chunk of images and assigns one chunk after the other. *Some slow*: "
+        "to assign a chunk of images, and assigns the chunks one by one. *Some slow*: "
         f"{SLOW_SHARE:.0%} of the workers take {SLOWDOWN:.0f} times as long as the others. *And "
-        f"some die*: workers die after {LIFETIME:.0f} h on average. The chunk of a dead worker is "
-        f"lost, and another worker replaces the dead worker after {RESTART:.0f} s. Wall times are "
-        "divided by the ideal wall time:",
+        f"some die*: in addition, each worker dies after {LIFETIME:.0f} h on average. The chunk of "
+        f"a dead worker is lost, and a new worker replaces the dead worker after {RESTART:.0f} s. "
+        "The columns *all alike*, *some slow* and *and some die* contain the wall time divided by "
+        "the ideal wall time:",
         common.table([*heads, "deaths"], cluster),
-        "The next table compares the simulation with two real processes that score the digits. In "
-        "the simulation, a chunk takes as long as in one process that runs alone:",
+        "The next table compares the simulation with two real processes that score the digits. "
+        "The simulation assumes that a chunk takes as long as in one process that runs alone:",
         common.table(
             ["images per chunk", "chunks", "s, real", "s, simulated", "simulated / real"], check
         ),
@@ -321,8 +324,8 @@ def simulated_section(record):
 def page(record, command):
     return common.page(
         "Cost of a million images",
-        f"`{command}`; {record['machine']}; load of the machine before the run: "
-        f"{record['load']:.1f}." + record.get("note", ""),
+        f"Measured with `{command}` on {record['machine']}. The load average of the machine before "
+        f"the run was {record['load']:.1f}." + record.get("note", ""),
         *measured_section(record),
         *projected_section(record),
         *simulated_section(record),

@@ -146,8 +146,8 @@ def break_even(record):
         if faster:
             n, seconds = faster[0]
             lines.append(
-                f"- {name}: faster than one process from {n} images on. One process takes "
-                f"{seconds:.2f} s for this number of images."
+                f"- {name}: faster than one process for jobs of {n} images or more. One process "
+                f"scores {n} images in {seconds:.2f} s."
             )
         else:
             lines.append(f"- {name}: not faster for any of these sizes.")
@@ -174,25 +174,27 @@ def page(record, command):
     sent = [[what, f"{n:,}"] for what, n in record["bytes"].items() if what != "tasks"]
     return common.page(
         "Scoring by two processes",
-        f"`{command}`; {record['machine']} for each process, two processors; load of the machine "
-        f"before the run: {record['load']:.1f}. {record['images']} images of 16 tokens are scored "
-        "in 20 orders for 10 classes, with a prior of the default size for digits. The variants "
-        "run alternately, and the times are medians. *Largest difference* compares the results "
-        "with those of one process.",
+        f"Measured with `{command}` on {record['machine']} for each process, two processors. The "
+        f"load average of the machine before the run was {record['load']:.1f}. The job is to score "
+        f"{record['images']} images of 16 tokens in 20 orders for 10 classes. The prior has the "
+        "default size for digits. The variants run alternately, and the times are medians. "
+        "*Largest difference* is the largest difference from the results of one process.",
         common.table(
             ["", "seconds", "speed-up, median (lowest, highest)", "largest difference"], speed
         ),
         f"Two independent processes that score half of the images each are {bound:.2f} times as "
-        "fast as one process that scores all images. A higher speed-up is not possible on this "
-        "machine with its other load.",
+        "fast as one process that scores all images. A higher speed-up was not possible on this "
+        "machine, because other programs also used it.",
         common.table(["", "ms per empty task", "ms per call with two empty tasks"], costs),
-        f"The first call took {record['start']:.1f} s, because it starts the loky processes.",
-        "Seconds that small jobs take if the worker processes are already running:",
+        f"The first call took {record['start']:.1f} s, because it included the start of the loky "
+        "processes.",
+        "The next table contains the seconds that small jobs take if the worker processes are "
+        "already running:",
         common.table(["images", *seconds], sizes),
         break_even(record),
-        "Bytes that are sent to or from a worker:",
+        "The next table contains the bytes that the client and a worker send to each other:",
         common.table(["", "bytes"], sent),
-        f"The job is divided into {record['bytes']['tasks']} tasks.",
+        f"The classifier divides the job into {record['bytes']['tasks']} tasks.",
     )
 
 

@@ -120,15 +120,16 @@ def page(record, command):
     stopped = [r["stopped_orders"] for r in record["small"] if r["prior"] == common.SHARED]
     blocks = [
         ratio_table(record["small"]),
-        f"With early-stopped scoring, the shared trunk uses a fraction of {min(stopped):.2f} to "
-        f"{max(stopped):.2f} of the orders, depending on the number of classes."
+        f"With early-stopped scoring, the shared trunk uses a fraction between {min(stopped):.2f} "
+        f"and {max(stopped):.2f} of the orders. The fraction depends on the number of classes."
         + record.get("note", ""),
     ]
     if "large" in record:
         one = record["large"][0]
         blocks += [
-            "Time and operations to score one image in one order in bfloat16, with a shared trunk "
-            "of RandAR-L's shape (256 tokens, 16384 codes):",
+            "The next table contains the time and the operations needed to score one image in one "
+            "order in bfloat16. The prior has a shared trunk with RandAR-L's shape (256 tokens, "
+            "16384 codes):",
             common.table(
                 ["classes", "seconds", "seconds relative to one class",
                  "operations relative to one class"],
@@ -140,9 +141,10 @@ def page(record, command):
             ),
         ]  # fmt: skip
     about = (
-        f"`{command}`; {record['machine']}. The priors have two layers of width 64 and random "
-        f"weights. Images have 16 tokens and are scored in {N_ORDERS} orders. Operations and "
-        "seconds are divided by those of exhaustive scoring of one class with the same prior."
+        f"Measured with `{command}` on {record['machine']}. The priors have two layers of width 64 "
+        f"and random weights. Images have 16 tokens and are scored in {N_ORDERS} orders. "
+        "Operations and seconds are relative to exhaustive scoring of one class with the same "
+        "prior."
     )
     return common.page("Cost of classes", about, *blocks)
 

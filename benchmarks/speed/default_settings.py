@@ -45,10 +45,10 @@ def page(device, runs):
         heads += ["all orders, ms", "same class"]
         blocks.append(common.table(heads, run["rows"]))
     about = (
-        f"`{command}`. The times of prediction are milliseconds per image, measured on {N_TEST} "
-        'images. *Predict* uses early-stopped scoring (`search="auto"`, the default), and *all '
-        "orders* uses exhaustive scoring in 20 orders. The last column is the percentage of images "
-        "for which both predict the same class."
+        f"Measured with `{command}`. Prediction times are in milliseconds per image, measured on "
+        f'{N_TEST} images. *Predict* uses early-stopped scoring (`search="auto"`, the default), '
+        "and *all orders* uses exhaustive scoring in 20 orders. The last column is the percentage "
+        "of images for which early-stopped and exhaustive scoring predict the same class."
     )
     return common.page("Time with default settings", about, *blocks)
 

@@ -154,17 +154,20 @@ def page(record):
     ]  # fmt: skip
     return common.page(
         "Early-stopped against exhaustive scoring",
-        f"`python -m benchmarks.speed.early_stopping_errors`; {record['machine']}. Published "
-        "architecture, 20 orders." + record.get("note", ""),
-        f"1000 synthetic characters, 36 tokens, {many['n_images']} test images. Training the prior "
-        f"took {many['fit_s'] / 60:.0f} minutes. Accuracy of exhaustive scoring: "
-        f"{many['accuracy_1_order']:.4f} with 1 order, {many['accuracy']:.4f} with 20.",
+        f"Measured with `python -m benchmarks.speed.early_stopping_errors` on {record['machine']}. "
+        "All images are scored with the published architecture in 20 "
+        "orders." + record.get("note", ""),
+        "The first data set has 1000 synthetic characters as classes, 36 tokens per image and "
+        f"{many['n_images']} test images. Training the prior took {many['fit_s'] / 60:.0f} "
+        f"minutes. The accuracy of exhaustive scoring is {many['accuracy_1_order']:.4f} with 1 "
+        f"order and {many['accuracy']:.4f} with 20 orders.",
         error_table(many),
-        f"Digits, 16 tokens, {digits['n_images']} test images. Accuracy of exhaustive scoring: "
+        "The second data set has the digits as classes, 16 tokens per image and "
+        f"{digits['n_images']} test images. The accuracy of exhaustive scoring is "
         f"{digits['accuracy']:.4f}.",
         error_table(digits),
-        "Scoring with only some of the 1000 characters as classes (allowed error 0.001, at most "
-        "100 images):",
+        "In the next table, the classes are only a part of the 1000 characters (allowed error "
+        "0.001, at most 100 images):",
         common.table(
             ["classes", "token evaluations per image, exhaustive", "early-stopped",
              "s per image, early-stopped"],

@@ -52,8 +52,9 @@ def main(argv=None):
         rows.append([name, f"{statistics.median(seconds):.1f}", f"{ratio:.2f}"])
     text = common.page(
         "Grid search",
-        f"`python -m benchmarks.speed.grid_search`; {common.machine()}. Data: digits; each fit "
-        f"takes {args.max_iter} epochs. The times are medians of {args.repeats} alternating runs.",
+        f"Measured with `python -m benchmarks.speed.grid_search` on {common.machine()}. The data "
+        f"are the digits. Each fit takes {args.max_iter} epochs. The variants run alternately, and "
+        f"each time is the median of {args.repeats} runs.",
         common.table(["", "s", "relative to `cross_val_score`"], rows),
     )
     common.write_page(args.output / "grid_search.md", text)

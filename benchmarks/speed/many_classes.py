@@ -70,16 +70,16 @@ def page(record, command):
     ]  # fmt: skip
     return common.page(
         "Hundreds of classes",
-        f"`{command}`; {record['machine']}. {record['classes']} synthetic characters, "
-        f"{record['per_class']} training images each, {record['epochs']} epochs, "
-        f"{record['images']} test images, 36 tokens, 20 orders. *Transformer passes* are the "
-        "forward passes needed to score one image in all orders for all classes."
-        + record.get("note", ""),
+        f"Measured with `{command}` on {record['machine']}. {record['classes']} synthetic "
+        f"characters with {record['per_class']} training images each are the classes. Training "
+        f"takes {record['epochs']} epochs. The {record['images']} test images have 36 tokens each "
+        "and are scored in 20 orders. *Transformer passes* are the forward passes needed to score "
+        "one image in all orders for all classes." + record.get("note", ""),
         common.table(heads, rows),
         "With the shared trunk, early-stopped scoring and exhaustive scoring predicted the same "
-        f"class for {100 * record['rows'][-1]['agreement']:.1f} % of the images. The operations of "
-        "early-stopped scoring include the output heads of all classes in every order that was "
-        "used, also of classes that had been dropped.",
+        f"class for {100 * record['rows'][-1]['agreement']:.1f} % of the images. For each order "
+        "that early-stopped scoring uses, the operations include the output heads of all classes, "
+        "even of dropped classes.",
     )
 
 

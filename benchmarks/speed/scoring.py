@@ -171,8 +171,9 @@ def cross_entropy(device):
         args = hidden, weight, torch.randint(16384, (512,), device=device)
         ours, fused = (1e3 * best_of(device, f, *args) for f in (token_log_prob, torch_fused))
         lines.append(
-            f"Log-probabilities of 512 tokens from a codebook of 16384 x 1024, {precision}: "
-            f"{ours:.1f} ms, `torch.nn.functional.linear_cross_entropy` {fused:.1f} ms."
+            f"In {precision}, the engine computes the log-probabilities of 512 tokens from a "
+            f"codebook of 16384 x 1024 in {ours:.1f} ms, and "
+            f"`torch.nn.functional.linear_cross_entropy` in {fused:.1f} ms."
         )
     return lines
 
@@ -251,9 +252,9 @@ def page(kind, records):
     blocks = [
         range_table(records),
         "A sequence is one image, scored in one order for one class. *Percentage of the matmul "
-        "rate* compares the operations per second with the fastest matrix product on the same "
-        "machine. For the engine, it counts the operations of the published procedure, including "
-        "those that the engine avoids.",
+        "rate* is the number of operations per second, as a percentage of the rate of the fastest "
+        "matrix product on the same machine. In the rows of the engine, the operations are those "
+        "of the published procedure, including operations that the engine avoids.",
     ]
     for device, record in records.items():
         heads = [
@@ -266,24 +267,24 @@ def page(kind, records):
         heads += ["times published in float32", "percentage of the matmul rate"]
         blocks += [
             f"## Scoring speed on {device}",
-            f"torch {record['torch']}. Medians of {record['repeats']} runs, in which the "
-            "procedures alternate.",
+            f"These numbers were measured with torch {record['torch']}. They are medians of "
+            f"{record['repeats']} runs, and the procedures run alternately.",
             common.table(heads, record["speeds"]),
             record["cross_entropy"],
         ]
         if record["memory"]:
             blocks += [
-                "Peak memory of RandAR-L, minus the memory for the weights and the imports. Each "
-                "row was measured in a process of its own:",
+                "The next table contains the peak memory of RandAR-L, minus the memory for the "
+                "weights and the imports. A separate process measured each row:",
                 common.table(
                     ["procedure", "precision", "images", "classes", "GiB"], record["memory"]
                 ),
             ]
     about = (
-        f"`python -m benchmarks.speed.scoring`, once on each of these machines: "
-        f"{'; '.join(records)}. The table contains the speed-up of the engine over a literal "
-        "implementation of the published procedure. If machines differ, the lowest and the highest "
-        "speed-up of the machines are given:"
+        "Measured with `python -m benchmarks.speed.scoring`, once on each of these machines: "
+        f"{'; '.join(records)}. The table shows how many times as fast the library's engine is as "
+        "a literal implementation of the published procedure. If the machines differ, the table "
+        "contains the lowest and the highest speed-up:"
     )
     return common.page(f"Scoring speed, {'CUDA' if kind == 'cuda' else 'CPU'}", about, *blocks)
 

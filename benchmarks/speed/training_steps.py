@@ -83,9 +83,9 @@ def main(argv=None):
     ).stdout.strip()
     text = common.page(
         "Training steps per second",
-        f"`python -m benchmarks.speed.training_steps`; {common.machine()}. The variants run "
-        f"alternately, and the table contains medians of {REPEATS} runs. *Before* is revision "
-        f"{revision}. All variants use AdamW.",
+        f"Measured with `python -m benchmarks.speed.training_steps` on {common.machine()}. The "
+        f"variants run alternately, and the table contains medians of {REPEATS} runs. *Before* is "
+        f"revision {revision}. All variants use AdamW.",
         common.table(["data", "variant", "steps per second", "relative to before"], rows),
     )
     common.write_page(args.output / "training_steps.md", text)

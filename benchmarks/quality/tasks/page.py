@@ -13,35 +13,38 @@ COLUMNS = {
 }
 INTRO = """
 This page compares `AnyOrderARClassifier` with other classifiers. All classifiers have default
-parameters unless the table states others. On images, the page also compares it with the small
-ResNet of [the test of the claims](claims.md), trained on 16 views per image. Tasks need no download
-unless the task names a package. No parameter was tuned on these test data.
+parameters unless the table states others. On images, another competitor is the small ResNet of
+[the test of the claims](claims.md), which is trained on 16 views per image. Only tasks that name a
+package need a download. No parameter was tuned on the test data of this page.
 
-`python -m benchmarks.quality.tasks`; {machine}, one thread per job. Numbers are means over the
-seeds. The seed determines the split, the images and the initial weights. *Accuracy* is in percent,
+Measured with `python -m benchmarks.quality.tasks` on {machine}, one thread per
+job. Numbers are means over the seeds. The seed determines the split, the images and the initial weights. *Accuracy* is in percent,
 with the standard deviation over the seeds. *Nats* is the mean negative log-probability of the true
-class. *ECE* is the expected calibration error with 15 bins. A dash means that a classifier does not
-predict probabilities. *Fit* is the CPU time of one `fit`. *Predict* is the CPU time of `predict`
-per image or table row if many are predicted in one call.
+class. *ECE* is the expected calibration error with 15 bins. Even for perfectly calibrated
+probabilities, the ECE on a finite test set is above zero. A dash means that a classifier does not
+predict probabilities. *Fit* is the CPU time of one `fit`. *Predict* is the CPU time per image or
+table row if one call of `predict` processes many images or rows.
 """
 ABOUT = {
-    "digits": "scikit-learn's handwritten digits, 8 x 8",
-    "glyphs": "ten letters in many fonts and colours, 32 x 32",
-    "textures": "patches of two photographs, 16 x 16; the class is the area of the photographs "
-    "that contains the patch, and test patches come from stripes without training patches",
-    "characters": "100 synthetic characters with 20 images each, 32 x 32",
-    "animals": "silhouettes of ten animals, 28 x 28 (package `animal-mnist`)",
-    "iris": "a table",
-    "wine": "a table",
-    "breast cancer": "a table",
+    "digits": "scikit-learn's handwritten digits, 8 x 8 pixels",
+    "glyphs": "ten letters in many fonts and colours, 32 x 32 pixels",
+    "textures": "patches of 16 x 16 pixels from two photographs. The class of a patch is the area "
+    "of the photographs that contains the patch. Test patches come from stripes without training "
+    "patches",
+    "characters": "100 synthetic characters with 20 training images each, 32 x 32 pixels",
+    "animals": "silhouettes of ten animals, 28 x 28 pixels (package `animal-mnist`)",
+    "iris": "a table of scikit-learn",
+    "wine": "a table of scikit-learn",
+    "breast cancer": "a table of scikit-learn",
     "digits as a table": "the digits as 64 columns, not as images",
 }
 # Why probabilities are less well calibrated on a task
 NOTES = {
-    "textures": "`fit` holds out some of its patches, and these overlap with training patches. The "
-    "classifier predicts the correct class for 88.6 % of the held-out patches "
-    "([views and the posterior](benchmarks.md#views-and-the-posterior)). A temperature that is "
-    "fitted on the held-out patches is therefore too low for test patches from other stripes.",
+    "textures": "`fit` holds out a part of the patches. The held-out patches overlap with training "
+    "patches, so the classifier predicts the correct class for 88.6 % of them "
+    "([views and the posterior](benchmarks.md#views-and-the-posterior)). The accuracy on test "
+    "patches, which come from other stripes, is much lower. Therefore a temperature that is fitted "
+    "on the held-out patches is too low for the test patches.",
 }
 
 
@@ -77,18 +80,17 @@ def defaults(rows):
     return (
         f"With default parameters, `AnyOrderARClassifier()` chose {text['tokens']} tokens, "
         f"{text['codes']} codes, {text['layers']} layers of width {text['width']} and "
-        f"{text['epochs']} epochs. Its temperature is {text['temperature']}."
+        f"{text['epochs']} epochs. The temperature is {text['temperature']}."
     )
 
 
 def chance(rows):
-    """Return sentences with the ECE of a perfectly calibrated classifier, if it is known."""
+    """Return a sentence with the ECE of a perfectly calibrated classifier, if it is known."""
     known = [row["chance_ece"] for row in rows if "chance_ece" in row and "chosen" in row]
     if not known:
         return ""
     return (
-        "ECE is not zero on a finite test set, even if probabilities are perfectly calibrated. If "
-        "the probabilities of `AnyOrderARClassifier()` were perfectly calibrated, the expected ECE "
+        "If the probabilities of `AnyOrderARClassifier()` were perfectly calibrated, the expected ECE "
         f"on this test set would be {100 * np.mean(known):.1f} %."
     )
 
@@ -101,7 +103,8 @@ def page(results):
         first = ABOUT[name][0].upper() + ABOUT[name][1:]
         blocks += [
             f"## {name.capitalize()}",
-            f"{first}; {rows[0]['n']} training and {rows[0]['n_test']} test samples.",
+            f"{first}. The task has {rows[0]['n']} training samples and {rows[0]['n_test']} test "
+            "samples.",
             task_table(rows),
             defaults(rows),
             chance(rows),
