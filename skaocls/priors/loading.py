@@ -35,11 +35,11 @@ def prior_from_state_dict(
     """Create a prior from weights, in evaluation mode.
 
     The shapes of the weights determine the sizes of the prior. Float32 tensors become parameters of
-    the prior without a copy. If `grid` is None, the published grid of 16 x 16 is used. If
-    `n_head` is None, the published value ``dim / 64`` is used. The class table has one row per class, and may have one
-    more row for the null class. If this row is missing, the null class gets the mean of the class
-    vectors. The null class only affects evidence without a rival, guidance, ``finetune="head"`` and
-    class dropout. Error messages call the weights `source`.
+    the prior without a copy. If `grid` is None, the published grid of 16 x 16 is used. If `n_head`
+    is None, the published value ``dim / 64`` is used. The class table has one row per class, and
+    may have one more row for the null class. If this row is missing, the null class gets the mean
+    of the class vectors. The null class only affects evidence without a rival, guidance,
+    ``finetune="head"`` and class dropout. Error messages call the weights `source`.
     """
     try:
         vocab_size, dim = state["tok_embeddings.weight"].shape

@@ -106,7 +106,7 @@ class ClassHead(nn.Module):
         return base + tilts.view(*tilts.shape[:-1], self.n_groups, self.group_size)
 
     def log_prob(self, base: Tensor, z: Tensor, codes: Tensor) -> Tensor:
-        """Return log-probabilities of `codes` (...). `base` is from :meth:`base`, z is (..., rank)."""
+        """Return log-probabilities of codes (...). `base` comes from :meth:`base`."""
         group, member = self.place(codes)
         among = base.logsumexp(-1) + self.groups(z).float()
         # tilting all codes is faster than copying the codes of each target's group
@@ -286,7 +286,7 @@ def group_size(vocab_size: int) -> int:
 
 
 def similar_slots(codebook: np.ndarray) -> np.ndarray:
-    """Return a slot for each code of a codebook (vocab_size, n_features): similar codes, near slots.
+    """Return a slot for each code of a codebook (vocab_size, n_features). Groups are similar codes.
 
     The codes are split into halves along their principal axis. Each half is split in the same way
     again, until every part is at most as large as a group.

@@ -163,8 +163,9 @@ class Prior(nn.Module, ABC):
 class AnyOrderPrior(Prior):
     """Class-conditional any-order autoregressive transformer over a grid of tokens.
 
-    The prior computes log p(tokens | class, order) as a sum over steps. Each step predicts the token
-    at one position of the grid. State-dict keys and shapes match the published RandAR checkpoints.
+    The prior computes log p(tokens | class, order) as a sum over steps. Each step predicts the
+    token at one position of the grid. State-dict keys and shapes match the published RandAR
+    checkpoints.
 
     Parameters
     ----------

@@ -16,9 +16,9 @@ def joint_log_proba(
     ``"mean_log_likelihood"`` averages the log-likelihoods over the orders. This is the log of the
     geometric mean of the likelihoods. ``"logsumexp"`` averages the likelihoods over the orders, as
     if the order were a latent variable with a uniform prior. ``"mean_posterior"`` averages the
-    posteriors of the individual orders. The result is the log of this average plus log p(image),
-    as estimated by ``"logsumexp"``. Impossible tokens have a log-likelihood of -inf. If an order is impossible under every class, the posterior of this order
-    is the class prior.
+    posteriors of the individual orders. The result is the log of this average plus log p(image), as
+    estimated by ``"logsumexp"``. Impossible tokens have a log-likelihood of -inf. If an order is
+    impossible under every class, the posterior of this order is the class prior.
     """
     per_order = torch.from_numpy(log_likelihood + class_log_prior)
     if aggregation == "mean_log_likelihood":

@@ -30,9 +30,9 @@ def fit_temperature(
 
     `log_likelihood`, `class_log_prior` and `aggregation` are passed to
     :func:`skaocls.scoring.aggregation.joint_log_proba`. For each image, `labels` contains the
-    column index of the true class. The class prior is not divided by the temperature. Images with zero
-    likelihood under their true class are ignored. The temperature is 1 if no images are left, or if
-    only one class has a positive prior probability.
+    column index of the true class. The class prior is not divided by the temperature. Images with
+    zero likelihood under their true class are ignored. The temperature is 1 if no images are left,
+    or if only one class has a positive prior probability.
     """
     columns = np.asarray(labels)
     weights = np.ones(len(columns)) if sample_weight is None else np.asarray(sample_weight)

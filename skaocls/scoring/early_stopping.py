@@ -17,11 +17,12 @@ comparisons together, because likelihood ratios are martingales (Ville's inequal
 priors are imperfect, the lag must also be at least twice the standard error of the lag.
 
 *From the end of the first order*, Student's bound applies if it is smaller than Wald's bound.
-Exhaustive scoring adds up M = n_orders * n_tokens log-probabilities per class. Early
-stopping treats the first m of these values as a random sample, drawn without replacement. The
-standard error of the lag after m tokens is ``s * sqrt(m * (1 - m / M))``, where s is the standard
-deviation of the m differences from the leading class. Student's bound is this standard error times the ``1 - error`` quantile of
-Student's distribution with m - 1 degrees of freedom. The bound shrinks to zero as m approaches M.
+Exhaustive scoring adds up M = n_orders * n_tokens log-probabilities per class. Early stopping
+treats the first m of these values as a random sample, drawn without replacement. The standard error
+of the lag after m tokens is ``s * sqrt(m * (1 - m / M))``, where s is the standard deviation of the
+m differences from the leading class. Student's bound is this standard error times the ``1 - error``
+quantile of Student's distribution with m - 1 degrees of freedom. The bound shrinks to zero as m
+approaches M.
 
 *If each order uses its own view of the image*, the tokens of one view are not a random sample of
 all tokens. For example, a background may be a rare code in one view only. Therefore no class is
@@ -30,9 +31,9 @@ the tokens, as above, and from the complete orders. The larger value is used.
 
 The parameter `error` is the allowed probability that early stopping and exhaustive scoring find
 different best classes (by the mean log-likelihood). The actual probability may be larger, because
-the assumptions are never met exactly. Wald's bound assumes a perfect prior. Student's bound assumes exchangeable differences and a single
-comparison. The script ``benchmarks/speed/early_stopping_errors.py`` measures the actual
-probability.
+the assumptions are never met exactly. Wald's bound assumes a perfect prior. Student's bound assumes
+exchangeable differences and a single comparison. The script
+``benchmarks/speed/early_stopping_errors.py`` measures the actual probability.
 
 The log-likelihood of a class is exact for each order in which the class was scored. For all other
 orders, the log-likelihood is estimated. If the class was not dropped, the estimate is the mean of
@@ -91,8 +92,8 @@ def score_until_decided(
     """Score the classes of each image until only one class is left (the image is decided).
 
     Most arguments are documented in :func:`skaocls.scoring.exhaustive.log_likelihoods`.
-    `class_log_prior` (n_classes,) may contain -inf. The result for an image does not depend on the other
-    images.
+    `class_log_prior` (n_classes,) may contain -inf. The result for an image does not depend on the
+    other images.
     """
     prior.eval()
     device = prior.device
@@ -189,8 +190,8 @@ class Comparison:
         n_pairs = lanes
         if not self.shared:
             n_pairs = max(1, int((n_active[image].cumsum(0) <= lanes).sum()))
-        # Sort the pairs by image, as in exhaustive scoring. The rounding in the attention depends on
-        # whether the index of a lane is odd or even. If pairs were not sorted, this index would
+        # Sort the pairs by image, as in exhaustive scoring. The rounding in the attention depends
+        # on whether the index of a lane is odd or even. If pairs were not sorted, this index would
         # depend on the other images.
         together = image[:n_pairs].argsort(stable=True)
         return image[:n_pairs][together], order[:n_pairs][together]

@@ -101,7 +101,7 @@ class Engine:
         self.class_heads = torch.einsum("chk,dhk->chd", *heads)
 
     def pairs(self, codes: Tensor, orders: Tensor) -> Pairs:
-        """Compute what does not depend on the class. The arguments have shape (n_pairs, n_tokens)."""
+        """Compute what does not depend on the class. Arguments have shape (n_pairs, n_tokens)."""
         prior, layer = self.prior, self.layers[0]
         targets = codes.gather(1, orders)
         x, rope = prior.interleave(targets, orders)

@@ -21,7 +21,8 @@ from skaocls.scoring.shared_trunk_engine import make_engine
 STREAM_CPU, MIN_ROWS_CPU = 2**18, 2**11
 STREAM_CUDA = 2**24
 # Compiling takes about a minute. Therefore, the engine is compiled only if scoring needs at least
-# this many floating-point operations. On CPUs, compiling saves no time (benchmarks/speed/scoring.py).
+# this many floating-point operations. On CPUs, compiling saves no time
+# (benchmarks/speed/scoring.py).
 COMPILE_FROM = {"cuda": 1e17}
 # Smallest width at which bfloat16 is faster than float32 on CPUs (benchmarks/speed/scoring.py)
 BFLOAT16_MIN_DIM = 512
@@ -57,8 +58,8 @@ def log_likelihoods(
     The result is float64 and has shape (n_images, n_orders, n_classes). `codes` has shape
     (n_images, n_tokens) and is in raster order. If `codes` has shape (n_images, n_orders,
     n_tokens), each order uses its own view. `orders` has shape (n_orders, n_tokens). `labels` are
-    row indices of the class table. `dtype` is the type of the matrix products. The residual stream and the log-softmax
-    are always in float32. Sums over tokens are always in float64.
+    row indices of the class table. `dtype` is the type of the matrix products. The residual stream
+    and the log-softmax are always in float32. Sums over tokens are always in float64.
     """
     prior.eval()
     device = prior.device

@@ -9,10 +9,10 @@ DRAWN = ("random", "antithetic")  # values of the parameter `order` for random o
 def draw_orders(n_orders: int, n_tokens: int, seed: int, antithetic: bool = False) -> np.ndarray:
     """Draw random orders: int64 permutations of raster indices, (n_orders, n_tokens).
 
-    All permutations have the same probability. If `n_orders` increases and the seed stays
-    the same, new orders are added after the old orders. If `antithetic` is True, the reverse of each
-    random order follows the random order. A token that has few preceding tokens in an order then
-    has many preceding tokens in the reverse order.
+    All permutations have the same probability. If `n_orders` increases and the seed stays the same,
+    new orders are added after the old orders. If `antithetic` is True, the reverse of each random
+    order follows the random order. A token that has few preceding tokens in an order then has many
+    preceding tokens in the reverse order.
     """
     if antithetic:
         half = draw_orders(-(-n_orders // 2), n_tokens, seed)

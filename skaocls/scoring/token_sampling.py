@@ -146,8 +146,8 @@ def generate_batch(
             given, null = logits.chunk(2)
             logits = null + guidance * (given - null)
         tokens[:, start:stop] = sample(logits, uniforms[:, start:stop])
-        # Of the instructions of this step, only the first had the same mask as in training. The next
-        # step processes the other instructions again.
+        # Of the instructions of this step, only the first had the same mask as in training. The
+        # next step processes the other instructions again.
         n_cached = instructions + 1
     return codes.scatter(1, orders, tokens)
 

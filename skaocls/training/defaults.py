@@ -47,7 +47,6 @@ ACTIVATION_BUDGET = 2**32
 
 
 def default_batch_size(n_samples: int, n_tokens: int, tabular: bool = False) -> int:
-    """Return the number of samples per training step."""
     steps = MIN_STEPS_PER_EPOCH_OF_TABLES if tabular else MIN_STEPS_PER_EPOCH
     return int(np.clip(min(n_samples // steps, BATCH_TOKENS // n_tokens), MIN_BATCH, MAX_BATCH))
 

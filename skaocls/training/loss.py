@@ -28,25 +28,13 @@ POSTERIOR_STRIDE = 2  # the posterior uses every second token
 
 
 class TrainingBatch(NamedTuple):
-    """Tensors for one training step. Each tensor has one row per image.
+    """Tensors for one training step. Each tensor has one row per image."""
 
-    Attributes
-    ----------
-    codes, orders : int64 tensors of shape (n, n_tokens)
-        `codes` are the tokens in raster order. `orders` contains one token order for each image.
-    labels : int64 tensor of shape (n,)
-        Class of each image. The value `num_classes` is the null class.
-    weights : float32 tensor of shape (n,) or None
-        Sample weights. If None, all images have the same weight.
-    rivals : int64 tensor of shape (n, n_rivals) or None
-        Rival classes of each image. If None, the loss does not contain the posterior.
-    """
-
-    codes: Tensor
-    orders: Tensor
-    labels: Tensor
-    weights: Tensor | None = None
-    rivals: Tensor | None = None
+    codes: Tensor  # int64 (n, n_tokens), in raster order
+    orders: Tensor  # int64 (n, n_tokens), one token order for each image
+    labels: Tensor  # int64 (n,); the value `num_classes` is the null class
+    weights: Tensor | None = None  # float32 (n,); if None, all images have the same weight
+    rivals: Tensor | None = None  # int64 (n, n_rivals); if None, the loss omits the posterior
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "TrainingBatch":
         return TrainingBatch(*(None if t is None else function(t) for t in self))  # type: ignore[arg-type]
@@ -94,7 +82,6 @@ class TrainingLoss(nn.Module):
 
 
 def number_of_rivals(num_classes: int) -> int:
-    """Return the number of rival classes that each image has."""
     return min(num_classes - 1, MAX_RIVALS)
 
 

@@ -31,34 +31,17 @@ RESTART_RATE_FACTOR = 0.1  # each restart multiplies the learning rate by this f
 
 @dataclass
 class History:
-    """History of a training run.
+    """History of a training run. Losses and log-likelihoods are in nats per token."""
 
-    Attributes
-    ----------
-    loss_curve : list of float
-        Mean training loss of each epoch, in nats per token.
-    validation_curve : list of float
-        Mean validation log-likelihood after each epoch, in nats per token. The list is empty if no
-        validation data are used.
-    n_iter : int
-        Number of epochs.
-    best_iter : int
-        Number of the epoch whose weights were kept. The first epoch has the number 1.
-    converged : bool
-        Whether the validation curve was flat at the end. If no validation data are used, the loss
-        curve is examined instead.
-    interrupted : bool
-        Whether Ctrl-C ended the training.
-    settings : dict
-        Values that training used for `max_iter`, `batch_size` and `learning_rate_init`.
-    """
-
-    loss_curve: list[float] = field(default_factory=list)
+    loss_curve: list[float] = field(default_factory=list)  # mean training loss of each epoch
+    # mean validation log-likelihood after each epoch; empty if no validation data are used
     validation_curve: list[float] = field(default_factory=list)
-    n_iter: int = 0
-    best_iter: int = 0
+    n_iter: int = 0  # number of epochs
+    best_iter: int = 0  # epoch whose weights were kept; the first epoch has the number 1
+    # whether the validation curve was flat at the end; if it is empty, the loss curve is examined
     converged: bool = False
-    interrupted: bool = False
+    interrupted: bool = False  # whether Ctrl-C ended the training
+    # values that training used for `max_iter`, `batch_size` and `learning_rate_init`
     settings: dict[str, int | float] = field(default_factory=dict)
 
 
@@ -67,15 +50,12 @@ class TrainingState:
 
     Attributes
     ----------
-    parameters : list of Parameter
-        Trainable parameters of the prior.
     weights, average, last_good : list of Tensor
         Three versions of the trainable weights: the current weights, their running average, and the
         weights at the end of the last completed epoch.
     best : list of Tensor or None
         Running average after the epoch with the highest validation log-likelihood. If no validation
         data are used, `best` is None.
-    optimizer : torch.optim.AdamW
     generator, dropout_generator : torch.Generator
         `generator` draws batches, orders and dropped labels, which are the same on all ranks.
         `dropout_generator` draws dropout masks, which differ between ranks.
@@ -87,7 +67,6 @@ class TrainingState:
         Sum of the losses of all steps in the current epoch on this rank.
     n_restarts : int
         Number of times that training diverged and restarted at a lower learning rate.
-    history : History
     """
 
     def __init__(self, prior: Prior, optimizer: torch.optim.AdamW, seed: int):
