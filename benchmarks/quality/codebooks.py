@@ -29,8 +29,8 @@ def main(argv=None):
     text = common.page(
         "Codebook size",
         f"Measured with `python -m benchmarks.quality.codebooks` on {common.machine()}. The column "
-        "*codes* contains the codebook size that `PatchTokenizer` chose for the training images "
-        "of each of three seeds. `PatchTokenizer` used the labels for this choice.",
+        "*codes* contains three codebook sizes, which `PatchTokenizer` chose for the training "
+        "images of three seeds. `PatchTokenizer` used the labels for this choice.",
         common.table(["data", "images", "codes", "seconds"], rows),
     )
     common.write_page(args.output / "codebooks.md", text)

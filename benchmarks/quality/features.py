@@ -112,14 +112,14 @@ def page(record):
     return common.page(
         "Tokens of a pretrained network",
         "Measured with `python -m benchmarks.quality.features` on "
-        f"{common.machines(record.values())}. Two photographs are divided into twelve areas. The "
-        f"task is to predict which area contains a crop of {SIDE} x {SIDE} pixels. Each area has "
-        f"{N_TRAIN} training crops, and {N_TEST} test crops from another part of the area. The "
-        f"crops are resized to {INPUT} x {INPUT} pixels for EfficientNet-Lite0 with ImageNet "
-        f"weights. The tokenizer uses the output of the layer `{LAYER}` of this network. The prior "
-        f"is trained for {SETTINGS['max_iter']} epochs on {SETTINGS['augmentation']} views of each "
-        "crop. This test is weak, because it uses only two photographs, and the classes are "
-        "areas, not objects.",
+        f"{common.machines(record.values())}. Two photographs are divided into twelve areas in "
+        f"total. The task is to predict which area contains a crop of {SIDE} x {SIDE} pixels. Each "
+        f"area has {N_TRAIN} training crops, and {N_TEST} test crops from another part of the "
+        f"area. The crops are resized to {INPUT} x {INPUT} pixels for EfficientNet-Lite0 with "
+        f"ImageNet weights. The tokenizer uses the output of the layer `{LAYER}` of this network. "
+        f"The prior is trained for {SETTINGS['max_iter']} epochs on {SETTINGS['augmentation']} "
+        "views of each crop. This test is weak, because it uses only two photographs, and the "
+        "classes are areas, not objects.",
         common.table(["classifier", "tokens", "codes", "accuracy, %", "seeds"], rows),
     )
 

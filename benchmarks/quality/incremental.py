@@ -81,10 +81,11 @@ def page(record):
         "Incremental learning",
         f"Measured with `python -m benchmarks.quality.incremental` on {record['machine']}. With "
         f"the digits, each step adds two classes and trains for {settings['epochs']} epochs. With "
-        f"{settings['classes']} characters, each step adds {max(1, settings['classes'] // 30)} "
-        f"characters and trains for {settings['character_epochs']} epochs. Each character has "
-        f"{settings['per_class']} training images. Priors use 8 orders and no dropout. "
-        "*Transformer passes* are the forward passes needed to score one image in one order.",
+        f"the {settings['classes']} synthetic characters, each step adds "
+        f"{max(1, settings['classes'] // 30)} classes and trains for "
+        f"{settings['character_epochs']} epochs. Each character has {settings['per_class']} "
+        "training images. Priors use 8 orders and no dropout. *Transformer passes* are the "
+        "forward passes needed to score one image in one order.",
         common.table(heads, rows),
     )
 

@@ -230,7 +230,8 @@ def page(record):
         "means that the accuracy is measured on a quarter of the training images. *Test* means "
         "that the accuracy is measured on the test images. All priors are trained for "
         f"{SHORT_TRAINING['max_iter']} epochs, far fewer than with default parameters. Naive Bayes "
-        f"uses the same tokens as the prior. {len(record)} of {len(JOBS)} jobs are finished.",
+        f"uses the same tokens as the prior. The table contains the results of {len(record)} of "
+        f"{len(JOBS)} jobs.",
         common.table(heads, shift_rows),
         common.table(marked, shortcut_rows),
     )

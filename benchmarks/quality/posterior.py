@@ -69,13 +69,13 @@ def page(record):
     return common.page(
         "Views for each order, and the posterior's loss",
         "Measured with `python -m benchmarks.quality.posterior` on "
-        f"{common.machines(record.values())}, one thread, with other work running at the same "
-        "time. Classifiers are fitted on 80 % of the training images and evaluated on the other "
-        "20 %. *Weight* is `posterior_weight`. All other parameters have their default values. "
-        'Orders use the original image (`crop="center"`) or a different view for each order '
-        '(`crop="views"`). *Nats per image* is the mean negative log-probability of the true '
-        "class. *Nats per token* is the mean negative log-likelihood of a token under the true "
-        "class.",
+        f"{common.machines(record.values())}, one thread. Other programs ran on the machine at the "
+        "same time. Classifiers are fitted on 80 % of the training images and evaluated on the "
+        "other 20 %. *Weight* is `posterior_weight`. All other parameters have their default "
+        'values. Orders use the original image (`crop="center"`) or a different view for each '
+        'order (`crop="views"`). *Nats per image* is the mean negative log-probability of the '
+        "true class. *Nats per token* is the mean negative log-likelihood of a token under the "
+        "true class.",
         common.table(heads, rows),
     )
 

@@ -212,11 +212,12 @@ def main(argv=None):
         "Measured with `python -m benchmarks.reliability.same_predictions --data "
         f"{' '.join(args.data)} --epochs {args.epochs}` on {common.machine()}, torch "
         f"{torch.__version__}. The reference predicts all samples at once, with one thread, in one "
-        "process. The table contains the largest differences from the reference. Each is the "
-        f"maximum over {N_TEST} samples of each data set, both architectures (shared trunk and "
-        "published), and both searches (exhaustive and early-stopped), with 8 orders in float32. "
-        "*Nats* is the difference of log p(x, y). *Relative* is the same difference, divided by "
-        "the absolute value of log p(x, y). *Probability* is the difference of p(y | x).",
+        "process. The table contains the largest differences from the reference. Each number in "
+        f"the table is the maximum over {N_TEST} samples of each data set, both architectures "
+        "(shared trunk and published), and both searches (exhaustive and early-stopped), with 8 "
+        "orders in float32. *Nats* is the difference between the two values of log p(x, y). "
+        "*Relative* is this difference divided by the absolute value of log p(x, y). "
+        "*Probability* is the difference between the two values of p(y | x).",
         common.table(["setting", "nats", "relative", "probability"], rows),
     )
     common.write_page(args.output / "same_predictions.md", text)

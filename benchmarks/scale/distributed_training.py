@@ -151,10 +151,10 @@ def main(argv=None):
         f"Measured with `python -m {MODULE}` on {common.machine()}, torch {torch.__version__}, "
         f"float32, one thread in each process, batch size {BATCH}, {GRID[0] * GRID[1]} tokens. The "
         f"processes communicate through gloo in {network}. Before the run, the load average of the "
-        f"machine was {load:.1f}. In each of {args.repeats} rounds, training with one process "
-        "alternates with training with two processes. The table contains medians, with the lowest "
-        "and the highest value in brackets. *Sent* is the number of bytes that each of the two "
-        "processes sends in a training step.",
+        f"machine was {load:.1f}. Each of {args.repeats} rounds measures training with one process "
+        "and training with two processes. The table contains medians, with the lowest and the "
+        "highest value in brackets. *Sent* is the number of bytes that each of the two processes "
+        "sends in a training step.",
         common.table([*heads, "4 bytes x parameters, MB"], rows),
     )
     common.write_page(args.output / "distributed_training.md", text)

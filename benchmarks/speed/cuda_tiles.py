@@ -57,10 +57,10 @@ def main(argv=None):
     device = torch.device("cuda")
     about = (
         f"Measured with `python -m benchmarks.speed.cuda_tiles` on {common.machine(device)}, torch "
-        f"{torch.__version__}. Each number is the best of {RUNS} runs, so the first run, which is "
-        "a warm-up, does not affect it. A sequence is one image, scored in one order for one "
-        "class. *Single image* is the time to score one image in several orders for several "
-        "classes. The numbers of orders and classes for each prior are: "
+        f"{torch.__version__}. Each number is the best of {RUNS} runs. The first of these runs is "
+        "a warm-up. A sequence is one image, scored in one order for one class. *Single image* is "
+        "the time to score one image in several orders for several classes. The numbers of orders "
+        "and classes for each prior are: "
         + "; ".join(f"{name} {o} orders, {c} classes" for name, (_, o, c) in AMOUNTS.items())
         + "."
     )

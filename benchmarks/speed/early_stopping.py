@@ -78,9 +78,9 @@ def main(argv=None):
             for n in args.classes
         ]
     about = (
-        f"Measured with `python -m benchmarks.speed.early_stopping` on {common.machine()}. "
-        f"{N_IMAGES} digits, with 16 tokens each, are scored in {N_ORDERS} orders. The priors were "
-        "trained for one epoch. Each time is the shortest CPU time of several runs."
+        f"Measured with `python -m benchmarks.speed.early_stopping` on {common.machine()}. The "
+        f"benchmark scores {N_IMAGES} digits with 16 tokens each in {N_ORDERS} orders. The priors "
+        "were trained for one epoch. Each time is the shortest CPU time of several runs."
     )
     text = common.page("Time of early-stopped scoring", about, common.table(HEADS, rows))
     common.write_page(args.output / "early_stopping.md", text)

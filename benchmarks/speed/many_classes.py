@@ -70,11 +70,11 @@ def page(record, command):
     ]  # fmt: skip
     return common.page(
         "Hundreds of classes",
-        f"Measured with `{command}` on {record['machine']}. {record['classes']} synthetic "
-        f"characters with {record['per_class']} training images each are the classes. Training "
-        f"takes {record['epochs']} epochs. The {record['images']} test images have 36 tokens each "
-        "and are scored in 20 orders. *Transformer passes* are the forward passes needed to score "
-        "one image in all orders for all classes." + record.get("note", ""),
+        f"Measured with `{command}` on {record['machine']}. The classes are {record['classes']} "
+        f"synthetic characters with {record['per_class']} training images each. Training takes "
+        f"{record['epochs']} epochs. The {record['images']} test images have 36 tokens each and "
+        "are scored in 20 orders. *Transformer passes* are the forward passes needed to score one "
+        "image in all orders for all classes." + record.get("note", ""),
         common.table(heads, rows),
         "With the shared trunk, early-stopped scoring and exhaustive scoring predicted the same "
         f"class for {100 * record['rows'][-1]['agreement']:.1f} % of the images. For each order "

@@ -253,8 +253,8 @@ def page(kind, records):
         range_table(records),
         "A sequence is one image, scored in one order for one class. *Percentage of the matmul "
         "rate* is the number of operations per second, as a percentage of the rate of the fastest "
-        "matrix product on the same machine. In the rows of the engine, the operations are those "
-        "of the published procedure, including operations that the engine avoids.",
+        "matrix product on the same machine. For the engine, we count the operations that the "
+        "published procedure would need, including operations that the engine avoids.",
     ]
     for device, record in records.items():
         heads = [
@@ -267,15 +267,15 @@ def page(kind, records):
         heads += ["times published in float32", "percentage of the matmul rate"]
         blocks += [
             f"## Scoring speed on {device}",
-            f"These numbers were measured with torch {record['torch']}. They are medians of "
-            f"{record['repeats']} runs, and the procedures run alternately.",
+            f"The procedures run alternately with torch {record['torch']}, and all speeds are "
+            f"medians of {record['repeats']} runs.",
             common.table(heads, record["speeds"]),
             record["cross_entropy"],
         ]
         if record["memory"]:
             blocks += [
                 "The next table contains the peak memory of RandAR-L, minus the memory for the "
-                "weights and the imports. A separate process measured each row:",
+                "weights and the imports. Each row was measured in a separate process:",
                 common.table(
                     ["procedure", "precision", "images", "classes", "GiB"], record["memory"]
                 ),
@@ -283,8 +283,8 @@ def page(kind, records):
     about = (
         "Measured with `python -m benchmarks.speed.scoring`, once on each of these machines: "
         f"{'; '.join(records)}. The table shows how many times as fast the library's engine is as "
-        "a literal implementation of the published procedure. If the machines differ, the table "
-        "contains the lowest and the highest speed-up:"
+        "a literal implementation of the published procedure. If the speed-up differs between the "
+        "machines, the table contains the lowest and the highest speed-up:"
     )
     return common.page(f"Scoring speed, {'CUDA' if kind == 'cuda' else 'CPU'}", about, *blocks)
 

@@ -18,12 +18,13 @@ parameters unless the table states others. On images, another competitor is the 
 package need a download. No parameter was tuned on the test data of this page.
 
 Measured with `python -m benchmarks.quality.tasks` on {machine}, one thread per
-job. Numbers are means over the seeds. The seed determines the split, the images and the initial weights. *Accuracy* is in percent,
-with the standard deviation over the seeds. *Nats* is the mean negative log-probability of the true
-class. *ECE* is the expected calibration error with 15 bins. Even for perfectly calibrated
-probabilities, the ECE on a finite test set is above zero. A dash means that a classifier does not
-predict probabilities. *Fit* is the CPU time of one `fit`. *Predict* is the CPU time per image or
-table row if one call of `predict` processes many images or rows.
+job. Numbers are means over the seeds. The seed determines the split, the images and the initial
+weights. *Accuracy* is in percent, with the standard deviation over the seeds. *Nats* is the mean
+negative log-probability of the true class. *ECE* is the expected calibration error with 15 bins.
+Even for perfectly calibrated probabilities, the ECE on a finite test set is above zero. A dash
+means that a classifier does not predict probabilities. *Fit* is the CPU time of one `fit`.
+*Predict* is the CPU time per image or table row if one call of `predict` processes many images or
+rows.
 """
 ABOUT = {
     "digits": "scikit-learn's handwritten digits, 8 x 8 pixels",
@@ -41,7 +42,7 @@ ABOUT = {
 # Why probabilities are less well calibrated on a task
 NOTES = {
     "textures": "`fit` holds out a part of the patches. The held-out patches overlap with training "
-    "patches, so the classifier predicts the correct class for 88.6 % of them "
+    "patches, so the classifier predicts the correct class for 88.6 % of the held-out patches "
     "([views and the posterior](benchmarks.md#views-and-the-posterior)). The accuracy on test "
     "patches, which come from other stripes, is much lower. Therefore a temperature that is fitted "
     "on the held-out patches is too low for the test patches.",
@@ -90,8 +91,8 @@ def chance(rows):
     if not known:
         return ""
     return (
-        "If the probabilities of `AnyOrderARClassifier()` were perfectly calibrated, the expected ECE "
-        f"on this test set would be {100 * np.mean(known):.1f} %."
+        "If the probabilities of `AnyOrderARClassifier()` were perfectly calibrated, the expected "
+        f"ECE on this test set would be {100 * np.mean(known):.1f} %."
     )
 
 
