@@ -215,7 +215,8 @@ def main(argv=None):
         "process. The table contains the largest differences from the reference. Each number in "
         f"the table is the maximum over {N_TEST} samples of each data set, both architectures "
         "(shared trunk and published), and both searches (exhaustive and early-stopped), with 8 "
-        "orders in float32. *Nats* is the difference between the two values of log p(x, y). "
+        "orders in float32. The column *nats* is the difference of log p(x, y) from the "
+        "reference, in nats. "
         "*Relative* is this difference divided by the absolute value of log p(x, y). "
         "*Probability* is the difference between the two values of p(y | x).",
         common.table(["setting", "nats", "relative", "probability"], rows),

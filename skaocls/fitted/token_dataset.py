@@ -122,7 +122,7 @@ def tokenize_dataset(
     if n_views < 1 or shard_size < 1 or not isinstance(random_state, Integral):
         raise ValueError(
             f"n_views={n_views!r} and shard_size={shard_size!r} must be at least 1, and "
-            f"random_state={random_state!r} an int."
+            f"random_state={random_state!r} must be an int."
         )
     tokenizer, reader = tokenizer_and_reader(tokenizer)
     reader, n, y_hash, chunks_of = open_source(X, y, tokenizer, reader, shard_size)

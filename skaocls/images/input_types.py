@@ -22,9 +22,10 @@ def convert_input(
 ) -> Any:
     """Convert the user's X to an array or a :class:`skaocls.images.lazy.Lazy`.
 
-    Images become a numeric array of 3 or 4 dimensions, a 1-D object array of files, PIL images and
-    arrays, or a `Lazy`. Memory-mapped arrays stay on disk. Tensors become arrays, and other data
-    are returned unchanged. If X has an unsupported form, the error message shows a call that works.
+    Images are converted to one of three types: a numeric array with 3 or 4 dimensions; a 1-D object
+    array whose elements are files, PIL images or arrays; or a `Lazy`. Memory-mapped arrays stay on
+    disk. Tensors become arrays, and other data are returned unchanged. If X has an unsupported
+    form, the error message shows a call that works.
     If `image_shape` (height, width, channels) is given, X must be a batch, not a single image of
     this shape. If `flat_rows`, each row of a 2-D X is an image.
     """

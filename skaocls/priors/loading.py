@@ -71,7 +71,7 @@ def prior_from_state_dict(
 
 
 def number_of_classes(n_rows: int, num_classes: int | None, source: str) -> int:
-    """Return the number of classes in a class table of `n_rows` rows, without the null class.
+    """Return the number of classes, not counting the null class, for a table of `n_rows` rows.
 
     If `num_classes` is None, the number of rows determines the result. A table of 1000 rows is
     assumed to have no null class. In other tables, the last row is assumed to be the null class. A

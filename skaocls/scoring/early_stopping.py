@@ -26,8 +26,9 @@ approaches M.
 
 *If each order uses its own view of the image*, the tokens of one view are not a random sample of
 all tokens. For example, a background may be a rare code in one view only. Therefore no class is
-dropped before three orders are complete. The standard error of the lag is then computed twice: from
-the tokens, as above, and from the complete orders. The larger value is used.
+dropped before three orders are complete. Two standard errors of the lag are
+then computed: one from the single tokens, and one from the totals of the complete orders. The
+larger one is used.
 
 The parameter `error` is the allowed probability that early stopping and exhaustive scoring find
 different best classes (by the mean log-likelihood). The actual probability may be larger, because

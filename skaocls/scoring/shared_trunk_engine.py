@@ -29,8 +29,8 @@ def make_engine(
     """Return the inference engine for a prior and the classes to score.
 
     Both engine classes have the same methods. `pairs` computes everything that does not depend on
-    the class. `read` scores the given lanes (a lane is a pair under one class). `score` scores all
-    classes.
+    the class. `read` computes the scores of given lanes; a lane combines one (image, order) pair
+    with one class. `score` computes the scores of all classes.
     """
     if isinstance(prior, SharedTrunkPrior):
         return HeadEngine(prior, labels, dtype, compiled)

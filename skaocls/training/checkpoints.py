@@ -102,8 +102,8 @@ class Checkpoints:
         if changed:
             raise ValueError(
                 f"checkpoint_dir={str(self.folder)!r} contains checkpoints of another fit, with "
-                f"different {', '.join(changed)}. To continue the other fit, pass the "
-                f"data and parameters of the other fit. {advice}"
+                f"different {', '.join(changed)}. To resume the fit that wrote them, "
+                f"pass the data and parameters of that fit. {advice}"
             )
 
     def restore(self, state: TrainingState) -> None:
