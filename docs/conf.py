@@ -36,7 +36,8 @@ numpydoc_validation_checks = {
     "SS05",  # mistakes nouns such as `Images` for verbs
 }
 numpydoc_validation_exclude = {
-    r"\.(fit_transform|get_params|score)$",  # inherited from scikit-learn
+    r"\.(fit_transform|get_params|score|set_params)$",  # inherited from scikit-learn
+    r"\.SharedTrunkPrior\.log_prob$",  # inherited from AnyOrderPrior
     r"^skaocls\.scoring\.evidence\.Evidence$",  # the fields of a named tuple are attributes
     # modules on the page for contributors
     r"^skaocls\.(files|fitted|images|priors|training)\.",

@@ -70,7 +70,7 @@ class OrderCurveDisplay:
         baselines : dict of str to float or classifier, default=None
             Accuracies of other models, or fitted classifiers that are scored on the same data.
             Scikit-learn classifiers get each image as a flat row of pixel values.
-        ax, name, **kwargs
+        ax, name, **kwargs : optional
             See :meth:`plot`. The default of `name` is the class name of the classifier.
 
         Returns
@@ -116,7 +116,7 @@ class OrderCurveDisplay:
             Predictions with 1, 2, ... orders, such as ``list(clf.staged_predict(X))``.
         baselines : dict of str to float, default=None
             Scores of other models.
-        ax, name, **kwargs
+        ax, name, **kwargs : optional
             See :meth:`plot`.
 
         Returns

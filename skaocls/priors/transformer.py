@@ -88,7 +88,7 @@ class Prior(nn.Module, ABC):
 
         Parameters
         ----------
-        codes, orders, labels, generator
+        codes, orders, labels, generator : tensors and torch.Generator
             See :meth:`forward`.
 
         Returns
