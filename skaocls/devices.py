@@ -64,7 +64,7 @@ def full_float32() -> Iterator[None]:
 
 
 def precision_switch() -> Callable[[bool], None]:
-    """Return a function: True selects full precision, False restores the present settings."""
+    """Return a function. f(True) selects full precision; f(False) undoes f(True)."""
     by_backend = [(backend, backend.fp32_precision) for backend in precision_backends()]
     try:
         overall = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32

@@ -72,8 +72,8 @@ default="auto"
         deviation of all pixels together. ``"channel"`` normalizes each channel, which also removes
         color casts. ``"+polarity"`` also inverts images of dark objects on light backgrounds
         (negative skewness). ``"auto"`` tries None and the four options above, and computes the
-        held-out loss of naive Bayes for each option. ``"auto"`` then selects the last option whose
-        loss is at most 1.1 times the smallest loss plus 3 % of the loss of uniform guessing. If
+        held-out loss of naive Bayes for each option. ``"auto"`` then selects the last option with
+        a loss of at most ``1.1 * smallest_loss + 0.03 * loss_of_uniform_guessing``. If
         labels are missing, or naive Bayes is no better than guessing, ``"auto"`` selects None. To
         avoid amplifying noise, contrasts below 10 % of the typical contrast count as 10 %.
 
