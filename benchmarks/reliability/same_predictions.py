@@ -213,9 +213,9 @@ def main(argv=None):
         f"{' '.join(args.data)} --epochs {args.epochs}` on {common.machine()}, torch "
         f"{torch.__version__}. The reference predicts all samples at once, with one thread, in one "
         "process. The table contains the largest differences from the reference. Each number in "
-        f"the table is the maximum over {N_TEST} samples of each data set, both architectures "
-        "(shared trunk and published), and both searches (exhaustive and early-stopped), with 8 "
-        "orders in float32. The column *nats* is the difference of log p(x, y) from the "
+        f"the table is a maximum over all data sets ({N_TEST} samples each), architectures (shared "
+        "trunk and published) and searches (exhaustive and early-stopped). All runs use 8 orders "
+        "and float32. The column *nats* is the difference of log p(x, y) from the "
         "reference, in nats. "
         "*Relative* is this difference divided by the absolute value of log p(x, y). "
         "*Probability* is the difference between the two values of p(y | x).",

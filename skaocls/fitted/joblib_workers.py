@@ -180,7 +180,7 @@ def pack_model(
 
 
 def pickle_out_of_band(obj: object) -> tuple[bytes, list[np.ndarray]]:
-    """Return a pickle without the data of arrays and tensors, and these data as byte arrays."""
+    """Return a pickle that omits the contents of arrays and tensors, and these contents."""
     buffers: list[pickle.PickleBuffer] = []
     stream = BytesIO()
     TensorPickler(stream, protocol=5, buffer_callback=buffers.append).dump(obj)

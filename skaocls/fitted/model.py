@@ -58,9 +58,9 @@ class FittedModel:
     def by_prior(
         self, columns: np.ndarray, device: torch.device
     ) -> Iterator[tuple[Prior, np.ndarray]]:
-        """Move each prior to the device, and yield it with its positions in `columns`.
+        """Move each prior to the device; yield pairs of a prior and positions in `columns`.
 
-        The classes at these positions belong to the prior. In the class table of the prior, they
+        The prior scores the classes at these positions. In the class table of the prior, they
         have the rows ``rows[columns[positions]]``.
         """
         for source, prior in enumerate(self.priors):

@@ -33,8 +33,8 @@ INITIAL_STD = 0.3  # standard deviation of the initial scales and shifts of the 
 class ClassHead(nn.Module):
     """The head, which computes the token distribution of each class (see the module docstring).
 
-    `slots` maps each code to a slot, and consecutive slots form a group of codes. All parameters
-    are documented in :class:`SharedTrunkPrior`.
+    `slots` maps each code to a slot. Codes in the same block of consecutive slots belong to the
+    same group. All parameters are documented in :class:`SharedTrunkPrior`.
     """
 
     slots: Tensor
