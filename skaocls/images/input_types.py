@@ -178,7 +178,7 @@ def check_first_row(X: object, first: object) -> None:
             label = next((name for name in first if name not in names), "label")
             column = "X[{!r}]" if hasattr(X, "column_names") else "[x[{!r}] for x in X]"
             raise ValueError(
-                f"X has images in {names[0]!r}. Pass images and labels separately: "
+                f"The column {names[0]!r} of X contains images. Pass images and labels separately: "
                 f"{column.format(names[0])} as X, {column.format(label)} as y."
             )
     elif isinstance(first, (tuple, list)) and len(first) > 1:
