@@ -76,8 +76,8 @@ def train_prior(
     split into micro-batches, whose gradients are summed (:mod:`skaocls.training.defaults`).
 
     At the end of training, the running average of the weights becomes the weights of the prior. If
-    validation data are given, the averaged weights of the epoch with the highest validation log-
-    likelihood are used instead. If the loss or a weight is not finite after an epoch, the epoch is
+    validation data are given, the averaged weights of the epoch with the highest validation
+    log-likelihood are used instead. If the loss or a weight is not finite after an epoch, the epoch is
     repeated at a tenth of the learning rate. After three such restarts, a further divergence raises
     a ValueError. Ctrl-C ends training with a warning, and the prior keeps what it has learned.
     During the first epoch, or if training runs on several ranks, Ctrl-C raises KeyboardInterrupt
