@@ -77,11 +77,12 @@ def train_prior(
 
     At the end of training, the running average of the weights becomes the weights of the prior. If
     validation data are given, the averaged weights of the epoch with the highest validation
-    log-likelihood are used instead. If the loss or a weight is not finite after an epoch, the epoch is
-    repeated at a tenth of the learning rate. After three such restarts, a further divergence raises
-    a ValueError. Ctrl-C ends training with a warning, and the prior keeps what it has learned.
-    During the first epoch, or if training runs on several ranks, Ctrl-C raises KeyboardInterrupt
-    instead.
+    log-likelihood are used instead.
+
+    If the loss or a weight is not finite after an epoch, the epoch is repeated at a tenth of the
+    learning rate. After three such restarts, a further divergence raises a ValueError. Ctrl-C ends
+    training with a warning, and the prior keeps what it has learned. During the first epoch, or if
+    training runs on several ranks, Ctrl-C raises KeyboardInterrupt instead.
 
     In distributed training, all ranks draw the same batches, and each rank processes a part of
     every batch. If no dropout is used, distributed training gives the same weights as a single
