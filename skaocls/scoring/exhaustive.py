@@ -15,9 +15,9 @@ from skaocls.devices import own_torch_state
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.shared_trunk_engine import make_engine
 
-# Number of values in the residual stream of one tile (benchmarks/speed/tiles.py). A tile on the CPU
-# is so small that it fits into the caches, and so large that a matrix product takes longer than
-# loading the weights. A tile on CUDA is the smallest tile that keeps a large device busy.
+# Number of values in the residual stream of one tile (benchmarks/speed/cuda_tiles.py). A tile on
+# the CPU is so small that it fits into the caches, and so large that a matrix product takes longer
+# than loading the weights. A tile on CUDA is the smallest tile that keeps a large device busy.
 STREAM_CPU, MIN_ROWS_CPU = 2**18, 2**11
 STREAM_CUDA = 2**24
 # Compiling takes about a minute. Therefore, the engine is compiled only if scoring needs at least

@@ -8,17 +8,18 @@ from skaocls.training.loss import POSTERIOR_STRIDE, number_of_rivals
 
 # Number of epochs. On two CPU cores, training takes about one minute for up to 1000 images. This
 # time grows more slowly than the number of images: for 10,000 images, it is eight minutes
-# (benchmarks/speed/waiting.py). Tables have no augmented views and overfit sooner than images.
-# Therefore, tables are trained for fewer epochs (benchmarks/quality/tables.py).
+# (benchmarks/speed/default_settings.py). Tables have no augmented views and overfit sooner than
+# images. Therefore, tables are trained for fewer epochs (benchmarks/quality/tables.py).
 MAX_EPOCHS, MAX_EPOCHS_OF_TABLES, MIN_EPOCHS = 120, 30, 10
 BUDGET_OPERATIONS, BUDGET_IMAGES, BUDGET_EXPONENT = 3.3e12, 1000, 0.9
 # Time of the class head for one rival class, divided by the time of the head's matrix products
-# (benchmarks/speed/steps.py)
+# (benchmarks/speed/training_steps.py)
 RIVAL_OVERHEAD = 3.5
 
 # Batch size. If images have many tokens, training with batches of about 1024 tokens needs only a
-# quarter of the epochs that training with batches of 64 images needs (benchmarks/speed/waiting.py).
-# If a batch has far fewer than 1024 tokens, the gradients are noisy.
+# quarter of the epochs that training with batches of 64 images needs
+# (benchmarks/speed/default_settings.py). If a batch has far fewer than 1024 tokens, the gradients
+# are noisy.
 BATCH_TOKENS = 1024
 MIN_BATCH, MAX_BATCH = 16, 64
 MIN_STEPS_PER_EPOCH, MIN_STEPS_PER_EPOCH_OF_TABLES = 8, 32

@@ -22,7 +22,7 @@ from skaocls.priors.transformer import Prior
 
 # The following constants limit the computation of the posterior. With nine rivals and every second
 # token, a training step takes about a third longer than a step without the posterior
-# (benchmarks/speed/steps.py).
+# (benchmarks/speed/training_steps.py).
 MAX_RIVALS = 9  # per image and step; if an image has more rivals, nine are drawn at random
 POSTERIOR_STRIDE = 2  # the posterior uses every second token
 
