@@ -22,14 +22,20 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attribute_alias import read_from
+from skaocls.devices import resolve_device
 from skaocls.distributed import broadcast, collective_call
 from skaocls.fitted import generation, prediction, saving
 from skaocls.fitted.fit import extend_model, fit_model
 from skaocls.fitted.initial_prior import is_new, new_prior_sizes, resolve_prior
-from skaocls.fitted.labels import class_log_prior, known_classes, read_labels
-from skaocls.fitted.pretrained import load_pretrained_model, reading_tokens
+from skaocls.fitted.labels import class_log_prior, check_targets, known_classes, read_labels
+from skaocls.fitted.pretrained import (
+    load_pretrained_model,
+    only_classes,
+    reading_tokens,
+    with_image_shape,
+)
 from skaocls.fitted.result_cache import open_cache
-from skaocls.images.input_types import convert_input
+from skaocls.fitted.tokenization import check_crop
 from skaocls.images.reader import learn_reader, learn_tokens
 from skaocls.parameter_objects import (
     FINETUNE_MODES,
@@ -310,7 +316,11 @@ default="mean_log_likelihood"
         "finetune": [StrOptions(set(FINETUNE_MODES)), FineTuning],
         "memory": [str, os.PathLike, joblib.Memory, None],
         "checkpoint_dir": [str, os.PathLike, None],
-        "n_jobs": [Integral, None],
+        "n_jobs": [
+            Interval(Integral, None, -1, closed="right"),
+            Interval(Integral, 1, None, closed="left"),
+            None,
+        ],
         "device": [str, torch.device],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "random_state": ["random_state"],
@@ -510,15 +520,11 @@ default="mean_log_likelihood"
             tokens that the transformer processed for each sample. ``"exhaustive_evaluations"`` is
             the number of tokens that it would process per sample with ``search="exhaustive"``.
         """
-        joints, evaluations = [], []
-        for result in self._score(X, may_stop_early=True):
-            joints.append(self._joint_log_proba(result.log_likelihood))
-            evaluations.append(result.evaluations)
-        joint = np.concatenate(joints)
+        joint, evaluations = self._predict_joint(X, may_stop_early=True)
         if not return_stats:
             return joint
         return joint, {
-            "evaluations": np.concatenate(evaluations),
+            "evaluations": evaluations,
             "exhaustive_evaluations": self.orders_.size * self.model_.readings,
         }
 
@@ -567,6 +573,27 @@ default="mean_log_likelihood"
             Predicted labels, taken from `classes_`.
         """
         return self._labels(self.predict_joint_log_proba(X))
+
+    def score(self, X, y, sample_weight=None):
+        """Compute the accuracy of the predictions.
+
+        Parameters
+        ----------
+        X : array-like
+            As in `fit`.
+        y : array-like of shape (n_samples,)
+            True labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples in the mean accuracy.
+
+        Returns
+        -------
+        score : float
+            Accuracy from 0 to 1.
+        """
+        batch = self._open(X)
+        check_targets(self.classes_, len(batch), y, sample_weight)
+        return super().score(batch, y, sample_weight)
 
     def staged_predict_proba(self, X):
         """Compute the class probabilities from the first k orders, for k = 1, 2, ... `n_orders`.
@@ -620,7 +647,9 @@ default="mean_log_likelihood"
         score : float
             The k-th number is the accuracy with the first k orders, from 0 to 1.
         """
-        for predicted in self.staged_predict(X):
+        batch = self._open(X)
+        check_targets(self.classes_, len(batch), y, sample_weight)
+        for predicted in self.staged_predict(batch):
             yield accuracy_score(y, predicted, sample_weight=sample_weight)
 
     def transform(self, X):
@@ -671,7 +700,8 @@ default="mean_log_likelihood"
             Class to explain for each image. If None, `explain` uses the predicted class.
         rival : "runner-up", array-like of shape (n_samples,) or None, default=None
             Class to which `explain` compares the class in `y`. ``"runner-up"`` selects the most
-            probable other class. An array contains one class per image. If None, the evidence is
+            probable other class. To find it, `explain` scores all orders, as with
+            ``search="exhaustive"``. An array contains one class per image. If None, the evidence is
             log p(token | class) - log p(token).
 
         Returns
@@ -687,21 +717,24 @@ default="mean_log_likelihood"
         ValueError
             If `y` or `rival` contains unknown classes, or a number of classes other than n_samples.
         """
-        model, runner_up = self._checked_model(), isinstance(rival, str) and rival == "runner-up"
+        runner_up = isinstance(rival, str) and rival == "runner-up"
         if not (rival is None or runner_up or np.ndim(rival) == 1):
             raise ValueError(
                 f'rival must be "runner-up", one class for each image, or None; got {rival!r}.'
             )
-        X = convert_input(X)  # X may be an iterator, which yields its images only once
-        batch = model.reader.open(X)
+        batch, model = self._open(X), self.model_
+        if runner_up and len(self.classes_) < 2:
+            raise ValueError('rival="runner-up" needs at least two classes, but there is only one.')
         columns = None if y is None else model.columns(y)
         rivals = None if rival is None or runner_up else model.columns(rival, "rival")
         check_consistent_length(batch, columns, rivals)
         if columns is None or runner_up:
-            joint = self.predict_joint_log_proba(X)
-            columns = joint.argmax(1) if columns is None else columns
-            joint[np.arange(len(columns)), columns] = -np.inf
-            rivals = joint.argmax(1) if runner_up else rivals
+            # early stopping only finds the best class, not the second-best class
+            joint, _ = self._predict_joint(batch, may_stop_early=not runner_up)
+            ranked = (-where_possible(joint, self.class_log_prior_)).argsort(1, kind="stable")
+            columns = ranked[:, 0] if columns is None else columns
+            if runner_up:
+                rivals = np.where(columns == ranked[:, 0], ranked[:, 1], ranked[:, 0])
         options = self._scoring_options()
         return prediction.explain(model, batch, columns, rivals, self.orders_, options)
 
@@ -842,7 +875,7 @@ default="mean_log_likelihood"
             None if y is None else self._columns_for(y, len(batch)),
             self.order,
             self.n_orders,
-            self._joint_log_proba,
+            self._aggregation() if y is None else None,
             check_random_state(random_state),
             options,
             self.device,
@@ -868,12 +901,14 @@ default="mean_log_likelihood"
             Tokenizer for published weights and prior modules. ``"auto"`` loads the published
             tokenizer that has the vocabulary of the prior. With ``"precomputed"``, X must contain
             tokens instead of images; this option also works with saved classifiers. If you pass a
-            fitted transformer, the classifier uses it without changes.
-        classes : list of int or str, default=None
-            Classes to use if `source` has published weights: ImageNet indices, WordNet IDs or
-            names. The other classes need no computation. If None, all classes are used.
+            fitted transformer, the classifier uses it without changes. A saved classifier has its
+            own tokenizer, so you cannot pass a transformer for it.
+        classes : list of labels, default=None
+            Classes to use: labels in `classes_`, or WordNet IDs or names of ImageNet classes. The
+            other classes need no computation. If None, all classes are used.
         **params
-            Other parameters of the classifier, by name.
+            Other parameters of the classifier, by name. For a saved classifier, they replace the
+            saved values. Parameters of training only take effect in a later `fit` or `partial_fit`.
 
         Returns
         -------
@@ -900,6 +935,12 @@ default="mean_log_likelihood"
         >>> bool((restored.predict_proba(X) == clf.predict_proba(X)).all())
         True
         """
+        if "prior" in params:
+            raise TypeError(
+                "from_pretrained has no parameter prior, because source contains the prior. To "
+                "train another prior later, call set_params(prior=...) on the result."
+            )
+        reject_classifier("source", source)
         saved, history = None, dict[str, Any]()
         if not isinstance(source, Prior):
             saved = saving.load(validated_weights(source), token=token)
@@ -909,7 +950,6 @@ default="mean_log_likelihood"
             model = load_pretrained_model(
                 source,
                 tokenizer,
-                classes,
                 check_random_state(clf.random_state),
                 cls.__name__,
                 image_shape=clf.image_shape,
@@ -923,12 +963,24 @@ default="mean_log_likelihood"
             if isinstance(tokenizer, str) and tokenizer == "precomputed":
                 model = reading_tokens(model)
                 params = params | {"tokenizer": tokenizer}
+            elif not (isinstance(tokenizer, str) and tokenizer == "auto"):
+                raise ValueError(
+                    f"The prior in {source} only knows the tokens of the saved "
+                    f"{type(model.tokenizer).__name__}. Do not pass a tokenizer. To pass tokens of "
+                    'this tokenizer as X, use tokenizer="precomputed".'
+                )
             clf = cls(**(known | params))
             clf._validate_params()
+            reader = model.reader
             if "decoding" in params:
-                model = replace(model, reader=replace(model.reader, decoding=clf.decoding))
-        class_log_prior(clf.class_prior, model.class_count)
-        return clf._set_fitted(model, **history)
+                reader = replace(reader, decoding=clf.decoding)
+            if "image_shape" in params:
+                reader = with_image_shape(reader, clf.image_shape)
+            model = replace(model, reader=reader)
+        if classes is not None:
+            model = only_classes(model, classes)
+        clf._set_fitted(model, **history)._checked_model()
+        return clf
 
     def save_pretrained(self, folder):
         """Save the fitted classifier as JSON and safetensors.
@@ -1117,10 +1169,18 @@ default="mean_log_likelihood"
             hold_out=self.temperature == "auto",
         )
 
+    def _validate_params(self):
+        reject_classifier("prior", self.prior)
+        reject_classifier("tokenizer", self.tokenizer)
+        super()._validate_params()
+
     def _checked_model(self):
         check_is_fitted(self)
         self._validate_params()
         self._check_class_prior(self.classes_)
+        self.model_.orders(self.order, self.n_orders)
+        check_crop(self.crop, self.model_.reader)
+        resolve_device(self.device)
         return self.model_
 
     def _scoring_options(self, **options):
@@ -1145,11 +1205,23 @@ default="mean_log_likelihood"
             error=STOPPING_ERROR if self.search == "auto" else self.search,
         )
 
-    def _score(self, X, may_stop_early=False):
+    def _open(self, X):
+        """Check the parameters and X, and return X as a batch. Nothing is computed before."""
         with collective_call("A prediction"):
             model = self._checked_model()
+        return model.reader.open(X)
+
+    def _score(self, X, may_stop_early=False):
+        batch = self._open(X)
         stopping = self._early_stopping_rule() if may_stop_early else None
-        return self._score_batch(model, model.reader.open(X), stopping)
+        return self._score_batch(self.model_, batch, stopping)
+
+    def _predict_joint(self, X, may_stop_early):
+        """Return log p(image, class) and the number of tokens that the transformer processed."""
+        results, aggregate = self._score(X, may_stop_early), self._aggregation()
+        parts = [(aggregate(result.log_likelihood), result.evaluations) for result in results]
+        joint, evaluations = (np.concatenate(part) for part in zip(*parts))
+        return joint, evaluations
 
     def _log_likelihoods(self, X):
         """Yield arrays (n, n_orders, n_classes) of log p(tokens | class, order) for n images."""
@@ -1160,9 +1232,10 @@ default="mean_log_likelihood"
         parts = self._log_likelihoods(X)
         return np.concatenate([joint_log_proba(ll, log_prior, self.aggregation) for ll in parts])
 
-    def _joint_log_proba(self, log_likelihood):
-        tempered = log_likelihood / self.temperature_
-        return joint_log_proba(tempered, self.class_log_prior_, self.aggregation)
+    def _aggregation(self):
+        """Return the function that converts log-likelihoods to log p(image, class)."""
+        temperature, log_prior = self.temperature_, self.class_log_prior_
+        return lambda ll: joint_log_proba(ll / temperature, log_prior, self.aggregation)
 
     def _log_posterior(self, joint):
         possible = torch.from_numpy(where_possible(joint, self.class_log_prior_))
@@ -1172,9 +1245,10 @@ default="mean_log_likelihood"
         return self.classes_[where_possible(joint, self.class_log_prior_).argmax(axis=1)]
 
     def _staged_joint_log_proba(self, X):
-        ll = np.concatenate(list(self._log_likelihoods(X)))
+        parts, aggregate = self._log_likelihoods(X), self._aggregation()
+        ll = np.concatenate(list(parts))
         for k in range(1, ll.shape[1] + 1):
-            yield self._joint_log_proba(ll[:, :k])
+            yield aggregate(ll[:, :k])
 
     def _columns_for(self, y, n):
         """Return the columns of n labels. A single label is repeated n times."""
@@ -1241,3 +1315,13 @@ def sampling_options(method, n_steps, temperature, top_k, top_p, guidance):
     }
     validate_parameter_constraints(SAMPLING_CONSTRAINTS, options, method)
     return options
+
+
+def reject_classifier(name, value):
+    """Raise a ValueError if the value of an argument is a classifier instead of one of its parts."""
+    if isinstance(getattr(value, "estimator", value), AnyOrderARClassifier):
+        raise ValueError(
+            f"{name} must not be a classifier. To reuse what a classifier clf has learned, pass "
+            "clf.prior_ as the prior and FrozenEstimator(clf.tokenizer_) as the tokenizer (from "
+            "sklearn.frozen import FrozenEstimator)."
+        )

@@ -79,7 +79,14 @@ def find_file(
     the source has only one weight file. `revision` is a branch, tag or commit.
     """
     path = Path(source)
+    if path.exists() and revision is not None:
+        raise ValueError(
+            f"revision={revision!r} selects a version of a hub repository, but {path} is on this "
+            "machine. Remove revision."
+        )
     if path.is_file():
+        if filename not in (None, path.name):
+            raise FileNotFoundError(f"{path} is a file and contains no file {filename!r}.")
         return path
     if path.is_dir():
         files = weight_files([p.name for p in path.iterdir()])

@@ -317,7 +317,7 @@ def test_one_mask_per_image(ten_digits):
 def most_probable(clf, codes, unknown):
     """Return the column of the most probable class given the known tokens."""
     ll = generation.known_token_log_likelihoods(clf.model_, codes, unknown, clf.orders_)
-    return clf._joint_log_proba(ll).argmax(1)
+    return clf._aggregation()(ll).argmax(1)
 
 
 def test_class_given_half_of_the_tokens(ten_digits):

@@ -72,7 +72,7 @@ def inpaint_images(
     columns: np.ndarray | None,
     order: OrderSetting,
     n_orders: int,
-    joint_log_proba: Callable[[np.ndarray], np.ndarray],
+    joint_log_proba: Callable[[np.ndarray], np.ndarray] | None,
     rng: np.random.RandomState,
     options: dict[str, Any],
     device: Device,

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.metrics import accuracy_score
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -65,6 +66,13 @@ def check_labels(y: Any, owner: str) -> np.ndarray:
         raise ValueError("Input y contains NaT.")
     check_classification_targets(labels)
     return labels
+
+
+def check_targets(
+    classes: np.ndarray, n: int, y: Any, sample_weight: ArrayLike | None = None
+) -> None:
+    """Raise the error that the accuracy of n predictions would raise for true labels y."""
+    accuracy_score(y, np.repeat(classes[:1], n), sample_weight=sample_weight)
 
 
 def expand_class_weight(

@@ -18,7 +18,7 @@ from sklearn.frozen import FrozenEstimator
 
 from skaocls.fitted.model import FittedModel
 from skaocls.images.reader import Reader, token_reader
-from skaocls.images.shapes import check_image_shape
+from skaocls.images.shapes import check_image_shape, shorten
 from skaocls.parameter_objects import PretrainedWeights, validated_weights
 from skaocls.priors.loading import load_prior
 from skaocls.priors.transformer import AnyOrderPrior, Prior
@@ -95,7 +95,6 @@ def grid_for(
 def load_pretrained_model(
     source: str | os.PathLike[str] | PretrainedWeights | Prior,
     tokenizer: str | TransformerMixin,
-    classes: Iterable[int | str] | None,
     rng: np.random.RandomState,
     owner: str,
     *,
@@ -122,20 +121,9 @@ def load_pretrained_model(
         tokenizer = (precomputed_for if precomputed else published_tokenizer)(prior).fit()
     check_match(prior, tokenizer)
     reader = published_reader(tokenizer, image_shape, owner, decoding)
-    return zero_shot_model(prior, tokenizer, reader, rng.randint(2**31 - 1), classes)
-
-
-def zero_shot_model(
-    prior: Prior,
-    tokenizer: TransformerMixin,
-    reader: Reader,
-    order_seed: int,
-    classes: Iterable[int | str] | None,
-) -> FittedModel:
-    """Return a model with the given classes of a prior. If `classes` is None, use all classes."""
     n_classes = prior.num_classes
     imagenet = imagenet_classes() if n_classes == N_IMAGENET_CLASSES else None
-    model = FittedModel(
+    return FittedModel(
         reader=reader,
         tokenizer=tokenizer,
         priors=(prior,),
@@ -143,17 +131,10 @@ def zero_shot_model(
         sources=np.zeros(n_classes, dtype=int),
         rows=np.arange(n_classes),
         class_count=np.ones(n_classes),
-        order_seed=order_seed,
+        order_seed=rng.randint(2**31 - 1),
         class_names=None if imagenet is None else np.array([c["name"] for c in imagenet]),
         wordnet_ids=None if imagenet is None else np.array([c["wordnet_id"] for c in imagenet]),
     )
-    if classes is None:
-        return model
-    if imagenet is not None:
-        return model.restricted(find_imagenet_classes(classes))
-    if not set(classes) <= set(range(n_classes)):
-        raise ValueError(f"classes={classes} must only contain integers from 0 to {n_classes - 1}.")
-    return model.restricted(sorted(int(c) for c in set(classes)))
 
 
 def published_reader(
@@ -180,11 +161,23 @@ def precomputed_for(prior: Prior) -> PrecomputedTokenizer:
     return PrecomputedTokenizer(prior.vocab_size, prior.grid)
 
 
+def with_image_shape(reader: Reader, image_shape: Sequence[int] | None) -> Reader:
+    """Return a copy of a reader that resizes files and reshapes flat rows to `image_shape`."""
+    declared = check_image_shape(image_shape)
+    if declared is not None and declared != (reader.image_shape or ())[: len(declared)]:
+        seen = f"images of shape {reader.image_shape}" if reader.image_shape else "other data"
+        raise ValueError(
+            f"image_shape={image_shape} does not match the saved classifier, which was fitted on "
+            f"{seen}."
+        )
+    return replace(reader, declared_shape=declared)
+
+
 def reading_tokens(model: FittedModel) -> FittedModel:
     """Return a copy of the model that expects tokens in X instead of images."""
     tokenizer = precomputed_for(model.prior).fit()
     reader = token_reader(model.reader.owner, tokenizer.grid_)
-    return replace(model, tokenizer=tokenizer, reader=reader)
+    return replace(model, tokenizer=tokenizer, reader=reader, views=False)
 
 
 def check_match(prior: Prior, tokenizer: TransformerMixin) -> None:
@@ -204,20 +197,26 @@ def imagenet_classes() -> list[dict[str, str]]:
         return list(DictReader(file))
 
 
-def find_imagenet_classes(classes: Iterable[int | str]) -> list[int]:
-    """Return the sorted indices of ImageNet classes, given as indices, WordNet IDs or names."""
-    table = imagenet_classes()
-    indices: list[int] = []
+def only_classes(model: FittedModel, classes: Iterable[object]) -> FittedModel:
+    """Return a model with some of the classes, given as labels, ImageNet names or WordNet IDs."""
+    arrays = (model.classes, model.class_names, model.wordnet_ids)
+    names_of_columns = list(zip(*(array for array in arrays if array is not None)))
+    columns: list[int] = []
     for c in classes:
-        matches = [i for i, row in enumerate(table) if c in (i, row["wordnet_id"], row["name"])]
-        if not matches:
+        matches = [column for column, names in enumerate(names_of_columns) if c in names]
+        if not matches and model.wordnet_ids is not None:
             raise ValueError(
                 f"{c!r} is not an ImageNet class. Pass indices from 0 to 999, WordNet IDs such as "
                 "'n01443537', or names such as 'goldfish'."
             )
+        if not matches:
+            known = shorten([repr(label) for label in model.classes.tolist()])
+            raise ValueError(f"{c!r} in classes is unknown. The classes are {known}.")
         if len(matches) > 1:
             raise ValueError(f"Several ImageNet classes are called {c!r}. Pass a WordNet ID.")
-        indices += matches
-    if len(set(indices)) < len(indices):
-        raise ValueError(f"classes={classes} contains the same ImageNet class twice.")
-    return sorted(indices)
+        columns += matches
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"classes={classes} contains the same class twice.")
+    if not columns:
+        raise ValueError("classes is empty. Pass at least one class, or None for all classes.")
+    return model.restricted(sorted(columns))

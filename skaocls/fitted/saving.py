@@ -43,6 +43,7 @@ FORMAT = 1
 MAX_CONFIG_BYTES = 2**26
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
 SHAPES = ("declared_shape", "image_shape", "value_range", "grid")  # tuples in a Reader
+STORED_SIZES = ("grid", "n_head", "num_classes")  # parameters of PretrainedWeights
 Source = str | os.PathLike[str]
 Token = str | bool | None
 TOKENIZERS: dict[str, type[BaseEstimator]] = {
@@ -141,6 +142,11 @@ def load(weights: PretrainedWeights, *, token: Token = None) -> tuple[FittedMode
         return None
     if config is None:
         return None
+    if given := [name for name in STORED_SIZES if getattr(weights, name) is not None]:
+        raise ValueError(
+            f"{source!s} contains a saved classifier, whose prior has sizes of its own. Remove "
+            f"{', '.join(given)} from PretrainedWeights."
+        )
     with explained(source, "model"):
         check_config(config)
         arrays: Config = {
@@ -166,8 +172,6 @@ def load(weights: PretrainedWeights, *, token: Token = None) -> tuple[FittedMode
 
 def read_config(path: Path) -> Config | None:
     """Return the configuration in a file, or None if skaocls has not written the file."""
-    if path.name != CONFIG:  # the source is a weights file
-        return None
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ValueError(f"the file is larger than {MAX_CONFIG_BYTES} bytes")

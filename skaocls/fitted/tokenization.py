@@ -227,6 +227,15 @@ def encode_data(
     return codes.reshape(len(data), *n_crops, -1).astype(np.int32)
 
 
+def check_crop(crop: str, reader: Reader) -> None:
+    """Raise a ValueError if `crop` cannot be used with the data of the reader."""
+    if reader.grid is not None and crop not in ("auto", "center"):
+        raise ValueError(
+            f"crop={crop!r} requires images, but the classifier was fitted on tokens. Pass tokens "
+            "of several crops, (n, n_crops, rows, cols); each order uses one crop."
+        )
+
+
 def encode_for_orders(
     tokenizer: Any,
     batch: Batch,
@@ -246,12 +255,8 @@ def encode_for_orders(
     """
     reader = batch.reader
     noisy = isinstance(tokenizer, VQTokenizer) and tokenizer.latent_noise > 0
+    check_crop(crop, reader)
     if reader.grid is not None:
-        if crop != "center":
-            raise ValueError(
-                f"crop={crop!r} requires images, but the classifier was fitted on tokens. Pass "
-                "tokens of several crops, (n, n_crops, rows, cols); each order uses one crop."
-            )
         codes = encode(tokenizer, batch, part)
         return codes if codes.ndim == 2 else codes[:, np.arange(n_orders) % codes.shape[1]]
     if reader.image_shape is None or (crop == "center" and not noisy):

@@ -43,8 +43,11 @@ class Reader:
         """Check that X matches the training data, without decoding images.
 
         If `check_scale`, images with values far outside the training range are rejected. If
-        `skip_unreadable`, unreadable images are left out and listed in `Batch.skipped`.
+        `skip_unreadable`, unreadable images are left out and listed in `Batch.skipped`. If X is
+        already a batch of this reader, the result is X.
         """
+        if isinstance(X, Batch) and X.reader is self:
+            return X
         if self.grid is not None:
             return Batch(self, check_tokens(X, self.grid))
         data = convert_input(X, self.image_shape, flat_rows=self.reads_rows)
