@@ -840,8 +840,8 @@ default="mean_log_likelihood"
         Parameters
         ----------
         X : array-like
-            As in `fit`. Masked pixels may contain any valid number, but not NaN. With convolutional
-            tokenizers, set masked pixels to gray. All other tokenizers ignore masked pixels.
+            As in `fit`. Masked pixels may contain NaN or any valid number. With convolutional
+            tokenizers, set masked pixels to NaN or gray. All other tokenizers ignore masked pixels.
         mask : bool array-like of shape (height, width) or (n_samples, height, width)
             True for masked pixels. For tables, the shape is (n_features,) or (n_samples,
             n_features). For tokens, the shape is (rows, cols) or (n_samples, rows, cols).
@@ -862,12 +862,13 @@ default="mean_log_likelihood"
         Raises
         ------
         ValueError
-            If `mask` is not boolean or has a wrong shape, if `y` contains unknown classes or not
-            one class per image, or if another parameter is out of range.
+            If `mask` is not boolean or has a wrong shape, if X contains NaN where `mask` is False,
+            if `y` contains unknown classes or not one class per image, or if another parameter is
+            out of range.
         """
         model = self._checked_model()
         options = sampling_options("inpaint", n_steps, temperature, top_k, top_p, guidance)
-        batch = model.reader.open(X, check_scale=False)
+        batch = model.reader.open(X, check_scale=False, allow_nan=True)
         return generation.inpaint_images(
             model,
             batch,

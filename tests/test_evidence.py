@@ -1,10 +1,14 @@
 """Evidence of tokens agrees with the prior's logits and adds up to log-likelihood ratios."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from test_scoring import make_prior
 
+from skaocls import AnyOrderARClassifier
 from skaocls.scoring.evidence import token_log_likelihoods
 
 
@@ -46,6 +50,34 @@ def test_runner_up_is_the_second_most_probable_class(fitted, digits):
     found = fitted.explain(X, rival="runner-up")
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_runner_up_is_found_with_all_orders(given):
+    """Early stopping finds the best class, but ranks the other classes by few tokens."""
+    X, y = load_digits(return_X_y=True)
+    params = {"image_shape": (8, 8), "max_iter": 1, "augmentation": None, "n_orders": 6}
+    clf = AnyOrderARClassifier(**params, random_state=0).fit(X[:200], y[:200])
+    X, y = X[200:250], y[200:250]
+    joint = clf.set_params(search="exhaustive").predict_joint_log_proba(X)
+    ranked = clf.classes_[(-joint).argsort(1)]
+    rival = np.where(ranked[:, 0] == y, ranked[:, 1], ranked[:, 0]) if given else ranked[:, 1]
+    expected = clf.explain(X, y if given else ranked[:, 0], rival)
+    clf.set_params(search=0.4)
+    early = clf.classes_[(-clf.predict_joint_log_proba(X)).argsort(1)]
+    assert (early[:, :2] != ranked[:, :2]).any()
+    found = clf.explain(X, y if given else None, rival="runner-up")
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+
+
+def test_runner_up_of_impossible_classes(fitted, digits):
+    X = digits[2][:4]
+    clf = copy.copy(fitted).set_params(class_prior=[1.0, 0.0, 0.0])
+    found = clf.explain(X, rival="runner-up")
+    assert abs(found.tokens.sum((1, 2))).min() > 0  # the rival is another class
+    clf.model_ = clf.model_.restricted([1])
+    with pytest.raises(ValueError, match="at least two classes"):
+        clf.set_params(class_prior=None).explain(X, rival="runner-up")
 
 
 def test_evidence_without_a_rival_and_its_standard_error(fitted, digits):

@@ -362,6 +362,53 @@ def test_tabular_data():
     assert np.corrcoef(filled[:, 2], X[:, 2])[0, 1] > 0.6
 
 
+def nan_where(mask, X):
+    return np.where(mask, np.nan, X)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda X: X,
+        lambda X: X[..., None],
+        lambda X: torch.from_numpy(X),
+        lambda X: list(X),
+        lambda X: np.where(np.isnan(X), None, X),
+    ],
+)
+def test_masked_pixels_may_be_nan(fitted, digits, convert):
+    X, mask = digits[2][:3], np.zeros((8, 8), bool)
+    mask[2:5, 3:] = True
+    expected = fitted.inpaint(X, mask, random_state=0)
+    found = fitted.inpaint(convert(nan_where(mask, X)), mask, random_state=0)
+    np.testing.assert_array_equal(found, expected)
+    one = np.stack([mask, ~mask, mask])
+    with pytest.raises(ValueError, match="X contains NaN where mask is False"):
+        fitted.inpaint(convert(nan_where(mask, X)), one)
+    with pytest.raises(ValueError, match="contains infinity"):
+        fitted.inpaint(convert(np.where(mask, np.inf, X)), mask)
+
+
+def test_masked_cells_may_be_nan(digits):
+    X, y = load_iris(return_X_y=True, as_frame=True)
+    clf = small_classifier(AnyOrderARClassifier, max_iter=2).fit(X, y)
+    mask = np.zeros(X.shape, bool)
+    mask[::2, 1:3] = mask[7, :] = True
+    expected = clf.inpaint(X, mask, random_state=0)
+    found = clf.inpaint(X.mask(mask), mask, random_state=0)
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="X contains NaN where mask is False"):
+        clf.inpaint(X.mask(mask), np.roll(mask, 1, axis=0))
+    # flat rows with 8-bit values in fit
+    X, y = digits[0].astype(np.uint8).reshape(-1, 64), digits[1]
+    clf = small_classifier(AnyOrderARClassifier, max_iter=1, image_shape=(8, 8)).fit(X, y)
+    mask = np.zeros((8, 8), bool)
+    mask[:, :3] = True
+    rows = X[:4] / 255
+    found = clf.inpaint(nan_where(mask.ravel(), rows), mask, random_state=0)
+    np.testing.assert_array_equal(found, clf.inpaint(rows, mask, random_state=0))
+
+
 @pytest.mark.parametrize(
     "name, value",
     [("temperature", 0), ("top_k", 0), ("top_p", 1.5), ("n_steps", 0), ("guidance", -1.0)],

@@ -658,6 +658,91 @@ def test_parameters_at_load_and_refit(fitted, digits, folder):
         AnyOrderARClassifier.from_pretrained(folder, n_order=2)
 
 
+def test_classes_of_a_saved_classifier(tmp_path):
+    X, y = load_iris(return_X_y=True)
+    names = np.array(["setosa", "versicolor", "virginica"])[y]
+    clf = make(prior={"dim": 32, "n_layer": 1, "n_head": 2}).fit(X[:100], names[:100])
+    clf.partial_fit(X[100:], names[100:])  # a second prior
+    clf.save_pretrained(tmp_path)
+    some = AnyOrderARClassifier.from_pretrained(tmp_path, classes=["virginica", "setosa"])
+    assert list(some.classes_) == ["setosa", "virginica"]
+    np.testing.assert_array_equal(some.transform(X), clf.transform(X)[:, [0, 2]])
+    proba = clf.predict_proba(X)[:, [0, 2]]
+    expected = proba / proba.sum(1, keepdims=True)
+    np.testing.assert_allclose(some.predict_proba(X), expected, rtol=1e-5)
+    np.testing.assert_array_equal(some.class_count_, [50, 50])
+    prior = AnyOrderARClassifier.from_pretrained(
+        tmp_path, classes=["versicolor"], class_prior=[1.0]
+    )
+    assert set(prior.predict(X)) == {"versicolor"}
+
+
+def test_image_shape_of_a_saved_classifier(fitted, digits, folder, tmp_path):
+    X, expected = digits[2][:5], fitted.predict_proba(digits[2][:5])
+    with pytest.raises(ValueError, match="X does not contain images"):
+        AnyOrderARClassifier.from_pretrained(folder).predict(X.reshape(5, 64))
+    clf = AnyOrderARClassifier.from_pretrained(folder, image_shape=(8, 8))
+    np.testing.assert_array_equal(clf.predict_proba(X.reshape(5, 64)), expected)
+    clf.save_pretrained(tmp_path / "again")
+    clf = AnyOrderARClassifier.from_pretrained(tmp_path / "again")
+    np.testing.assert_array_equal(clf.predict_proba(X.reshape(5, 64)), expected)
+
+
+def test_tokens_for_a_classifier_that_was_trained_on_views(digits, tmp_path):
+    X, y, X_test, _ = digits
+    clf = make(crop="auto", augmentation=2).fit(X[:60], y[:60])
+    assert clf.model_.views
+    clf.save_pretrained(tmp_path)
+    codes = clf.tokenizer_.transform(X_test)
+    reader = AnyOrderARClassifier.from_pretrained(tmp_path, tokenizer="precomputed")
+    expected = clf.set_params(crop="center").predict_proba(X_test)
+    np.testing.assert_array_equal(reader.predict_proba(codes), expected)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"classes": [0, 3]}, r"3 in classes is unknown. The classes are 0, 1, 2\."),
+        ({"classes": ["zero"]}, "'zero' in classes is unknown"),
+        ({"classes": [1, 2, 1]}, "the same class twice"),
+        ({"classes": []}, "classes is empty"),
+        ({"classes": [0, 1], "class_prior": [0.2, 0.3, 0.5]}, "one probability for each class"),
+        ({"tokenizer": PatchTokenizer(4)}, "only knows the tokens of the saved PatchTokenizer"),
+        ({"tokenizer": "patch"}, "Do not pass a tokenizer"),
+        ({"prior": {"dim": 64}}, "no parameter prior"),
+        ({"priors": [0.2, 0.3, 0.5]}, "'priors'"),
+        ({"class_prior": [0.5, 0.5]}, "one probability for each class"),
+        ({"image_shape": (16, 16)}, r"image_shape=\(16, 16\) does not match"),
+        ({"order": [[0, 1, 2, 3]]}, r"\(n, 16\) is expected"),
+        ({"num_classes": 3}, "'num_classes'"),
+    ],
+)
+def test_arguments_that_a_saved_classifier_refuses(folder, arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        AnyOrderARClassifier.from_pretrained(folder, **arguments)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("grid", (4, 4)), ("n_head", 2), ("num_classes", 3), ("revision", "v1")]
+)
+def test_weights_options_that_a_saved_classifier_refuses(folder, digits, name, value):
+    weights = PretrainedWeights(folder, **{name: value})
+    with pytest.raises(ValueError, match=f"Remove {name}"):
+        AnyOrderARClassifier.from_pretrained(weights)
+    with pytest.raises(ValueError, match=f"Remove {name}"):
+        AnyOrderARClassifier(weights).fit(digits[0], digits[1])
+
+
+def test_filename_of_weights_in_a_saved_classifier(fitted, folder):
+    """With a file name, the weights are loaded without the classes and the tokenizer."""
+    weights = PretrainedWeights(folder, "model.safetensors", grid=(4, 4), n_head=2, num_classes=3)
+    clf = from_pretrained(weights, FrozenEstimator(fitted.tokenizer_))
+    assert total(clf.prior_.state_dict()) == pytest.approx(total(fitted.prior_.state_dict()))
+    for source in (folder / "model.safetensors", str(folder / "config.json")):
+        with pytest.raises(FileNotFoundError, match=r"is a file and contains no file"):
+            from_pretrained(PretrainedWeights(source, "other.safetensors"), "auto")
+
+
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_truncated_or_missing_file_of_a_save(folder, name):
     content = (folder / name).read_bytes()

@@ -1,5 +1,6 @@
 """Draw images from a fitted model, and fill in missing parts of images."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,11 +42,7 @@ def generate_images(
     result is the output of the tokenizer's `inverse_transform`. If the images have one channel, the
     result has no channel axis.
     """
-    if not hasattr(model.tokenizer, "inverse_transform"):
-        raise NotImplementedError(
-            f"{type(model.tokenizer).__name__} has no inverse_transform, so tokens cannot be "
-            "converted to images. To generate images, use a tokenizer such as PatchTokenizer."
-        )
+    check_decodable(model)
     codes = np.zeros_like(orders) if codes is None else codes
     n_known = np.broadcast_to(n_known, len(columns))
     sampled = np.empty_like(orders)
@@ -65,6 +62,15 @@ def generate_images(
     return images[..., 0] if gray else images
 
 
+def check_decodable(model: FittedModel) -> None:
+    """Raise an error if the tokenizer cannot convert tokens to images."""
+    if not hasattr(model.tokenizer, "inverse_transform"):
+        raise NotImplementedError(
+            f"{type(model.tokenizer).__name__} has no inverse_transform, so tokens cannot be "
+            "converted to images. To generate images, use a tokenizer such as PatchTokenizer."
+        )
+
+
 def inpaint_images(
     model: FittedModel,
     batch: Batch,
@@ -81,25 +87,24 @@ def inpaint_images(
     """Draw the masked tokens of images, see :meth:`skaocls.AnyOrderARClassifier.inpaint`.
 
     `columns` contains the class column of each image. If None, the function uses the most probable
-    class of each image, given its known tokens. For this purpose, `joint_log_proba` converts
+    class of each image, given its known tokens. For this purpose only, `joint_log_proba` converts
     log p(known tokens | class, order) to log p(known tokens, class).
     """
     n, grid, is_image = len(batch), model.prior.grid, model.reader.image_shape is not None
     if model.reader.grid is not None and batch.values().ndim == 4:
         raise ValueError(f"inpaint requires tokens of one crop, (n, {grid[0]}, {grid[1]}).")
     mask = check_mask(model, mask, n)
+    check_decodable(model)
     unknown = unknown_tokens(model.tokenizer, mask, grid)
-    images = batch.images() if is_image else batch.values()
-    pixel_mask = mask[..., None] if is_image else mask
-    known = images
-    if is_image:  # masked pixels may be out of range
-        low, high = model.reader.value_range or (-np.inf, np.inf)
-        known = np.where(pixel_mask, images.clip(low, high), images)
+    images = batch.images(allow_nan=True) if is_image else batch.values()
+    check_decoded_shape(model, images.shape[1:])
+    known = valid_values(images, mask, model.reader.value_range)
     tokenizer_options = {}
     if hasattr(model.tokenizer, "image_statistics"):  # use only the known pixels
         tokenizer_options["statistics"] = model.tokenizer.image_statistics(known, ~mask)
     codes = encode_data(model.tokenizer, known, is_image=is_image, **tokenizer_options)
     if columns is None:
+        assert joint_log_proba is not None
         orders = model.orders(order, n_orders)
         ll = known_token_log_likelihoods(model, codes, unknown, orders, device, precision)
         columns = joint_log_proba(ll).argmax(1)
@@ -115,13 +120,32 @@ def inpaint_images(
         device=device,
         **tokenizer_options,
     )
-    if sampled.size != images.size:
-        raise ValueError(
-            f"{type(model.tokenizer).__name__}.inverse_transform returns images of shape "
-            f"{sampled.shape[1:]}, but the images to fill in have shape {images.shape[1:]}."
-        )
+    pixel_mask = mask[..., None] if is_image else mask
     filled: np.ndarray = np.where(pixel_mask, sampled.reshape(images.shape), images)
     return filled.reshape(sampled.shape)
+
+
+def check_decoded_shape(model: FittedModel, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError if decoded tokens do not have the shape of the images to fill in."""
+    decoded = model.tokenizer.inverse_transform(np.zeros((1, *model.prior.grid), dtype=np.int64))
+    if decoded.size != math.prod(shape):
+        raise ValueError(
+            f"{type(model.tokenizer).__name__}.inverse_transform returns images of shape "
+            f"{decoded.shape[1:]}, but the images to fill in have shape {shape}."
+        )
+
+
+def valid_values(
+    X: np.ndarray, mask: np.ndarray, value_range: tuple[float, float] | None
+) -> np.ndarray:
+    """Return X after masked values that are NaN or out of range are replaced by valid values."""
+    if np.isnan(X[~mask]).any():
+        raise ValueError("X contains NaN where mask is False. Only masked values may be NaN.")
+    low, high = value_range or (0.0, 1.0)
+    valid = np.nan_to_num(X, nan=(low + high) / 2)
+    if value_range is not None:
+        valid = valid.clip(low, high)
+    return np.where(mask.reshape(*mask.shape, *(1,) * (X.ndim - mask.ndim)), valid, X)
 
 
 def check_mask(model: FittedModel, mask: np.ndarray, n: int) -> np.ndarray:

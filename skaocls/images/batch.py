@@ -79,9 +79,9 @@ class Batch:
         part._source = self if self._source is None else self._source
         return part
 
-    def images(self, rows: Rows = ALL) -> np.ndarray:
+    def images(self, rows: Rows = ALL, *, allow_nan: bool = False) -> np.ndarray:
         """Return the decoded images as float32 of shape (n, height, width, channels)."""
-        return self._decode(decode_images, rows)
+        return self._decode(partial(decode_images, allow_nan=allow_nan), rows)
 
     def image_blocks(self, rows: slice = ALL) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield (rows, decoded images) of each block, and decode the next block in a thread."""

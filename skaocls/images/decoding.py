@@ -98,12 +98,19 @@ def unreadable_items(data: ArrayOrLazy, index: np.ndarray, decoding: str) -> dic
 
 
 def decode_images(
-    data: ArrayOrLazy, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
+    data: ArrayOrLazy,
+    shape: tuple[int, ...],
+    *,
+    resize: bool,
+    decoding: str,
+    index: np.ndarray,
+    allow_nan: bool = False,
 ) -> np.ndarray:
     """Decode data to float32 images of shape (n, height, width, channels).
 
     Files and PIL images of another size are resized if `resize` is True; otherwise they raise an
-    error. `index` contains the positions of the images in the user's X, for error messages.
+    error. `index` contains the positions of the images in the user's X, for error messages. If
+    `allow_nan` is False, NaN raises an error.
     """
     data = in_memory(data)
     if is_items(data):
@@ -118,7 +125,7 @@ def decode_images(
                     f"skaocls.images.resize_crop(image, {shape[0]}, {shape[1]}), or pass "
                     f"image_shape={shape[:2]} to fit. Then fit and predict resize these images."
                 )
-            return to_unit(pixels, f"X[{i}]")
+            return to_unit(pixels, f"X[{i}]", allow_nan)
 
         # PIL images are not thread-safe, and the same PIL image may occur twice in X
         files = all(isinstance(item, (str, os.PathLike, bytes)) for item in data)
@@ -130,7 +137,7 @@ def decode_images(
                 f"X has images of shape {data.shape[1:]}, but images of shape {shape} are "
                 "expected, as in fit."
             )
-    return to_unit(data, "X").reshape(-1, *shape)
+    return to_unit(data, "X", allow_nan).reshape(-1, *shape)
 
 
 def decode_originals(
@@ -285,12 +292,16 @@ def scaled_size(shape: tuple[int, ...], shorter_side: int) -> tuple[int, int]:
     return round(height * shorter_side / least), round(width * shorter_side / least)
 
 
-def to_unit(a: np.ndarray, name: str) -> np.ndarray:
+def to_unit(a: np.ndarray, name: str, allow_nan: bool = False) -> np.ndarray:
     """Convert to finite float32 values; scale 8-bit and 16-bit integers to [0, 1]."""
-    checked = check_array(a, dtype=np.float32, allow_nd=True, input_name=name)
-    if np.abs(checked).max(initial=0) > MAX_VALUE:
+    finite = "allow-nan" if allow_nan else True
+    checked = check_array(
+        a, dtype=np.float32, allow_nd=True, input_name=name, ensure_all_finite=finite
+    )
+    largest = np.fmax.reduce(np.abs(checked), axis=None, initial=0)  # ignores NaN
+    if largest > MAX_VALUE:
         raise ValueError(
-            f"{name} has numbers up to {np.abs(checked).max():.3g}, but images may have up to "
+            f"{name} has numbers up to {largest:.3g}, but images may have up to "
             f"{MAX_VALUE:.0e} as the largest number. Divide the images by the value of white."
         )
     scaled: np.ndarray = checked / np.float32(full_scale(a.dtype))

@@ -39,12 +39,20 @@ class Reader:
     decoding: str = "as_seen"  # or "plain", see skaocls.images.to_pixels
     grid: tuple[int, int] | None = None  # rows and columns of tokens; None for images and tables
 
-    def open(self, X: object, *, check_scale: bool = True, skip_unreadable: bool = False) -> Batch:
+    def open(
+        self,
+        X: object,
+        *,
+        check_scale: bool = True,
+        skip_unreadable: bool = False,
+        allow_nan: bool = False,
+    ) -> Batch:
         """Check that X matches the training data, without decoding images.
 
         If `check_scale`, images with values far outside the training range are rejected. If
-        `skip_unreadable`, unreadable images are left out and listed in `Batch.skipped`. If X is
-        already a batch of this reader, the result is X.
+        `skip_unreadable`, unreadable images are left out and listed in `Batch.skipped`. If
+        `allow_nan`, tables may contain NaN. If X is already a batch of this reader, the result is
+        X.
         """
         if isinstance(X, Batch) and X.reader is self:
             return X
@@ -72,7 +80,7 @@ class Reader:
                 data, skipped = drop_unreadable(data, self.decoding)
         else:
             self._check_feature_names(X)
-            data = check_table(data, self.owner, numeric=self.reads_rows)
+            data = check_table(data, self.owner, numeric=self.reads_rows, allow_nan=allow_nan)
             if data.shape[1] != self.n_features:
                 raise ValueError(
                     f"X has {data.shape[1]} features, but {self.owner} is expecting "
@@ -197,10 +205,13 @@ def drop_unreadable(data: Any, decoding: str) -> tuple[ArrayOrLazy, dict[int, st
     return data, skipped
 
 
-def check_table(X: object, owner: str, *, numeric: bool) -> np.ndarray | Mapped:
+def check_table(
+    X: object, owner: str, *, numeric: bool, allow_nan: bool = False
+) -> np.ndarray | Mapped:
     """Validate a 2-D array of numbers; convert it to floats unless `numeric`."""
     dtype = "numeric" if numeric else [np.float64, np.float32]
-    table = check_array(X, dtype=dtype, estimator=owner, input_name="X")
+    finite = "allow-nan" if allow_nan else True
+    table = check_array(X, dtype=dtype, estimator=owner, input_name="X", ensure_all_finite=finite)
     return keep_mapped(table) if numeric else table
 
 
