@@ -27,7 +27,7 @@ from skaocls.distributed import broadcast, collective_call
 from skaocls.fitted import generation, prediction, saving
 from skaocls.fitted.fit import extend_model, fit_model
 from skaocls.fitted.initial_prior import is_new, new_prior_sizes, resolve_prior
-from skaocls.fitted.labels import class_log_prior, check_targets, known_classes, read_labels
+from skaocls.fitted.labels import check_targets, class_log_prior, known_classes, read_labels
 from skaocls.fitted.pretrained import (
     load_pretrained_model,
     only_classes,
@@ -1319,7 +1319,7 @@ def sampling_options(method, n_steps, temperature, top_k, top_p, guidance):
 
 
 def reject_classifier(name, value):
-    """Raise a ValueError if the value of an argument is a classifier instead of one of its parts."""
+    """Raise a ValueError if an argument is a classifier instead of a part of a classifier."""
     if isinstance(getattr(value, "estimator", value), AnyOrderARClassifier):
         raise ValueError(
             f"{name} must not be a classifier. To reuse what a classifier clf has learned, pass "

@@ -479,6 +479,20 @@ def test_invalid_parameters(digits, params, message):
         make(**params).fit(*digits[:2])
 
 
+def test_a_classifier_instead_of_its_parts(fitted, digits):
+    X, y = digits[0][:30], digits[1][:30]
+    for clf in (fitted, AnyOrderARClassifier(), FrozenEstimator(fitted)):
+        for call in (
+            make(prior=clf).fit,
+            make(tokenizer=clf).fit,
+            lambda *_, clf=clf: AnyOrderARClassifier.from_pretrained(clf),
+        ):
+            with pytest.raises(ValueError, match=r"clf\.prior_ .*FrozenEstimator\(clf\.tokenizer_\)"):
+                call(X, y)
+    advised = make(prior=fitted.prior_, tokenizer=FrozenEstimator(fitted.tokenizer_), max_iter=1)
+    assert advised.fit(X, y).tokenizer_ is fitted.tokenizer_
+
+
 def test_invalid_parameters_after_fit(fitted, digits):
     with pytest.raises(ValueError, match="'n_orders'"):
         copy_of(fitted, n_orders=0).predict(digits[2])
