@@ -487,7 +487,7 @@ def test_a_classifier_instead_of_its_parts(fitted, digits):
             make(tokenizer=clf).fit,
             lambda *_, clf=clf: AnyOrderARClassifier.from_pretrained(clf),
         ):
-            with pytest.raises(ValueError, match=r"clf\.prior_ .*FrozenEstimator\(clf\.tokenizer_\)"):
+            with pytest.raises(ValueError, match=r"clf\.prior_ .*Estimator\(clf\.tokenizer_\)"):
                 call(X, y)
     advised = make(prior=fitted.prior_, tokenizer=FrozenEstimator(fitted.tokenizer_), max_iter=1)
     assert advised.fit(X, y).tokenizer_ is fitted.tokenizer_
