@@ -9,17 +9,22 @@ tokens (``HF_TOKEN``).
 import logging
 import os
 import re
+import socket
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from threading import Timer
+from queue import Empty, SimpleQueue
+from threading import Thread, Timer
 from typing import TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 from uuid import uuid4
 from zipfile import ZipFile, is_zipfile
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -36,6 +41,7 @@ from torch import Tensor, nn
 from skaocls.devices import own_torch_state
 
 T = TypeVar("T")
+_last_attempt: tuple[float, str | None] | None = None  # time and result of connecting to the hub
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 # Files that accelerate and transformers store next to the weights to resume training.
 TRAINING_STATE = re.compile(
@@ -46,8 +52,14 @@ PREFIX = re.compile(r"^((module|model)\.)+")  # added by DistributedDataParallel
 COMPILED = "_orig_mod."  # added by torch.compile, anywhere in a key
 MAX_MAPPED_BYTES = 2**26  # while tensors are copied, at most about this much of the file is mapped
 HUB_NOTICE_SECONDS = 3  # if the hub needs longer to answer, a message is logged
+CONNECT_SECONDS = 3  # if the hub does not accept a connection within this time, it is unreachable
+RETRY_SECONDS = 30  # for this time, the result of the last attempt to connect is used again
 MAX_EXPANSION = 8  # largest ratio of tensor bytes to file bytes; above 1, as tensors can overlap
 MAX_LISTED = 5  # largest number of keys that an error message lists
+OFFLINE_ADVICE = (
+    "Call this while online, or pass a local file or folder. With HF_HUB_OFFLINE=1, only cached "
+    "files are used, and the network is not."
+)
 OTHER_OBJECTS = (
     "{path} contains objects other than tensors, which are never loaded: {kind}. If you trust the "
     "author of the file, copy the weights into a new file with the following code, which executes "
@@ -55,12 +67,21 @@ OTHER_OBJECTS = (
     "\nimport torch; torch.save(torch.load({path!r}, map_location='cpu', weights_only=False)"
     "['model'], 'weights.pt')"
 )
+PICKLED = (
+    "{path} contains a pickled Python object{kind}, which is never loaded here, because loading it "
+    "can execute code. If you trust the author of the file, load the object with {load}. To store "
+    "a classifier so that from_pretrained can load it, call clf.save_pretrained(folder)."
+)
+# First bytes of pickles (`torch.save` uses version 2), and of files that joblib compressed
+PICKLES = tuple(b"\x80" + bytes([version]) for version in (3, 4, 5))
+COMPRESSED = (b"x\x01", b"x^", b"x\x9c", b"x\xda", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"]\x00")
 HUB_ERRORS: dict[type[Exception], str] = {  # the first type that matches determines the message
     GatedRepoError: "{where} is gated: ask the owner for access and pass token.",
-    RepositoryNotFoundError: "{where} does not exist, or is private. If it is private, pass token.",
+    RepositoryNotFoundError: "{where} does not exist, or is private. If it is private, pass token. "
+    "No local file or folder has this name either.",
     RevisionNotFoundError: "{where} does not exist: there is no such revision.",
     LocalEntryNotFoundError: "{where}: {what} is not in the cache, and the hub cannot be reached "
-    "or HF_HUB_OFFLINE is set. Pass a local file or folder, or call this while online.",
+    "or HF_HUB_OFFLINE is set. No local file or folder has this name. {advice}",
     EntryNotFoundError: "{where} has no file {what}.",
     Exception: "{where}: {what} could not be fetched or cached: {exc}",
 }
@@ -94,11 +115,12 @@ def find_file(
         if not (path / name).is_file():
             raise FileNotFoundError(f"The folder {path} has no file {name!r}.")
         return path / name
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise OSError(
-            f"{str(source)!r} is neither a file nor a folder nor a hub repository 'owner/name'."
+    if isinstance(source, os.PathLike) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
+        raise FileNotFoundError(
+            f"{str(source)!r} is neither a file nor a folder, as seen from {os.getcwd()!r}. Pass "
+            "an existing file or folder, or the name of a hub repository, 'owner/name'."
         )
-    return download(str(source), filename, revision, token)
+    return download(source, filename, revision, token)
 
 
 def download(
@@ -106,8 +128,13 @@ def download(
 ) -> Path:
     """Return the path of a file from a hub repository; download the file if it is not cached."""
     where = f"The hub repository {repo!r}" + (f" at revision {revision!r}" if revision else "")
-    fetch = partial(hf_hub_download, repo, revision=revision, token=token)
+    problem = connection_problem()
     if filename is None:
+        if problem is not None:
+            raise OSError(
+                f"{where}: the hub cannot be reached ({problem}), and no local file or folder has "
+                f"this name. {OFFLINE_ADVICE}"
+            )
         list_files = partial(HfApi().list_repo_files, repo, revision=revision, token=token)
         files = ask_hub(where, "the list of its files", list_files)
         filename = single_file(weight_files(files), where)
@@ -115,7 +142,47 @@ def download(
         raise OSError(
             f"{where}: the file name {filename!r} is refused: it leads out of the repository."
         )
-    return Path(ask_hub(where, repr(filename), fetch, filename))
+    fetch = partial(hf_hub_download, repo, filename, revision=revision, token=token)
+    return Path(ask_hub(where, repr(filename), partial(fetch, local_files_only=bool(problem))))
+
+
+def connection_problem() -> str | None:
+    """Try to connect to the hub; return the reason if this fails, and None otherwise.
+
+    Without a network, the hub client would repeat every request for almost half a minute.
+    """
+    global _last_attempt
+    if constants.HF_HUB_OFFLINE:  # the client itself never connects
+        return None
+    if _last_attempt is None or time.monotonic() > _last_attempt[0] + RETRY_SECONDS:
+        problem = try_to_connect(constants.ENDPOINT)
+        _last_attempt = time.monotonic(), problem
+    return _last_attempt[1]
+
+
+def try_to_connect(url: str) -> str | None:
+    """Connect to the host of a URL, or to the proxy for this URL; return the reason if it fails."""
+    target, proxies = urlsplit(url), getproxies()
+    proxy = proxies.get(target.scheme) or proxies.get("all")
+    if proxy and not proxy_bypass(target.netloc):
+        target = urlsplit(proxy)
+    host, port = target.hostname, target.port or (80 if target.scheme == "http" else 443)
+    if host is None:
+        return None  # the client reports that the address is invalid
+    results: SimpleQueue[str | None] = SimpleQueue()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), CONNECT_SECONDS).close()
+            results.put(None)
+        except OSError as exc:
+            results.put(f"{host}: {exc}")
+
+    Thread(target=connect, daemon=True).start()  # a thread, because the name server may not answer
+    try:
+        return results.get(timeout=CONNECT_SECONDS)
+    except Empty:
+        return f"{host} did not answer within {CONNECT_SECONDS} seconds"
 
 
 def weight_files(names: list[str]) -> list[str]:
@@ -149,7 +216,8 @@ def ask_hub(where: str, what: str, function: Callable[..., T], *args: str | int 
     except (HTTPError, HFValidationError, OSError) as exc:
         message = next(text for kind, text in HUB_ERRORS.items() if isinstance(exc, kind))
         error = FileNotFoundError if isinstance(exc, EntryNotFoundError) else OSError
-        raise error(message.format(where=where, what=what, exc=exc)) from exc
+        text = message.format(where=where, what=what, exc=exc, advice=OFFLINE_ADVICE)
+        raise error(text) from exc
     finally:
         notice.cancel()
 
@@ -188,13 +256,8 @@ def map_state_dict(path: Path) -> dict[str, Tensor]:
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as exc:  # damaged files can raise errors of many types
-        if refused := re.search(r"GLOBAL ([\w.]+) was not", str(exc)):
-            raise ValueError(OTHER_OBJECTS.format(path=str(path), kind=refused[1])) from exc
-        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-        raise ValueError(
-            f"{path} is not a readable file of weights. The file is truncated, has another format, "
-            f"or contains objects other than tensors, which are never loaded ({reason})."
-        ) from exc
+        # without `from exc`, because torch advises to load the file unsafely
+        raise ValueError(why_unreadable(path, str(exc) or type(exc).__name__)) from None
     while isinstance(state, dict):
         inner = [state[key] for key in WRAPPERS if isinstance(state.get(key), dict)]
         if not inner:
@@ -217,8 +280,33 @@ def map_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def why_unreadable(path: Path, reason: str) -> str:
+    """Return a message for a file that torch or safetensors cannot load as tensors."""
+    if refused := re.search(r"GLOBAL ([\w.]+) was not", reason):
+        if not refused[1].startswith("skaocls."):
+            return OTHER_OBJECTS.format(path=str(path), kind=refused[1])
+        load = f"torch.load({str(path)!r}, weights_only=False)"
+        return PICKLED.format(path=path, kind=f" ({refused[1]})", load=load)
+    if is_pickle(path):
+        return PICKLED.format(path=path, kind="", load=f"joblib.load({str(path)!r})")
+    if torch_reason := re.search(r"WeightsUnpickler error:\s*(.+)", reason):
+        reason = torch_reason[1]  # without the advice to load the file unsafely
+    return (
+        f"{path} is not a readable file of weights. The file is truncated, has another format, or "
+        f"contains objects other than tensors, which are never loaded ({reason.splitlines()[0]})."
+    )
+
+
+def is_pickle(path: Path) -> bool:
+    """Return whether joblib or pickle wrote a file that is no safetensors file."""
+    with open(path, "rb") as file:
+        return file.read(8).startswith(PICKLES + COMPRESSED)
+
+
 def load_pickle(path: Path) -> object:
     """Load a file that ``torch.save`` wrote; never execute code from the file."""
+    if is_pickle(path):
+        raise ValueError("torch.save did not write it")
     mmap = is_zipfile(path)  # files from torch before version 1.6 cannot be memory-mapped
     if mmap:
         with ZipFile(path) as file:

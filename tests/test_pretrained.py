@@ -21,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -42,7 +43,7 @@ from skaocls import (
     PatchTokenizer,
     PretrainedWeights,
 )
-from skaocls.files import ask_hub
+from skaocls.files import ask_hub, try_to_connect
 from skaocls.fitted.pretrained import load_published
 from skaocls.fitted.tokenization import encode_for_orders, training_tokens
 from skaocls.priors.loading import load_prior
@@ -219,11 +220,18 @@ def test_folder_of_several(tiny, tmp_path):
         load_tiny(tmp_path, "c.safetensors")
 
 
-@pytest.mark.parametrize("source", ["missing.pt", "no such thing", "a/b/c", "/no/such/file.pt", ""])
+@pytest.mark.parametrize(
+    "source",
+    ["missing.pt", "no such thing", "a/b/c", "/no/such/file.pt", "./new", "../new", "~/new", "new/"]
+    + [Path("models/new"), ""],
+)
 def test_nonsense_source(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OSError, match=r"neither a file|no weights file"):
+    with pytest.raises(OSError, match=r"neither a file nor a folder, as seen from|no weights file"):
         load_tiny(source)
+    if source:
+        with pytest.raises(OSError, match=rf"^'{source!s}' is neither a file nor a folder"):
+            AnyOrderARClassifier.from_pretrained(source)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "pt", "legacy"])
@@ -283,6 +291,30 @@ def test_code_in_a_file_is_not_executed(tiny, tmp_path, writer):
     with pytest.raises(ValueError, match="objects other than tensors"):
         load_tiny(file)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("suffix", [".joblib", ".pkl.gz", ".safetensors"])
+@pytest.mark.parametrize("compress", [0, 3, "bz2", "xz"])
+def test_pickled_classifiers(fitted, tmp_path, suffix, compress):
+    file = tmp_path / f"it's a classifier{suffix}"
+    joblib.dump(fitted, file, compress=compress)
+    for use in (
+        AnyOrderARClassifier.from_pretrained,
+        lambda file: AnyOrderARClassifier(prior=file).fit(np.zeros((4, 8, 8)), [0, 1, 0, 1]),
+    ):
+        with pytest.raises(ValueError, match=r"clf\.save_pretrained") as error:
+            use(file)
+        assert f"joblib.load({str(file)!r})" in str(error.value)
+        assert error.value.__suppress_context__  # hides torch's advice
+
+
+@pytest.mark.parametrize("content", [lambda clf: clf, lambda clf: {"model": clf.prior_}])
+def test_classifiers_in_torch_files(fitted, tmp_path, content):
+    file = tmp_path / "model.pt"
+    torch.save(content(fitted), file)
+    with pytest.raises(ValueError, match=r"\(skaocls\..*clf.save_pretrained") as error:
+        AnyOrderARClassifier.from_pretrained(file)
+    assert f"torch.load({str(file)!r}, weights_only=False)" in str(error.value)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -517,13 +549,55 @@ def test_download(golden, tiny, hub, tmp_path):
     assert sorted(cached) == ["b.safetensors", *["prior.safetensors"] * 3]
 
 
-def test_no_network(tmp_path):
-    calls = (["owner/name", "prior.safetensors"], {}), (["owner/name"], {})
-    answers = call_hub(tmp_path, *calls, HF_ENDPOINT="http://127.0.0.1:9")
-    check_refusals(
-        answers,
-        [("FileNotFoundError", "the hub cannot be reached"), ("OSError", "could not be fetched")],
+def test_no_network(golden, tiny, tmp_path):
+    """Without a network, calls fail at once, and cached files are still loaded."""
+    no_waiting = "def fail(seconds): raise AssertionError('the client waits')\n"
+    code = CALLS.replace("time.sleep = lambda seconds: None", no_waiting + "time.sleep = fail")
+    repo = tmp_path / "hub" / "models--owner--cached"
+    for folder in ("refs", f"snapshots/{COMMIT}"):
+        (repo / folder).mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    shutil.copy(golden / "randar_tiny.safetensors", repo / "snapshots" / COMMIT / "a.safetensors")
+    cached, *refused = call_hub(
+        tmp_path,
+        (["owner/cached", "a.safetensors"], {}),
+        (["owner/cached", "b.safetensors"], {}),
+        (["models/mine"], {}),
+        (["randar-l"], {}),
+        code=code,
+        HF_ENDPOINT="http://127.0.0.1:9",
     )
+    assert cached["sum"] == pytest.approx(total(tiny), abs=1e-6)
+    cannot = "the hub cannot be reached"
+    check_refusals(refused, [("OSError", cannot)] * 3)
+    check_refusals(refused, [("OSError", "o local file or folder has this name")] * 3)
+    check_refusals(refused, [("OSError", "HF_HUB_OFFLINE=1")] * 3)
+
+
+@pytest.mark.parametrize("variable", [None, "http_proxy", "all_proxy"])
+def test_hub_that_does_not_answer(monkeypatch, variable):
+    for name in ("http_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if variable is not None:
+            monkeypatch.setenv(variable, url)
+            url = "http://hub.invalid"  # only the proxy can reach it
+        assert try_to_connect(url) is None
+    assert "127.0.0.1: " in try_to_connect(url)  # refused
+    waiting = threading.Event()
+
+    def connect(*args):
+        waiting.wait()
+        raise OSError("too late")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr("skaocls.files.CONNECT_SECONDS", 0.1)
+    try:
+        assert try_to_connect(url) == "127.0.0.1 did not answer within 0.1 seconds"
+    finally:
+        waiting.set()
 
 
 def test_slow_hub_is_logged(caplog):
