@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
-from joblib.hashing import NumpyHasher
+from joblib.hashing import NumpyHasher, Pickler
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -49,17 +49,30 @@ def hash_stream(file: BinaryIO) -> str:
 def hash_object(*values: object) -> str:
     """Hash the content of picklable objects. The hash is the same in every process.
 
-    The order of items in dictionaries and sets does not matter. Equal tensors have equal hashes.
+    The order of items matters in dictionaries, because code can depend on it: a network calls its
+    layers in this order. The order of attributes and of items in sets does not matter. Equal
+    tensors have equal hashes.
     """
     digest: str = ContentHasher(hash_name="md5").hash(values)
     return digest
 
 
 class ContentHasher(NumpyHasher):
-    """Joblib's hasher, extended to tensors, because pickles of equal tensors can differ."""
+    """Joblib's hasher, extended to tensors and to the order of items in dictionaries.
+
+    Pickles of equal tensors can differ, and joblib's hasher ignores the order of items.
+    """
 
     def save(self, obj: object) -> None:
         if isinstance(obj, torch.Tensor):
             tensor = obj.detach().cpu().contiguous()
             obj = str(tensor.dtype), tuple(tensor.shape), tensor.flatten().view(torch.uint8).numpy()
         super().save(obj)
+
+    def save_reduce(self, func: Any, args: Any, state: Any = None, *rest: Any, **more: Any) -> None:
+        if isinstance(state, dict):
+            state = sorted(state.items(), key=lambda item: str(item[0]))
+        super().save_reduce(func, args, state, *rest, **more)
+
+    def _batch_setitems(self, *args: Any) -> None:
+        Pickler._batch_setitems(self, *args)

@@ -857,7 +857,7 @@ def test_ambiguous_shapes_need_no_parameter_of_the_tokenizer(shape, declared):
 # Hashes of a batch ------------------------------------------------------------------------------
 
 
-def test_hashes_identify_decoded_content(save):
+def test_hashes_identify_decoded_content(save, tmp_path):
     def hashes(X, decoding="as_seen"):
         batch = learn_reader(X, "Reader", decoding=decoding)
         assert len(batch.row_hashes()) == len(batch)
@@ -873,6 +873,12 @@ def test_hashes_identify_decoded_content(save):
     clear.info["transparency"] = 3
     assert hashes([clear])[1] != hashes([red])[1]
     assert hashes([clear], "plain")[1] == hashes([red])[1]
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    paths = [tmp_path / "a.png", tmp_path / "a" / "a.png", f"{tmp_path}/link/../a.png"]
+    for path in paths[:2]:
+        Image.fromarray(pixels).save(path)
+    assert [hashes(paths)[1 + i] == hashes(paths)[3] for i in (0, 1)] == [False, True]
     exif = Image.Exif()
     exif[0x0112] = 3
     turned = Image.open(save(Image.fromarray(pixels), "t.png", exif=exif))

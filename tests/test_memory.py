@@ -2,6 +2,8 @@
 
 import os
 import pickle
+from argparse import Namespace
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import joblib
@@ -9,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
 
 from conftest import small_classifier
-from skaocls import AnyOrderARClassifier, PatchTokenizer
+from skaocls import AnyOrderARClassifier, AnyOrderPrior, LlamaGenTokenizer, PatchTokenizer
 from skaocls.fitted import fit, result_cache
 from skaocls.fitted.result_cache import ResultCache
 from skaocls.hashing import hash_bytes, hash_chunks, hash_file, hash_object
@@ -158,6 +162,58 @@ def test_files_are_identified_by_content(digits, counts, tmp_path):
     assert counts["fits"] == 2
 
 
+class Colours(torch.nn.Module):
+    """A network for a published tokenizer: the code of a block is its nearest colour."""
+
+    n_codes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.codebook = torch.nn.Parameter(torch.tensor([[0.0], [0.4], [1.0]]).repeat(1, 3))
+
+    def encode(self, pixels):
+        return torch.nn.functional.avg_pool2d(pixels, 16).permute(0, 2, 3, 1)
+
+    def nearest(self, latents):
+        return torch.cdist(latents.flatten(1, 2), self.codebook[None]).argmin(-1).view(-1, 2, 2)
+
+
+def test_weights_of_a_tokenizer_are_identified_by_content(counts, tmp_path, monkeypatch):
+    monkeypatch.setattr(LlamaGenTokenizer, "_network", Colours)
+    blocks = np.random.RandomState(0).randint(256, size=(9, 2, 2, 1), dtype=np.uint8)
+    X = blocks.repeat(16, 1).repeat(16, 2).repeat(3, 3)
+    weights, tokens = Colours().state_dict(), []
+    tokenizer = LlamaGenTokenizer(tmp_path / "vq.safetensors", image_shape=(32, 32))
+    for factor, n_fits in ((1, 1), (1, 1), (0.5, 2)):
+        save_file({"codebook": factor * weights["codebook"]}, tokenizer.source)
+        os.utime(tokenizer.source, (0, 0))
+        clf = make(tokenizer=tokenizer, memory=tmp_path / "cache").fit(X, np.arange(9) % 3)
+        tokens.append(clf.tokenizer_.transform(X))
+        assert counts["fits"] == n_fits
+    assert (tokens[1] == tokens[0]).all() and (tokens[2] != tokens[0]).any()
+
+
+class Doubled(AnyOrderPrior):
+    """A prior with the weights of its base class and other probabilities."""
+
+    def predict(self, hidden, labels):
+        return 2 * super().predict(hidden, labels)
+
+
+def test_priors_are_identified_by_class_and_buffers(digits, tmp_path):
+    X, y = digits[0][:40], digits[1][:40]
+    tokenizer = FrozenEstimator(PatchTokenizer(n_codes=8, random_state=0).fit(X))
+    sizes, classes = (8, (4, 4), 3, 32, 2, 2), (AnyOrderPrior, AnyOrderPrior, Doubled)
+    priors = [cls(*sizes, generator=torch.Generator().manual_seed(0)) for cls in classes]
+    priors[1].rope.mul_(0.5)
+    for prior in priors:
+        cached, fresh = (
+            make(prior=prior, tokenizer=tokenizer, memory=memory).fit(X, y).predict_proba(X)
+            for memory in (tmp_path, None)
+        )
+        np.testing.assert_array_equal(cached, fresh)
+
+
 def test_a_cached_fit_equals_a_fit(digits, tmp_path):
     X, y, X_test, _ = digits
     first = make(memory=tmp_path).fit(X, y)
@@ -177,7 +233,13 @@ def test_hashes(tmp_path):
     assert hash_object(x) == hash_object(x.clone()) == hash_object(torch.nn.Parameter(x.clone()))
     different = [x, x.double(), x + 1, x[:3], x.view(2, 2), x.numpy(), [x[:2], x[2:]], None]
     assert len({hash_object(value) for value in different}) == len(different)
-    assert hash_object({"a": x, "b": 1}) == hash_object({"b": 1, "a": x})
+    assert hash_object({"a", "b", 1}) == hash_object({1, "b", "a"})
+    assert hash_object({"a": x, "b": 1}) != hash_object({"b": 1, "a": x})
+    one, other = Namespace(a=x, b=1), Namespace(b=1, a=x)
+    assert hash_object(one) == hash_object(other) != hash_object(Namespace(a=1, b=x))
+    layers = {"a": torch.nn.ReLU(), "b": torch.nn.Tanh()}
+    networks = [OrderedDict(items) for items in (layers.items(), list(layers.items())[::-1])]
+    assert len({hash_object(torch.nn.Sequential(layers)) for layers in networks}) == 2
     (tmp_path / "file").write_bytes(b"content")
     hashes = {hash_file(tmp_path / "file"), hash_bytes(b"content"), hash_chunks([b"con", b"tent"])}
     assert len(hashes) == 1

@@ -15,10 +15,12 @@ from skaocls import (
     PatchTokenizer,
     PrecomputedTokenizer,
     PretrainedWeights,
+    tokenize_dataset,
 )
 from skaocls.fitted.prediction import encode_part
 from skaocls.fitted.tokenization import training_tokens
 from skaocls.images.reader import learn_tokens
+from skaocls.priors.shared_trunk import similar_slots
 
 
 def make(**params):
@@ -96,6 +98,18 @@ def test_crops_are_training_views(tokens):
     flipped = tokens[5][:, ::-1]
     clf, other = make().fit(crops, y), make().fit(codes, y)
     assert clf.score_samples(flipped).mean() > other.score_samples(flipped).mean() + 2
+
+
+def test_the_codebook_is_part_of_the_cache_key(tokens, tmp_path):
+    tokenizer, X, codes, y, _, _ = tokens
+    stored = tokenize_dataset(tokenizer, X, tmp_path / "tokens")
+    params = {"prior": "shared_trunk", "memory": tmp_path, "max_iter": 1}
+    with_codebook = make(**params).fit(stored, y)
+    without = make(**params).fit(codes.astype(stored.dtype), y)
+    assert (with_codebook.tokenizer_.codebook_ == tokenizer.codebook_).all()
+    assert not hasattr(without.tokenizer_, "codebook_")
+    slots = [clf.prior_.head.slots.tolist() for clf in (with_codebook, without)]
+    assert slots == [similar_slots(tokenizer.codebook_).tolist(), list(range(16))]
 
 
 def test_methods_of_a_classifier_of_tokens(of_tokens, tokens, tmp_path):

@@ -14,7 +14,12 @@ from skaocls.distributed import check_same_on_ranks, is_main, world_size
 from skaocls.fitted.initial_prior import initial_prior, start_finetuning
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.result_cache import ResultCache, prior_weights
-from skaocls.fitted.tokenization import fit_tokenizer, has_views, training_tokens
+from skaocls.fitted.tokenization import (
+    fit_tokenizer,
+    has_views,
+    tokenizer_identity,
+    training_tokens,
+)
 from skaocls.hashing import hash_object
 from skaocls.images.batch import Batch
 from skaocls.images.lazy import first_views, in_memory, rows_of
@@ -106,7 +111,7 @@ def fit_model(
     fingerprint: dict[str, str] = {}
     if cache is not None or checkpoint_dir is not None:
         inputs = config.identity() | {
-            "tokenizer": tokenizer,
+            "tokenizer": tokenizer_identity(tokenizer),
             "prior": None if pretrained is None else prior_weights(pretrained),
             "random_state": seed if seeded else None,
             "X": batch.content_hash(),

@@ -17,7 +17,6 @@ import joblib
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor
 
 from skaocls.distributed import is_main, run_on_main
 from skaocls.files import write_all
@@ -147,9 +146,10 @@ def open_cache(memory: str | os.PathLike[str] | joblib.Memory | None) -> ResultC
     return ResultCache(memory)
 
 
-def prior_weights(prior: Prior) -> tuple[tuple[int, ...], int, dict[str, Tensor]]:
+def prior_weights(prior: Prior) -> tuple[object, ...]:
     """Return everything that determines the log-likelihoods of a prior, as input for a hash."""
-    return tuple(prior.grid), prior.transformer.n_head, dict(prior.state_dict())
+    tensors = dict(prior.named_parameters()), dict(prior.named_buffers())
+    return type(prior), tuple(prior.grid), prior.transformer.n_head, *tensors
 
 
 def cached_log_likelihoods(

@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from skaocls.distributed import map_ranks, run_on_main, world_size
+from skaocls.hashing import hash_file
 from skaocls.images.augmentation import random_crop, random_views
 from skaocls.images.batch import Batch
 from skaocls.images.lazy import Picked, concatenate
@@ -75,6 +76,12 @@ def fit_new(
     n_rows, n_cols = tokenizer.grid_
     say(verbose, f"{name}: {n_rows} x {n_cols} tokens of {tokenizer.n_codes_} values", 2)
     return tokenizer
+
+
+def tokenizer_identity(tokenizer: Any) -> tuple[object, ...]:
+    """Return everything that determines a tokenizer after `fit`, except the data."""
+    weights = hash_file(tokenizer._weights_file()) if isinstance(tokenizer, VQTokenizer) else None
+    return tokenizer, weights
 
 
 def check_usable(tokenizer: Any, batch: Batch, returned: object) -> None:

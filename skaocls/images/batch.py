@@ -12,7 +12,7 @@ from PIL import Image
 
 from skaocls.devices import prefetch
 from skaocls.distributed import rank_slice
-from skaocls.hashing import hash_bytes
+from skaocls.hashing import hash_bytes, hash_object
 from skaocls.images.decoding import (
     BadImage,
     convert_mode,
@@ -140,15 +140,17 @@ class Batch:
         """Return a hash of everything that determines the decoded data.
 
         Files are hashed by their content. Arrays have the same hash in memory and memory-mapped.
+        Tokens in a folder are hashed together with their codebook.
         """
-        reader = self.reader
-        settings = f"{reader.declared_shape} {reader.decoding} {len(self)}"
+        reader, data = self.reader, self.data
+        codes = hash_object(getattr(data, "n_codes", None), getattr(data, "codebook", None))
+        settings = f"{reader.declared_shape} {reader.decoding} {len(self)} {codes}"
         return hash_bytes(settings.encode(), *map(str.encode, self._hashes(read_files=True)))
 
     def row_hashes(self) -> np.ndarray:
         """Return a hash of each row, as n strings; equal samples have equal hashes.
 
-        Arrays and PIL images are hashed by their content. Files are hashed by their absolute path,
+        Arrays and PIL images are hashed by their content. Files are hashed by their real path,
         because hashing their content would take longer. A PIL image that cannot be decoded gets a
         hash that differs from the hashes of all other images.
         """
@@ -158,7 +160,7 @@ class Batch:
         """Yield a hash of each row; files are hashed by content if `read_files`, else by path."""
         for i, item in zip(self.index.tolist(), self.data, strict=True):
             if isinstance(item, (str, os.PathLike)) and not read_files:
-                yield hash_bytes(os.fsencode(os.path.abspath(item)))
+                yield hash_bytes(os.fsencode(os.path.realpath(item)))
                 continue
             try:
                 yield hash_item(item, i, self.reader.decoding)

@@ -29,7 +29,7 @@ BFLOAT16_MIN_DIM = 512
 # Largest allowed rounding error of bfloat16, relative to the differences between classes
 # (benchmarks/speed/scoring.py)
 MAX_ROUNDING_ERROR = 0.05
-_bfloat16_safe: WeakKeyDictionary[Prior, tuple[int, bool]] = WeakKeyDictionary()
+_bfloat16_safe: WeakKeyDictionary[Prior, tuple[object, bool]] = WeakKeyDictionary()
 
 
 class ScoringResult(NamedTuple):
@@ -138,8 +138,9 @@ def bfloat16_is_safe(prior: Prior) -> bool:
     of the bfloat16 differences must be at most `MAX_ROUNDING_ERROR` times the root mean square of
     the float32 differences. The result is cached until the weights change.
     """
-    version = prior.transformer.output.weight._version
-    if _bfloat16_safe.get(prior, (None, False))[0] != version:
+    sums = [tensor.sum(dtype=torch.float64) for tensor in prior.state_dict().values()]
+    weights = prior.device, torch.stack(sums).tolist()
+    if _bfloat16_safe.get(prior, (None, False))[0] != weights:
         rng = np.random.RandomState(0)
         codes = rng.randint(prior.vocab_size, size=(2, prior.n_tokens))
         orders = rng.permutation(prior.n_tokens)[None]
@@ -150,5 +151,5 @@ def bfloat16_is_safe(prior: Prior) -> bool:
         )
         exact, rounded = (ll - ll.mean(-1, keepdims=True) for ll in (exact, rounded))
         safe = np.std(rounded - exact) <= MAX_ROUNDING_ERROR * np.std(exact)
-        _bfloat16_safe[prior] = version, bool(safe)
+        _bfloat16_safe[prior] = weights, bool(safe)
     return _bfloat16_safe[prior][1]

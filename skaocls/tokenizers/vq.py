@@ -6,6 +6,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -119,11 +120,15 @@ class VQTokenizer(ImageTokenizer):
             of 16.
         """
         self._validate_params()
+        path = self._weights_file()
+        return self._set_weights(read_state_dict(path), source=str(path))
+
+    def _weights_file(self) -> Path:
+        """Return the path of the weights; download them if necessary."""
         source, filename = self.source, self.filename
         if source == "auto":
             source, filename = self._published[0], filename or self._published[1]
-        path = find_file(source, filename, revision=self.revision)
-        return self._set_weights(read_state_dict(path), source=str(path))
+        return find_file(source, filename, revision=self.revision)
 
     def _fit(self, batch: Batch, y: object = None) -> "VQTokenizer":
         return self.fit()

@@ -110,6 +110,7 @@ class TrainingConfig:
         values = dict(vars(self))
         values["device"] = resolve_device(self.device).type
         values["finetune"] = self.finetune.get_params()
+        values["sizes"] = None if self.sizes is None else sorted(self.sizes.items())
         del values["verbose"]
         if isinstance(self.order, str):
             del values["n_orders"]
