@@ -1,9 +1,12 @@
 """Behaviour of the estimator: training, predictions, parameters and errors."""
 
 import fcntl
+import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import termios
 import warnings
 
@@ -563,6 +566,64 @@ def test_verbose_shows_progress(digits, capsys):
     assert "scoring" in prediction and "300/300" in prediction
     assert "\r" not in log and len(log.splitlines()) < 10  # lines, not a progress bar
     assert "" not in log.splitlines()
+
+
+class WriteOnly:
+    """A stream with the method `write` alone, as some loggers have."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+
+class Failing(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    flush = isatty = write
+
+
+def closed_stream():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("verbose", [0, 2])
+@pytest.mark.parametrize(
+    "make_stream", [lambda: None, WriteOnly, object, lambda: Failing("text"), closed_stream]
+)
+def test_any_stream_or_none_as_standard_error(digits, monkeypatch, make_stream, verbose):
+    X, y, _, _ = digits
+    stream = make_stream()
+    clf = make(max_iter=1, tol=10.0, n_orders=1, verbose=verbose)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        patch.setattr(sys, "stdout", stream)
+        clf.fit(X[:30], y[:30]).predict(X[:3])
+    if isinstance(stream, WriteOnly):
+        lines = stream.text.splitlines()
+        assert any(line.startswith("skaocls: training on 30 samples") for line in lines) == bool(
+            verbose
+        )
+        assert any("scoring: 100%" in line for line in lines) == bool(verbose)
+
+
+def test_import_without_standard_streams(digits, tmp_path):
+    """As in a windowed application: there is no stream when the library is imported."""
+    program = (
+        "import sys; sys.stdout = sys.stderr = None\n"
+        "import numpy as np\n"
+        "from skaocls import AnyOrderARClassifier, PatchTokenizer\n"
+        "X, y = np.random.RandomState(0).rand(20, 8, 8), np.arange(20) % 2\n"
+        "clf = AnyOrderARClassifier(PRIOR, PatchTokenizer(4, n_codes=4), max_iter=1, verbose=2)\n"
+        "clf.set_params(augmentation=None).fit(X, y).predict(X)\n"
+        "clf.save_pretrained(sys.argv[1])\n"
+    ).replace("PRIOR", str({"dim": 16, "n_layer": 1, "n_head": 1, "multiple_of": 16}))
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "saved")], check=True)
+    assert (tmp_path / "saved" / "config.json").exists()
 
 
 def test_verbose_reports_chosen_values(digits, capsys):
