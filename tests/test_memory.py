@@ -21,6 +21,8 @@ from skaocls import AnyOrderARClassifier, AnyOrderPrior, LlamaGenTokenizer, Patc
 from skaocls.fitted import fit, result_cache
 from skaocls.fitted.result_cache import ResultCache
 from skaocls.hashing import hash_bytes, hash_chunks, hash_file, hash_object
+from skaocls.images import to_pixels
+from skaocls.images.reader import learn_reader
 
 
 def make(**params):
@@ -212,6 +214,73 @@ def test_priors_are_identified_by_class_and_buffers(digits, tmp_path):
             for memory in (tmp_path, None)
         )
         np.testing.assert_array_equal(cached, fresh)
+
+
+def repaint(image):
+    image.putpalette(np.random.RandomState(1).bytes(3 * 256))
+
+
+def fade(image):
+    image.putpalette(np.random.RandomState(0).bytes(4 * 256), "RGBA")
+
+
+def turn(image):
+    image.getexif()[0x0112] = 3
+
+
+def move(image):
+    image.putpixel((7, 7), image.getpixel((7, 7)) ^ 1)
+
+
+IMAGE_CHANGES = {
+    "palette": ("P", repaint),
+    "alpha in the palette": ("P", fade),
+    "transparent index": (
+        "P",
+        lambda image: image.info.update(transparency=image.getpixel((2, 3))),
+    ),
+    "transparent gray": ("L", lambda image: image.info.update(transparency=image.getpixel((2, 3)))),
+    "alpha": ("RGBA", lambda image: image.putalpha(77)),
+    "orientation": ("RGB", turn),
+    "one pixel": ("P", move),
+    "nothing": ("P", lambda image: None),
+    "metadata": ("RGB", lambda image: image.info.update(comment="changed")),
+}
+
+
+@pytest.mark.parametrize("change", IMAGE_CHANGES)
+def test_pil_images_are_identified_by_decoded_pixels(counts, tmp_path, change):
+    """Compare with `to_pixels`: a model may only be reused for images with the same pixels."""
+    mode, edit = IMAGE_CHANGES[change]
+    rng = np.random.RandomState(0)
+    pixels = rng.randint(256, size=(12, 8, 8, {"P": 1, "L": 1, "RGB": 3, "RGBA": 4}[mode]))
+    before = [Image.fromarray(x.squeeze().astype(np.uint8), mode) for x in pixels]
+    if mode == "P":
+        for image in before:
+            image.putpalette(rng.bytes(3 * 256))
+    after = [image.copy() for image in before]
+    for image in after:
+        edit(image)
+    same = all(np.array_equal(to_pixels(a, 3), to_pixels(b, 3)) for a, b in zip(before, after))
+    assert same == (change in ("nothing", "metadata"))
+    for X in (before, after):
+        make(memory=tmp_path, max_iter=1).fit(X, np.arange(12) % 2)
+    assert counts["fits"] == 2 - same
+    found = learn_reader([*before, *after], "Reader").row_hashes()
+    assert len(set(found)) == (12 if same else 24)
+
+
+def test_number_of_channels_is_part_of_the_key(counts, tmp_path):
+    """Images of mode LA and their conversions to RGB have equal pixels, but 1 and 3 channels."""
+    rng = np.random.RandomState(0)
+    gray = [
+        Image.fromarray(x).convert("LA") for x in rng.randint(256, size=(12, 8, 8)).astype("u1")
+    ]
+    for X, n_channels in ((gray, 1), ([image.convert("RGB") for image in gray], 3)):
+        clf = make(memory=tmp_path, max_iter=1).fit(X, np.arange(12) % 2)
+        assert clf.image_shape_ == clf.tokenizer_.image_shape_ == (8, 8, n_channels)
+        assert clf.predict(X).shape == (12,)
+    assert counts["fits"] == 2
 
 
 def test_a_cached_fit_equals_a_fit(digits, tmp_path):

@@ -144,8 +144,8 @@ class Batch:
         """
         reader, data = self.reader, self.data
         codes = hash_object(getattr(data, "n_codes", None), getattr(data, "codebook", None))
-        settings = f"{reader.declared_shape} {reader.decoding} {len(self)} {codes}"
-        return hash_bytes(settings.encode(), *map(str.encode, self._hashes(read_files=True)))
+        settings = reader.declared_shape, reader.image_shape, reader.decoding, len(self), codes
+        return hash_bytes(repr(settings).encode(), *map(str.encode, self._hashes(read_files=True)))
 
     def row_hashes(self) -> np.ndarray:
         """Return a hash of each row, as n strings; equal samples have equal hashes.
