@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import sparse
 from sklearn.datasets import load_sample_images
 from sklearn.exceptions import ConvergenceWarning
@@ -178,6 +178,30 @@ def test_camera_rotation(save):
     path = save(Image.fromarray(np.rot90(upright)), exif=exif)
     assert shape_of([path]) == (2, 3, 1)
     np.testing.assert_array_equal(load([path])[0, ..., 0] * 255, upright)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_rotated_images_are_resized_as_seen(save, orientation, mode):
+    """`ImageOps.exif_transpose` is the reference. Resizing must not rotate the image again."""
+    pixels = np.random.RandomState(0).randint(256, size=(24, 32, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    stored = Image.fromarray(pixels).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(stored, exif=exif)
+    in_memory = stored.copy()
+    in_memory.getexif()[0x0112] = orientation
+    upright = ImageOps.exif_transpose(Image.open(path)).convert("L" if mode == "L" else "RGB")
+    same, half = upright.size[::-1], (upright.height // 2, upright.width // 2)
+    for item in (path, Image.open(path), in_memory):
+        for shape in (None, same, half):
+            expected = upright if shape is None else resize_crop(upright, *shape)
+            batch = learn_reader([item], "Reader", shape)
+            found = (batch.images()[0] * 255).round()
+            np.testing.assert_array_equal(found.squeeze(), np.asarray(expected))
+            [original] = batch.originals()
+            np.testing.assert_array_equal(original.squeeze(), np.asarray(upright))
 
 
 def test_plain_decoding_equals_convert_rgb(save):

@@ -199,9 +199,9 @@ def to_pixels(image: Image.Image, channels: int, decoding: str = "as_seen") -> n
 
 
 def convert_mode(image: Image.Image, decoding: str) -> Image.Image:
-    """Convert an image to mode L or RGB by the rules of :func:`to_pixels`."""
+    """Convert an image to mode L or RGB by the rules of :func:`to_pixels`; drop its metadata."""
     if decoding == "plain":
-        return image.convert("L" if image.mode == "L" else "RGB")
+        return without_metadata(image.convert("L" if image.mode == "L" else "RGB"))
     is_16_bit = image.mode == "I" and image.format in FORMATS_16_BIT
     image.load()  # Pillow rotates TIFF files here
     if (orientation := orientation_of(image)) in TRANSPOSE:
@@ -218,7 +218,13 @@ def convert_mode(image: Image.Image, decoding: str) -> Image.Image:
         image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    return without_metadata(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+
+
+def without_metadata(image: Image.Image) -> Image.Image:
+    """Remove the metadata of a new image; EXIF data would rotate the image a second time."""
+    image.info.clear()
+    return image
 
 
 def orientation_of(image: Image.Image) -> int:
