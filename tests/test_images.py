@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import re
 import struct
 import warnings
@@ -680,6 +681,45 @@ def test_originals_name_the_unreadable_image(save):
     for bad, resize in ((save(Image.new("L", (9, 9))), False), ("missing.png", True)):
         with pytest.raises(ValueError, match=r"X\[7\] .*(9, 9, 1|missing)"):
             open_as([good] * 7 + [bad], (8, 8, 1), resize=resize).originals(slice(6, 8))
+
+
+def test_reading_a_batch_does_not_change_its_images(save):
+    """Images that are read in one process and decoded in another one are exactly the same."""
+    rng = np.random.RandomState(0)
+
+    def noise(mode, size):
+        return Image.fromarray(rng.randint(256, size=(*size, 4), dtype=np.uint8)).convert(mode)
+
+    turned = noise("RGB", (100, 70))
+    turned.getexif()[0x0112] = 6
+    deep = Image.fromarray(rng.randint(2**16, size=(64, 64)).astype(np.uint16))
+    items = [
+        save(noise("RGB", (300, 170)), "large.png"),
+        noise("RGBA", (33, 32)),
+        noise("P", (64, 65)),
+        noise("LA", (9, 200)),
+        save(noise("CMYK", (48, 48)), "c.jpg"),
+        turned,
+        deep,
+    ]
+    arrays = [*rng.randint(256, size=(2, 16, 12, 3), dtype=np.uint8), *rng.rand(2, 3, 16, 12)]
+    for decoding in ("as_seen", "plain"):
+        for X, shape in (
+            (items, (16, 12, 3)),
+            (items[:5], (16, 12, 1)),
+            (items + arrays, (16, 12, 3)),
+            (arrays[:2], None),
+            (arrays[2:], None),
+            (items[1:2], None),
+            (Items(items), (16, 12, 3)),
+        ):
+            batch = learn_reader(X, "Reader", shape, decoding=decoding)
+            read = pickle.loads(pickle.dumps(batch.read()))
+            assert len(read) == len(batch)
+            np.testing.assert_array_equal(read.images(), batch.images())
+            for found, expected in zip(read.originals(), batch.originals(), strict=True):
+                np.testing.assert_array_equal(found, expected)
+                assert found.dtype == expected.dtype
 
 
 # Channels last or first ------------------------------------------------------------------------

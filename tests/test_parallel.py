@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import io
 import multiprocessing
 import os
 import re
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image, ImageFile
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+from torch.utils.data import Dataset
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
@@ -86,6 +89,16 @@ def shared_trunk(digits):
 @pytest.fixture
 def X(digits):
     return digits[2]
+
+
+@pytest.fixture(scope="module")
+def gray():
+    """Return a classifier of 8 x 8 gray PIL images, and new images."""
+    pixels = np.random.RandomState(0).randint(256, size=(60, 8, 8), dtype=np.uint8)
+    pixels[::2, :4] //= 4
+    images = [Image.fromarray(x) for x in pixels]
+    clf = small_classifier(AnyOrderARClassifier, max_iter=2, augmentation=None, image_shape=(8, 8))
+    return clf.fit(images[:40], np.arange(40) % 2), images[40:]
 
 
 @pytest.fixture
@@ -304,6 +317,106 @@ def test_other_errors_are_raised_at_once(fitted, X):
         warnings.simplefilter("error", RuntimeWarning)
         with pytest.raises(KeyError, match="no such code"):
             clf.predict(X)
+
+
+# State of the main process that workers lack. Each case returns an X that a worker would read in
+# another way, and the images that X contains.
+
+
+def other_folder(images, tmp_path, monkeypatch):
+    """Relative paths in a folder that became the current folder after the workers had started."""
+    joblib.Parallel(2)(joblib.delayed(os.getpid)() for _ in range(2))
+    monkeypatch.chdir(tmp_path)
+    for i, image in enumerate(images):
+        image.save(f"{i}.png")
+    return [Path(f"{i}.png") for i in range(len(images))]
+
+
+def other_format(images, tmp_path, monkeypatch):
+    """A format that only this process can read: 8 x 8 bytes after a signature."""
+
+    def read(file, name):
+        return Image.frombytes("L", (8, 8), file.read()[4:])
+
+    Image.init()
+    monkeypatch.setattr(Image, "ID", [*Image.ID, "RAW8"])
+    monkeypatch.setitem(Image.OPEN, "RAW8", (read, lambda prefix: prefix.startswith(b"RAW8")))
+    return [b"RAW8" + image.tobytes() for image in images]
+
+
+def truncated_files(images, tmp_path, monkeypatch):
+    """Files without the last bytes, which Pillow reads after a change of its settings."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    files = [io.BytesIO() for _ in images]
+    for image, file in zip(images, files, strict=True):
+        image.save(file, "bmp")
+        file.truncate(len(file.getvalue()) - 8)  # BMP files contain the first row of pixels last
+        image.paste(0, (0, 0, 8, 1))
+    return files
+
+
+def orientation(images, tmp_path, monkeypatch):
+    """An EXIF orientation that is set on an image in memory."""
+    turned = [image.transpose(Image.Transpose.ROTATE_180) for image in images]
+    for image in turned:
+        image.getexif()[0x0112] = 3
+    return turned
+
+
+def transparent_palette(images, tmp_path, monkeypatch):
+    """A palette with transparency: white differs from black only by being transparent."""
+    palette = np.zeros((256, 4), np.uint8)
+    palette[:, 3] = 255 - np.arange(256)
+    indexed = [Image.fromarray(np.asarray(image), "P") for image in images]
+    for image in indexed:
+        image.putpalette(palette.tobytes(), "RGBA")
+    return indexed
+
+
+class OpenFile(Dataset):
+    """A data set that reads images of 8 x 8 pixels from an open file, and cannot be pickled."""
+
+    def __init__(self, path):
+        self.file = path.open("rb")
+
+    def __len__(self):
+        return os.fstat(self.file.fileno()).st_size // 64
+
+    def __getitem__(self, i):
+        self.file.seek(64 * i)
+        return Image.frombytes("L", (8, 8), self.file.read(64))
+
+
+def open_file(images, tmp_path, monkeypatch):
+    (tmp_path / "raw").write_bytes(b"".join(image.tobytes() for image in images))
+    return OpenFile(tmp_path / "raw")
+
+
+def changed_memmap(images, tmp_path, monkeypatch):
+    """A memory-mapped file whose changes exist only in this process."""
+    np.save(tmp_path / "x.npy", np.stack([np.asarray(image) for image in images[::-1]]))
+    X = np.load(tmp_path / "x.npy", mmap_mode="c")
+    X[:] = X[::-1].copy()
+    return X
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        other_folder,
+        other_format,
+        truncated_files,
+        orientation,
+        transparent_palette,
+        open_file,
+        changed_memmap,
+    ],
+)
+def test_workers_need_no_state_of_this_process(gray, tmp_path, monkeypatch, case):
+    clf, images = gray
+    X = case(images, tmp_path, monkeypatch)
+    found = copy_fitted(clf, n_jobs=2).predict_joint_log_proba(X)
+    assert_allclose(found, clf.predict_joint_log_proba(images), atol=1e-6)
 
 
 def test_unreadable_images_have_their_index_in_X(fitted, X):

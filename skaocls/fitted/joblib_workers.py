@@ -5,6 +5,9 @@ and the weights as arrays. joblib writes large arrays to files only once, and al
 machine map the same file. Dask copies the arrays to every worker. Other cluster backends send the
 arrays with every task. Each process rebuilds the model once, and caches it under a content hash.
 
+This process reads files and data sets, because workers may lack its current folder, its settings of
+Pillow and its open files. Workers receive images in memory.
+
 If a worker dies, the pieces without a result are sent again. All other errors are raised.
 """
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, groupby
 
 import joblib
@@ -113,8 +113,12 @@ def score_in_process(
         keep_batches=options.cache is not None,
     )
 
+    @lru_cache(maxsize=1)  # adjacent pieces may have the same images
+    def read(start: int, stop: int) -> Batch:
+        return batch.take(slice(start, stop)).read()
+
     def arguments(piece: Piece) -> tuple[object, ...]:
-        return batch.take(piece.images), orders, piece.orders, options
+        return read(piece.images.start, piece.images.stop), orders, piece.orders, options
 
     results = map_pieces(score_piece, model, pieces, arguments, options.n_jobs)
     # zip only runs its first argument to the end, so `results` must come first
@@ -208,7 +212,7 @@ def explain(
     def arguments(piece: Piece) -> tuple[object, ...]:
         rows = piece.images
         rivals = None if rival_columns is None else rival_columns[rows]
-        return batch.take(rows), columns[rows], rivals, orders, options
+        return batch.take(rows).read(), columns[rows], rivals, orders, options
 
     parts = list(map_pieces(explain_piece, model, pieces, arguments, options.n_jobs))
     tokens, error = (np.concatenate(values) for values in zip(*parts))

@@ -1,5 +1,6 @@
 """The validated data of one call: images, table rows or tokens."""
 
+import copy
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from skaocls.images.decoding import (
     decode_images,
     decode_originals,
     read_item,
+    read_items,
     unreadable_items,
 )
 from skaocls.images.input_types import as_array
@@ -57,9 +59,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.data)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_source": None}  # send only the selected rows to worker processes
 
     @property
     def lazy(self) -> bool:
@@ -101,6 +100,18 @@ class Batch:
     def originals(self, rows: Rows = ALL) -> list[np.ndarray]:
         """Return images, decoded at the larger size from which random crops are cut."""
         return self._decode(decode_originals, rows)
+
+    def read(self) -> "Batch":
+        """Return this batch with all data in memory, so that another process can decode it.
+
+        Another process may have another current folder, and other settings and formats of Pillow.
+        Pickles of PIL images lack parts of the palette and of the metadata.
+        """
+        part = copy.copy(self)
+        is_image = self.reader.image_shape is not None
+        part.data = self._decode(read_items, ALL) if is_image else self.values()
+        part._source = None
+        return part
 
     def _decode(self, decode: Callable[..., T], rows: Rows) -> T:
         reader = self.reader

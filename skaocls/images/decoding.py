@@ -15,7 +15,13 @@ from PIL import Image
 from sklearn.utils import check_array
 
 from skaocls.devices import map_in_threads
-from skaocls.images.input_types import as_array, convert_input, is_item, is_items
+from skaocls.images.input_types import (
+    as_array,
+    convert_input,
+    is_item,
+    is_items,
+    object_array,
+)
 from skaocls.images.lazy import ArrayOrLazy, in_memory
 
 T = TypeVar("T")
@@ -118,18 +124,9 @@ def decode_images(
 
         def decode(i: int, item: object) -> np.ndarray:
             pixels = read_item(item, i, lambda x: item_pixels(x, shape, resize, decoding))
-            if pixels.shape != shape:
-                raise ValueError(
-                    f"X[{i}] has shape {pixels.shape}, but images of shape {shape} are expected, "
-                    f"as in fit: {item_name(item)!r}. Resize files and PIL images with "
-                    f"skaocls.images.resize_crop(image, {shape[0]}, {shape[1]}), or pass "
-                    f"image_shape={shape[:2]} to fit. Then fit and predict resize these images."
-                )
-            return to_unit(pixels, f"X[{i}]", allow_nan)
+            return to_unit(checked_pixels(pixels, shape, i, item), f"X[{i}]", allow_nan)
 
-        # PIL images are not thread-safe, and the same PIL image may occur twice in X
-        files = all(isinstance(item, (str, os.PathLike, bytes)) for item in data)
-        return np.stack(map_in_threads(decode, index.tolist(), list(data), threads=files))
+        return np.stack(map_items(decode, index, data))
     if data.ndim > 2:  # otherwise each row is a flattened image
         data = data[..., None] if data.ndim == 3 else channels_last(data, shape)
         if data.shape[1:] != shape:
@@ -138,6 +135,50 @@ def decode_images(
                 "expected, as in fit."
             )
     return to_unit(data, "X", allow_nan).reshape(-1, *shape)
+
+
+def checked_pixels(
+    pixels: np.ndarray, shape: tuple[int, ...], index: int, item: object
+) -> np.ndarray:
+    """Return the pixels of an item, or raise a ValueError if they have another shape."""
+    if pixels.shape == shape:
+        return pixels
+    raise ValueError(
+        f"X[{index}] has shape {pixels.shape}, but images of shape {shape} are expected, as in "
+        f"fit: {item_name(item)!r}. Resize files and PIL images with "
+        f"skaocls.images.resize_crop(image, {shape[0]}, {shape[1]}), or pass "
+        f"image_shape={shape[:2]} to fit. Then fit and predict resize these images."
+    )
+
+
+def map_items(function: Callable[..., T], index: np.ndarray, data: np.ndarray) -> list[T]:
+    """Return function(index, item) of each item; use threads if all items are files."""
+    # PIL images are not thread-safe, and the same PIL image may occur twice in X
+    files = all(isinstance(item, (str, os.PathLike, bytes)) for item in data)
+    return map_in_threads(function, index.tolist(), list(data), threads=files)
+
+
+def read_items(
+    data: np.ndarray, shape: tuple[int, ...], *, resize: bool, decoding: str, index: np.ndarray
+) -> np.ndarray:
+    """Replace files and PIL images by decoded images; the arguments are as in `decode_images`.
+
+    `decode_images` and `decode_originals` return the same values for the result as for `data`. If
+    `resize`, the result contains PIL images, which have been halved as often as possible.
+    """
+    if not is_items(data):
+        return data
+    size = scaled_size(shape, max_crop_source(shape))
+
+    def read(i: int, item: object) -> Any:
+        if hasattr(item := as_array(item), "dtype"):
+            return item
+        if resize:
+            return read_item(item, i, lambda x: halve(convert_mode(x, decoding), *size))
+        pixels = read_item(item, i, lambda x: to_pixels(x, shape[2], decoding))
+        return checked_pixels(pixels, shape, i, item)
+
+    return object_array(map_items(read, index, data))
 
 
 def decode_originals(
