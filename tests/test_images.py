@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from scipy import sparse
 from sklearn.datasets import load_sample_images
 from sklearn.exceptions import ConvergenceWarning
@@ -851,6 +851,29 @@ def test_image_folder(tmp_path):
         load_image_folder(paths[0])
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_image_folder(tmp_path / "nowhere")
+
+
+def test_image_folder_contains_all_formats_of_pillow(tmp_path, monkeypatch):
+    image = Image.new("RGB", (4, 4))
+    (tmp_path / "a").mkdir()
+    Image.init()
+    monkeypatch.setitem(Image.EXTENSION, ".raw9", "RAW9")
+    monkeypatch.setitem(Image.OPEN, "RAW9", (None, None))
+    names = ["1.JFIF", "2.jpe", "3.tga", "4.pbm", "5.dib", "6.pcx", "7.mpo", "8.apng", "9.raw9"]
+    if features.check("jpg_2000"):
+        names.append("10.jp2")
+    for name in names:
+        if name == "9.raw9":
+            (tmp_path / "a" / name).touch()
+        else:
+            image.convert("1" if name == "4.pbm" else "RGB").save(tmp_path / "a" / name)
+    for name in ("1.txt", "2.pdf", "3.mpg", "4.h5", "5.npy", "png", "6.png.part"):
+        (tmp_path / "a" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    paths, _, _ = load_image_folder(".")
+    assert paths == sorted(str(tmp_path / "a" / name) for name in names)
+    monkeypatch.chdir("/")
+    assert list(find_unreadable(paths)) == [paths.index(str(tmp_path / "a" / "9.raw9"))]
 
 
 # Scale ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 
 from skaocls.fitted.pretrained import imagenet_classes
 from skaocls.images.decoding import read_item
-from skaocls.images.folders import EXTENSIONS
+from skaocls.images.folders import has_image_suffix
 
 FACTS = json.loads((Path(__file__).parent / "folders.json").read_text(encoding="utf-8"))
 WORDNET_IDS = [row["wordnet_id"] for row in imagenet_classes()]
@@ -78,7 +78,7 @@ def read_folder(folder, limit, seed, subset=None):
         elif not classes.issuperset(right):
             continue
         if right:
-            images = sorted(p for p in f.iterdir() if p.suffix.lower() in EXTENSIONS)
+            images = sorted(p for p in f.iterdir() if has_image_suffix(p))
             random = rng.rand(len(images))
             rounds = enumerate(np.argsort(random)[:limit])
             chosen += [(n, random[i], images[i], right) for n, i in rounds]

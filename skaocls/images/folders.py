@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+from PIL import Image
+
+HEADER_ONLY = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow cannot decode these formats
 
 
 class ImageFolder(NamedTuple):
@@ -19,8 +21,10 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
     """List the images of a folder that has one subfolder per class.
 
     The names of the subfolders are the labels. Subfolders may contain further folders with images.
-    The function ignores hidden files and folders (``._cat.png``, ``.ipynb_checkpoints``), files
-    without an image suffix, and files directly in `root`. It does not open the images.
+    The function lists files whose suffix belongs to an image format that Pillow can read, including
+    formats that you have registered with Pillow. It ignores hidden files and folders
+    (``._cat.png``, ``.ipynb_checkpoints``) and files directly in `root`. It does not open the
+    images.
 
     Parameters
     ----------
@@ -30,8 +34,8 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
     Returns
     -------
     paths, labels, class_names : lists of str
-        Path of each image, label of each image, and names of all classes. The result is a named
-        tuple with these three attributes.
+        Absolute path of each image, label of each image, and names of all classes. The result is a
+        named tuple with these three attributes.
 
     Raises
     ------
@@ -53,7 +57,7 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
     >>> labels
     ['cat', 'dog']
     """
-    root = Path(root)
+    root = Path(os.path.abspath(root))
     layout = f"Expected one subfolder of images for each class, such as {root / 'cat' / '1.png'}."
     if not root.exists():
         raise FileNotFoundError(f"Folder {root} does not exist. {layout}")
@@ -68,8 +72,8 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
         files = find_images(root / name)
         if not files:
             raise ValueError(
-                f"{root / name} has no images (files ending in {', '.join(sorted(EXTENSIONS))}). "
-                f"{layout} Remove this subfolder, or add images to it."
+                f"{root / name} has no images (files ending in .png, .jpg or another suffix that "
+                f"Pillow knows). {layout} Remove this subfolder, or add images to it."
             )
         paths += files
         labels += [name] * len(files)
@@ -84,6 +88,14 @@ def find_images(folder: Path) -> list[str]:
         found += [
             os.path.join(parent, name)
             for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
+            if not name.startswith(".") and has_image_suffix(name)
         ]
     return sorted(found)
+
+
+def has_image_suffix(path: str | os.PathLike[str]) -> bool:
+    """Return whether the suffix of a path belongs to an image format that Pillow can read."""
+    Image.preinit()  # Pillow tries the formats in the sequence in which they are loaded
+    image_format = Image.registered_extensions().get(Path(path).suffix.lower())
+    # Pillow reads MPO files as JPEG files
+    return image_format in {*Image.OPEN, "MPO"} - HEADER_ONLY

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
-from skaocls.images.folders import EXTENSIONS
+from skaocls.images.folders import has_image_suffix
 from skaocls.images.lazy import Items, Lazy, Mapped, image_of, memmap_of
 
 FILES_AND_IMAGES = (str, os.PathLike, bytes, io.IOBase, Image.Image)
@@ -197,7 +197,7 @@ def check_first_row(X: object, first: object) -> None:
 def is_image_file(x: object) -> bool:
     """Return whether x is one image; a path counts if it has the suffix of an image file."""
     if isinstance(x, (str, os.PathLike)):
-        return Path(x).suffix.lower() in EXTENSIONS
+        return has_image_suffix(x)
     return is_item(x)
 
 
