@@ -10,6 +10,7 @@ In a single process, the world size is 1, and the functions do not communicate.
 
 import atexit
 import gc
+import logging
 import multiprocessing
 import os
 import threading
@@ -36,6 +37,9 @@ TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER
 # The timeout is long, because all ranks wait while one rank fits a tokenizer. If a rank dies, the
 # other ranks notice it at once, not only after the timeout.
 TIMEOUT = timedelta(days=1)
+JOIN_NOTICE_SECONDS = 3  # if the other ranks have not joined after this time, a message is logged
+# Environment variable that a rank sets when it has joined. The programs that it starts inherit it.
+JOINED = "SKAOCLS_JOINED"
 
 _single_process: ContextVar[bool] = ContextVar("single_process", default=False)
 
@@ -87,20 +91,48 @@ def world_size() -> int:
         return 1
     if not dist.is_initialized():
         by_torchrun = all(variable in os.environ for variable in TORCHRUN_VARIABLES)
-        if not by_torchrun or os.environ["WORLD_SIZE"] == "1":
+        if not by_torchrun or os.environ["WORLD_SIZE"] == "1" or started_by_a_rank():
             return 1
         join_group()
     return dist.get_world_size()
 
 
+def started_by_a_rank() -> bool:
+    """Return whether a process that has joined the group started this process.
+
+    This process then has the environment variables of a rank, but is none.
+    """
+    group, _, process = os.environ.get(JOINED, "").rpartition(" ")
+    return group == group_address() and process != str(os.getpid())
+
+
+def group_address() -> str:
+    return "{MASTER_ADDR}:{MASTER_PORT}".format_map(os.environ)
+
+
 def join_group() -> None:
     """Set up the default process group and select this rank's CUDA device."""
+    message = (
+        "Rank {RANK} of {WORLD_SIZE} waits for the other ranks at {MASTER_ADDR}:{MASTER_PORT}. "
+        "Either torchrun has started this process as a rank, or this process has inherited the "
+        "environment variables of a rank. To compute in this process alone, remove WORLD_SIZE "
+        "from its environment, or use skaocls.distributed.single_process()."
+    ).format_map(os.environ)
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # NCCL needs one device per rank
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
+    notice = threading.Timer(JOIN_NOTICE_SECONDS, logging.getLogger("skaocls").warning, [message])
+    notice.daemon = True
+    notice.start()
+    try:
+        dist.init_process_group(backend)
+    except (RuntimeError, ValueError) as exc:
+        raise PeerError(f"{message} Joining failed: {exc}") from exc
+    finally:
+        notice.cancel()
     _groups.owns_default = True
+    os.environ[JOINED] = f"{group_address()} {os.getpid()}"
     atexit.register(leave_group)
 
 

@@ -3,6 +3,7 @@
 import atexit
 import faulthandler
 import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -101,6 +102,9 @@ def fit_and_predict(folder):
         clf = make("extended", image_shape=(8, 8), batch_size=1).fit(files[:3], y[:3])
     messages.append(error_message(lambda: clf.predict(files)))
     messages.append(f"{len(caught)} warnings")
+    program = "from skaocls import distributed; print(distributed.world_size())"
+    started = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    messages.append(f"world size of a program that the rank starts: {started.stdout.strip()}")
     (folder / f"messages-{distributed.rank()}.txt").write_text("\n".join(messages))
 
 

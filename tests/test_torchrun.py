@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import distributed as dist
 
 import ranks
+from skaocls import distributed
 from skaocls.training import checkpoints
 
 pytestmark = pytest.mark.slow
@@ -97,6 +100,49 @@ def test_errors_are_raised_on_all_ranks(run, folder):
     assert "The processes have different y." in first[0]
     for messages in (first, second):
         assert "3.png" in messages[1]
+
+
+def test_a_program_that_a_rank_starts_computes_alone(run, folder):
+    for messages in messages_of_ranks(folder):
+        assert messages[3] == "world size of a program that the rank starts: 1"
+
+
+STALE = {"WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+def test_waiting_for_ranks_that_do_not_exist():
+    """A process with stale variables says for whom it waits before it waits."""
+    program = "from skaocls import distributed as d; d.JOIN_NOTICE_SECONDS = 0; d.world_size()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=os.environ | STALE | {"RANK": "2", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        message = next(line for line in process.stderr if "waits" in line)
+        process.kill()
+    assert message.startswith("Rank 2 of 3 waits for the other ranks at 127.0.0.1:1. ")
+    assert "remove WORLD_SIZE from its environment, or use skaocls.distributed.single" in message
+
+
+def test_a_group_that_cannot_be_joined(monkeypatch):
+    for name, value in (STALE | {"RANK": "0"}).items():
+        monkeypatch.setenv(name, value)
+
+    def time_out(backend):
+        raise RuntimeError("timed out after 1800 seconds")
+
+    monkeypatch.setattr(dist, "init_process_group", time_out)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = r"^Rank 0 of 3 waits for .*remove WORLD_SIZE.*Joining failed: timed out after 1800"
+    with pytest.raises(distributed.PeerError, match=message):
+        distributed.join_group()
+    with distributed.single_process():
+        assert distributed.world_size() == 1
+    for name in STALE:  # one missing variable is enough
+        with monkeypatch.context() as patch:
+            patch.delenv(name)
+            assert distributed.world_size() == 1
 
 
 @pytest.mark.parametrize("program", ["leave", "leave_group_of_caller"])
