@@ -9,6 +9,7 @@ import warnings
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -367,6 +368,48 @@ def test_save_labels_and_numpy_scalars(data, tmp_path, labels):
     assert restored.classes_.dtype == clf.classes_.dtype
     np.testing.assert_array_equal(restored.classes_, clf.classes_)
     np.testing.assert_array_equal(restored.predict(X), clf.predict(X))
+
+
+KEYS = {
+    "int": (2, -7),
+    "NumPy int": (np.uint8(2), np.int64(7)),
+    "large int": (0, 2**60 + 1),
+    "bool": (False, True),
+    "NumPy bool": (np.False_, np.True_),
+    "float": (-1.0, 2e9),
+    "NumPy float": (np.float32(3), np.float64(4)),
+    "str": ("params", "type"),
+    "NumPy str": (np.str_("2x"), np.str_("x")),
+    "mixed": (np.int64(2), 7),
+}
+
+
+@pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
+def test_save_class_weight(data, tmp_path, keys):
+    X, y = data[0][::4], data[1][::4] % 2
+    labels = np.array(keys)
+    clf = make(class_weight={keys[0]: np.float32(3), keys[1]: 1}, max_iter=1, n_orders=1)
+    clf.fit(X, labels[y]).save_pretrained(tmp_path)
+    restored = AnyOrderARClassifier.from_pretrained(tmp_path)
+    assert restored.class_weight == clf.class_weight  # 2 == np.int64(2), but 2 != "2"
+    by_fit = dict(zip(clf.classes_.tolist(), clf.class_count_))
+    assert by_fit[labels.tolist()[0]] == 3 * np.count_nonzero(y == 0)
+    for again in (restored, restored.set_params(prior={"dim": 16, "n_head": 1})):
+        again.fit(X, labels[y])
+        np.testing.assert_array_equal(again.class_count_, clf.class_count_)
+
+
+def test_save_other_values_of_parameters(data, tmp_path):
+    X, y = data[0][::4], data[1][::4]
+    order = torch.arange(16).flip(0)[None]
+    clf = make(max_iter=1, order=order, class_prior=pd.Series([0.1, 0.2, 0.3, 0.4])).fit(X, y)
+    clf.save_pretrained(tmp_path / "saved")
+    restored = AnyOrderARClassifier.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(restored.predict_proba(X), clf.predict_proba(X))
+    dates = {np.datetime64("2020-01-01"): 1.0}
+    with pytest.raises(TypeError, match=r"date\(2020, 1, 1\) of type date cannot be saved.*joblib"):
+        clf.set_params(class_weight=dates).save_pretrained(tmp_path / "dates")
+    assert not (tmp_path / "dates").exists()
 
 
 # Scales -----------------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ def save(model: FittedModel, folder: Source, extra: Config | None = None) -> Non
     `extra` contains additional entries for the configuration. :func:`to_json` must support their
     values. If the tokenizer's class is not part of this library, `save` raises a TypeError.
     """
+    tokenizer, arrays = tokenizer_state(model.tokenizer)
     config: Config = {"format": FORMAT, "library": "skaocls", "version": __version__}
     config |= {name: to_json(value) for name, value in (extra or {}).items()}
     labels, dtype = model.classes, model.classes.dtype
@@ -109,7 +110,7 @@ def save(model: FittedModel, folder: Source, extra: Config | None = None) -> Non
     config["reader"] = to_json(vars(model.reader))
     config["prior"] = {"grid": list(model.prior.grid), "n_head": model.prior.transformer.n_head}
     config["added_priors"] = len(model.priors) - 1
-    config["tokenizer"], arrays = tokenizer_state(model.tokenizer)
+    config["tokenizer"] = tokenizer
     text = json.dumps(config, indent=1, allow_nan=False) + "\n"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -325,27 +326,36 @@ def restore_reader(config: Config) -> Reader:
 def to_json(value: object) -> Any:
     """Convert the value of a parameter or attribute to a JSON value."""
     if isinstance(value, Prior):  # only the sizes: `save` writes the weights
-        return value.sizes
+        return to_json(value.sizes)
     if isinstance(value, FrozenEstimator):
         value = value.estimator
     if isinstance(value, BaseEstimator):
         params = {k: to_json(v) for k, v in value.get_params(False).items()}
         return {"type": type(value).__name__, "params": params}
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
-    if isinstance(value, (list, tuple)):
+    if hasattr(value, "__array__"):  # arrays, NumPy's scalars, tensors and pandas' series
+        value = np.asarray(value).tolist()
+    if isinstance(value, (list, tuple, range)):
         return [to_json(v) for v in value]
-    if isinstance(value, dict):
-        return {k: to_json(v) for k, v in value.items()}
+    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, dict):  # the names of a JSON object would turn other keys into strings
+        return {"type": "dict", "items": [[to_json(k), to_json(v)] for k, v in value.items()]}
     if isinstance(value, (torch.device, os.PathLike)):
         return str(value)
     if isinstance(value, np.random.RandomState):
         return None
+    if not isinstance(value, (str, int, float, type(None))):
+        raise TypeError(
+            f"{value!r:.200} of type {type(value).__name__} cannot be saved in this format. Use "
+            "joblib.dump instead, or replace it by numbers, strings, lists or dicts."
+        )
     return value
 
 
 def from_json(value: Any) -> Any:
     """Convert the result of :func:`to_json` back to the value of a parameter."""
+    if isinstance(value, dict) and value.get("type") == "dict":
+        return {from_json(k): from_json(v) for k, v in value["items"]}
     if isinstance(value, dict) and value.get("type") in PARAMETER_OBJECTS:
         params = {k: from_json(v) for k, v in value["params"].items()}
         return PARAMETER_OBJECTS[value["type"]](**params)
