@@ -127,7 +127,7 @@ def test_wrong_parameters_and_images():
             r"layer='nine' is not a submodule of the backbone, .*\['0', '1'",
         ),
         ({}, IMAGES, r"must return a feature map .* it returned \(8, 2\)"),
-        ({"layer": "3"}, 9 * IMAGES, "must have values in"),
+        ({"layer": "3"}, 9 * IMAGES, r"values in \[0, 1\] .* from 0.* to 9\. Divide"),
         ({"layer": "3"}, IMAGES[..., :2], "one channel or three, not 2"),
         ({"layer": "3", "n_codes": 0}, IMAGES, "'n_codes'"),
         ({"layer": "3"}, IMAGES[:, 0, :, 0], "X is a table"),
@@ -144,6 +144,51 @@ def test_wrong_parameters_and_images():
         FeatureTokenizer("resnet").fit(IMAGES)
     with pytest.warns(UserWarning, match="16 x 24 positions"):
         FeatureTokenizer(lambda x: x, n_codes=4).fit(IMAGES.repeat(2, axis=2))
+
+
+class FirstChannel(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x[:, :1])
+
+
+def test_networks_that_do_not_fit_the_images():
+    gray = nn.Sequential(nn.Conv2d(1, 4, 4, stride=4), nn.ReLU())
+    sized = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.Unflatten(1, (4, 2, 2)))
+    X, y = IMAGES[..., 0], np.arange(37) % 2
+    for network, params, advice in [
+        (gray, {}, r"passes three channels.* calls backbone\(x\[:, :1\]\)"),
+        (gray, {"layer": "0"}, r"passes three channels"),
+        (sized, {"n_codes": 4}, r"shape \(8, 3, 16, 12\): .* pass input_size"),
+    ]:
+        tokenizer = FeatureTokenizer(network, **params)
+        for fit in (
+            lambda t: t.fit(X),
+            lambda t: AnyOrderARClassifier(tokenizer=t, max_iter=1).fit(X, y),
+        ):
+            with pytest.raises(ValueError, match=advice) as error:
+                fit(tokenizer)
+            assert isinstance(error.value.__cause__, RuntimeError)  # the network's own error
+    assert FeatureTokenizer(FirstChannel(gray), n_codes=4).fit_transform(X).shape == (37, 4, 3)
+    assert FeatureTokenizer(sized, n_codes=4, input_size=8).fit_transform(X).shape == (37, 2, 2)
+
+
+@pytest.mark.parametrize("convert", [lambda X: 16 * X, lambda X: X - 0.5, lambda X: list(255 * X)])
+def test_values_outside_of_0_to_1_are_found_before_the_network_runs(convert):
+    def backbone(pixels):
+        raise AssertionError
+
+    X = np.zeros_like(IMAGES)
+    X[-1] = IMAGES[-1]
+    for fit in (
+        FeatureTokenizer(backbone).fit,
+        lambda X: AnyOrderARClassifier(tokenizer=FeatureTokenizer(backbone)).fit(X, np.ones(37)),
+    ):
+        with pytest.raises(ValueError, match=r"values in \[0, 1\] or of dtype uint8, got values"):
+            fit(convert(X))
 
 
 def test_classifier_with_a_feature_tokenizer(tmp_path):

@@ -101,17 +101,21 @@ class ImageTokenizer(TransformerMixin, BaseEstimator):
         return state
 
 
+def check_unit_range(low: float, high: float) -> None:
+    """Raise a ValueError if the smallest and largest value of images are not in [0, 1]."""
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise ValueError(
+            "The network of the tokenizer requires images with values in [0, 1] or of dtype uint8, "
+            f"got values from {low:.3g} to {high:.3g}. Divide the images by the value of white."
+        )
+
+
 def pixels_in_batch(images: np.ndarray, batch_size: int) -> torch.Tensor:
     """Convert images in [0, 1] to a network input of shape (batch_size, channels, height, width).
 
     If there are fewer than `batch_size` images, copies of the last image fill the batch. Thus all
     batches have the same size, and the tokens of an image do not depend on the number of images.
     """
-    low, high = images.min(), images.max()
-    if low < -ROUNDING or high > 1 + ROUNDING:
-        raise ValueError(
-            "Images must have values in [0, 1] or dtype uint8, got values from "
-            f"{low:.3g} to {high:.3g}."
-        )
+    check_unit_range(images.min(), images.max())
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     return torch.cat([pixels, pixels[-1:].expand(batch_size - len(pixels), -1, -1, -1)])

@@ -17,7 +17,12 @@ from torch.nn import functional as F
 
 from skaocls.devices import own_torch_state, resolve_device, to_device
 from skaocls.images.batch import Batch
-from skaocls.tokenizers.base import POSITIVE_INTEGER, ImageTokenizer, pixels_in_batch
+from skaocls.tokenizers.base import (
+    POSITIVE_INTEGER,
+    ImageTokenizer,
+    check_unit_range,
+    pixels_in_batch,
+)
 from skaocls.tokenizers.codebook import choose_codebook, class_labels
 from skaocls.warn import warn
 
@@ -152,6 +157,8 @@ class FeatureTokenizer(ImageTokenizer):
 
     def _fit(self, batch: Batch, y: object = None) -> "FeatureTokenizer":
         rng = check_random_state(self.random_state)
+        if batch.reader.value_range is not None:
+            check_unit_range(*batch.reader.value_range)
         backbone = self._copy_backbone()
         rows = rng.permutation(len(batch))
         n_rows, n_cols, channels = self._features(backbone, batch.images(rows[:1])).shape[1:]
@@ -264,7 +271,7 @@ class FeatureTokenizer(ImageTokenizer):
 def call_backbone(backbone: Backbone, pixels: torch.Tensor, layer: str | None) -> object:
     """Return the output of the backbone, or of the submodule named `layer`."""
     if layer is None:
-        return backbone(pixels)
+        return run_backbone(backbone, pixels)
     assert isinstance(backbone, torch.nn.Module)
     outputs: list[object] = []
     thread = threading.get_ident()
@@ -275,9 +282,24 @@ def call_backbone(backbone: Backbone, pixels: torch.Tensor, layer: str | None) -
 
     handle = backbone.get_submodule(layer).register_forward_hook(keep)
     try:
-        backbone(pixels)
+        run_backbone(backbone, pixels)
     finally:
         handle.remove()
     if not outputs:
         raise ValueError(f"The backbone does not call its submodule layer={layer!r}.")
     return outputs[-1]
+
+
+def run_backbone(backbone: Backbone, pixels: torch.Tensor) -> object:
+    """Return backbone(pixels). If the backbone raises an error, name the input and the remedies."""
+    try:
+        return backbone(pixels)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as exc:  # networks can raise errors of any type
+        raise ValueError(
+            f"The backbone failed for images of shape {tuple(pixels.shape)}: {exc}. If the "
+            "backbone expects another height and width, pass input_size. FeatureTokenizer always "
+            "passes three channels, which are equal if the images are gray. If the backbone "
+            "expects one channel, wrap it in a module that calls backbone(x[:, :1])."
+        ) from exc

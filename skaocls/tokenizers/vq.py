@@ -20,7 +20,7 @@ from skaocls.devices import own_torch_state, resolve_device, to_device
 from skaocls.files import assign, find_file, read_state_dict
 from skaocls.images.batch import Batch
 from skaocls.images.reader import Reader
-from skaocls.tokenizers.base import ImageTokenizer, pixels_in_batch
+from skaocls.tokenizers.base import ImageTokenizer, check_unit_range, pixels_in_batch
 from skaocls.tokenizers.contract import check_codes
 from skaocls.tokenizers.vq_networks import LlamaGenVQ, MaskGITVQ
 
@@ -131,6 +131,8 @@ class VQTokenizer(ImageTokenizer):
         return find_file(source, filename, revision=self.revision)
 
     def _fit(self, batch: Batch, y: object = None) -> "VQTokenizer":
+        if batch.reader.value_range is not None:
+            check_unit_range(*batch.reader.value_range)
         return self.fit()
 
     @own_torch_state(grad=True)
