@@ -198,8 +198,8 @@ default="mean_log_likelihood"
         per fold. The cache contains pickles, which can run code: use only folders that you trust.
     checkpoint_dir : str or path, default=None
         Folder for training checkpoints. To resume an interrupted `fit` from the last checkpoint,
-        call `fit` again with the same data and parameters. At the end of training, `fit` removes
-        the checkpoints.
+        call `fit` again with the same data and parameters. With ``verbose=1``, `fit` then shows the
+        epoch from which it resumes. At the end of training, `fit` removes the checkpoints.
     n_jobs : int, default=None
         Number of joblib workers for predictions and `explain`. None means one worker, unless
         ``joblib.parallel_config`` sets another number. -1 means one worker per processor. Results

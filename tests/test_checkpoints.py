@@ -95,6 +95,20 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(digits, tmp_path, fit_until, 
     assert [p.name for p in clf.checkpoint_dir.iterdir()] in ([], ["checkpoint.lock"])
 
 
+def test_the_epoch_from_which_a_fit_resumes(digits, tmp_path, fit_until, capsys):
+    X, y, _, _ = digits  # six steps per epoch
+    clf = make(checkpoint_dir=tmp_path, verbose=1)
+    for n_steps, found in [(4, ""), (5, "epoch 1 "), (4, "epoch 2 "), (2, "epoch 3 ")]:
+        fit_until(clf, X, y, n_steps)
+        said = [line for line in capsys.readouterr().err.splitlines() if "resuming" in line]
+        assert len(said) == bool(found)
+        assert not found or f"resuming from {found}with the checkpoint in" in said[0]
+    clf.set_params(verbose=0).fit(X, y)
+    assert capsys.readouterr().err == ""
+    clf.set_params(verbose=1).fit(X, y)  # the checkpoints are gone
+    assert "resuming" not in capsys.readouterr().err
+
+
 def test_sample_weights_without_a_seed(digits, tmp_path, fit_until):
     X, y, _, _ = digits
     weights = np.random.RandomState(0).rand(len(y))

@@ -149,6 +149,9 @@ def train_new_model(
     checkpoints: Checkpoints | None,
 ) -> Training:
     """Fit the tokenizer, tokenize the images, and train the prior."""
+    if checkpoints is not None and checkpoints.found is not None:
+        epoch, folder = checkpoints.found[1]["history"]["n_iter"] + 1, str(checkpoints.folder)
+        say(config.verbose, f"resuming from epoch {epoch} with the checkpoint in {folder!r}")
     rng, device = np.random.RandomState(seed), resolve_device(config.device)
     say(config.verbose, f"computing on {device} (device={config.device!r})", 2)
     tokenizer = fit_tokenizer(tokenizer, batch, classes[columns], rng, config.verbose)
