@@ -164,5 +164,5 @@ def test_samples_with_one_channel_have_no_channel_axis(images):
         clf = fitted(channels, y, Blocks(fault="gray"))
         assert clf.sample(2, random_state=0).shape == (2, 10, 13)
     clf = fitted(X, y, Blocks(fault="gray"))
-    with pytest.raises(ValueError, match=r"images of shape \(10, 13\), but .* \(10, 13, 3\)"):
+    with pytest.raises(ValueError, match=r"images of shape \(10, 13, 1\), but .* \(10, 13, 3\)"):
         clf.inpaint(X[:1], np.ones((10, 13), bool))

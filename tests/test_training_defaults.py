@@ -1,13 +1,23 @@
 """Default lengths, batch sizes and memory of training, and the warning about long trainings."""
 
+import re
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.frozen import FrozenEstimator
 from torch.utils.flop_counter import FlopCounterMode
 
-from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, SharedTrunkPrior
+from skaocls import (
+    AnyOrderARClassifier,
+    AnyOrderPrior,
+    FeatureTokenizer,
+    PatchTokenizer,
+    SharedTrunkPrior,
+)
+from skaocls.fitted import tokenization
 from skaocls.fitted.initial_prior import DEFAULT_SIZES
 from skaocls.training import defaults, loop
 from skaocls.training.config import ResolvedConfig
@@ -130,7 +140,8 @@ def test_long_trainings_start_with_a_warning(digits, monkeypatch, seconds, expec
     # the clock is read after each step; two steps are slower
     durations = np.full(10**6, seconds)
     durations[[1, 3]] *= 1000
-    monkeypatch.setattr(loop.time, "perf_counter", iter(durations.cumsum()).__next__)
+    clock = SimpleNamespace(perf_counter=iter(durations.cumsum()).__next__)
+    monkeypatch.setattr(loop, "time", clock)
     sizes = {"dim": 32, "n_layer": 1, "n_head": 2}
     clf = AnyOrderARClassifier(
         sizes, max_iter=10, batch_size=30, augmentation=None, device="cpu", random_state=0
@@ -142,6 +153,48 @@ def test_long_trainings_start_with_a_warning(digits, monkeypatch, seconds, expec
     assert len(messages) == (expected is not None)
     if expected:
         assert expected in str(messages[0].message)
+        assert messages[0].filename == __file__
+
+
+class Started(Exception):
+    pass
+
+
+def start(*args, **kwargs):
+    raise Started
+
+
+@pytest.mark.parametrize("seconds, expected", [(0.01, None), (0.5, r" 17\.2 minutes")])
+def test_long_tokenizing_is_announced_before_it_starts(digits, monkeypatch, seconds, expected):
+    X, y, _, _ = digits
+    clock = SimpleNamespace(perf_counter=(seconds * np.arange(99)).tolist().__iter__().__next__)
+    monkeypatch.setattr(tokenization, "time", clock)  # 8 of 300 images; the cost is 55
+    monkeypatch.setattr(PatchTokenizer, "_fit", start)
+    network = FeatureTokenizer(torch.nn.Conv2d(3, 4, 4, stride=4), n_codes=4, device="cpu")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(Started):
+            AnyOrderARClassifier(augmentation=None).fit(X, y)
+    check_announcement(caught, expected)
+    clf = AnyOrderARClassifier(max_iter=1, augmentation=None, random_state=0, n_orders=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clf.set_params(tokenizer=FrozenEstimator(network.fit(X / 16))).fit(X[:9] / 16, y[:9])
+    monkeypatch.setattr(tokenization, "views_of", start)
+    clock.perf_counter = (16 * seconds * np.arange(99)).tolist().__iter__().__next__
+    for method in (clf.fit, clf.partial_fit):  # 8 of 300 images
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with pytest.raises(Started):
+                method(X / 16, y)
+        check_announcement(caught, expected and " 5\\.0 minutes")
+
+
+def check_announcement(caught, expected):
+    messages = [w for w in caught if "Tokenizing" in str(w.message)]
+    assert len(messages) == (expected is not None)
+    if expected:
+        assert re.search(f"300 images of 8 x 8 pixels.*{expected}", str(messages[0].message))
         assert messages[0].filename == __file__
 
 

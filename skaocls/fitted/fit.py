@@ -15,6 +15,7 @@ from skaocls.fitted.initial_prior import initial_prior, start_finetuning
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.result_cache import ResultCache, prior_weights
 from skaocls.fitted.tokenization import (
+    announce_patches,
     fit_tokenizer,
     has_views,
     tokenizer_identity,
@@ -154,6 +155,7 @@ def train_new_model(
         say(config.verbose, f"resuming from epoch {epoch} with the checkpoint in {folder!r}")
     rng, device = np.random.RandomState(seed), resolve_device(config.device)
     say(config.verbose, f"computing on {device} (device={config.device!r})", 2)
+    announce_patches(tokenizer, batch, config.augmentation)
     tokenizer = fit_tokenizer(tokenizer, batch, classes[columns], rng, config.verbose)
     codes = training_tokens(tokenizer, batch, config.augmentation, rng, config.verbose)
     seen, labels = np.unique(columns, return_inverse=True)
