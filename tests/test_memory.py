@@ -2,10 +2,14 @@
 
 import os
 import pickle
+import sys
+import threading
+import types
 from argparse import Namespace
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
+import cloudpickle
 import joblib
 import numpy as np
 import pytest
@@ -17,7 +21,13 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
 
 from conftest import small_classifier
-from skaocls import AnyOrderARClassifier, AnyOrderPrior, LlamaGenTokenizer, PatchTokenizer
+from skaocls import (
+    AnyOrderARClassifier,
+    AnyOrderPrior,
+    FeatureTokenizer,
+    LlamaGenTokenizer,
+    PatchTokenizer,
+)
 from skaocls.fitted import fit, result_cache
 from skaocls.fitted.result_cache import ResultCache
 from skaocls.hashing import hash_bytes, hash_chunks, hash_file, hash_object
@@ -314,6 +324,239 @@ def test_hashes(tmp_path):
     assert len(hashes) == 1
 
 
+# Functions --------------------------------------------------------------------------------------
+
+CODE = """
+import functools, math
+import numpy as np
+import user_module
+
+SCALE = 1.5
+TABLE = {"weights": [1.0, 2.0]}
+
+def helper(x):
+    return math.sqrt(x) + 10
+
+def simple(x, power=2, *, shift=3):
+    return SCALE * helper(x) ** power + shift
+
+def nested(x):
+    def inner(values):
+        return [value * 20 for value in values]
+    return inner([x]) + TABLE["weights"]
+
+def recursive(n):
+    return 1 if n < 2 else n * recursive(n - 1) % 1000
+
+def by_module(x):
+    return np.exp(user_module.filters.blur(x))
+
+def make_closure(factor):
+    return lambda x: factor * x
+
+closure = make_closure(4)
+constant = lambda x: x in {"a", "b", "c30"}
+partial = functools.partial(simple, shift=5)
+
+@functools.wraps(nested)
+def wrapped(x):
+    return simple(x) - 40
+
+@functools.lru_cache(maxsize=None)
+def cached(x):
+    return helper(x)
+
+def with_attribute(x):
+    return with_attribute.offset + x
+
+with_attribute.offset = 50
+
+class Base:
+    limit = 60
+
+    def __call__(self, x):
+        return self.transform(x) + self.half
+
+    @property
+    def half(self):
+        return self.state / 70
+
+    @staticmethod
+    def clip(x):
+        return min(x, 80)
+
+class Callable(Base):
+    def __init__(self, state=6):
+        self.state = state
+
+    def transform(self, x):
+        return super().limit + self.clip(helper(x))
+
+instance = Callable()
+bound = instance.transform
+other_class = [Callable]
+"""
+NAMES = ["simple", "nested", "recursive", "by_module", "closure", "constant", "partial", "wrapped"]
+NAMES += ["cached", "with_attribute", "instance", "bound", "other_class"]
+CHANGES = {  # changed code, and the names whose content changes with it
+    "SCALE = 1.5": ("SCALE = 1.6", "simple partial wrapped"),
+    '"weights": [1.0, 2.0]': ('"weights": [1.0, 3.0]', "nested wrapped"),
+    "math.sqrt(x) + 10": (
+        "math.sqrt(x) + 11",
+        "simple partial wrapped cached instance bound other_class",
+    ),
+    "math.sqrt(x)": ("math.cbrt(x)", "simple partial wrapped cached instance bound other_class"),
+    "power=2": ("power=3", "simple partial wrapped"),
+    "shift=3": ("shift=4", "simple partial wrapped"),
+    "value * 20": ("value * 21", "nested wrapped"),
+    "% 1000": ("% 1001", "recursive"),
+    "filters.blur": ("filters.sharpen", "by_module"),
+    "np.exp": ("np.log", "by_module"),
+    "make_closure(4)": ("make_closure(5)", "closure"),
+    '"c30"': ('"c31"', "constant"),
+    "shift=5": ("shift=6", "partial"),
+    "simple(x) - 40": ("simple(x) - 41", "wrapped"),
+    "offset = 50": ("offset = 51", "with_attribute"),
+    "limit = 60": ("limit = 61", "instance bound other_class"),
+    "self.state / 70": ("self.state / 71", "instance bound other_class"),
+    "min(x, 80)": ("min(x, 81)", "instance bound other_class"),
+    "state=6": ("state=7", "instance bound other_class"),
+    "instance.transform": ("instance.clip", "bound"),
+    "import functools, math": ("\n# a comment\n\nimport functools, math", ""),
+    "def inner(values):": ("def inner(values):  # another comment", ""),
+}
+
+
+def run(code, filters=None):
+    """Execute code as in a notebook, and return the hash of each name."""
+    filters = filters or {"blur": lambda x: x + 1, "sharpen": lambda x: x - 1}
+    names = {"__name__": "__main__"}
+    user_module = types.ModuleType("user_module")
+    user_module.filters = types.ModuleType("user_module.filters")
+    vars(user_module.filters).update(filters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "user_module", user_module)
+        exec(code, names)
+        return {name: hash_object(names[name]) for name in NAMES}
+
+
+def test_functions_are_identified_by_everything_they_use():
+    before = run(CODE)
+    assert len(set(before.values())) == len(NAMES)
+    assert run(CODE) == before
+    for old, (new, changed) in CHANGES.items():
+        after = run(CODE.replace(old, new, 1))
+        assert {name for name in NAMES if after[name] != before[name]} == set(changed.split()), old
+    after = run(CODE, {"blur": lambda x: x + 2, "other": lambda x: x})
+    assert {name for name in NAMES if after[name] != before[name]} == {"by_module"}
+
+
+def test_functions_have_the_same_hash_in_workers():
+    names = {"__name__": "__main__"}
+    exec(CODE.replace("import user_module\n", ""), names)
+    sent = [names[name] for name in NAMES if name not in ("by_module", "cached")]
+    hashes = joblib.Parallel(2)(joblib.delayed(hash_object)(value) for value in sent)
+    assert hashes == [hash_object(value) for value in sent]
+
+
+def mean_of_blocks(pixels):
+    return torch.nn.functional.avg_pool2d(pixels, 4)
+
+
+def features(backbone, memory=None):
+    tokenizer = FeatureTokenizer(backbone, n_codes=8, n_components=None, mean=None, std=None)
+    return make(tokenizer=tokenizer, memory=memory, max_iter=1, n_orders=1)
+
+
+def redefine(code):
+    """Return a function that is defined by code under the same name each time."""
+    names = {"__name__": "__main__", "pool": torch.nn.functional.avg_pool2d}
+    exec(code, names)
+    return names["function"]
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ("function = lambda x: pool(x, 4)", "function = lambda x: -pool(x, 4) ** 2"),
+        ("def function(x): return pool(x, 4)", "def function(x): return pool(1 - x, 2)"),
+        ("def function(x, k=4): return pool(x, k)", "def function(x, k=2): return pool(x, k)"),
+    ],
+)
+def test_a_function_that_is_defined_again(digits, counts, tmp_path, first, second):
+    X, y, X_test = digits[0][:60] / 16, digits[1][:60], digits[2][:20] / 16
+    for code, n_fits in ((first, 1), (first, 1), (second, 2), (first, 2)):
+        clf = features(redefine(code), tmp_path).fit(X, y)
+        assert counts["fits"] == n_fits
+        expected = features(redefine(code)).fit(X, y)
+        counts["fits"] -= 1
+        np.testing.assert_array_equal(clf.tokenizer_.transform(X), expected.tokenizer_.transform(X))
+        np.testing.assert_array_equal(clf.predict_proba(X_test), expected.predict_proba(X_test))
+
+
+def test_an_old_function_after_its_module_was_loaded_again(digits, tmp_path, monkeypatch):
+    """A pickle of a function of a module refers to the module's present function."""
+    X, y = digits[0][:60] / 16, digits[1][:60]
+    module = types.ModuleType("my_features")
+    monkeypatch.setitem(sys.modules, "my_features", module)
+    code = "import torch\ndef function(x): return torch.nn.functional.avg_pool2d(x, {})"
+    exec(code.format(4), vars(module))
+    clf = features(module.function, tmp_path).fit(X, y)
+    codes = clf.tokenizer_.transform(X)
+    exec(code.format(2), vars(module))
+    for _ in range(2):
+        np.testing.assert_array_equal(clf.fit(X, y).tokenizer_.transform(X), codes)
+
+
+def test_functions_whose_content_is_not_known_are_not_cached(digits, counts, tmp_path, monkeypatch):
+    X, y = digits[0][:60] / 16, digits[1][:60]
+    monkeypatch.setitem(sys.modules, "user_module", types.ModuleType("user_module"))
+    lock, generator = threading.Lock(), (i for i in range(9))
+
+    def locked(x):
+        with lock:
+            return mean_of_blocks(x)
+
+    def importing(x):
+        import user_module  # noqa: F401
+
+        return mean_of_blocks(x)
+
+    class Pooling(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.generator = generator
+
+        forward = staticmethod(mean_of_blocks)
+        __deepcopy__ = __copy__ = lambda self, memo=None: self
+
+    for backbone in (locked, importing, Pooling()):
+        for params in ({"memory": tmp_path}, {"checkpoint_dir": tmp_path / "checkpoints"}):
+            clf = features(backbone).set_params(**params)
+            with pytest.warns(UserWarning, match="uses neither memory nor checkpoint_dir, because"):
+                clf.fit(X, y)
+    assert counts["fits"] == 6
+    assert not entries(tmp_path) and not (tmp_path / "checkpoints").exists()
+
+
+class Unpicklable(PatchTokenizer):
+    def fit(self, X, y=None):
+        super().fit(X, y)
+        self.lock_ = threading.Lock()
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_models_that_cannot_be_stored_are_kept(digits, tmp_path):
+    X, y = digits[0][:60], digits[1][:60]
+    clf = make(tokenizer=Unpicklable(4, n_codes=8), memory=tmp_path, max_iter=1)
+    with pytest.warns(RuntimeWarning, match=r"No more results are stored.*cannot pickle"):
+        clf.fit(X, y)
+    assert clf.n_iter_ == 1 and not entries(tmp_path)
+
+
 # Several processes and the size limit -----------------------------------------------------------
 
 
@@ -409,7 +652,7 @@ def test_existing_entries_are_used_when_the_disk_is_full(digits, counts, tmp_pat
     expected = clf.set_params(n_orders=2).predict_proba(X_test)
     before = entries(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(joblib, "dump", fail)
+        patch.setattr(cloudpickle, "dump", fail)
         clf.set_params(n_orders=4)
         with pytest.warns(RuntimeWarning, match="No more results.*No space left") as caught:
             proba = clf.predict_proba(X_test)

@@ -21,7 +21,7 @@ from skaocls.fitted.tokenization import (
     tokenizer_identity,
     training_tokens,
 )
-from skaocls.hashing import hash_object
+from skaocls.hashing import HashError, hash_object
 from skaocls.images.batch import Batch
 from skaocls.images.lazy import first_views, in_memory, rows_of
 from skaocls.priors.shared_trunk import SharedTrunkPrior
@@ -34,6 +34,7 @@ from skaocls.training.loop import train_prior
 from skaocls.training.state import History
 from skaocls.training.validation import Validation, split_validation
 from skaocls.version import __version__
+from skaocls.warn import warn
 
 
 class HeldOut(NamedTuple):
@@ -121,7 +122,14 @@ def fit_model(
             "classes": classes,
             "version of skaocls": __version__,
         }
-        fingerprint = {name: hash_object(value) for name, value in inputs.items()}
+        try:
+            fingerprint = {name: hash_object(value) for name, value in inputs.items()}
+        except HashError as exc:
+            cache = checkpoint_dir = None
+            warn(
+                "fit uses neither memory nor checkpoint_dir, because it could not recognize the "
+                f"tokenizer or the prior in a later call: {exc}."
+            )
     with checkpoints_in(checkpoint_dir, fingerprint, seed) as checkpoints:
         train = partial(
             train_new_model, batch, columns, weights, classes, config, tokenizer, pretrained,

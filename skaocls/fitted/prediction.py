@@ -16,12 +16,13 @@ from skaocls.fitted.joblib_workers import Piece, ceil_div, map_pieces, split_wor
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.result_cache import ResultCache, cached_log_likelihoods, prior_weights
 from skaocls.fitted.tokenization import encode_for_orders, tokens_of_pixels
-from skaocls.hashing import hash_object
+from skaocls.hashing import HashError, hash_object
 from skaocls.images.batch import Batch
 from skaocls.progress import progress
 from skaocls.scoring.evidence import Evidence, token_log_likelihoods
 from skaocls.scoring.exhaustive import ScoringResult, lanes_at_once, scoring_dtype
 from skaocls.scoring.exhaustive import log_likelihoods as score_exhaustively
+from skaocls.warn import warn
 
 # Number of images that are scored together. Wide priors are slow, so they use smaller batches, and
 # the progress bar moves more often.
@@ -168,8 +169,12 @@ def log_likelihoods(
     for prior, where in model.by_prior(columns, resolve_device(options.device)):
         score = partial(score_exhaustively, prior)
         if options.cache is not None:
-            prior_hash = hash_object(prior_weights(prior))
-            score = partial(cached_log_likelihoods, options.cache, prior, prior_hash)
+            try:
+                prior_hash = hash_object(prior_weights(prior))
+            except HashError as exc:
+                warn(f"memory is not used, because the prior cannot be recognized later: {exc}.")
+            else:
+                score = partial(cached_log_likelihoods, options.cache, prior, prior_hash)
         dtype = scoring_dtype(prior, options.precision)
         ll[:, :, where] = score(codes, orders, labels=model.rows[where], dtype=dtype)
     return ll

@@ -6,6 +6,7 @@ total size of all entries, and lets only one of several processes compute an ent
 
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import cloudpickle
 import joblib
 import numpy as np
 import torch
@@ -82,7 +84,7 @@ class ResultCache:
                 if file.read(HASH_LENGTH) != hash_stream(file).encode():
                     raise ValueError("its content has changed since it was written")
                 file.seek(HASH_LENGTH)
-                result: T = joblib.load(file)
+                result: T = pickle.load(file)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as exc:  # damaged pickles can raise errors of any type
@@ -94,12 +96,12 @@ class ResultCache:
         return (result,)
 
     def write(self, path: Path, result: object) -> None:
-        """Store a result; after an OSError, issue a warning and never store a result again."""
+        """Store a result; if this fails, issue a warning and never store a result again."""
 
         def dump(temporary: str) -> None:
             with open(temporary, "rb+") as file:
                 file.seek(HASH_LENGTH)
-                joblib.dump(result, file)
+                cloudpickle.dump(result, file)  # unlike pickle, stores lambda functions
                 file.seek(HASH_LENGTH)
                 digest = hash_stream(file)
                 file.seek(0)
@@ -110,7 +112,7 @@ class ResultCache:
             self._bytes_since_cleanup += path.stat().st_size
             if self._bytes_since_cleanup > MAX_BYTES / 16:
                 self.clean_up()
-        except OSError as exc:
+        except Exception as exc:  # a tokenizer of the user may refuse to be pickled
             self.writable = False
             where = f"memory={str(self.folder.parent)!r}"
             warn(f"No more results are stored in {where}: {exc}.", RuntimeWarning)

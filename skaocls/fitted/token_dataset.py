@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.saving import TOKENIZERS, tokenizer_state
 from skaocls.fitted.tokenization import random_view_indices, views_of
-from skaocls.hashing import hash_object
+from skaocls.hashing import HashError, hash_object
 from skaocls.images.batch import Batch, block_size
 from skaocls.images.input_types import stack_items
 from skaocls.images.lazy import Items, image_of
@@ -293,6 +293,12 @@ def hash_tokenizer(tokenizer: Any, reader: Reader) -> str:
     """Return a hash of everything that determines the tokens of an image."""
     reading = reader.declared_shape, reader.image_shape, reader.decoding
     if TOKENIZERS.get(type(tokenizer).__name__) is not type(tokenizer):
-        return hash_object(tokenizer, reading)
+        try:
+            return hash_object(tokenizer, reading)
+        except HashError as exc:
+            raise TypeError(
+                f"tokenize_dataset could not recognize {type(tokenizer).__name__} in a later call, "
+                f"because its content is not known: {exc}."
+            ) from exc
     config, arrays = tokenizer_state(tokenizer)
     return hash_object(config["type"], config.get("attributes"), dict(arrays), reading)
