@@ -1,6 +1,7 @@
 """Fit a model, or continue the training of a fitted model on additional images."""
 
 import copy
+import math
 import os
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from skaocls.devices import own_torch_state, resolve_device
 from skaocls.distributed import check_same_on_ranks, is_main, world_size
 from skaocls.fitted.initial_prior import initial_prior, start_finetuning
 from skaocls.fitted.model import FittedModel
+from skaocls.fitted.pretrained import check_match
 from skaocls.fitted.result_cache import ResultCache, prior_weights
 from skaocls.fitted.tokenization import (
     announce_patches,
@@ -27,12 +29,13 @@ from skaocls.images.lazy import first_views, in_memory, rows_of
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import Prior
 from skaocls.progress import say
+from skaocls.scoring.orders import check_orders, resolve_orders
 from skaocls.training.checkpoints import Checkpoints, checkpoints_in
 from skaocls.training.config import TrainingConfig
 from skaocls.training.finetuning import merge_finetuning, prepare_finetuning, set_classes
 from skaocls.training.loop import train_prior
 from skaocls.training.state import History
-from skaocls.training.validation import Validation, split_validation
+from skaocls.training.validation import Validation, held_out_size, split_validation
 from skaocls.version import __version__
 from skaocls.warn import warn
 
@@ -110,6 +113,7 @@ def fit_model(
     """
     columns, reader = np.searchsorted(classes, y), batch.reader
     config = config_for(config, batch, y, weights)
+    held_out_size(columns, config)
     fingerprint: dict[str, str] = {}
     if cache is not None or checkpoint_dir is not None:
         inputs = config.identity() | {
@@ -165,6 +169,10 @@ def train_new_model(
     say(config.verbose, f"computing on {device} (device={config.device!r})", 2)
     announce_patches(tokenizer, batch, config.augmentation)
     tokenizer = fit_tokenizer(tokenizer, batch, classes[columns], rng, config.verbose)
+    if pretrained is not None:
+        check_match(pretrained, tokenizer)
+    if not config.draws_orders:
+        resolve_orders(config.order, config.n_orders, math.prod(tokenizer.grid_), seed)
     codes = training_tokens(tokenizer, batch, config.augmentation, rng, config.verbose)
     seen, labels = np.unique(columns, return_inverse=True)
     prior = initial_prior(pretrained, tokenizer, codes, labels, len(seen), config, rng)
@@ -209,19 +217,26 @@ def extend_model(
     raises KeyboardInterrupt instead.
     """
     config = config_for(config, batch, y, weights)
+    model.orders(config.order, config.n_orders)
     columns = np.searchsorted(model.classes, y)
-    codes = training_tokens(model.tokenizer, batch, config.augmentation, rng, config.verbose)
     priors, rows, sources = list(model.priors), model.rows.copy(), model.sources.copy()
     is_new = (sources == 0) & (rows == model.prior.num_classes)
+    groups = [
+        np.flatnonzero(~is_new[columns] & (sources[columns] == source))
+        for source in range(len(priors))
+    ]
+    new = np.flatnonzero(is_new[columns])
+    for group in (*groups, new):
+        if len(group):
+            held_out_size(columns[group], config)
+    codes = training_tokens(model.tokenizer, batch, config.augmentation, rng, config.verbose)
     samples, order_seed = Samples(codes, rows[columns], weights), model.order_seed
     histories = []
-    for source, prior in enumerate(model.priors):
-        known = np.flatnonzero(~is_new[columns] & (sources[columns] == source))
+    for source, (prior, known) in enumerate(zip(model.priors, groups, strict=True)):
         if len(known):
             trained = train_known_classes(prior, samples.take(known), config, order_seed, rng)
             priors[source] = trained[0]
             histories.append(trained[1])
-    new = np.flatnonzero(is_new[columns])
     if len(new):
         added, labels = np.unique(columns[new], return_inverse=True)
         new_samples = samples.take(new)._replace(labels=labels)
@@ -339,7 +354,10 @@ def train_classes(
 def config_for(
     config: TrainingConfig, batch: Batch, y: np.ndarray, weights: np.ndarray
 ) -> TrainingConfig:
-    """Adapt the configuration to the data. Among ranks, only `verbose` may differ."""
+    """Check the configuration, and adapt it to the data. Only `verbose` may differ among ranks."""
+    resolve_device(config.device)
+    if not isinstance(config.order, str):
+        check_orders(config.order)
     if world_size() > 1:
         values = config.identity() | {"y": y, "sample_weight": weights}
         check_same_on_ranks({name: hash_object(value) for name, value in values.items()})

@@ -14,7 +14,6 @@ from sklearn.utils._param_validation import Interval, validate_parameter_constra
 
 from skaocls.devices import own_torch_state, resolve_device
 from skaocls.fitted.pretrained import (
-    check_match,
     grid_for,
     load_published,
     precomputed_for,
@@ -108,7 +107,6 @@ def initial_prior(
     seed, device = rng.randint(2**31 - 1), resolve_device(config.device)
     if pretrained is None:
         return new_prior(tokenizer, len(labels), n_classes, config, seed).to(device)
-    check_match(pretrained, tokenizer)
     finetune = config.finetune
     if finetune.mode == "head" and isinstance(pretrained, AnyOrderPrior):
         pretrained = SharedTrunkPrior(
@@ -182,6 +180,8 @@ def new_prior_sizes(prior: object) -> dict[str, Any]:
             f"are {', '.join(constraints)}."
         )
     validate_parameter_constraints(constraints, sizes, f"prior={prior!r}, a new")
+    with torch.device("meta"):  # raises an error if the sizes contradict each other
+        ARCHITECTURES[architecture](2, (1, 1), 2, **sizes)
     return {"architecture": architecture, "sizes": sizes or None}
 
 

@@ -32,16 +32,25 @@ def resolve_orders(order: str | ArrayLike, n_orders: int, n_tokens: int, seed: i
             f"order={order!r} is unknown; pass 'random', 'antithetic', 'raster' or an array of "
             "permutations."
         )
+    return check_orders(order, n_tokens)[:n_orders]
+
+
+def check_orders(order: ArrayLike, n_tokens: int | None = None) -> np.ndarray:
+    """Return an array of orders; raise a ValueError unless each row is a permutation.
+
+    If `n_tokens` is None, each row may be a permutation of any number of tokens.
+    """
     orders = np.asarray(order)
-    if orders.ndim != 2 or not len(orders) or orders.shape[1] != n_tokens:
+    if orders.ndim != 2 or not len(orders) or n_tokens not in (None, orders.shape[1]):
+        expected = "n_tokens" if n_tokens is None else n_tokens
         raise ValueError(
-            f"order has shape {orders.shape}, but (n, {n_tokens}) is expected. Each row must be a "
-            f"permutation of the {n_tokens} tokens of an image."
+            f"order has shape {orders.shape}, but (n, {expected}) is expected. Each row must be a "
+            f"permutation of the {'' if n_tokens is None else f'{n_tokens} '}tokens of an image."
         )
-    wrong = (np.sort(orders, 1) != np.arange(n_tokens)).any(1)
+    wrong = (np.sort(orders, 1) != np.arange(orders.shape[1])).any(1)
     if wrong.any():
         raise ValueError(
-            f"order[{wrong.argmax()}] is not a permutation of 0 ... {n_tokens - 1}. "
+            f"order[{wrong.argmax()}] is not a permutation of 0 ... {orders.shape[1] - 1}. "
             "Each token must appear exactly once."
         )
-    return orders[:n_orders].astype(np.int64)
+    return orders.astype(np.int64)

@@ -31,13 +31,24 @@ def split_validation(
     If no samples are held out, the second result is None. If a class has only one sample, this
     sample is never held out.
     """
-    rows = np.arange(len(labels))
-    if not (config.early_stopping or config.hold_out):
+    rows, n_held_out = np.arange(len(labels)), held_out_size(labels, config)
+    if not n_held_out:
         return rows, None
-    option = "early_stopping=True" if config.early_stopping else 'temperature="auto"'
     is_single = np.bincount(labels)[labels] == 1
     candidates = rows[~is_single]
-    n_classes, n_candidates = len(np.unique(labels[candidates])), len(candidates)
+    train, held_out = train_test_split(
+        candidates, test_size=n_held_out, stratify=labels[candidates], random_state=rng
+    )
+    return np.concatenate([train, rows[is_single]]), held_out
+
+
+def held_out_size(labels: np.ndarray, config: TrainingConfig) -> int:
+    """Return the number of samples to hold out. If there are too few, raise a ValueError."""
+    if not (config.early_stopping or config.hold_out):
+        return 0
+    option = "early_stopping=True" if config.early_stopping else 'temperature="auto"'
+    counts = np.bincount(labels)
+    n_classes, n_candidates = (counts > 1).sum(), counts[counts > 1].sum()
     if not n_candidates:
         raise ValueError(
             f"{option} holds out samples for validation. Every class needs at least 2 samples; "
@@ -52,10 +63,7 @@ def split_validation(
             f"so {n_classes} to {n_candidates - n_classes} samples can be held out. Pass another "
             "validation_fraction or more samples."
         )
-    train, held_out = train_test_split(
-        candidates, test_size=n_held_out, stratify=labels[candidates], random_state=rng
-    )
-    return np.concatenate([train, rows[is_single]]), held_out
+    return n_held_out
 
 
 @torch.no_grad()
