@@ -591,7 +591,8 @@ default="mean_log_likelihood"
         score : float
             Accuracy from 0 to 1.
         """
-        batch = self._open_labeled(X, y, sample_weight)
+        batch = self._open(X)
+        check_targets(self.classes_, len(batch), y, sample_weight)
         return super().score(batch, y, sample_weight)
 
     def staged_predict_proba(self, X):
@@ -646,7 +647,8 @@ default="mean_log_likelihood"
         score : float
             The k-th number is the accuracy with the first k orders, from 0 to 1.
         """
-        batch = self._open_labeled(X, y, sample_weight)
+        batch = self._open(X)
+        check_targets(self.classes_, len(batch), y, sample_weight)
         for predicted in self.staged_predict(batch):
             yield accuracy_score(y, predicted, sample_weight=sample_weight)
 
@@ -1210,12 +1212,6 @@ default="mean_log_likelihood"
         with collective_call("A prediction"):
             model = self._checked_model()
         return model.reader.open(X)
-
-    def _open_labeled(self, X, y, sample_weight=None):
-        """Like `_open`, and check that the accuracy for the labels y can be computed."""
-        batch = self._open(X)
-        check_targets(self.classes_, len(batch), y, sample_weight)
-        return batch
 
     def _score(self, X, may_stop_early=False):
         batch = self._open(X)

@@ -169,6 +169,8 @@ class FeatureTokenizer(ImageTokenizer):
             )
         n_images = max(1, MAX_NUMBERS // (n_rows * n_cols * channels))
         rows = np.sort(rows[:n_images])
+        choose = y is not None and isinstance(self.n_codes, str)
+        labels = class_labels(y, len(batch), rows) if choose else None
         vectors = np.concatenate(
             [
                 self._features(backbone, batch.images(rows[part])).reshape(-1, channels)
@@ -181,8 +183,6 @@ class FeatureTokenizer(ImageTokenizer):
             seed = rng.randint(2**31 - 1)
             components = PCA(n_components, random_state=seed).fit(vectors)
             vectors = components.transform(vectors)
-        choose = y is not None and isinstance(self.n_codes, str)
-        labels = class_labels(y, len(batch), rows) if choose else None
         codebook = choose_codebook(vectors, self.n_codes, labels, rng)
         self.__dict__.update(
             backbone_=backbone,
