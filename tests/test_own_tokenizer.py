@@ -112,6 +112,20 @@ def test_faults_that_only_check_tokenizer_reports(images, fault, said):
         check_tokenizer(Blocks(fault=fault), images[0].copy())
 
 
+def test_check_tokenizer_adds_the_channel_axis(images):
+    X = images[0][..., 0].copy()
+    with pytest.raises(ValueError, match="when the same images are transformed in two halves"):
+        check_tokenizer(Blocks(fault="company"), X)
+    for tokenizer in (Blocks(), PatchTokenizer(random_state=0)):
+        check_tokenizer(tokenizer, X)
+    np.testing.assert_array_equal(X, images[0][..., 0])
+    for bad in (X[0, 0], X[None, ..., None], np.array([["a.png", "b.png"]] * 4)):
+        with pytest.raises(
+            ValueError, match=r"X has shape .* but numbers of shape \(n_images, hei"
+        ):
+            check_tokenizer(Blocks(), bad)
+
+
 def test_check_tokenizer_passes_and_changes_nothing(images):
     X, y = images
     for tokenizer, data in (

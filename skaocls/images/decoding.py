@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.utils import check_array
 
 from skaocls.devices import map_in_threads
+from skaocls.images.folders import has_image_suffix
 from skaocls.images.input_types import (
     as_array,
     convert_input,
@@ -26,6 +27,7 @@ from skaocls.images.lazy import ArrayOrLazy, in_memory
 
 T = TypeVar("T")
 FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(bool): 1}
+MAX_PATH = 4096  # largest length of a path in bytes
 MAX_VALUE = 1e15  # the sum of squares of larger values would overflow float32
 FORMATS_16_BIT = ("PNG", "PPM")  # Pillow may report mode I for 16-bit files of these formats
 ORIENTATION = 0x0112  # EXIF tag
@@ -49,8 +51,8 @@ def read_item(item: object, index: int, use: Callable[[Any], T]) -> T:
     """Open a file or convert a tensor, then return use(image). Every error becomes a BadImage."""
     try:
         if isinstance(item, (str, os.PathLike, bytes)):
-            is_path = not isinstance(item, bytes)
-            if is_path and os.path.exists(item) and not os.path.isfile(item):  # a pipe would block
+            by_path = not isinstance(item, bytes)
+            if by_path and os.path.exists(item) and not os.path.isfile(item):  # a pipe would block
                 raise OSError("it is not a regular file")
             with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
                 return use(image)
@@ -58,8 +60,17 @@ def read_item(item: object, index: int, use: Callable[[Any], T]) -> T:
             raise TypeError(f"expected a path, a PIL image or an array, got {type(item).__name__}")
         return use(as_array(item))
     except Exception as exc:  # decoders raise errors of any type
-        name = item_name(item)
-        raise BadImage(f"X[{index}] cannot be read as an image: {name!r}: {exc}") from exc
+        reason = f"{item_name(item)!r}: {exc}"
+        if isinstance(item, bytes) and is_path(item):
+            reason = f"{item!r}: bytes must be the content of a file. Decode paths: os.fsdecode(x)"
+        raise BadImage(f"X[{index}] cannot be read as an image: {reason}") from exc
+
+
+def is_path(content: bytes) -> bool:
+    """Return whether bytes are probably the path of an image instead of its content."""
+    if len(content) > MAX_PATH or b"\0" in content:
+        return False
+    return has_image_suffix(os.fsdecode(content)) or os.path.exists(content)
 
 
 def item_name(item: object) -> str | bytes:
@@ -235,8 +246,19 @@ def to_pixels(image: Image.Image, channels: int, decoding: str = "as_seen") -> n
     ``image.convert("RGB")``, which ignores EXIF rotation and transparency, and clips values above
     255. Use ``"plain"`` to reproduce published results.
     """
+    check_file_channels(channels)
     a = np.asarray(convert_mode(image, decoding).convert("L" if channels == 1 else "RGB"))
     return a.reshape(*a.shape[:2], channels)
+
+
+def check_file_channels(channels: int) -> None:
+    """Reject a number of channels to which files and PIL images cannot be decoded."""
+    if channels not in (1, 3):
+        raise ValueError(
+            f"Files and PIL images are decoded to 1 or 3 channels, but images with {channels} "
+            f"channels are expected. Pass arrays of shape (height, width, {channels}), or call fit "
+            "with images of 1 or 3 channels."
+        )
 
 
 def convert_mode(image: Image.Image, decoding: str) -> Image.Image:

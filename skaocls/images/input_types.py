@@ -3,7 +3,8 @@
 import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, MappingView, Sequence, Set
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 from skaocls.images.folders import has_image_suffix
 from skaocls.images.lazy import Items, Lazy, Mapped, image_of, memmap_of
 
+MAX_KEYS = 5  # largest number of keys that an error message lists
 FILES_AND_IMAGES = (str, os.PathLike, bytes, io.IOBase, Image.Image)
 
 
@@ -31,7 +33,7 @@ def convert_input(
     """
     if isinstance(X, Lazy):
         return X
-    check_not_single(X)
+    check_container(X)
     if hasattr(X, "shape") and not hasattr(X, "column_names"):
         check_columns(X)
         if image_shape is not None and is_one_image(tuple(X.shape), image_shape, flat_rows):
@@ -40,15 +42,17 @@ def convert_input(
                 "batch of one: X[None]."
             )
     else:
-        if isinstance(X, Iterable) and not hasattr(X, "__getitem__"):
+        if isinstance(X, Iterable) and not (hasattr(X, "__getitem__") and hasattr(X, "__len__")):
             X = list(X)
-        first = None if isinstance(X, dict) else first_row(X)
+        first = first_row(X)
         if isinstance(X, Dataset) and is_item(image_of(first)):
             return Items(X, stack_items)
         check_first_row(X, first)
         if is_item(first) and not isinstance(X, (list, tuple)):
             return Items(X, stack_items)
-    return convert_array(X)
+    data = convert_array(X)
+    check_axes("X", getattr(data, "shape", ()), allowed=4)
+    return data
 
 
 def convert_array(X: Any) -> Any:
@@ -67,10 +71,11 @@ def convert_array(X: Any) -> Any:
             return X
     if not isinstance(table, np.ndarray):
         return X
-    if table.dtype.kind in "OUT" and (table.ndim == 1 or table.shape[1:] == (1,)):
+    is_column = table.ndim == 1 or table.shape[1:] == (1,)
+    if (table.dtype.kind in "OUT" and is_column) or (table.dtype.kind == "S" and table.ndim == 1):
         items = object_array(table.ravel().tolist())
         return items if any(is_item(x) for x in items) else X
-    return keep_mapped(table) if table.ndim in (3, 4) else X
+    return keep_mapped(table) if table.ndim > 2 else X
 
 
 def stack_items(items: Sequence[object]) -> np.ndarray:
@@ -83,6 +88,7 @@ def stack_items(items: Sequence[object]) -> np.ndarray:
 
 def object_array(items: Sequence[object] | np.ndarray) -> np.ndarray:
     """Return a 1-D object array of images; replace open files by their content as bytes."""
+    check_frames(items)
     out = np.empty(len(items), dtype=object)
     for i, item in enumerate(items):
         if isinstance(item, io.IOBase):
@@ -138,8 +144,8 @@ def contains_images(data: object) -> bool:
 # Common mistakes ---------------------------------------------------------------------------------
 
 
-def check_not_single(X: object) -> None:
-    """Reject a single path, a single image, and data sets that cannot be indexed."""
+def check_container(X: object) -> None:
+    """Reject a single image, and containers without order or without access by index."""
     if isinstance(X, IterableDataset):
         raise ValueError(
             "X is an IterableDataset, whose items cannot be accessed by index. Write its tokens to "
@@ -154,8 +160,46 @@ def check_not_single(X: object) -> None:
             f"labels, names = skaocls.load_image_folder({os.fspath(X)!r}). Otherwise: "
             "sorted(Path(X).glob('*.png'))."
         )
-    if isinstance(X, Image.Image):
-        raise ValueError("X is one image. Pass a list of images: [X].")
+    if isinstance(X, FILES_AND_IMAGES):
+        content = "; if the bytes are a path: [os.fsdecode(X)]" if isinstance(X, bytes) else ""
+        raise ValueError(f"X is one image. Pass a list of images: [X]{content}.")
+    if isinstance(X, Mapping):
+        keys = ", ".join(map(repr, islice(X, MAX_KEYS))) + ", ..." * (len(X) > MAX_KEYS)
+        raise ValueError(
+            f"X is a {type(X).__name__} with the keys {keys}. Pass one of its values, which must "
+            "contain all images or table rows. If the keys are the images and the values are the "
+            "labels, pass list(X) as X and list(X.values()) as y."
+        )
+    # views of a dict have the order of the dict
+    if isinstance(X, Set) and not isinstance(X, MappingView) and not hasattr(X, "__getitem__"):
+        raise ValueError(
+            f"X is a {type(X).__name__}, which has no fixed order, so the order of y or of the "
+            "predictions would not be the order of the images. Pass a list, such as sorted(X)."
+        )
+
+
+def check_axes(name: str, shape: Sequence[int], allowed: int) -> None:
+    """Reject an array that has too many axes for images or for one image."""
+    if len(shape) > allowed:
+        raise ValueError(
+            f"{name} has shape {tuple(shape)}. Pass images as X of shape (n, height, width), (n, "
+            "height, width, channels) or (n, channels, height, width), or a table of shape "
+            "(n_samples, n_features). Each frame of a video must be an image of its own."
+        )
+
+
+def check_frames(items: Sequence[object] | np.ndarray) -> None:
+    """Reject an image of several frames that occurs twice; all of them would be the same frame."""
+    first: dict[int, int] = {}
+    for i, item in enumerate(items):
+        if not isinstance(item, Image.Image) or first.setdefault(id(item), i) == i:
+            continue
+        if getattr(item, "is_animated", False):
+            raise ValueError(
+                f"X[{first[id(item)]}] and X[{i}] are the same PIL image object, which has several "
+                "frames, but shows only one of them at a time. Pass copies of the frames: "
+                "[frame.copy() for frame in PIL.ImageSequence.Iterator(image)]."
+            )
 
 
 def check_columns(X: Any) -> None:
@@ -171,7 +215,8 @@ def check_columns(X: Any) -> None:
 
 
 def check_first_row(X: object, first: object) -> None:
-    """Reject an X whose items contain both images and labels."""
+    """Reject an X whose items contain both images and labels, or several images."""
+    check_axes("X[0]", getattr(first, "shape", ()), allowed=3)
     if isinstance(first, dict):
         names = [name for name, value in first.items() if is_image_file(value)]
         if names:

@@ -8,7 +8,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import _check_feature_names, _get_feature_names
 
 from skaocls.images.batch import Batch
-from skaocls.images.decoding import BadImage, full_scale, unreadable_items
+from skaocls.images.decoding import BadImage, check_file_channels, full_scale, unreadable_items
 from skaocls.images.input_types import (
     as_array,
     contains_images,
@@ -76,6 +76,9 @@ class Reader:
             check_not_empty(data)
             if hasattr(X, "columns"):
                 self._check_feature_names(X)
+            assert self.image_shape is not None
+            if is_items(data) and not all(hasattr(as_array(x), "dtype") for x in data):
+                check_file_channels(self.image_shape[2])
             if skip_unreadable:
                 data, skipped = drop_unreadable(data, self.decoding)
         else:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from sklearn.utils import check_array
 
-from skaocls.images.decoding import item_name, orientation_of, read_item
+from skaocls.images.decoding import check_file_channels, item_name, orientation_of, read_item
 from skaocls.images.input_types import as_array, is_items, object_array
 from skaocls.images.lazy import Lazy
 from skaocls.warn import warn
@@ -57,8 +57,6 @@ def infer_from_items(
     """Infer the shape of files, PIL images and arrays, as :func:`infer_image_shape` explains."""
     check_array(np.zeros((len(items), 1)))  # raises scikit-learn's error if X is empty
     arrays = [isinstance(as_array(item), np.ndarray) for item in items]
-    if not all(arrays) and image_shape and len(image_shape) == 3 and image_shape[2] not in (1, 3):
-        raise ValueError(f"image_shape={image_shape}: image files have 1 or 3 channels.")
     read = partial(read_header, image_shape=image_shape, decoding=decoding)
     headers = [read_item(item, i, read) for i, item in zip(index, items, strict=True)]
     shapes = [shape for shape, _ in headers]
@@ -82,6 +80,8 @@ def infer_from_items(
             f"{shorten(damaged)}."
         )
     expected = (*size, max(shape[2] for shape in shapes))[:3]
+    if not all(arrays):
+        check_file_channels(expected[2])
     for i, shape, is_array in zip(index, shapes, arrays, strict=True):
         if is_array and shape != expected:
             raise ValueError(
@@ -145,7 +145,7 @@ def array_shape(
     last, first = shape, (*shape[1:], shape[0])
     if image_shape is not None:
         matches = [s for s in (last, first) if s[: len(image_shape)] == image_shape]
-        if len(set(matches)) < 2 or len(image_shape) == 3:
+        if len(image_shape) == 3 or (len(set(matches)) < 2 and first != last):
             return (matches or [last])[0]
     elif last[2] == first[2] == 1:  # one row or column of pixels
         return last
@@ -156,10 +156,17 @@ def array_shape(
         signs = [a - b for a, b in (usual, square) if a != b] or [short[0] - short[1]]
         if len(set(signs)) == 1 and signs[0]:
             return last if signs[0] > 0 else first
+    advice = (
+        f"Pass image_shape={last} if channels come last, image_shape={first} if they come first."
+    )
+    if first == last:
+        advice = (
+            f"Pass image_shape={last}, which means that channels come last. If they come first, "
+            "also move them to the end: np.moveaxis(X, 1, -1)."
+        )
     raise ValueError(
         f"X has images of shape {shape}, which may be (height, width, channels) or (channels, "
-        f"height, width). Pass image_shape={last} if channels come last, image_shape={first} if "
-        "they come first."
+        f"height, width). {advice}"
     )
 
 

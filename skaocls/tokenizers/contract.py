@@ -83,8 +83,10 @@ def check_tokenizer(tokenizer: Any, X: ArrayLike, y: ArrayLike | None = None) ->
     tokenizer : transformer
         Object with the methods `fit` and `transform`. :meth:`AnyOrderARClassifier.sample` and
         :meth:`AnyOrderARClassifier.inpaint` also need `inverse_transform`.
-    X : float array of shape (n_images, height, width, channels) or (n_samples, n_features)
-        At least four images or table rows. Grayscale images also need a channel axis.
+    X : float array of shape (n_images, height, width, channels), (n_images, height, width) or \
+(n_samples, n_features)
+        At least four images or table rows. A missing channel axis is added, because classifiers
+        always pass images with a channel axis.
     y : array of shape (n_images,), default=None
         Labels that are passed to `fit`.
 
@@ -115,6 +117,12 @@ def check_tokenizer(tokenizer: Any, X: ArrayLike, y: ArrayLike | None = None) ->
     """
     X = np.asarray(X)
     name = type(tokenizer).__name__
+    if X.ndim not in (2, 3, 4) or X.dtype.kind not in "buif":
+        raise ValueError(
+            f"X has shape {X.shape} and dtype {X.dtype}, but numbers of shape (n_images, height, "
+            "width, channels), (n_images, height, width) or (n_samples, n_features) are expected."
+        )
+    X = X[..., None] if X.ndim == 3 else X
     if len(X) < MIN_SAMPLES:
         raise ValueError(f"X has {len(X)} samples, but at least {MIN_SAMPLES} are needed.")
     tokenizer, original = clone(tokenizer), X.copy()
