@@ -1,13 +1,16 @@
 """Arguments are checked before anything is computed; there must be enough samples to hold out."""
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
+from sklearn.exceptions import NotFittedError
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, FeatureTokenizer, PatchTokenizer
 from skaocls.fitted import fit as fitting
+from skaocls.fitted import generation, prediction
 
 
 def make(**params):
@@ -104,3 +107,111 @@ def test_feature_tokenizer_checks_the_labels_first():
     with pytest.raises(ValueError, match="y has 39 labels, but X has 40 images"):
         FeatureTokenizer(backbone).fit(X, np.arange(39) % 2)
     assert len(calls) == 1  # to find the size of the feature map
+
+
+@pytest.fixture
+def no_computation(monkeypatch):
+    """Let every function that tokenizes, scores or samples raise an AssertionError."""
+    for module, names in (
+        (prediction, ("encode_part", "score_codes", "explain_piece")),
+        (generation, ("encode_data", "generate", "known_token_log_likelihoods")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, computed)
+
+
+def call(clf, method, *args, **kwargs):
+    """Call a method of the classifier; if it is a generator, request the first result."""
+    result = getattr(clf, method)(*args, **kwargs)
+    return next(result) if inspect.isgenerator(result) else result
+
+
+def arguments_of(method, digits):
+    X, y, mask = digits[2][:4], digits[3][:4], np.eye(8, dtype=bool)
+    return {"score": (X, y), "inpaint": (X, mask)}.get(method, (X,))
+
+
+PREDICTIONS = ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba")
+SCORES = ("score_samples", "transform")
+STAGED = ("staged_predict", "staged_predict_proba")
+
+
+@pytest.mark.usefixtures("no_computation")
+@pytest.mark.parametrize("method", [*PREDICTIONS, *SCORES, *STAGED, "score", "explain", "inpaint"])
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"n_orders": 0}, "'n_orders'"),
+        ({"order": [np.arange(15)]}, r"\(n, 16\) is expected"),
+        ({"class_prior": [1.0, 0.5, 0.0]}, "class_prior must sum to 1"),
+        ({"device": "abacus"}, "device='abacus'"),
+        ({"n_jobs": 0}, "'n_jobs'"),
+    ],
+    ids=str,
+)
+def test_predictions_check_the_parameters_first(fitted, digits, method, params, message):
+    with pytest.raises(ValueError, match=message):
+        call(copy.copy(fitted).set_params(**params), method, *arguments_of(method, digits))
+
+
+@pytest.mark.usefixtures("no_computation")
+@pytest.mark.parametrize("method", [*PREDICTIONS, *STAGED, "score", "explain", "inpaint"])
+@pytest.mark.parametrize("search", ["auto", "exhaustive"])
+def test_a_missing_temperature_is_found_first(fitted, digits, method, search):
+    clf = copy.copy(fitted).set_params(temperature="auto", search=search)
+    with pytest.raises(NotFittedError, match="fit selects the temperature"):
+        call(clf, method, *arguments_of(method, digits))
+
+
+@pytest.mark.usefixtures("no_computation")
+@pytest.mark.parametrize(
+    "method, args, kwargs, message",
+    [
+        *(
+            (method, args, kwargs, message)
+            for method in ("score", "staged_score")
+            for args, kwargs, message in [
+                (([0, 1, 2],), {}, "inconsistent numbers of samples"),
+                ((["a", "b", "a", "b"],), {}, "string|str"),
+                (([0.5, 1.5, 1.0, 0.1],), {}, "continuous"),
+                (([0, 1, 1, 0], [1.0, 2.0]), {}, "inconsistent numbers of samples"),
+                ((None,), {}, "None"),
+            ]
+        ),
+        ("explain", ([0, 1, 2, 3],), {}, "y has classes that fit has not seen"),
+        ("explain", ([0, 1, 2],), {}, "inconsistent numbers|3 labels"),
+        ("explain", (), {"rival": "second"}, 'rival must be "runner-up"|rival'),
+        ("explain", (), {"rival": [0, 1, 2, 9]}, "rival has classes that fit has not seen"),
+        ("explain", (), {"rival": [0, 1]}, "inconsistent numbers|2 labels"),
+        ("inpaint", (np.eye(7, dtype=bool),), {}, "mask has shape"),
+        ("inpaint", (np.eye(8),), {}, "mask must be boolean"),
+        ("inpaint", (np.eye(8, dtype=bool), [0, 1, 2]), {}, "3 labels"),
+        ("inpaint", (np.eye(8, dtype=bool),), {"top_p": 2.0}, "'top_p'"),
+        ("inpaint", (np.eye(8, dtype=bool),), {"random_state": "seed"}, "'seed' cannot be used"),
+    ],
+    ids=str,
+)
+def test_predictions_check_their_arguments_first(fitted, digits, method, args, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        call(fitted, method, digits[2][:4], *args, **kwargs)
+
+
+@pytest.mark.usefixtures("no_computation")
+@pytest.mark.parametrize("method, args", [("sample", ()), ("inpaint", (np.eye(8, dtype=bool),))])
+def test_sampling_needs_a_tokenizer_that_decodes(fitted, digits, monkeypatch, method, args):
+    monkeypatch.delattr(PatchTokenizer, "inverse_transform")
+    with pytest.raises(NotImplementedError, match="has no inverse_transform"):
+        call(fitted, method, *((digits[2][:4],) if args else ()), *args)
+
+
+@pytest.mark.usefixtures("no_computation")
+def test_sampling_checks_its_arguments_first(fitted):
+    for kwargs, message in (
+        ({"n_samples": 2.5}, "'n_samples'"),
+        ({"n_samples": 2, "y": [0, 1, 2]}, "3 labels, but 2"),
+        ({"y": 5}, "classes that fit has not seen"),
+        ({"n_steps": 0}, "'n_steps'"),
+        ({"random_state": -1}, "Seed must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fitted.sample(**kwargs)
