@@ -46,8 +46,9 @@ class ResultCache:
 
     def __init__(self, memory: str | os.PathLike[str] | joblib.Memory):
         location = memory.location if isinstance(memory, joblib.Memory) else os.fspath(memory)
-        # Because of the hyphen, Python cannot import the folder as a package.
-        self.folder = Path(location) / "skaocls-memory"
+        # Because of the hyphen, Python cannot import the folder as a package. The path is absolute,
+        # because workers may have another current folder.
+        self.folder = Path(location).absolute() / "skaocls-memory"
         self.writable = True  # becomes False when a write fails
         self._bytes_since_cleanup = math.inf
 
