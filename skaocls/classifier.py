@@ -52,7 +52,7 @@ from skaocls.scoring.orders import DRAWN
 from skaocls.scoring.token_sampling import SAMPLING_CONSTRAINTS
 from skaocls.tokenizers import PrecomputedTokenizer
 from skaocls.training.config import TrainingConfig
-from skaocls.warn import warn
+from skaocls.warn import hold_errors, result_first, warn
 
 SMALLEST_TEMPERATURE = 1e-30  # log-likelihoods divided by less than this could overflow
 STOPPING_ERROR = 1e-3  # `search` that "auto" selects (benchmarks/speed/early_stopping.py)
@@ -428,10 +428,10 @@ default="mean_log_likelihood"
         -----
         ConvergenceWarning
             If the loss is still falling when training ends, or if `fit` had to lower the learning
-            rate.
+            rate. If warnings are errors, `fit` stores the trained model before it raises the error.
         """
         self._validate_params()
-        with collective_call("fit", self._recovery_hint()):
+        with collective_call("fit", self._recovery_hint()), result_first():
             return self._fit(X, y, sample_weight)
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
@@ -496,7 +496,7 @@ default="mean_log_likelihood"
                 "counts of all classes at once. Pass a dict of weights, or sample_weight."
             )
         fitted = hasattr(self, "model_")
-        with collective_call("partial_fit", self._recovery_hint(unchanged=fitted)):
+        with collective_call("partial_fit", self._recovery_hint(unchanged=fitted)), result_first():
             train = self._extend if fitted else self._fit
             return train(X, y, sample_weight, classes)
 
@@ -1100,6 +1100,7 @@ default="mean_log_likelihood"
 
     def _finish_fit(self, result, batch, skipped):
         """Store the result of training, and warn if the training has not converged."""
+        hold_errors()  # also if the result comes from the cache
         model, histories, held_out, checkpoints = result
         scores = [score for history in histories for score in history.validation_curve]
         n_iter = max(history.n_iter for history in histories)

@@ -170,7 +170,7 @@ def test_damaged_checkpoints_are_not_used(digits, tmp_path, fit_until, suffix, d
         assert are_equal(clf.fit(X, y), uninterrupted)
     damaged = [w for w in caught if "damaged" in str(w.message)]
     incomplete = not damaged and suffix == "json"  # without a JSON file it is no checkpoint
-    assert incomplete or "Removing the checkpoint" in str(damaged[0].message)
+    assert incomplete or "Removed the checkpoint" in str(damaged[0].message)
     assert all(w.filename == __file__ for w in damaged)
     assert not list(tmp_path.glob("*checkpoint-*"))
 

@@ -2,11 +2,14 @@
 
 import contextlib
 import copy
+import functools
+import itertools
 import os
 import pickle
 import signal
 import warnings
 
+import cloudpickle
 import joblib
 import numpy as np
 import pandas as pd
@@ -15,13 +18,25 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits, load_iris
-from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 
 from conftest import small_classifier
-from skaocls import AnyOrderARClassifier, AnyOrderPrior, PatchTokenizer, QuantileTokenizer
+from skaocls import (
+    AnyOrderARClassifier,
+    AnyOrderPrior,
+    PatchTokenizer,
+    QuantileTokenizer,
+    tokenize_dataset,
+)
+from skaocls.fitted import fit
 from skaocls.fitted.joblib_workers import pickle_out_of_band
+from skaocls.fitted.result_cache import ResultCache
 from skaocls.priors.loading import load_prior
+from skaocls.training import checkpoints, loop
+from skaocls.training.checkpoints import Checkpoints
+from skaocls.training.state import TrainingState
+from skaocls.warn import warn
 
 
 def make(**params):
@@ -152,16 +167,128 @@ def test_failed_fit_to_a_table():
     assert not hasattr(tokenizer.fit(X.to_numpy()), "feature_names_in_")
 
 
-def test_warnings_as_errors_keep_the_trained_model(data):
-    X, y = data[:2]
-    clf = make(tol=0.0).fit(X, y)
+def fail(*args):
+    raise OSError(28, "No space left on device")
+
+
+def diverge_once(patch):
+    finite = itertools.chain([False], itertools.repeat(True))
+    patch.setattr(TrainingState, "is_finite", lambda self: next(finite))
+
+
+LATE_WARNINGS = {  # what causes the warning, parameters, and the message
+    "no convergence": (lambda patch: None, {"tol": 0.0}, "hasn't converged"),
+    "divergence": (diverge_once, {}, "Training diverged in epoch 1"),
+    "long training": (
+        lambda patch: patch.setattr(loop, "LONG_TRAINING_SECONDS", 0.0),
+        {"batch_size": 8},
+        "Training will take about",
+    ),
+    "no checkpoints": (
+        lambda patch: patch.setattr(Checkpoints, "write", fail),
+        {"checkpoint_dir": "checkpoints"},
+        "Could not write a checkpoint",
+    ),
+    "no cache": (
+        lambda patch: patch.setattr(cloudpickle, "dump", fail),
+        {"memory": "memory"},
+        "No more results are stored",
+    ),
+    "no cache for the temperature": (
+        lambda patch: patch.setattr(ResultCache, "get_or_compute", cached_after_fit),
+        {"memory": "memory", "temperature": "auto"},
+        "a warning of the cache",
+    ),
+}
+
+
+def cached_after_fit(self, key, function, keep=None):
+    if keep is None:  # not a fit
+        warn("a warning of the cache", RuntimeWarning)
+    return function()
+
+
+@pytest.mark.parametrize(
+    "method, case",
+    [("fit", case) for case in LATE_WARNINGS]
+    + [("partial_fit", case) for case in ("no convergence", "divergence", "long training")],
+)
+def test_warnings_as_errors_keep_the_trained_model(data, tmp_path, monkeypatch, method, case):
+    cause, params, message = LATE_WARNINGS[case]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoints, "INTERVAL_FACTOR", 0)
+    X, y = data[0][::2], data[1][::2]
+    results = []
+    for action in ("default", "error"):
+        clf = make(max_iter=2).fit(X, y) if method == "partial_fit" else make(max_iter=2)
+        clf.set_params(**params)
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            cause(patch)
+            warnings.simplefilter(action)
+            if action == "error":
+                with pytest.raises(Warning, match=message):
+                    getattr(clf, method)(X, y)
+            else:
+                with pytest.warns(Warning, match=message):
+                    getattr(clf, method)(X, y)
+        results.append(clf.set_params(memory=None).predict_proba(X))
+    np.testing.assert_array_equal(*results)
+    assert not list(tmp_path.glob("checkpoints/checkpoint-*"))  # fit has finished its work
+
+
+def test_an_interrupted_fit_with_warnings_as_errors(data, make_interrupted):
+    X, y, _, _ = data
+    clf = make_interrupted(5)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
-        with pytest.raises(ConvergenceWarning):
-            clf.fit(X, y + 1)
-    expected = make(tol=0.0).fit(X, y + 1)
-    np.testing.assert_array_equal(clf.predict(X), expected.predict(X))
-    np.testing.assert_array_equal(clf.classes_, np.unique(y + 1))
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="interrupted by user"):
+            clf.fit(X, y)
+    assert clf.n_iter_ == 2 and np.isfinite(clf.predict_proba(X)).all()
+
+
+def test_early_warnings_as_errors_are_raised_before_training(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("fit has started to train")
+
+    monkeypatch.setattr(fit, "train_prior", refuse)
+    X, y = load_digits(n_class=2, return_X_y=True)
+    clf = make(max_iter=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="look like pixels"):
+            clf.fit(X, y)
+    assert not hasattr(clf, "model_")
+
+
+def count_warnings(call):
+    """Repeat a call until it raises no warning, and return the number of warnings."""
+    for n in itertools.count():
+        try:
+            call()
+        except RuntimeWarning as error:
+            assert "is damaged" in str(error)  # noqa: PT017
+        else:
+            return n
+
+
+def test_a_damaged_file_is_reported_once_with_warnings_as_errors(data, tmp_path):
+    X, y = data[0][::2], data[1][::2]
+    clf = make(max_iter=1, tol=10.0, memory=tmp_path / "memory").fit(X, y)
+    tokenizer = PatchTokenizer(n_codes=8, random_state=0).fit(X)
+    tokens = tokenize_dataset(tokenizer, X, tmp_path / "tokens")[:]
+    expected = clf.predict_proba(X)
+    damaged = [*tmp_path.glob("memory/skaocls-memory/*"), tmp_path / "tokens" / "tokens-000000.npy"]
+    for path in damaged:
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+    again = functools.partial(tokenize_dataset, tokenizer, X, tmp_path / "tokens")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert count_warnings(lambda: clf.fit(X, y)) == 1
+        assert count_warnings(lambda: clf.predict_proba(X)) == clf.n_orders
+        assert count_warnings(again) == 1
+        np.testing.assert_array_equal(clf.fit(X, y).predict_proba(X), expected)
+        np.testing.assert_array_equal(again()[:], tokens)
 
 
 def test_fitted_attributes_are_read_only(data):

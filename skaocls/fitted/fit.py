@@ -37,7 +37,7 @@ from skaocls.training.loop import train_prior
 from skaocls.training.state import History
 from skaocls.training.validation import Validation, held_out_size, split_validation
 from skaocls.version import __version__
-from skaocls.warn import warn
+from skaocls.warn import hold_errors, warn
 
 
 class HeldOut(NamedTuple):
@@ -321,6 +321,7 @@ def train_classes(
     `mode` is the fine-tuning mode. If None, all weights are trained, with the learning rate for
     new priors.
     """
+    hold_errors()
     train, held_out = split_validation(samples.labels, config, rng)
     validation = None
     if config.early_stopping and held_out is not None:

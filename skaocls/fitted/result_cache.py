@@ -83,6 +83,8 @@ class ResultCache:
         try:
             with open(path, "rb") as file:
                 if file.read(HASH_LENGTH) != hash_stream(file).encode():
+                    with suppress(OSError):
+                        path.unlink()
                     raise ValueError("its content has changed since it was written")
                 file.seek(HASH_LENGTH)
                 result: T = pickle.load(file)

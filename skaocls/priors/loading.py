@@ -5,7 +5,6 @@ number of classes are arguments, because the weights do not determine these numb
 """
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,6 +15,7 @@ from skaocls.files import MAX_LISTED, assign, find_file, read_state_dict
 from skaocls.priors.layers import rope_table
 from skaocls.priors.shared_trunk import ClassHead, SharedTrunkPrior
 from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.warn import warn
 
 PUBLISHED_GRID = (16, 16)
 PUBLISHED_HEAD_DIM = 64
@@ -82,13 +82,11 @@ def number_of_classes(n_rows: int, num_classes: int | None, source: str) -> int:
         if n_rows != PUBLISHED_CLASSES + 1:
             last = "no row" if num_classes == n_rows else "the last row"
             other = n_rows - 1 if num_classes == n_rows else n_rows
-            warnings.warn(
+            warn(
                 f"{source} has a class table of {n_rows} rows. It is assumed to contain "
                 f"{num_classes} classes, with {last} for the null class. If this is right, pass "
                 f"num_classes={num_classes} to load_prior or PretrainedWeights. If not, pass "
-                f"num_classes={other}.",
-                UserWarning,
-                stacklevel=2,
+                f"num_classes={other}."
             )
     elif num_classes not in (n_rows, n_rows - 1):
         raise ValueError(

@@ -12,7 +12,6 @@ values. Pass this cache to the call that scores the next part. Sums and the resi
 type float32. Matrix products have the requested type.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from skaocls.priors.layers import NORM_EPS, rotate
 from skaocls.priors.transformer import AnyOrderPrior
+from skaocls.warn import warn
 
 T = TypeVar("T")
 LOGITS_AT_ONCE = 2**22  # limits the memory for logits (benchmarks/speed/scoring.py)
@@ -349,10 +349,9 @@ def compile_or_warn(function: Callable[..., T]) -> Callable[..., T]:
                 raise
             except Exception as exc:  # compilers raise many kinds of errors
                 failed = True
-                warnings.warn(
+                warn(
                     f"torch.compile failed ({type(exc).__name__}); scoring continues without it.",
                     RuntimeWarning,
-                    stacklevel=3,
                 )
         return function(*args)
 

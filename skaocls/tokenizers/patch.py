@@ -172,15 +172,6 @@ default="auto"
         components = fit_components(patches, rng)
         codebook = choose_codebook(components.transform(patches), self.n_codes, labels, rng)
         codebook = components.inverse_transform(codebook)
-        if isinstance(self.patch_size, str) and max(patch_size) > MAX_SIDE:
-            side = MAX_SIDE * round(MAX_TOKENS**0.5)
-            warn(
-                f"Images of {image_shape[0]} x {image_shape[1]} pixels are divided into patches of "
-                f"{patch_size[0]} x {patch_size[1]} pixels. Patches of this size cannot be "
-                f"approximated well by {len(codebook)} codes. Resize the images (if X has files, "
-                f"pass image_shape=({side}, {side}) or less), use published weights such as "
-                'prior="randar-l", or pass FeatureTokenizer with a pretrained network.'
-            )
         self.__dict__.update(
             reader_=self._own_reader(batch),
             patch_size_=patch_size,
@@ -191,6 +182,15 @@ default="auto"
             reference_statistics_=reference.get(normalize),
             typical_patches_=typical,
         )
+        if isinstance(self.patch_size, str) and max(patch_size) > MAX_SIDE:
+            side = MAX_SIDE * round(MAX_TOKENS**0.5)
+            warn(
+                f"Images of {image_shape[0]} x {image_shape[1]} pixels are divided into patches of "
+                f"{patch_size[0]} x {patch_size[1]} pixels. Patches of this size cannot be "
+                f"approximated well by {len(codebook)} codes. Resize the images (if X has files, "
+                f"pass image_shape=({side}, {side}) or less), use published weights such as "
+                'prior="randar-l", or pass FeatureTokenizer with a pretrained network.'
+            )
         return self
 
     def image_statistics(self, X: object, valid: ArrayLike | None = None) -> np.ndarray | None:

@@ -262,6 +262,7 @@ class ShardWriter:
             try:
                 map_shard(self.folder, k, self.manifest)
             except ValueError as exc:
+                self.remove_from_manifest([k])
                 warn(f"{exc} This shard is written again.", RuntimeWarning)
             else:
                 return self.check(k, chunks)
@@ -295,6 +296,16 @@ class ShardWriter:
         if self.manifest["n_shards"].get(str(part), n_shards) != n_shards:
             self.refuse(["X"])
         self.update_manifest(lambda manifest: manifest["n_shards"].update({str(part): n_shards}))
+
+    def remove_from_manifest(self, numbers: Iterable[int]) -> None:
+        """Remove shards from the manifest. The folder is then incomplete and cannot be loaded."""
+        removed = set(map(str, numbers))
+
+        def keep_others(manifest: Manifest) -> None:
+            shards = manifest["shards"].items()
+            manifest["shards"] = {k: shard for k, shard in shards if k not in removed}
+
+        self.update_manifest(keep_others)
 
     def update_manifest(self, change: Callable[[Manifest], None]) -> None:
         """Read the newest manifest from the file, apply `change`, and write the result."""

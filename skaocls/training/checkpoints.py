@@ -82,8 +82,8 @@ class Checkpoints:
                 raise ValueError("the tensor file has changed since it was written")
             return read_state_dict(tensor_path), metadata
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            warn(f"Removing the checkpoint {json_path}: it is damaged ({exc}).", RuntimeWarning)
             self.remove(n)
+            warn(f"Removed the checkpoint {json_path}: it was damaged ({exc}).", RuntimeWarning)
             return None
 
     def check(self, metadata: Metadata) -> None:
