@@ -220,13 +220,13 @@ def test_training_continues_if_the_disk_is_full(digits, tmp_path, fit_until, mon
 class DivergingPrior(AnyOrderPrior):
     """A prior whose loss is not a number in some steps."""
 
-    step, diverging_steps = 0, ()
+    step, diverging_steps = 0, ()  # `fit` copies the prior and thus starts at step 0
 
     def log_prob(self, *args):
         log_prob = super().log_prob(*args)
         if self.training:
-            DivergingPrior.step += 1
-            if DivergingPrior.step in DivergingPrior.diverging_steps:
+            self.step += 1
+            if self.step in self.diverging_steps:
                 return log_prob * math.nan
         return log_prob
 
@@ -234,9 +234,9 @@ class DivergingPrior(AnyOrderPrior):
 @pytest.fixture
 def make_diverging():
     def make_diverging(*steps, **params):
-        DivergingPrior.step, DivergingPrior.diverging_steps = 0, steps
         generator = torch.Generator().manual_seed(0)
         prior = DivergingPrior(16, (4, 4), 3, dim=32, n_layer=1, n_head=2, generator=generator)
+        prior.diverging_steps = steps
         return make(prior=prior, max_iter=5, learning_rate_init=5e-3, **params)
 
     return make_diverging
@@ -252,6 +252,7 @@ def test_a_diverged_epoch_restarts(digits, make_diverging, tmp_path, fit_until):
     assert np.isfinite(clf.predict_proba(X)).all() and np.isfinite(early_stopped.loss_curve_).all()
     resumed = make_diverging(9, checkpoint_dir=tmp_path)
     fit_until(resumed, X, y, 15)
+    resumed.prior.diverging_steps = ()
     assert are_equal(resumed.fit(X, y), clf)
 
 
@@ -259,7 +260,7 @@ def test_training_that_always_diverges_raises(digits, make_diverging):
     X, y, _, _ = digits
     clf = make_diverging().fit(X, y)
     before = clf.predict_proba(X)
-    DivergingPrior.diverging_steps = range(9999)
+    clf.prior.diverging_steps = range(9999)
     warning = pytest.warns(ConvergenceWarning, match=r"at 0\.001 of the learning rate")
     with warning, pytest.raises(ValueError, match=r"diverged in epoch 1, and again 3 times"):
         clf.fit(X, y)
