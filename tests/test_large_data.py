@@ -6,6 +6,8 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -343,6 +345,35 @@ def test_other_images_of_the_same_kind_are_refused(images, tokenizer, tmp_path, 
         for stream in (zip(X[:80], y), zip(X[:79], y), zip(np.concatenate([X, X]), [*y, *y])):
             with pytest.raises(ValueError, match=r"contains other tokens; different: "):
                 tokenize_dataset(tokenizer, stream, folder, **params)
+
+
+@pytest.mark.parametrize("different", [(), (3,), (1, 2), (0, 3)])
+def test_parts_of_other_images_that_start_together_are_refused(
+    images, tokenizer, tmp_path, monkeypatch, different
+):
+    X, all_started, own = images[0], threading.Barrier(4), threading.local()
+
+    def wait_and_encode(*args):
+        if not hasattr(own, "waited"):
+            own.waited = all_started.wait()  # until each part has checked the empty folder
+        return tokenization.views_of(*args)
+
+    def write(part):
+        data = 255 - X if part in different else X
+        try:
+            return tokenize_dataset(tokenizer, data, tmp_path, shard_size=20, part=(part, 4))
+        except ValueError as error:
+            return str(error)
+
+    monkeypatch.setattr("skaocls.fitted.token_dataset.views_of", wait_and_encode)
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(write, range(4)))
+    if different:
+        assert any("contains other tokens; different: X." in str(result) for result in results)
+        with pytest.raises(ValueError, match="is incomplete; missing: tokens-"):
+            load_tokens(tmp_path)
+    else:
+        np.testing.assert_array_equal(load_tokens(tmp_path)[:], tokenizer.transform(X))
 
 
 # Memory -----------------------------------------------------------------------------------------

@@ -58,7 +58,8 @@ def tokenize_dataset(
 
     All tokens in a folder come from the same images, labels, tokenizer and options. To check this,
     a repeated call decodes the images of existing shards again, but does not tokenize these images.
-    A process that writes one of several parts also decodes one shard of another part.
+    A process that writes one of several parts also decodes one shard of up to two other parts. If
+    parts have different images, the part that ends last is refused, and the folder is incomplete.
 
     Parameters
     ----------
@@ -163,16 +164,31 @@ def tokenize_dataset(
 def write_part(
     writer: ShardWriter, chunks_of: Callable[[int], Chunks], part: int, *, is_stream: bool
 ) -> None:
-    """Write the shards of a part; if X is not a stream, also check one shard of another part."""
-    n_parts = writer.manifest["parts"]
-    others = [k for k in map(int, writer.manifest["shards"]) if k % n_parts != part]
-    if others and not is_stream:
-        writer.check(others[0], chunks_of(others[0]))
+    """Write the shards of a part. If X is not a stream, check the parts before and after it, too.
+
+    If two of these parts are written at the same time, the part that ends later finds shards of
+    both.
+    """
+    n_parts, checked = writer.manifest["parts"], {part}
+
+    def check_adjacent_parts() -> None:
+        for other in sorted({(part - 1) % n_parts, (part + 1) % n_parts} - checked):
+            shards = [k for k in map(int, writer.manifest["shards"]) if k % n_parts == other]
+            if shards and not is_stream:
+                writer.check(min(shards), chunks_of(min(shards)))
+                checked.add(other)
+
+    check_adjacent_parts()
     for k in count(part, n_parts):
         chunks = chunks_of(k)
         if not (first := list(islice(chunks, 1))):
             break
         writer.write(k, chain(first, chunks))
+    try:
+        check_adjacent_parts()
+    except ValueError:
+        writer.remove_from_manifest(range(part, k, n_parts))
+        raise
     if is_stream:
         writer.end_stream(part, k // n_parts)
 
