@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from conftest import small_classifier
-from skaocls import AnyOrderARClassifier
-from skaocls.files import find_file, read_state_dict, tensor_writer, write_all
+from skaocls import AnyOrderARClassifier, tokenize_dataset
+from skaocls.displays import write_report
+from skaocls.files import find_file, read_state_dict
 from skaocls.priors.loading import load_prior
 from skaocls.scoring.aggregation import AGGREGATIONS
+from skaocls.training import checkpoints
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"dim": 32, "n_layer": 1, "n_head": 2, "multiple_of": 32}
@@ -271,12 +273,23 @@ def torch_if_possible(values):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
-@pytest.mark.parametrize("umask, mode", [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
-def test_files_respect_the_umask(tmp_path, umask, mode):
+@pytest.mark.parametrize("umask, mode", [(0o077, 0o600), (0o002, 0o664)])
+def test_files_respect_the_umask(digits, tmp_path, monkeypatch, umask, mode):
+    X, y = digits[0][:60], digits[1][:60]
+    monkeypatch.setattr(checkpoints, "INTERVAL_FACTOR", 0)
+    monkeypatch.setattr(checkpoints.Checkpoints, "clear", lambda self: None)  # keep the files
+    params = {"max_iter": 1, "augmentation": None, "prior": SIZES, "n_orders": 1}
+    clf = small_classifier(AnyOrderARClassifier, memory=tmp_path / "memory", **params)
     before = os.umask(umask)
     try:
-        write_all(tmp_path, {"text": lambda path: Path(path).write_text("text")})
-        write_all(tmp_path, {"tensors": tensor_writer({"a": np.zeros(3)})})
+        clf.set_params(checkpoint_dir=tmp_path / "checkpoints").fit(X, y).predict(X)
+        clf.save_pretrained(tmp_path / "saved")
+        tokenize_dataset(clf, X, tmp_path / "tokens", y=y)
+        write_report(clf, X[:9], y[:9], tmp_path / "report" / "report.html")
     finally:
         os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]
+    assert len({path.parent for path in files}) == 5
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode}
+    folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0o777 & ~umask}
