@@ -17,6 +17,7 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from skaocls import AnyOrderARClassifier, load_image_folder
 from skaocls.displays import write_report
+from skaocls.files import check_writable
 from skaocls.images.reader import learn_reader
 
 
@@ -76,6 +77,11 @@ def fit_baselines(X_train, X_test, y_train, y_test, seed):
 def main(argv=None):
     args = parse_args(argv)
     check_matplotlib_support("python -m skaocls")
+    path = args.output / "report.html"
+    try:
+        check_writable(path, f"--output {args.output}")
+    except OSError as exc:
+        raise SystemExit(str(exc)) from exc
     if args.data is None:
         X, y = load_digits().images[..., None], load_digits().target
         name = "scikit-learn's digits"
@@ -115,7 +121,7 @@ def main(argv=None):
     _, seconds = timed(clf.predict, X_test)
     times["Predict"] = f"{1000 * seconds / len(X_test):.2g} ms per sample for {len(X_test)} samples"
     options = {"title": name, "subtitle": summary, "baselines": baselines, "times": times}
-    report = write_report(clf, X_test, y_test, args.output / "report.html", **options)
+    report = write_report(clf, X_test, y_test, path, **options)
     print(f"\nReport: {report}")
 
 

@@ -12,7 +12,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import accuracy_score
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
@@ -27,7 +27,7 @@ from skaocls.distributed import broadcast, collective_call
 from skaocls.fitted import generation, prediction, saving
 from skaocls.fitted.fit import extend_model, fit_model
 from skaocls.fitted.initial_prior import is_new, new_prior_sizes, resolve_prior
-from skaocls.fitted.labels import check_targets, class_log_prior, known_classes, read_labels
+from skaocls.fitted.labels import class_log_prior, known_classes, read_labels
 from skaocls.fitted.pretrained import (
     load_pretrained_model,
     only_classes,
@@ -36,6 +36,7 @@ from skaocls.fitted.pretrained import (
 )
 from skaocls.fitted.result_cache import open_cache
 from skaocls.fitted.tokenization import check_crop
+from skaocls.images.input_types import as_array
 from skaocls.images.reader import learn_reader, learn_tokens
 from skaocls.parameter_objects import (
     FINETUNE_MODES,
@@ -591,8 +592,7 @@ default="mean_log_likelihood"
         score : float
             Accuracy from 0 to 1.
         """
-        batch = self._open(X)
-        check_targets(self.classes_, len(batch), y, sample_weight)
+        batch, y, sample_weight = self._open_labeled(X, y, sample_weight)
         return super().score(batch, y, sample_weight)
 
     def staged_predict_proba(self, X):
@@ -647,8 +647,7 @@ default="mean_log_likelihood"
         score : float
             The k-th number is the accuracy with the first k orders, from 0 to 1.
         """
-        batch = self._open(X)
-        check_targets(self.classes_, len(batch), y, sample_weight)
+        batch, y, sample_weight = self._open_labeled(X, y, sample_weight)
         for predicted in self.staged_predict(batch):
             yield accuracy_score(y, predicted, sample_weight=sample_weight)
 
@@ -696,12 +695,13 @@ default="mean_log_likelihood"
         ----------
         X : array-like
             As in `fit`.
-        y : array-like of shape (n_samples,), default=None
-            Class to explain for each image. If None, `explain` uses the predicted class.
-        rival : "runner-up", array-like of shape (n_samples,) or None, default=None
-            Class to which `explain` compares the class in `y`. ``"runner-up"`` selects the most
-            probable other class. To find it, `explain` scores all orders, as with
-            ``search="exhaustive"``. An array contains one class per image. If None, the evidence is
+        y : label or array-like of shape (n_samples,), default=None
+            One class to explain for all images, or a class for each image. If None, `explain` uses
+            the predicted class.
+        rival : "runner-up", label, array-like of shape (n_samples,) or None, default=None
+            Class to which `explain` compares the class in `y`: one class for all images, or a class
+            for each image. ``"runner-up"`` selects the most probable other class. To find it,
+            `explain` scores all orders, as with ``search="exhaustive"``. If None, the evidence is
             log p(token | class) - log p(token).
 
         Returns
@@ -717,17 +717,14 @@ default="mean_log_likelihood"
         ValueError
             If `y` or `rival` contains unknown classes, or a number of classes other than n_samples.
         """
-        runner_up = isinstance(rival, str) and rival == "runner-up"
-        if not (rival is None or runner_up or np.ndim(rival) == 1):
-            raise ValueError(
-                f'rival must be "runner-up", one class for each image, or None; got {rival!r}.'
-            )
         batch, model = self._open(X), self.model_
+        runner_up = isinstance(rival, str) and rival == "runner-up"
         if runner_up and len(self.classes_) < 2:
             raise ValueError('rival="runner-up" needs at least two classes, but there is only one.')
-        columns = None if y is None else model.columns(y)
-        rivals = None if rival is None or runner_up else model.columns(rival, "rival")
-        check_consistent_length(batch, columns, rivals)
+        columns = None if y is None else model.columns(y, len(batch))
+        rivals = None
+        if rival is not None and not runner_up:
+            rivals = model.columns(rival, len(batch), "rival")
         if columns is None or runner_up:
             # early stopping only finds the best class, not the second-best class
             joint, _ = self._predict_joint(batch, may_stop_early=not runner_up)
@@ -815,7 +812,7 @@ default="mean_log_likelihood"
             probabilities = self.class_prior_ / self.class_prior_.sum()
             columns = rng.choice(len(probabilities), n_samples, p=probabilities)
         else:
-            columns = self._columns_for(y, n_samples)
+            columns = model.columns(y, n_samples)
         orders = generation.generation_orders(model, self.order, self.n_orders, n_samples, rng)
         return generation.generate_images(model, columns, orders, rng, options, device=self.device)
 
@@ -873,7 +870,7 @@ default="mean_log_likelihood"
             model,
             batch,
             mask,
-            None if y is None else self._columns_for(y, len(batch)),
+            None if y is None else model.columns(y, len(batch)),
             self.order,
             self.n_orders,
             self._aggregation() if y is None else None,
@@ -1067,7 +1064,7 @@ default="mean_log_likelihood"
             batch = learn_reader(X, owner, shape, decoding=self.decoding, skip_unreadable=skip)
         check_crop(self.crop, batch.reader)
         samples, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
-        classes = known_classes(y, classes)
+        classes, y = known_classes(y, classes)
         self._check_class_prior(classes)
         result = fit_model(
             samples,
@@ -1090,7 +1087,8 @@ default="mean_log_likelihood"
         batch = model.reader.open(X, skip_unreadable=self.on_bad_image == "skip")
         owner = type(self).__name__
         samples, y, weights = read_labels(batch, y, sample_weight, self.class_weight, owner=owner)
-        model = model.with_classes(known_classes(y, classes))
+        classes, y = known_classes(y, classes)
+        model = model.with_classes(classes)
         self._check_class_prior(model.classes)
         result = extend_model(model, samples, y, weights, self._training_config(), rng)
         return self._finish_fit(result, samples, list(batch.skipped))
@@ -1214,6 +1212,13 @@ default="mean_log_likelihood"
             model = self._checked_model()
         return model.reader.open(X)
 
+    def _open_labeled(self, X, y, sample_weight):
+        """Check X and the true labels before predictions are computed."""
+        batch = self._open(X)
+        y, sample_weight = self.model_.true_labels(batch, y), as_array(sample_weight)
+        accuracy_score(y, y, sample_weight=sample_weight)  # raises the errors of the accuracy
+        return batch, y, sample_weight
+
     def _score(self, X, may_stop_early=False):
         batch = self._open(X)
         stopping = self._early_stopping_rule() if may_stop_early else None
@@ -1252,16 +1257,6 @@ default="mean_log_likelihood"
         ll = np.concatenate(list(parts))
         for k in range(1, ll.shape[1] + 1):
             yield aggregate(ll[:, :k])
-
-    def _columns_for(self, y, n):
-        """Return the columns of n labels. A single label is repeated n times."""
-        columns = self.model_.columns(np.ravel(y) if np.ndim(y) == 0 else y)
-        if np.ndim(y) and len(columns) != n:
-            raise ValueError(
-                f"y has {len(columns)} labels, but {n} are expected. Pass one label for each "
-                "image, or a single label for all images."
-            )
-        return np.broadcast_to(columns, n)
 
     def _state_to_save(self):
         """Return the parameters without folders on this machine, and the training history."""

@@ -343,13 +343,33 @@ def tensor_writer(tensors: Mapping[str, ArrayLike | Tensor]) -> Callable[[str], 
     return lambda path: save_file(made, path, {"format": "pt"})
 
 
+def check_writable(path: Path, name: str) -> None:
+    """Create the folder of a file, and raise an OSError if the file cannot be written there.
+
+    `name` is the name of the path in the error message.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder, but a file is expected")
+        probe = temporary_path(path)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as exc:
+        raise OSError(f"{name} cannot be written to: {exc}") from exc
+
+
+def temporary_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid4().hex}")
+
+
 def write_all(folder: Path, writers: Mapping[str, Callable[[str], object]]) -> None:
     """Write several files to an existing folder; write each file completely or not at all.
 
     Each writer gets the path of an empty temporary file. After all writers have finished, each file
     gets its final name.
     """
-    temporary = {name: folder / f".{name}.{uuid4().hex}" for name in writers}
+    temporary = {name: temporary_path(folder / name) for name in writers}
     try:
         for name, path in temporary.items():
             path.touch(exist_ok=False)

@@ -1,6 +1,7 @@
 """Select the number of orders with validation data."""
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 
 def smallest_n_orders(clf, X, y):
@@ -38,7 +39,10 @@ def smallest_n_orders(clf, X, y):
     >>> 1 <= smallest_n_orders(clf, X[1::2], y[1::2]) <= 8
     True
     """
-    correct = np.array([predicted == np.asarray(y) for predicted in clf.staged_predict(X)])
+    check_is_fitted(clf)
+    batch = clf.model_.reader.open(X)
+    y = clf.model_.true_labels(batch, y)
+    correct = np.array([predicted == y for predicted in clf.staged_predict(batch)])
     accuracy = correct.mean(1)
     best = correct[accuracy.argmax()]
     standard_error = best.std(ddof=1) / np.sqrt(len(best))

@@ -501,8 +501,12 @@ def test_invalid_parameters_after_fit(fitted, digits):
         copy_of(fitted, n_orders=0).predict(digits[2])
     with pytest.raises(ValueError, match="is not a permutation"):
         copy_of(fitted, n_orders=1, order=np.zeros((1, 16), int)).predict(digits[2])
-    for rival in ("runnerup", 3, [[0], [1]]):
-        with pytest.raises(ValueError, match='rival must be "runner-up", one class for each image'):
+    for rival, message in (
+        ("runnerup", "rival has classes that fit has not seen: .'runnerup'"),
+        (3, "rival has classes that fit has not seen: .3"),
+        ([[0, 1], [1, 0]], "1d array"),
+    ):
+        with pytest.raises(ValueError, match=message):
             fitted.explain(digits[2][:2], rival=rival)
 
 

@@ -25,6 +25,7 @@ from skaocls import (
 from skaocls.fitted import tokenization
 from skaocls.images.lazy import Lazy, Mapped
 from skaocls.images.reader import learn_reader
+from skaocls.order_selection import smallest_n_orders
 
 PRIOR = {"dim": 16, "n_layer": 1, "n_head": 1, "multiple_of": 16}
 PARAMS = {"prior": PRIOR, "max_iter": 2, "n_orders": 2, "random_state": 0, "tol": 10.0}
@@ -153,6 +154,101 @@ def test_fit_refuses_streams(images):
 
     with pytest.raises(ValueError, match=r"Write its tokens.*skaocls.tokenize_dataset"):
         make().fit(Stream(), images[1])
+
+
+# Labels inside of X ------------------------------------------------------------------------------
+
+
+class Pairs(torch.utils.data.Dataset):
+    """A data set of pairs, like torchvision's ImageFolder: images and numbers of classes."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return Image.fromarray(self.images[i]), self.labels[i]
+
+
+def swapped(y, i=40, k=41):
+    """Return a copy of the labels in which two different labels are swapped."""
+    y = y.copy()
+    k = k + np.argmax(y[k:] != y[i])
+    y[[i, k]] = y[[k, i]]
+    return y
+
+
+NAMES = np.array(["ant", "bee", "cat"])
+
+
+@pytest.mark.parametrize(
+    "own, given",
+    [
+        (lambda y: y.tolist(), lambda y: np.roll(y, 1)),
+        (lambda y: y.tolist(), swapped),  # labels that are not in the sample
+        (lambda y: y.tolist(), lambda y: 2 - y),
+        (lambda y: torch.from_numpy(y), lambda y: swapped(y, 3).astype(float)),
+        (lambda y: NAMES[y], lambda y: swapped(NAMES[y])),
+        (lambda y: y.tolist(), lambda y: swapped(NAMES[y])),  # not a name of each class
+        (lambda y: NAMES[y], swapped),
+        (lambda y: (y > 0).tolist(), lambda y: y.tolist()),
+    ],
+)
+def test_labels_inside_of_x_that_differ_from_y_are_refused(images, own, given):
+    X, y, _, _ = images
+    data, other = Pairs(X, own(y)), given(y)
+    with pytest.raises(ValueError, match=r"y differs from the labels in X.*Pass the labels of X"):
+        make(max_iter=1).fit(data, other)
+
+
+@pytest.mark.parametrize(
+    "own, given",
+    [
+        (lambda y: y.astype(float).tolist(), lambda y: y),
+        (lambda y: y.tolist(), lambda y: NAMES[y]),
+        (lambda y: y.tolist(), lambda y: np.where(y > 0, "insect", "animal")),
+        (lambda y: [{"box": [0, 1]}] * len(y), lambda y: y),  # not labels of classes
+        (lambda y: np.eye(3)[y], lambda y: y),
+    ],
+)
+def test_labels_inside_of_x_may_have_other_names(images, own, given):
+    X, y, _, _ = images
+    clf = make(max_iter=1).fit(Pairs(X, own(y)), given(y))
+    assert same_weights(clf, make(max_iter=1).fit(X, given(y)))
+
+
+def test_every_use_of_labels_compares_them(images, tokenizer, tmp_path):
+    X, y, _, _ = images
+    tensors = torch.from_numpy(X), torch.from_numpy(y)
+    data, wrong = torch.utils.data.TensorDataset(*tensors), swapped(y)
+    clf = make(max_iter=1).partial_fit(data, y)
+    assert clf.score(data, y) == clf.score(X, y)
+    tokens = tokenize_dataset(tokenizer, data, tmp_path / "tokens", y=y)
+    coded = make(tokenizer="precomputed", max_iter=1).fit(tokens, y)
+    for use in (
+        lambda: clf.partial_fit(data, wrong),
+        lambda: clf.score(data, wrong),
+        lambda: list(clf.staged_score(data, wrong)),
+        lambda: smallest_n_orders(clf, data, wrong),
+        lambda: tokenize_dataset(tokenizer, data, tmp_path / "other", y=wrong),
+        lambda: make(tokenizer="precomputed").fit(tokens, wrong),
+        lambda: coded.score(tokens, wrong),
+    ):
+        with pytest.raises(ValueError, match="y differs from the labels in X"):
+            use()
+    assert clf.explain(data, wrong).tokens.shape == (90, 2, 2)  # any class can be explained
+
+
+def test_labels_inside_of_x_do_not_replace_y(images):
+    X, y, _, _ = images
+    with pytest.raises(
+        ValueError, match=r"requires y .* pass them as y: \[label for _, label in X"
+    ):
+        make().fit(Pairs(X, y.tolist()), None)
+    with pytest.raises(ValueError, match="pairs of an image and a label"):
+        make().fit(list(Pairs(X, y.tolist())), y)
 
 
 # Tokens in files --------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ import copy
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import softmax
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from sklearn.utils import _safe_indexing
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
@@ -114,6 +116,52 @@ def test_several_priors(parts, two, digits, tmp_path):
     assert restored.class_count_.sum() == clf.class_count_.sum() + 20
 
 
+LARGE = 2**60  # float64 cannot represent LARGE + 1
+DAY = np.array([9], "M8[D]")
+
+
+@pytest.mark.parametrize(
+    "first, later, new, expected",
+    [
+        # two labels; the same labels in another type; a new label; the dtype of all classes
+        (["ant", "bee"], pd.Series(["ant", "bee"]), ["wasp"], "<U4"),
+        (pd.Series(["ant", "bee"], dtype="string"), ["ant", "bee"], ["a longer name"], object),
+        (
+            ["ant", "bee"],
+            np.array(["ant", "bee"], dtype=object),
+            np.array(["wasps"], object),
+            "<U5",
+        ),
+        ([5, 6], pd.Series([5, 6], dtype="Int64"), pd.Series([9], dtype="UInt8"), np.int64),
+        (pd.Series([5, 6], dtype="Int16"), [5.0, 6.0], [9.0], np.int16),
+        (np.array([5, 6], np.uint8), np.array([5, 6], object), [-9], np.int64),
+        (np.array([5, 6], np.uint8), [5, 6], np.array([250], np.uint64), np.uint8),
+        ([LARGE, LARGE + 1], np.array([LARGE, LARGE + 1], np.uint64), [LARGE + 2], np.int64),
+        ([LARGE, LARGE + 1], pd.Series([LARGE, LARGE + 1], dtype="UInt64"), [LARGE + 2], np.int64),
+        ([0, 1], [False, True], [2], np.int64),
+        ([5.0, 6.0], [5, 6], np.array([9], np.int8), np.float64),
+        (np.array([5, 6], "M8[D]"), np.array([5, 6], "M8[D]").astype("M8[s]"), DAY, "M8[D]"),
+    ],
+)
+def test_labels_are_compared_by_value(first, later, new, expected):
+    X = np.random.RandomState(0).rand(12, 2)
+    prior = {"dim": 16, "n_layer": 1, "n_head": 1}
+    clf = AnyOrderARClassifier(prior, max_iter=1, n_orders=1, random_state=0, tol=10.0)
+    rows = np.tile([0, 1], 6)
+    y, same = _safe_indexing(first, rows), _safe_indexing(later, rows)
+    clf.partial_fit(X, y, classes=first)
+    dtype = clf.classes_.dtype
+    clf.partial_fit(X, same, classes=later)
+    assert clf.classes_.dtype == dtype and clf.class_count_.tolist() == [12, 12]
+    assert clf.score(X, same) == clf.score(X, y) == np.mean(clf.predict(X) == np.asarray(y))
+    assert clf.explain(X, same, rival=same).tokens.shape == (12, 1, 2)
+    clf.set_params(class_weight=dict.fromkeys([*later, *new], 2.0))
+    clf.partial_fit(X[:6], _safe_indexing(new, np.zeros(6, dtype=int)))
+    assert clf.classes_.dtype == expected
+    assert [*clf.classes_] == sorted([*first, *new])
+    assert sorted(clf.class_count_) == [12, 12, 12]
+
+
 def test_digits_two_classes_at_a_time():
     X, y = load_digits().images, load_digits().target
     X, X_test, y, y_test = train_test_split(X, y, stratify=y, random_state=0)
@@ -128,7 +176,15 @@ def test_invalid_calls(parts, two):
     X, y, _, _ = parts
     with pytest.raises(ValueError, match="partial_fit does not support temperature="):
         make(temperature="auto").partial_fit(X, y)
-    with pytest.raises(ValueError, match="int64"):
-        copy.deepcopy(two).partial_fit(X, np.array(["a", "b"])[y])
+    for labels in (
+        np.array(["a", "b"])[y],
+        y.astype(str),  # "1" is not 1
+        y.astype("M8[ns]"),
+        pd.Series(y, dtype="UInt64") + 2**63 + 2,  # int64 cannot represent them
+    ):
+        with pytest.raises(ValueError, match=r"y has labels of type .*int64.* same type"):
+            copy.deepcopy(two).partial_fit(X, labels)
+        with pytest.raises(ValueError, match=r"y has labels of type .*int64.* same type"):
+            two.score(X, labels)
     with pytest.raises(ValueError, match="images of shape"):
         copy.deepcopy(two).partial_fit(X[:, :7], y)

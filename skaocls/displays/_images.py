@@ -5,6 +5,13 @@ from sklearn.utils.validation import check_is_fitted
 
 # Gray images are plotted as dark ink on white paper if more than this fraction of pixels is empty.
 EMPTY_SHARE = 1 / 3
+# Keyword arguments of matplotlib for labels, in which "$" must not start a formula
+PLAIN = {"parse_math": False, "usetex": False}
+
+
+def printable(label):
+    """Return a label as text. Replace bytes of file names that are not valid text."""
+    return str(label).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def check_images(clf, caller):

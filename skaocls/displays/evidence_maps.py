@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.utils import check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skaocls.displays._images import ImagePlotter, axes_grid, check_images
+from skaocls.displays._images import PLAIN, ImagePlotter, axes_grid, check_images, printable
 
 INSIGNIFICANT_ALPHA = 0.35  # opacity of evidence that may be due to chance
 
@@ -76,11 +76,11 @@ class EvidenceDisplay:
             A few images.
         n_classes : int, default=3
             Number of classes to plot for each image, beginning with the most probable class.
-        rival : "runner-up", array-like of shape (n_images,) or None, default=None
-            Rival class of each image, as in :meth:`skaocls.AnyOrderARClassifier.explain`.
-            ``"runner-up"`` is the most probable other class. If labels are given, no maps are
-            plotted for these rival classes. If None, evidence is log p(token | class) minus log
-            p(token).
+        rival : "runner-up", label, array-like of shape (n_images,) or None, default=None
+            Rival class of all images or of each image, as in
+            :meth:`skaocls.AnyOrderARClassifier.explain`. ``"runner-up"`` is the most probable other
+            class. If labels are given, no maps are plotted for these rival classes. If None,
+            evidence is log p(token | class) minus log p(token).
         ax, significance : array-like and float
             See :meth:`plot`.
 
@@ -102,16 +102,17 @@ class EvidenceDisplay:
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_images(clf, cls.__name__)
-        images = clf.model_.reader.open(X).images()
-        proba = clf.predict_proba(X)
+        batch = clf.model_.reader.open(X)
+        runner_up, given = isinstance(rival, str) and rival == "runner-up", None
+        if rival is not None and not runner_up:
+            given = clf.model_.columns(rival, len(batch), "rival")[:, None]
+        images, proba = batch.images(), clf.predict_proba(batch)
         names = getattr(clf, "class_names_", clf.classes_)
         ranked, rivals = (-proba).argsort(1, kind="stable"), None  # columns of `proba`
-        if isinstance(rival, str) and rival == "runner-up":
+        if runner_up:
             best, second = ranked[:, :1], ranked[:, 1:2]
             rivals = np.where(ranked == best, second, best)
-        elif rival is not None:
-            check_consistent_length(images, rival)
-            given = clf.model_.columns(rival, "rival")[:, None]
+        elif given is not None:
             ranked = ranked[ranked != given].reshape(len(ranked), -1)
             rivals = np.broadcast_to(given, ranked.shape)
         ranked = ranked[:, :n_classes]
@@ -119,7 +120,8 @@ class EvidenceDisplay:
         if rivals is not None:
             rivals = rivals[:, :n_classes]
             others = clf.classes_[rivals.T]
-        evidence = [clf.explain(X, y, rival) for y, rival in zip(clf.classes_[ranked.T], others)]
+        columns = zip(clf.classes_[ranked.T], others)
+        evidence = [clf.explain(batch, y, other) for y, other in columns]
         display = cls(
             images,
             np.stack([e.maps for e in evidence], axis=1),
@@ -172,12 +174,12 @@ class EvidenceDisplay:
                     maps[i, j], cmap="RdBu", vmin=-limit, vmax=limit, alpha=alpha[i, j]
                 )
                 plot_outline(axes[i, 1 + j], image)
-                title = str(labels[i, j])
+                title = printable(labels[i, j])
                 if self.rivals is not None:
-                    title += f" rather than {np.asarray(self.rivals)[i, j]}"
+                    title += f" rather than {printable(np.asarray(self.rivals)[i, j])}"
                 if self.proba is not None:
                     title += f"\np = {np.asarray(self.proba)[i, j]:.2f}"
-                axes[i, 1 + j].set_title(title, fontsize=10)
+                axes[i, 1 + j].set_title(title, fontsize=10, **PLAIN)
         self.axes_, self.figure_ = axes, axes[0, 0].figure
         self.colorbar_ = self.figure_.colorbar(
             self.maps_[0, 0],

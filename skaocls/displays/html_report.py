@@ -9,14 +9,15 @@ from string import Template
 import numpy as np
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score
-from sklearn.utils import _safe_indexing
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
 
+from skaocls.displays._images import PLAIN, printable
 from skaocls.displays.evidence_maps import EvidenceDisplay
 from skaocls.displays.order_curve import OrderCurveDisplay
 from skaocls.displays.reconstructions import ReconstructionDisplay
-from skaocls.files import write_all
+from skaocls.files import check_writable, write_all
+from skaocls.fitted.labels import class_columns
 from skaocls.scoring.calibration import expected_calibration_error
 from skaocls.version import __version__
 
@@ -107,9 +108,13 @@ def write_report(
     """
     check_matplotlib_support("write_report")
     check_is_fitted(clf)
-    path, y, baselines = Path(path), np.asarray(y), baselines or {}
-    staged = list(clf.staged_predict(X))
-    proba = clf.predict_proba(X)
+    batch = clf.model_.reader.open(X)
+    y = clf.model_.true_labels(batch, y)
+    baselines = {str(name): float(accuracy) for name, accuracy in (baselines or {}).items()}
+    path = Path(path)
+    check_writable(path, f"path={str(path)!r}")
+    staged = list(clf.staged_predict(batch))
+    proba = clf.predict_proba(batch)
     name = type(clf).__name__
     curve = OrderCurveDisplay.from_predictions(y, staged, baselines=baselines, name=name)
     sections = [
@@ -133,21 +138,20 @@ def write_report(
         ),
     ]
     if clf.image_shape_ is not None:
-        sections += image_sections(clf, X, y, proba)
+        sections += image_sections(clf, batch, y, proba)
     sections.append(settings_section(clf, times or {}))
     page = PAGE.substitute(
-        title=html.escape(title),
-        subtitle=html.escape(subtitle),
+        title=as_html(title),
+        subtitle=as_html(subtitle),
         facts=key_figures(clf, y, staged, proba, baselines),
         sections="\n".join(sections),
         version=__version__,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_all(path.parent, {path.name: lambda to: Path(to).write_text(page, encoding="utf-8")})
     return path
 
 
-def image_sections(clf, X, y, proba):
+def image_sections(clf, batch, y, proba):
     """Yield the sections that a report contains only for images."""
     wrong = np.flatnonzero(clf.classes_[proba.argmax(1)] != y)
     if len(wrong):
@@ -157,7 +161,7 @@ def image_sections(clf, X, y, proba):
             "Most confident mistakes",
             "Evidence for the most probable classes, in nats. Blue is evidence for a class, and "
             f"red is evidence against the class. True classes, from top to bottom: {labels}.",
-            EvidenceDisplay.from_estimator(clf, _safe_indexing(X, confident)).figure_,
+            EvidenceDisplay.from_estimator(clf, batch.take(confident)).figure_,
         )
     sampled = np.repeat(clf.classes_[:MAX_SAMPLED_CLASSES], SAMPLES_PER_CLASS)
     samples = ReconstructionDisplay(clf.sample(y=sampled, random_state=0), labels=sampled)
@@ -174,7 +178,7 @@ def section(title, text, figure):
         data = base64.b64encode(file.getvalue()).decode()
     plt.close(figure)
     return (
-        f"<section><h2>{title}</h2><p>{html.escape(text)}</p>"
+        f"<section><h2>{title}</h2><p>{as_html(text)}</p>"
         f'<img alt="{title}" src="data:image/png;base64,{data}"></section>'
     )
 
@@ -189,9 +193,10 @@ def key_figures(clf, y, staged, proba, baselines):
     if baselines:
         best = max(baselines, key=baselines.get)
         figures[f"Best other: {best}"] = f"{baselines[best]:.1%}"
-    known = np.isin(y, clf.classes_)
-    columns = np.searchsorted(clf.classes_, y[known])
-    figures["Calibration error"] = f"{expected_calibration_error(proba[known], columns):.1%}"
+    columns = class_columns(clf.classes_, y)
+    known = columns >= 0
+    error = expected_calibration_error(proba[known], columns[known])
+    figures["Calibration error"] = f"{error:.1%}"
     figures["Test samples"] = str(len(y))
     figures["Classes"] = str(len(clf.classes_))
     return html_items(figures, "<div><dt>{}</dt><dd>{}</dd></div>")
@@ -202,17 +207,21 @@ def plot_confusion(y, predicted):
     from sklearn.metrics import ConfusionMatrixDisplay
 
     labels = np.unique(np.concatenate([y, predicted]))
+    names = [printable(label) for label in labels]
+    longest = max(map(len, names))
     side = float(np.clip(0.5 * len(labels), 4, 10))
     _, ax = plt.subplots(figsize=(side + 1, side), layout="constrained")
-    longest = max(len(str(label)) for label in labels)
     display = ConfusionMatrixDisplay.from_predictions(
         y,
         predicted,
+        labels=labels,
+        display_labels=names,
         ax=ax,
         cmap="Blues",
         include_values=len(labels) <= 20,
         xticks_rotation="vertical" if longest > MAX_HORIZONTAL_LABEL else "horizontal",
     )
+    plt.setp([*ax.get_xticklabels(), *ax.get_yticklabels()], **PLAIN)
     return display.figure_
 
 
@@ -257,4 +266,8 @@ def settings_section(clf, times):
 
 def html_items(texts, item):
     """Format each key and value of a dict as HTML with the format string `item`."""
-    return "".join(item.format(html.escape(k), html.escape(v)) for k, v in texts.items())
+    return "".join(item.format(as_html(k), as_html(v)) for k, v in texts.items())
+
+
+def as_html(text):
+    return html.escape(printable(text))

@@ -1,9 +1,12 @@
 """Plot of the score against the number of orders."""
 
 import numpy as np
-from sklearn.utils import check_consistent_length
+from sklearn.metrics import accuracy_score
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
+
+from skaocls.displays._images import PLAIN, printable
+from skaocls.fitted.labels import label_array
 
 # Colors of Okabe and Ito, which color-blind people can tell apart
 CURVE_COLOR = "#0072B2"
@@ -93,14 +96,16 @@ class OrderCurveDisplay:
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_is_fitted(clf)
+        batch = clf.model_.reader.open(X)
+        y_true = clf.model_.true_labels(batch, y)
         scores = {
             label: model.score(X if hasattr(model, "staged_score") else flat_rows(clf, X), y)
             if hasattr(model, "score")
             else model
             for label, model in (baselines or {}).items()
         }
-        staged, name = list(clf.staged_predict(X)), name or type(clf).__name__
-        return cls.from_predictions(y, staged, baselines=scores, ax=ax, name=name, **kwargs)
+        staged, name = list(clf.staged_predict(batch)), name or type(clf).__name__
+        return cls.from_predictions(y_true, staged, baselines=scores, ax=ax, name=name, **kwargs)
 
     @classmethod
     def from_predictions(
@@ -125,8 +130,9 @@ class OrderCurveDisplay:
             The display, after :meth:`plot` was called. The `std_scores` of the display are binomial
             standard errors, ``sqrt(accuracy * (1 - accuracy) / n_samples)``.
         """
-        check_consistent_length(y_true, *staged_y_pred)
-        scores = (np.asarray(staged_y_pred) == np.asarray(y_true)).mean(1)
+        y_true = label_array(y_true, "y_true")
+        staged = [label_array(predicted, "staged_y_pred") for predicted in staged_y_pred]
+        scores = np.array([accuracy_score(y_true, predicted) for predicted in staged])
         errors = np.sqrt(scores * (1 - scores) / len(y_true))
         display = cls(scores, std_scores=errors, baselines=baselines)
         return display.plot(ax, name=name, **kwargs)
@@ -157,7 +163,7 @@ class OrderCurveDisplay:
         scores = np.asarray(self.scores)
         orders = np.arange(1, len(scores) + 1)
         style = {"color": CURVE_COLOR, "marker": "o", "markersize": 5, "linewidth": 2}
-        (self.line_,) = ax.plot(orders, scores, **(style | {"label": name} | kwargs))
+        (self.line_,) = ax.plot(orders, scores, **(style | {"label": legend_label(name)} | kwargs))
         self.fill_ = None
         if self.std_scores is not None:
             std = np.asarray(self.std_scores)
@@ -179,16 +185,25 @@ class OrderCurveDisplay:
                 color=BASELINE_COLORS[i % len(BASELINE_COLORS)],
                 linestyle=BASELINE_STYLES[i % len(BASELINE_STYLES)],
                 linewidth=1.5,
-                label=f"{label} ({score:.3f})",
+                label=legend_label(f"{label} ({score:.3f})"),
                 zorder=1.5,  # behind the curve
             )
         ax.set(xlabel="Orders averaged over", ylabel="Accuracy")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.grid(alpha=0.25)
         if ax.get_legend_handles_labels()[1]:
-            ax.legend(loc="best", framealpha=0.95)
+            legend = ax.legend(loc="best", framealpha=0.95)
+            plt.setp(legend.get_texts(), **PLAIN)
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+
+def legend_label(name):
+    """Return a label for the legend. Matplotlib omits labels that start with an underscore."""
+    if name is None:
+        return None
+    name = printable(name)
+    return f" {name}" if name.startswith("_") else name
 
 
 def flat_rows(clf, X):

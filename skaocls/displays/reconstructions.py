@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skaocls.displays._images import ImagePlotter, axes_grid, check_images
+from skaocls.displays._images import PLAIN, ImagePlotter, axes_grid, check_images, printable
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 PANEL_INCHES = 1.15  # width and height of each plotted image
@@ -150,8 +150,8 @@ class ReconstructionDisplay:
         rows: list[tuple[str, Callable[..., object], np.ndarray]]
         if self.labels is not None:
             labels = np.asarray(self.labels)
-            names = list(dict.fromkeys(labels.tolist()))  # in order of appearance
-            rows = [(str(name), plot_image, images[labels == name]) for name in names]
+            names = labels[np.sort(np.unique(labels, return_index=True)[1])]  # as they appear
+            rows = [(printable(name), plot_image, images[labels == name]) for name in names]
         else:
             rows = [("image", plot_image, images)]
             if self.codes is not None:
@@ -163,7 +163,7 @@ class ReconstructionDisplay:
         axes = axes_grid(ax, shape, (PANEL_INCHES * shape[1] + 0.8, PANEL_INCHES * shape[0] + 0.1))
         self.artists_ = np.empty(shape, dtype=object)
         for i, (name, plot_one, panels) in enumerate(rows):
-            axes[i, 0].set_ylabel(name, fontsize=11, rotation=0, ha="right", va="center")
+            axes[i, 0].set_ylabel(name, fontsize=11, rotation=0, ha="right", va="center", **PLAIN)
             for j, panel in enumerate(panels):
                 self.artists_[i, j] = plot_one(axes[i, j], panel)
         self.axes_, self.figure_ = axes, axes[0, 0].figure

@@ -30,7 +30,7 @@ from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import Prior
 from skaocls.progress import say
 from skaocls.scoring.orders import check_orders, resolve_orders
-from skaocls.training.checkpoints import Checkpoints, checkpoints_in
+from skaocls.training.checkpoints import Checkpoints, check_checkpoint_dir, checkpoints_in
 from skaocls.training.config import TrainingConfig
 from skaocls.training.finetuning import merge_finetuning, prepare_finetuning, set_classes
 from skaocls.training.loop import train_prior
@@ -95,7 +95,7 @@ def fit_model(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     seeded: bool = True,
 ) -> FitResult:
-    """Fit a model. `classes` is sorted, and may include classes that do not occur in y.
+    """Fit a model. `classes` is sorted, has the dtype of y, and may have classes that are not in y.
 
     Parameters
     ----------
@@ -111,6 +111,7 @@ def fit_model(
     seeded : bool, default=True
         Whether the user has set the seed. If False, cached results of any seed may be returned.
     """
+    check_checkpoint_dir(checkpoint_dir)
     columns, reader = np.searchsorted(classes, y), batch.reader
     config = config_for(config, batch, y, weights)
     held_out_size(columns, config)
@@ -218,7 +219,7 @@ def extend_model(
     """
     config = config_for(config, batch, y, weights)
     model.orders(config.order, config.n_orders)
-    columns = np.searchsorted(model.classes, y)
+    columns = model.columns(y, len(y))
     priors, rows, sources = list(model.priors), model.rows.copy(), model.sources.copy()
     is_new = (sources == 0) & (rows == model.prior.num_classes)
     groups = [

@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import TransformerMixin
-from sklearn.utils import column_or_1d
+from sklearn.utils import check_consistent_length
 
 from skaocls.devices import to_device
+from skaocls.fitted.labels import class_columns, compare_own_labels, label_array, merge_classes
+from skaocls.images.batch import Batch
+from skaocls.images.input_types import as_array
 from skaocls.images.reader import Reader
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.orders import resolve_orders
@@ -68,14 +71,31 @@ class FittedModel:
             if len(positions):
                 yield to_device(prior, device), positions
 
-    def columns(self, y: ArrayLike, name: str = "y") -> np.ndarray:
-        """Return the columns of the labels `y`, which error messages call `name`."""
-        labels: np.ndarray = column_or_1d(y)
-        columns: np.ndarray = np.searchsorted(self.classes, labels).clip(max=len(self.classes) - 1)
-        unknown = np.unique(labels[self.classes[columns] != labels])
-        if len(unknown):
+    def columns(self, y: Any, n: int, name: str = "y") -> np.ndarray:
+        """Return the columns of n labels, which error messages call `name`.
+
+        A single label is repeated n times.
+        """
+        labels = label_array(np.ravel(as_array(y)) if np.ndim(y) == 0 else y, name)
+        columns = class_columns(self.classes, labels)
+        if (columns < 0).any():
+            unknown = np.unique(labels[columns < 0])
             raise ValueError(f"{name} has classes that fit has not seen: {unknown}.")
-        return columns
+        if np.ndim(y) and len(columns) != n:
+            raise ValueError(
+                f"{name} has {len(columns)} labels, but {n} are expected. Pass one label for each "
+                "image, or a single label for all images."
+            )
+        return np.broadcast_to(columns, n)
+
+    def true_labels(self, batch: Batch, y: Any) -> np.ndarray:
+        """Validate the labels of test data. Their dtype is that of the classes, if possible."""
+        labels = label_array(y)
+        check_consistent_length(batch, labels)
+        compare_own_labels(batch, labels)
+        known = merge_classes(self.classes, labels)
+        aligned: np.ndarray = known[class_columns(known, labels)]
+        return aligned
 
     def restricted(self, columns: Sequence[int]) -> "FittedModel":
         """Return a model with only the classes in these columns."""
@@ -85,15 +105,8 @@ class FittedModel:
 
     def with_classes(self, classes: np.ndarray) -> "FittedModel":
         """Return a model with additional classes. No prior has been trained for them yet."""
-        old = self.classes
-        kinds = {"i" if a.dtype.kind == "u" else a.dtype.kind for a in (old, classes)}
-        if len(kinds) > 1:
-            raise ValueError(
-                f"y has labels of type {classes.dtype}, but earlier calls had labels of type "
-                f"{old.dtype}. Pass labels of the same type."
-            )
-        merged = np.union1d(old, classes)
-        positions = np.searchsorted(merged, old)
+        merged = merge_classes(self.classes, classes)
+        positions = class_columns(merged, self.classes)
         names = merged.astype(str)
         defaults: list[ArrayLike] = [0, self.prior.num_classes, 0.0, names, names]
         changes: dict[str, Any] = {"classes": merged}

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 
 from skaocls.distributed import is_main, run_on_main
-from skaocls.files import write_all
+from skaocls.files import check_writable, write_all
 from skaocls.hashing import hash_object, hash_stream
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.exhaustive import log_likelihoods
@@ -66,7 +66,10 @@ class ResultCache:
 
             def lock_and_read() -> tuple[T] | None:
                 stack.enter_context(self.lock(path.name))
-                return self.read(path)
+                entry: tuple[T] | None = self.read(path)
+                if entry is None and self.writable:
+                    self.check_writable(path)
+                return entry
 
             if (entry := run_on_main(lock_and_read)) is not None:
                 return entry[0]
@@ -116,9 +119,19 @@ class ResultCache:
             if self._bytes_since_cleanup > MAX_BYTES / 16:
                 self.clean_up()
         except Exception as exc:  # a tokenizer of the user may refuse to be pickled
-            self.writable = False
-            where = f"memory={str(self.folder.parent)!r}"
-            warn(f"No more results are stored in {where}: {exc}.", RuntimeWarning)
+            self.stop_writing(exc)
+
+    def check_writable(self, path: Path) -> None:
+        """Issue a warning if the result cannot be stored, before it is computed."""
+        try:
+            check_writable(path, "the folder")
+        except OSError as exc:
+            self.stop_writing(exc)
+
+    def stop_writing(self, reason: Exception) -> None:
+        self.writable = False
+        where = f"memory={str(self.folder.parent)!r}"
+        warn(f"No more results are stored in {where}: {reason}.", RuntimeWarning)
 
     def clean_up(self) -> None:
         """Remove old temporary files, and the least recently used entries beyond `MAX_BYTES`."""

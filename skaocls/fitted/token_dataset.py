@@ -14,18 +14,21 @@ from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 from torch.utils.data import IterableDataset
 
+from skaocls.files import check_writable
+from skaocls.fitted.labels import compare_own_labels
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.saving import TOKENIZERS, tokenizer_state
 from skaocls.fitted.tokenization import random_view_indices, views_of
 from skaocls.hashing import HashError, hash_object
 from skaocls.images.batch import Batch, block_size
-from skaocls.images.input_types import stack_items
+from skaocls.images.input_types import as_array, stack_items
 from skaocls.images.lazy import Items, image_of
 from skaocls.images.reader import Reader, learn_reader
 from skaocls.progress import progress
 from skaocls.tokenizers.contract import code_dtype
 from skaocls.tokenizers.token_files import (
     FORMAT,
+    MANIFEST,
     Chunks,
     Manifest,
     ShardWriter,
@@ -125,6 +128,7 @@ def tokenize_dataset(
             f"n_views={n_views!r} and shard_size={shard_size!r} must be at least 1, and "
             f"random_state={random_state!r} must be an int."
         )
+    check_writable(Path(folder) / MANIFEST, f"folder={os.fspath(folder)!r}")
     tokenizer, reader = tokenizer_and_reader(tokenizer)
     reader, n, y_hash, chunks_of = open_source(X, y, tokenizer, reader, shard_size)
     dtype = code_dtype(tokenizer.n_codes_)
@@ -221,6 +225,7 @@ def open_source(
     if y is not None:
         y = label_array(y)
         check_consistent_length(batch, y)
+        compare_own_labels(batch, y)
     y_hash = None if y is None else hash_object(y)
     return batch.reader, len(batch), y_hash, partial(batch_chunks, batch, y, shard_size)
 
@@ -297,7 +302,7 @@ def split_pairs(items: list[Any]) -> tuple[Any, np.ndarray | None]:
 
 def label_array(y: Any) -> np.ndarray:
     """Return labels as an array that can be saved without pickling."""
-    labels = np.asarray(y)
+    labels = np.asarray(as_array(y, "y"))
     if labels.dtype == object:
         labels = np.array(labels.tolist())
     if labels.ndim != 1 or labels.dtype == object:

@@ -17,6 +17,8 @@ from skaocls.images.lazy import Items, Lazy, Mapped, image_of, memmap_of
 
 MAX_KEYS = 5  # largest number of keys that an error message lists
 FILES_AND_IMAGES = (str, os.PathLike, bytes, io.IOBase, Image.Image)
+# An object with one of these attributes is a tensor or an array of another library
+ARRAY_PROTOCOLS = ("detach", "__array__", "__array_interface__", "__dlpack__")
 
 
 def convert_input(
@@ -34,6 +36,7 @@ def convert_input(
     if isinstance(X, Lazy):
         return X
     check_container(X)
+    X = as_array(X)
     if hasattr(X, "shape") and not hasattr(X, "column_names"):
         check_columns(X)
         if image_shape is not None and is_one_image(tuple(X.shape), image_shape, flat_rows):
@@ -56,13 +59,12 @@ def convert_input(
 
 
 def convert_array(X: Any) -> Any:
-    """Convert arrays, tensors, data frame columns and lists; return tables unchanged."""
-    if hasattr(X, "detach"):
-        return as_array(X)
+    """Convert arrays, data frame columns and lists; return tables unchanged."""
     table = X
     if hasattr(X, "to_numpy"):  # pandas, polars
         table = X.to_numpy() if len(getattr(X, "columns", "1")) == 1 else X
     elif isinstance(X, (list, tuple)):
+        X = [as_array(x) for x in X]
         if any(is_item(x) for x in X):
             return stack_items(X)
         try:
@@ -106,25 +108,35 @@ def keep_mapped(array: np.ndarray) -> np.ndarray | Mapped:
     return array if memmap_of(array) is None else Mapped(array)
 
 
-def as_array(item: object) -> Any:
-    """Convert a tensor to an array; return other objects unchanged."""
-    if not hasattr(item, "detach"):
-        return item
+def as_array(x: Any, name: str = "X") -> Any:
+    """Convert a tensor or an array of another library to a NumPy array.
+
+    NumPy arrays, images, data frames, lists and all other objects are returned unchanged.
+    """
+    same = isinstance(x, (np.ndarray, np.generic, type, Dataset, *FILES_AND_IMAGES))
+    if same or hasattr(x, "columns") or not any(hasattr(x, p) for p in ARRAY_PROTOCOLS):
+        return x
     try:
-        tensor = item.detach().cpu()
+        if not hasattr(x, "detach"):
+            by_numpy = hasattr(x, "__array__") or hasattr(x, "__array_interface__")
+            return np.asarray(x) if by_numpy else np.from_dlpack(x)
+        tensor = x.detach().cpu()
         # NumPy has no bfloat16
         is_half = tensor.is_floating_point() and tensor.element_size() < 4
         return (tensor.float() if is_half else tensor).numpy()
-    except (NotImplementedError, TypeError) as exc:  # sparse tensors and meta tensors
-        raise TypeError(f"X has a tensor that cannot be converted to an array: {exc}") from exc
+    except Exception as exc:  # such as a sparse tensor, or an array on a GPU
+        kind = f"{type(x).__module__}.{type(x).__qualname__}"
+        raise TypeError(
+            f"{name} has an object of type {kind} that cannot be converted to a NumPy array: {exc}"
+        ) from exc
 
 
 def is_item(x: object) -> bool:
     """Return whether x is one image: a file, a PIL image, or an array of 2 or 3 dimensions."""
     if isinstance(x, FILES_AND_IMAGES):
         return True
-    is_array = isinstance(x, np.ndarray) or hasattr(x, "detach")
-    return is_array and getattr(x, "ndim", 0) in (2, 3)
+    x = as_array(x)
+    return isinstance(x, np.ndarray) and x.ndim in (2, 3)
 
 
 def is_items(data: object) -> TypeGuard[np.ndarray]:

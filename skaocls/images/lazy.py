@@ -8,7 +8,7 @@ set, such as a ``torch.utils.data.Dataset``, are requested one after the other.
 import math
 import mmap
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from operator import itemgetter
 from typing import Any
@@ -19,6 +19,10 @@ from sklearn.utils import gen_batches
 PART_BYTES, PART_ROWS = 2**23, 1024  # largest number of bytes and of rows loaded at once
 ALL = slice(None)
 SAMPLE_SIZE = 16  # number of items from which the shape and value range of a data set are inferred
+
+
+# Raises an error if the labels of some rows are not as expected
+LabelCheck = Callable[[np.ndarray, Sequence[Any]], None]
 
 
 class Lazy:
@@ -81,6 +85,9 @@ class Lazy:
         """The rows at the indices `sample_index()`."""
         return self[self.sample_index()]
 
+    def compare_labels(self, check: LabelCheck) -> None:
+        """Call ``check(rows, labels)`` if the sequence contains labels of its own."""
+
 
 class Mapped(Lazy):
     """A memory-mapped array."""
@@ -109,6 +116,22 @@ class Items(Lazy):
     def __init__(self, data: Any, stack: Callable[[list[object]], np.ndarray]):
         super().__init__(len(data))
         self.data, self.stack = data, stack
+        self.check_labels: LabelCheck | None = None
+
+    def compare_labels(self, check: LabelCheck) -> None:
+        """Check the labels of the sample now, and other labels when their items are requested."""
+        check(self.sample_index(), [label_of(item) for item in self.sample_items])
+        self.check_labels = check
+
+    @cached_property
+    def sample_items(self) -> list[object]:
+        """The items at the indices `sample_index()`, including labels."""
+        return self.items(self.sample_index())
+
+    @cached_property
+    def sample(self) -> np.ndarray:
+        """The images at the indices `sample_index()`."""
+        return self.stack([image_of(item) for item in self.sample_items])
 
     def items(self, rows: np.ndarray) -> list[object]:
         """Return items of the data set, including labels."""
@@ -117,7 +140,10 @@ class Items(Lazy):
         return [self.data[i] for i in rows.tolist()]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        return self.stack([image_of(item) for item in self.items(rows)])
+        items = self.items(rows)
+        if self.check_labels is not None:
+            self.check_labels(rows, [label_of(item) for item in items])
+        return self.stack([image_of(item) for item in items])
 
 
 class Picked(Lazy):
@@ -203,6 +229,11 @@ def in_memory(data: ArrayOrLazy) -> np.ndarray:
 def image_of(item: Any) -> Any:
     """Return the image of a data set's item, which is an image or an (image, label) pair."""
     return item[0] if isinstance(item, (tuple, list)) and item else item
+
+
+def label_of(item: Any) -> Any:
+    """Return the label of a data set's item, or None if the item is not a pair."""
+    return item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
 
 
 def memmap_of(array: object) -> np.memmap | None:

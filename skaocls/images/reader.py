@@ -1,5 +1,6 @@
 """Validation of X: `fit` records properties of the training data, which later data must match."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from skaocls.images.input_types import (
     as_array,
     contains_images,
     convert_input,
+    is_image_file,
     is_items,
     keep_mapped,
 )
@@ -23,6 +25,10 @@ from skaocls.warn import warn
 # Images are rejected if a value lies outside the range of the training data by more than MAX_EXCESS
 # times the width of this range. For example, images in [0, 255] are rejected after a fit in [0, 1].
 MAX_EXCESS = 8
+STRINGS = (
+    "Columns of X that contain strings: {}. Convert strings to numbers, for example with "
+    "make_column_transformer((OrdinalEncoder(), columns), remainder='passthrough')."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +181,10 @@ def learn_reader(
             shape = infer_image_shape(data, declared, decoding)
         except BadImage as error:
             unfinished = Reader(owner, declared, None, 0, decoding=decoding)
-            raise Batch(unfinished, data).error_for_all(error) from error.__cause__
+            found = Batch(unfinished, data).error_for_all(error)
+            if contains_words(data):
+                found = BadImage(f"{found}\nIf X does not contain paths: {STRINGS.format(0)}")
+            raise found from error.__cause__
         has_names = hasattr(X, "columns")
         n_features = 1 if has_names or getattr(X, "ndim", None) == 2 else int(np.prod(shape))
     else:
@@ -214,8 +223,36 @@ def check_table(
     """Validate a 2-D array of numbers; convert it to floats unless `numeric`."""
     dtype = "numeric" if numeric else [np.float64, np.float32]
     finite = "allow-nan" if allow_nan else True
-    table = check_array(X, dtype=dtype, estimator=owner, input_name="X", ensure_all_finite=finite)
+    try:
+        table = check_array(
+            X, dtype=dtype, estimator=owner, input_name="X", ensure_all_finite=finite
+        )
+    except ValueError as exc:
+        if columns := columns_of_strings(X):
+            raise ValueError(f"{str(exc).rstrip('.')}. {STRINGS.format(shorten(columns))}") from exc
+        raise
     return keep_mapped(table) if numeric else table
+
+
+def contains_words(data: ArrayOrLazy) -> bool:
+    """Return whether all items are strings, but none of them looks like the path of a file."""
+    return is_items(data) and not any(
+        not isinstance(x, str) or is_image_file(x) or os.path.exists(x) for x in data
+    )
+
+
+def columns_of_strings(X: Any) -> list[str]:
+    """Return the names of the columns of a table that contain strings."""
+    is_frame = hasattr(X, "columns") and hasattr(X, "to_numpy")
+    table = np.asarray(X.to_numpy() if is_frame else X, dtype=object)
+    if table.ndim != 2:
+        return []
+    names = list(X.columns) if is_frame else range(table.shape[1])
+    return [
+        repr(name)
+        for name, column in zip(names, table.T, strict=True)
+        if any(isinstance(value, str) for value in column)
+    ]
 
 
 def check_not_empty(data: ArrayOrLazy) -> None:
@@ -276,7 +313,7 @@ def check_tokens(X: Any, grid: tuple[int, int] | None = None) -> Any:
     """Validate and return integer tokens of shape (n, rows, cols) or (n, n_crops, rows, cols)."""
     codes = X
     if not isinstance(X, Lazy):
-        codes = keep_mapped(as_array(X) if hasattr(X, "detach") else np.asarray(X))
+        codes = keep_mapped(np.asarray(as_array(X)))
     axes = "rows, cols" if grid is None else f"{grid[0]}, {grid[1]}"
     if codes.ndim not in (3, 4) or (grid is not None and codes.shape[-2:] != tuple(grid)):
         hint = ""

@@ -33,6 +33,11 @@ class Evidence(NamedTuple):
     maps: np.ndarray | None = None
     maps_standard_error: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        """Return the shapes of the arrays, because the arrays are long."""
+        shapes = [f"{k} of shape {v.shape}" for k, v in self._asdict().items() if v is not None]
+        return f"Evidence({', '.join(shapes)})"
+
 
 @own_torch_state()
 def token_log_likelihoods(

@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skaocls.images.input_types import as_array
 from skaocls.tokenizers.contract import check_codes
 
 MAX_BINS = 64  # largest number with n_bins="auto" (chosen with benchmarks/quality/tables.py)
@@ -81,7 +82,7 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
         """
         self._validate_params()
         validated = clone(self)  # so that `self` does not change if validation fails
-        values: np.ndarray = validate_data(validated, X, dtype=FLOATS)
+        values: np.ndarray = validate_data(validated, as_array(X), dtype=FLOATS)
         n_bins = self.n_bins
         if isinstance(n_bins, str):
             n_bins = int(np.clip(2 * len(values) ** (1 / 3), 2, MAX_BINS))
@@ -111,7 +112,7 @@ class QuantileTokenizer(TransformerMixin, BaseEstimator):
             Bin of each feature, counted from 0.
         """
         check_is_fitted(self)
-        values = validate_data(self, X, dtype=FLOATS, reset=False)
+        values = validate_data(self, as_array(X), dtype=FLOATS, reset=False)
         return find_bins(values, self.thresholds_)[:, None]
 
     def inverse_transform(self, codes: ArrayLike) -> np.ndarray:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from skaocls.devices import prefetch
 from skaocls.files import write_all
 from skaocls.hashing import hash_file, hash_object, new_hash
-from skaocls.images.lazy import Lazy, give_back
+from skaocls.images.lazy import LabelCheck, Lazy, give_back
 from skaocls.warn import warn
 
 FORMAT = 2
@@ -89,6 +89,11 @@ class TokenDataset(Lazy):
             return None
         files = [self.folder / shard_file("labels", k) for k in self.numbers]
         return np.concatenate([np.load(file, allow_pickle=False) for file in files])
+
+    def compare_labels(self, check: LabelCheck) -> None:
+        """Check all labels that were written with the tokens."""
+        if (labels := self.labels) is not None:
+            check(np.arange(self.n), labels.tolist())
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return the tokens of the given rows as an array."""

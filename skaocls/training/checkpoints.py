@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from skaocls.distributed import broadcast, is_main, run_on_main
-from skaocls.files import read_state_dict, tensor_writer, write_all
+from skaocls.files import check_writable, read_state_dict, tensor_writer, write_all
 from skaocls.hashing import hash_file
 from skaocls.training.state import Metadata, TrainingState
 from skaocls.warn import warn
@@ -182,6 +182,13 @@ def checkpoints_in(
         yield Checkpoints(folder, fingerprint, seed)
     finally:
         lock.release()
+
+
+def check_checkpoint_dir(folder: str | os.PathLike[str] | None) -> None:
+    """Create the folder; raise an OSError if it is not writable. If `folder` is None, return."""
+    if folder is not None:
+        path = Path(folder) / "checkpoint-1.json"
+        run_on_main(partial(check_writable, path, f"checkpoint_dir={os.fspath(folder)!r}"))
 
 
 def create_and_lock(lock: FileLock, folder: str | os.PathLike[str]) -> None:
