@@ -407,7 +407,7 @@ default="mean_log_likelihood"
             small batches of files, memory-mapped arrays and data sets such as
             ``torch.utils.data.Dataset``.
         y : array-like of shape (n_samples,)
-            Class labels.
+            Class labels. `y` is required even if X is a data set of (image, label) pairs.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the samples in the loss and in the class frequencies. A sample of weight n is
             equivalent to n equal samples.
@@ -420,8 +420,8 @@ default="mean_log_likelihood"
         Raises
         ------
         ValueError
-            If a parameter, X or y is invalid, or if training diverges at every learning rate that
-            `fit` tries.
+            If a parameter, X or y is invalid, if X is a data set with labels that differ from y, or
+            if training diverges at every learning rate that `fit` tries.
         OSError
             If `fit` cannot write to `checkpoint_dir`, or if another `fit` is using this folder.
 

@@ -188,8 +188,10 @@ def test_folders_that_cannot_be_used(digits, tmp_path):
     X, y, _, _ = digits
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(OSError, match=r"checkpoint_dir='.*file' cannot be written to"):
-        make(checkpoint_dir=str(file)).fit(X, y)
+    with pytest.MonkeyPatch.context() as patch:  # nothing is computed before the error
+        patch.setattr("skaocls.images.batch.Batch.content_hash", pytest.fail)
+        with pytest.raises(OSError, match=r"checkpoint_dir='.*file' cannot be written to"):
+            make(checkpoint_dir=str(file)).fit(X, y)
     with (
         FileLock(tmp_path / "checkpoint.lock"),
         pytest.raises(OSError, match="in use by another fit"),

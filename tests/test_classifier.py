@@ -12,18 +12,22 @@ import warnings
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
+import sklearn
 import torch
 from PIL import Image
 from scipy.special import logsumexp
 from sklearn.base import clone
+from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_iris, load_wine
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
+from sklearn.utils.fixes import parse_version
 
 import reference
 from conftest import small_classifier
@@ -35,6 +39,7 @@ from skaocls import (
     PretrainedWeights,
     QuantileTokenizer,
 )
+from skaocls.order_selection import smallest_n_orders
 from skaocls.scoring.aggregation import AGGREGATIONS
 from skaocls.scoring.orders import draw_orders
 from skaocls.training.validation import split_validation
@@ -122,6 +127,20 @@ def test_defaults_on_small_tables(load):
     assert len(clf.loss_curve_) == clf.n_iter_ == 30
     bayes = GaussianNB().fit(X[train], y[train]).score(X[~train], y[~train])
     assert clf.score(X[~train], y[~train]) > bayes - 0.04  # two of 50
+
+
+def test_table_with_columns_of_strings():
+    rng = np.random.RandomState(0)
+    colour, size = np.array(["red", "green", "blue"])[rng.randint(3, size=240)], rng.rand(240)
+    frame = pd.DataFrame({"size": size, "colour": colour})
+    y = np.where(colour == "red", "berry", np.where(size > 0.5, "melon", "pea"))
+    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+    columns = make_column_transformer((encoder, ["colour"]), remainder="passthrough")
+    prior = {"dim": 16, "n_layer": 1}
+    clf = AnyOrderARClassifier(prior, max_iter=20, n_orders=2, random_state=0)
+    with pytest.raises(ValueError, match=r"strings: 'colour'.*OrdinalEncoder"):
+        clf.fit(frame[:160], y[:160])
+    assert make_pipeline(columns, clf).fit(frame[:160], y[:160]).score(frame[160:], y[160:]) > 0.9
 
 
 def test_tables_in_a_pipeline():
@@ -368,6 +387,38 @@ def test_the_same_images_in_any_form(fitted, digits, kind):
     clf = make(image_shape=(8, 8) if kind == "flat" else None).fit(convert(X), y)
     assert clf.n_features_in_ == 64
     np.testing.assert_array_equal(clf.predict_proba(convert(X_test)), fitted.predict_proba(X_test))
+
+
+def dispatch():
+    """Let scikit-learn compute with tensors instead of arrays, where it can."""
+    if parse_version(sklearn.__version__) < parse_version("1.7"):
+        pytest.importorskip("array_api_compat")  # later versions contain it
+    return sklearn.config_context(array_api_dispatch=True)
+
+
+@pytest.mark.parametrize("shape", [(60, 8, 8), (60, 64)])
+def test_tensors_with_array_api_dispatch(digits, shape):
+    X, y, weight = digits[0][:60].reshape(shape), digits[1][:60], np.linspace(0, 1, 60)
+    params = {"prior": {"dim": 16, "n_layer": 1}, "augmentation": None, "random_state": 0}
+    params |= {"max_iter": 1, "n_orders": 2}
+    expected = AnyOrderARClassifier(**params).fit(X, y, weight)
+    scores = expected.score(X, y, weight), *expected.staged_score(X, y, weight)
+    n_orders, half = smallest_n_orders(expected, X, y), expected.predict_proba(X[30:])
+    tensors = torch.from_numpy(X), torch.from_numpy(y), torch.from_numpy(weight)
+    with dispatch():
+        clf = AnyOrderARClassifier(**params).fit(*tensors)
+        assert isinstance(clf.predict(tensors[0]), np.ndarray)
+        np.testing.assert_array_equal(clf.predict_proba(tensors[0][30:]), half)
+        assert (clf.score(*tensors), *clf.staged_score(*tensors)) == scores
+        assert smallest_n_orders(clf, *tensors[:2]) == n_orders
+        cross_val_score(clf, *tensors[:2], cv=2)
+        clf.explain(*tensors[:2], rival=2 - tensors[1])
+        assert len(clf.sample(y=tensors[1])) == 60
+        clf.set_params(class_weight={0: 1.0, 1: 1.0, 2: 1.0})
+        clf.partial_fit([*tensors[0]], [*tensors[1]], torch.arange(3), tensors[2])
+        if X.ndim == 2:
+            QuantileTokenizer().fit(tensors[0]).transform(tensors[0])
+    np.testing.assert_allclose(clf.class_count_, 2 * expected.class_count_)
 
 
 def test_image_files(tmp_path, digits):

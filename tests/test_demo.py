@@ -5,8 +5,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from skaocls import AnyOrderARClassifier
+from skaocls.__main__ import main
 
 
 def write_digits(folder, n, size, extension):
@@ -32,6 +36,13 @@ def test_demo_on_a_folder(tmp_path):
         assert text in run.stdout
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "67 training and 23 test images" in report and "Calibration" in report
+
+
+def test_demo_refuses_an_output_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(AnyOrderARClassifier, "fit", pytest.fail)
+    with pytest.raises(SystemExit, match=r"--output .*file cannot be written to"):
+        main(["--output", str(tmp_path / "file")])
 
 
 def test_readme_on_a_folder(tmp_path, monkeypatch):

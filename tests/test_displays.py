@@ -1,15 +1,19 @@
 """Displays plot the values that the classifier computes."""
 
 import base64
+import copy
 import io
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.base import clone
@@ -123,6 +127,8 @@ def test_evidence_against_rivals(fitted, digits):
     np.testing.assert_allclose(display.evidence_maps[:, 2], expected, atol=1e-6)
     assert "rather than" in display.axes_[0, 1].get_title()
 
+    one = EvidenceDisplay.from_estimator(fitted, X, rival=1)
+    assert one.labels.shape == (5, 2) and (one.rivals == 1).all()
     rival = np.array([0, 1, 2, 0, 1])
     display = EvidenceDisplay.from_estimator(fitted, X, rival=rival)
     assert display.labels.shape == (5, 2) and (display.labels != rival[:, None]).all()
@@ -130,7 +136,7 @@ def test_evidence_against_rivals(fitted, digits):
     np.testing.assert_allclose(display.evidence_maps[:, 1], expected, atol=1e-6)
     with pytest.raises(ValueError, match="rival has classes that fit has not seen"):
         EvidenceDisplay.from_estimator(fitted, X, rival=rival + 1)
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+    with pytest.raises(ValueError, match="rival has 4 labels, but 5 are expected"):
         EvidenceDisplay.from_estimator(fitted, X, rival=rival[1:])
 
 
@@ -235,6 +241,45 @@ def test_without_matplotlib(fitted, digits, monkeypatch):
             plot()
 
 
+# Text that matplotlib or HTML would interpret; the last name contains a byte that is not UTF-8
+NAMES = np.array([r"$\frac{5", "_<i>& ^%#$ {", "a\udcff $x$ \\$\\"])
+
+
+def test_labels_are_plotted_as_plain_text(fitted, digits):
+    X, y = digits[2], NAMES[(digits[3] + 1) % 3]
+    clf = copy.copy(fitted)
+    clf.model_ = replace(fitted.model_, classes=NAMES)
+    baselines = {NAMES[0]: 0.5, "_$_": 0.25}
+    curve = OrderCurveDisplay.from_estimator(clf, X, y, baselines=baselines, name=NAMES[1])
+    evidence = EvidenceDisplay.from_estimator(clf, X[:2], rival="runner-up")
+    samples = ReconstructionDisplay.from_samples(clf, n_per_class=1)
+    for display in (curve, evidence, samples):
+        display.figure_.canvas.draw()  # would raise an error for a wrong formula
+    texts = [text.get_text() for text in curve.ax_.get_legend().get_texts()]
+    assert f"{NAMES[0]} (0.500)" in texts and " _$_ (0.250)" in texts and f" {NAMES[1]}" in texts
+    shown = [*NAMES[:2], NAMES[2].replace("\udcff", r"\udcff")]
+    assert [ax.get_ylabel() for ax in samples.axes_[:, 0]] == shown
+    assert evidence.axes_[0, 1].get_title().split(" rather than ")[0] in shown
+    display = ReconstructionDisplay([np.eye(4)] * 2, labels=["$xx$", "xx"]).plot()
+    dollars, none = (ax.yaxis.label.get_window_extent().width for ax in display.axes_[:, 0])
+    assert dollars > 1.5 * none  # the dollar signs are visible
+
+
+def test_dates_as_labels_of_images():
+    dates = np.array(["2024-01-02", "2023-05-06"], "M8[ns]")
+    display = ReconstructionDisplay([np.eye(4), 1 - np.eye(4)], labels=dates).plot()
+    assert [ax.get_ylabel()[:10] for ax in display.axes_[:, 0]] == ["2024-01-02", "2023-05-06"]
+
+
+def test_accuracy_needs_labels_of_the_same_type():
+    curve = OrderCurveDisplay.from_predictions(
+        pd.Series([3, 4], dtype="Int64"), [np.array([3.0, 3.0]), np.array([3, 4], np.uint8)]
+    )
+    np.testing.assert_allclose(curve.scores, [0.5, 1])
+    with pytest.raises(ValueError, match="Mix of label input types"):
+        OrderCurveDisplay.from_predictions(["3", "4"], [[3, 4]])
+
+
 class Page(HTMLParser):
     """Tags, texts and links of a page."""
 
@@ -274,6 +319,32 @@ def test_report_is_complete_and_self_contained(fitted, digits, tmp_path):
     }
     assert texts <= set(page.text)
     assert len(page.links) == 5
+
+
+def test_report_with_names_that_are_not_plain_text(fitted, digits, tmp_path):
+    clf = copy.copy(fitted)
+    clf.model_ = replace(fitted.model_, classes=NAMES)
+    options = {"title": NAMES[2], "subtitle": "$x", "baselines": {"$": 0.5}, "times": {"$": 7}}
+    path = write_report(clf, digits[2], NAMES[(digits[3] + 1) % 3], tmp_path / "r.html", **options)
+    page = Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    assert len(page.links) == 5 and "i" not in page.tags
+    shown = [*NAMES[:2], NAMES[2].replace("\udcff", r"\udcff")]
+    [mistakes] = [text for text in page.text if "True classes" in text]
+    assert any(name in mistakes for name in shown)
+    assert {shown[2], "$x", "$", "7"} <= set(page.text)
+
+
+@pytest.mark.parametrize("name", ["file/r.html", "folder", "n" * 256, "file/deep/r.html"])
+def test_paths_that_cannot_be_written_are_found_first(digits, fitted, tmp_path, monkeypatch, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    fail = partial(pytest.fail, "something was computed")
+    monkeypatch.setattr("skaocls.fitted.prediction.score_batches", lambda *args, **kwargs: fail())
+    with pytest.raises(OSError, match=r"path='.*' cannot be written to"):
+        write_report(fitted, digits[2], digits[3], tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "file", tmp_path / "folder"]
+    assert not [*(tmp_path / "folder").iterdir()]
 
 
 def test_report_of_a_table_has_no_images(tmp_path):

@@ -1,6 +1,7 @@
 """Evidence of tokens agrees with the prior's logits and adds up to log-likelihood ratios."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from sklearn.datasets import load_digits
 from test_scoring import make_prior
 
 from skaocls import AnyOrderARClassifier
-from skaocls.scoring.evidence import token_log_likelihoods
+from skaocls.scoring.evidence import Evidence, token_log_likelihoods
 
 
 def test_token_log_likelihoods_agree_with_the_prior():
@@ -99,5 +100,27 @@ def test_evidence_without_a_rival_and_its_standard_error(fitted, digits):
 def test_unknown_classes(fitted, digits):
     with pytest.raises(ValueError, match="y has classes that fit has not seen"):
         fitted.explain(digits[2][:2], [0, 7])
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+    with pytest.raises(ValueError, match="rival has classes that fit has not seen"):
+        fitted.explain(digits[2][:2], 0, rival=3)
+    with pytest.raises(ValueError, match="y has 3 labels, but 2 are expected"):
         fitted.explain(digits[2][:2], [0, 1, 1])
+    with pytest.raises(ValueError, match="rival has 1 labels, but 2 are expected"):
+        fitted.explain(digits[2][:2], rival=[1])
+
+
+def test_one_class_for_all_images(fitted, digits):
+    X = digits[2][:5]
+    expected = fitted.explain(X, np.full(5, 2), rival=np.full(5, 1)).tokens
+    for two, one in ((2, 1), (np.array(2), np.uint8(1)), (torch.tensor(2), 1.0)):
+        np.testing.assert_array_equal(fitted.explain(X, two, rival=one).tokens, expected)
+    clf = copy.copy(fitted)
+    clf.model_ = replace(clf.model_, classes=np.array(["ant", "bee", "cat"]))
+    np.testing.assert_array_equal(clf.explain(X, "cat", rival="bee").tokens, expected)
+    assert clf.sample(2, "cat", random_state=0).shape == (2, 8, 8)
+
+
+def test_evidence_has_a_short_repr(fitted, digits):
+    text = repr(fitted.explain(digits[2][:5], 1))
+    assert text.startswith("Evidence(tokens of shape (5, 4, 4), ")
+    assert "maps of shape (5, 8, 8)" in text and len(text) < 200
+    assert "maps" not in repr(Evidence(np.ones((2, 1, 90)), np.ones((2, 1, 90))))

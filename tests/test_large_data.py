@@ -374,6 +374,14 @@ def test_killed_process_loses_one_shard(images, tokenizer, tmp_path, monkeypatch
     assert not list(folder.glob(".tokens*"))
 
 
+def test_folder_of_tokens_that_cannot_be_written(images, tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("skaocls.fitted.token_dataset.open_source", pytest.fail)
+    for folder in (tmp_path / "file", tmp_path / "file" / "tokens"):
+        with pytest.raises(OSError, match=r"folder='.*' cannot be written to"):
+            tokenize_dataset(tokenizer, images[0], folder)
+
+
 def test_damaged_files_are_found_and_written_again(images, tokenizer, tmp_path):
     X, y, _, _ = images
     expected = tokenize_dataset(tokenizer, X, tmp_path, y=y, shard_size=40)[:]

@@ -5,6 +5,7 @@ import pickle
 import sys
 import threading
 import types
+import warnings
 from argparse import Namespace
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -671,6 +672,11 @@ def test_folder_that_is_not_writable(digits, tmp_path):
     X, y, X_test, _ = digits
     expected = make().fit(X, y).predict_proba(X_test)
     (tmp_path / "file").touch()
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("error")
+        patch.setattr("skaocls.fitted.fit.train_new_model", pytest.fail)
+        with pytest.raises(RuntimeWarning, match="No more results"):  # before the training
+            make(memory=str(tmp_path / "file")).fit(X, y)
     with pytest.warns(RuntimeWarning, match=r"No more results are stored in memory='.*file'"):
         clf = make(memory=str(tmp_path / "file")).fit(X, y)
     with pytest.warns(RuntimeWarning, match="No more results are stored"):

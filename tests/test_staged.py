@@ -1,5 +1,7 @@
 """Staged predictions, and the likelihood of images."""
 
+import copy
+
 import numpy as np
 import pytest
 from scipy.special import logsumexp
@@ -61,21 +63,21 @@ def test_score_samples_detects_outliers(fitted, digits):
         assert roc_auc_score(truth, scores) > 0.95
 
 
-class Staged:
-    """Classifier that is right on a given number of 100 images after each order."""
-
-    def __init__(self, right):
-        self.right = right
-
-    def staged_predict(self, X):
-        for n in self.right:
-            yield np.arange(100) < n
+def staged(fitted, right):
+    """Return a classifier that is right on a given number of 100 images after each order."""
+    clf = copy.copy(fitted)
+    clf.staged_predict = lambda X: (np.arange(100) < n for n in right)
+    return clf
 
 
-def test_smallest_n_orders():
-    y = np.ones(100, dtype=bool)
+def test_smallest_n_orders(fitted, digits):
+    X, y = digits[2], np.ones(100, dtype=int)
     # the best accuracy is 0.9; its standard error is sqrt(0.9 * 0.1 / 99) = 0.0302
-    assert smallest_n_orders(Staged([80, 86, 87, 90, 89]), None, y) == 3
-    assert smallest_n_orders(Staged([80, 86, 86, 90, 89]), None, y) == 4
-    assert smallest_n_orders(Staged([90, 90, 90]), None, y) == 1
-    assert smallest_n_orders(Staged([50, 100, 99]), None, y) == 2
+    assert smallest_n_orders(staged(fitted, [80, 86, 87, 90, 89]), X, y) == 3
+    assert smallest_n_orders(staged(fitted, [80, 86, 86, 90, 89]), X, y) == 4
+    assert smallest_n_orders(staged(fitted, [90, 90, 90]), X, y) == 1
+    assert smallest_n_orders(staged(fitted, [50, 100, 99]), X, y) == 2
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        smallest_n_orders(fitted, X, y[:1])
+    with pytest.raises(ValueError, match=r"y has labels of type <U.*type int64"):
+        smallest_n_orders(fitted, X, y.astype(str))

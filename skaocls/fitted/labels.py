@@ -171,7 +171,8 @@ def merge_classes(classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def exact_array(values: list[Any], dtype: np.dtype) -> np.ndarray | None:
     """Return an array of the given dtype, or None if the dtype cannot represent a value."""
     try:
-        array = np.array(values).astype(dtype)
+        with np.errstate(invalid="ignore"):
+            array = np.array(values).astype(dtype)
     except (OverflowError, ValueError):
         return None
     return array if array.tolist() == values else None
