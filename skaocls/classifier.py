@@ -715,7 +715,7 @@ default="mean_log_likelihood"
         Raises
         ------
         ValueError
-            If `y` or `rival` contains unknown classes, or a number of classes other than n_samples.
+            If `y` or `rival` contains unknown classes, or an array of other than n_samples classes.
         """
         batch, model = self._open(X), self.model_
         runner_up = isinstance(rival, str) and rival == "runner-up"

@@ -362,6 +362,7 @@ def test_one_class(digits):
         ([0.5, 1.5], "Unknown label type: continuous"),
         (np.array([1, "a"], dtype=object), "Unknown label type"),
         (np.array([None, "a"], dtype=object), "Unknown label type"),
+        (pd.array(["a", None], dtype="string"), "y contains <NA>. Labels must be"),
         (np.array(["2020-01-01", "NaT"], "M8[D]"), "contains NaT"),
         ([[0, 1], [1, 0]], "1d array"),
     ],

@@ -22,6 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from skaocls import AnyOrderARClassifier, PatchTokenizer
 from skaocls.images import find_unreadable, load_image_folder, resize_crop, to_pixels
 from skaocls.images.augmentation import random_crop
+from skaocls.images.folders import ImageFolder
 from skaocls.images.input_types import contains_images, convert_input
 from skaocls.images.reader import Reader, learn_reader, learn_tokens
 
@@ -1028,6 +1029,7 @@ def test_common_mistakes_get_a_message_with_the_right_call(save, tmp_path):
         (path, r"one path.*Pass a list of paths: \[X\]"),
         (tmp_path, r"skaocls.load_image_folder\('.*'\)"),
         (str(tmp_path), r"skaocls.load_image_folder\('.*'\)"),
+        (ImageFolder([path], ["a"], ["a"]), r"Pass X.paths as X, X.labels as y"),
         (image, r"one image. Pass a list of images: \[X\]"),
         (pd.DataFrame(table), r"'file' contains images. Pass that column alone, X\[\['file'\]\]"),
         (pl.DataFrame(table), r"'file' contains images. Pass that column alone, X\[\['file'\]\]"),

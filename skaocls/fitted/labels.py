@@ -72,8 +72,15 @@ def label_array(y: Any, name: str = "y") -> np.ndarray:
     # `column_or_1d` converts integers of pandas' nullable types to floats, which may round them
     y = y.to_numpy() if hasattr(y, "to_numpy") else as_array(y, name)
     labels: np.ndarray = column_or_1d(y, warn=True)
-    if labels.dtype == object and all(isinstance(x, (Real, np.bool_)) for x in labels):
-        labels = np.array(labels.tolist())
+    if labels.dtype == object:
+        numbers = [isinstance(x, (Real, np.bool_)) for x in labels]
+        for label, is_number in zip(labels, numbers, strict=True):
+            if not (is_number or isinstance(label, str)):
+                raise ValueError(
+                    f"Unknown label type: {name} contains {label!r}. Labels must be numbers or "
+                    "strings."
+                )
+        labels = np.array(labels.tolist()) if all(numbers) else labels
     assert_all_finite(labels, input_name=name)
     if labels.dtype.kind in "mM" and np.isnat(labels).any():
         raise ValueError(f"Input {name} contains NaT.")

@@ -100,7 +100,8 @@ def tokenize_dataset(
     Raises
     ------
     ValueError
-        If the folder contains tokens of other data or options, or an image cannot be read.
+        If the folder contains tokens of other data or options, if an image cannot be read, or if X
+        contains labels that differ from `y`.
     OSError
         If the folder is not writable.
 

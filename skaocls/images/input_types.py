@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
-from skaocls.images.folders import has_image_suffix
+from skaocls.images.folders import ImageFolder, has_image_suffix
 from skaocls.images.lazy import Items, Lazy, Mapped, image_of, memmap_of
 
 MAX_KEYS = 5  # largest number of keys that an error message lists
@@ -172,6 +172,8 @@ def check_container(X: object) -> None:
             f"labels, names = skaocls.load_image_folder({os.fspath(X)!r}). Otherwise: "
             "sorted(Path(X).glob('*.png'))."
         )
+    if isinstance(X, ImageFolder):
+        raise ValueError("X contains paths and labels. Pass X.paths as X, X.labels as y.")
     if isinstance(X, FILES_AND_IMAGES):
         content = "; if the bytes are a path: [os.fsdecode(X)]" if isinstance(X, bytes) else ""
         raise ValueError(f"X is one image. Pass a list of images: [X]{content}.")
