@@ -344,19 +344,27 @@ def tensor_writer(tensors: Mapping[str, ArrayLike | Tensor]) -> Callable[[str], 
 
 
 def check_writable(path: Path, name: str) -> None:
-    """Create the folder of a file, and raise an OSError if the file cannot be written there.
+    """Raise an OSError if a file cannot be written; its folder may not exist yet.
 
     `name` is the name of the path in the error message.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError("it is a folder, but a file is expected")
-        probe = temporary_path(path)
+        probe = temporary_path(nearest_folder(path.parent) / path.name)
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as exc:
         raise OSError(f"{name} cannot be written to: {exc}") from exc
+
+
+def nearest_folder(folder: Path) -> Path:
+    """Return the folder, or the nearest parent folder that exists."""
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        return nearest_folder(folder.parent)
+    return folder
 
 
 def temporary_path(path: Path) -> Path:

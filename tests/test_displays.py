@@ -335,7 +335,9 @@ def test_report_with_names_that_are_not_plain_text(fitted, digits, tmp_path):
     assert {shown[2], "$x", "$", "7"} <= set(page.text)
 
 
-@pytest.mark.parametrize("name", ["file/r.html", "folder", "n" * 256, "file/deep/r.html"])
+@pytest.mark.parametrize(
+    "name", ["file/r.html", "folder", "n" * 256, "n" * 256 + "/r.html", "file/new/r.html"]
+)
 def test_paths_that_cannot_be_written_are_found_first(digits, fitted, tmp_path, monkeypatch, name):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()

@@ -147,6 +147,7 @@ def write_report(
         sections="\n".join(sections),
         version=__version__,
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_all(path.parent, {path.name: lambda to: Path(to).write_text(page, encoding="utf-8")})
     return path
 

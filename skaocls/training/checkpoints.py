@@ -185,7 +185,7 @@ def checkpoints_in(
 
 
 def check_checkpoint_dir(folder: str | os.PathLike[str] | None) -> None:
-    """Create the folder; raise an OSError if it is not writable. If `folder` is None, return."""
+    """Raise an OSError if the folder is not writable. The folder may be None or not exist yet."""
     if folder is not None:
         path = Path(folder) / "checkpoint-1.json"
         run_on_main(partial(check_writable, path, f"checkpoint_dir={os.fspath(folder)!r}"))
