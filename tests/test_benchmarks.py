@@ -36,6 +36,7 @@ RUNS = {
     "quality.tasks.__main__": ["--only", "iris", "--seeds", "1", "--jobs", "1"]
     + ["--cache", OUT, "--docs", OUT],
     "reliability.same_predictions": ["--data", "wine"],
+    "reliability.stale_answers": ["--only", "pixel"],
     "scale.larger_than_memory": ["--sizes", "1000", "--kinds", "memmap"],
     "speed.classes": ["--counts", "1", "3", "--docs", OUT],
     "speed.early_stopping": ["--classes", "2", "--cpu-seconds", "0"],
