@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import uuid
 import warnings
 from concurrent.futures.process import BrokenProcessPool
@@ -50,6 +51,18 @@ class LoggingTokenizer(TransformerMixin, BaseEstimator):
             os.kill(os.getpid(), signal.SIGKILL)
         (self.folder / f"threads-{torch.get_num_threads()}").touch()
         return self.tokenizer.transform(X)
+
+
+OFFSET = 0  # a value that only the parent changes
+
+
+class OffsetTokenizer(TransformerMixin, BaseEstimator):
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.grid_, self.n_codes_ = tokenizer.grid_, tokenizer.n_codes_
+
+    def transform(self, X):
+        return (self.tokenizer.transform(X) + OFFSET) % self.n_codes_
 
 
 class FailingTokenizer(TransformerMixin, BaseEstimator):
@@ -187,6 +200,17 @@ def test_workers_do_not_reuse_an_outdated_model(fitted, X):
     found = changed.predict_proba(X)
     assert np.abs(found - first).max() > 1e-3
     assert_allclose(found, changed.set_params(n_jobs=None).predict_proba(X), atol=1e-6)
+
+
+def test_workers_do_not_use_outdated_code(fitted, X, monkeypatch):
+    clf = with_tokenizer(fitted, OffsetTokenizer(fitted.tokenizer_), n_jobs=2)
+    first = clf.predict_joint_log_proba(X)
+    assert_allclose(first, fitted.predict_joint_log_proba(X), atol=1e-6)
+    monkeypatch.setattr(sys.modules[__name__], "OFFSET", 1)
+    with pytest.warns(RuntimeWarning, match=r"OffsetTokenizer, or a value.*without workers"):
+        found = clf.predict_joint_log_proba(X)
+    assert np.abs(found - first).max() > 1e-3
+    assert_array_equal(found, clf.set_params(n_jobs=None).predict_joint_log_proba(X))
 
 
 def test_weights_are_not_part_of_the_pickle(shared_trunk):

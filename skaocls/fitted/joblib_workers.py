@@ -8,17 +8,19 @@ arrays with every task. Each process rebuilds the model once, and caches it unde
 This process reads files and data sets, because workers may lack its current folder, its settings of
 Pillow and its open files. Workers receive images in memory.
 
-If a worker dies, the pieces without a result are sent again. All other errors are raised.
+If a worker dies, the pieces without a result are sent again. If a worker has imported other code
+than this process, this process computes these pieces. All other errors are raised.
 """
 
 import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from io import BytesIO
-from typing import NamedTuple, TypeVar
+from types import FunctionType
+from typing import Any, NamedTuple, TypeVar
 
 import cloudpickle
 import joblib
@@ -30,7 +32,7 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from skaocls.devices import all_threads, torch_threads, worker_cuda_device
 from skaocls.fitted.model import FittedModel
-from skaocls.hashing import hash_bytes
+from skaocls.hashing import HashError, hash_bytes, hash_object, installed_version
 from skaocls.warn import warn
 
 PIECES_PER_WORKER = 4  # with several small pieces, all workers finish at about the same time
@@ -44,6 +46,10 @@ P = TypeVar("P")
 R = TypeVar("R")
 _model_cache: dict[str, FittedModel] = {}  # hash to model; has at most one entry
 _cache_lock = threading.Lock()
+
+
+class OtherCodeError(RuntimeError):
+    """A function or class of the user has other code in a worker than in the parent."""
 
 
 class Piece(NamedTuple):
@@ -120,6 +126,10 @@ def map_pieces(
                 for result in parallel(call(arguments(piece)) for piece in pieces[n_done:]):
                     yield result
                     n_done, n_losses = n_done + 1, 0
+            except OtherCodeError as exc:
+                warn(f"{exc} The results are computed without workers.", RuntimeWarning)
+                yield from (function(model, *arguments(piece)) for piece in pieces[n_done:])
+                return
             except Exception as exc:
                 n_losses += 1
                 lost = not LOST_WORKER_ERRORS.isdisjoint(cls.__name__ for cls in type(exc).__mro__)
@@ -191,14 +201,35 @@ def pickle_out_of_band(obj: object) -> tuple[bytes, list[np.ndarray]]:
 
 
 class TensorPickler(cloudpickle.Pickler):
-    """Pickler that converts tensors to NumPy arrays, whose data can stay out of the pickle."""
+    """Pickler that converts tensors to NumPy arrays, whose data can stay out of the pickle.
+
+    If the pickle contains only the name of a function or class of the user, the loader compares its
+    code with the code in this process.
+    """
 
     def reducer_override(self, obj: object) -> object:
         if type(obj) is torch.Tensor and obj.layout == torch.strided:
             tensor = obj.detach().cpu().contiguous()
             data = tensor.flatten().view(torch.uint8).numpy()
             return tensor_from_bytes, (data, obj.dtype, obj.shape)
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        is_code = isinstance(obj, (FunctionType, type)) and reduced is NotImplemented
+        if is_code and installed_version(str(obj.__module__)) is None:
+            with suppress(HashError):  # then the code is not known
+                return load_code, (pickle.dumps(obj), hash_object(obj))
+        return reduced
+
+
+def load_code(by_name: bytes, expected_hash: str) -> Any:
+    """Return the function or class with a name; raise an error if its code has another hash."""
+    code = pickle.loads(by_name)
+    if hash_object(code) != expected_hash:
+        raise OtherCodeError(
+            f"{code.__module__}.{code.__qualname__}, or a value that it uses, has changed since "
+            "joblib's workers imported it. To start new workers, call "
+            "joblib.externals.loky.get_reusable_executor().shutdown()."
+        )
+    return code
 
 
 def tensor_from_bytes(data: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
