@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image, ImageOps, ImageSequence, features
+from PIL import Image, ImageFile, ImageOps, ImageSequence, features
 from scipy import sparse
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.exceptions import ConvergenceWarning
@@ -1175,7 +1175,7 @@ def test_ambiguous_shapes_need_no_parameter_of_the_tokenizer(shape, declared):
 # Hashes of a batch ------------------------------------------------------------------------------
 
 
-def test_hashes_identify_decoded_content(save, tmp_path):
+def test_hashes_identify_decoded_content(save, tmp_path, monkeypatch):
     def hashes(X, decoding="as_seen"):
         batch = learn_reader(X, "Reader", decoding=decoding)
         assert len(batch.row_hashes()) == len(batch)
@@ -1191,6 +1191,10 @@ def test_hashes_identify_decoded_content(save, tmp_path):
     clear.info["transparency"] = 3
     assert hashes([clear])[1] != hashes([red])[1]
     assert hashes([clear], "plain")[1] == hashes([red])[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+        with_setting = hashes([red])
+    assert with_setting[0] != hashes([red])[0] and with_setting[1:] == hashes([red])[1:]
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
     paths = [tmp_path / "a.png", tmp_path / "a" / "a.png", f"{tmp_path}/link/../a.png"]

@@ -480,6 +480,25 @@ def test_parts_of_other_images_that_start_together_are_refused(
         np.testing.assert_array_equal(load_tokens(tmp_path)[:], tokenizer.transform(X))
 
 
+def test_tokens_notice_that_their_folder_was_written_again(
+    images, tokenizer, tmp_path, monkeypatch
+):
+    X, y, _, _ = images
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    tokens = tokenize_dataset(tokenizer, X, "tokens", y=y)
+    pickled, codes = pickle.dumps(tokens), tokens[:]
+    monkeypatch.chdir("elsewhere")  # the folder of the tokens has a relative path
+    np.testing.assert_array_equal(tokens.labels, y)
+    np.testing.assert_array_equal(pickle.loads(pickled)[:], codes)
+    (tmp_path / "tokens").rename(tmp_path / "earlier")
+    tokenize_dataset(tokenizer, X[::-1], tmp_path / "tokens", y=y[::-1])
+    np.testing.assert_array_equal(tokens[:], codes)
+    for call in (lambda: tokens.labels, lambda: pickle.loads(pickled)):
+        with pytest.raises(ValueError, match="contains other tokens than when it was opened"):
+            call()
+
+
 # Memory -----------------------------------------------------------------------------------------
 
 MEMORY = """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from skaocls.devices import prefetch
 from skaocls.distributed import rank_slice
@@ -155,7 +155,9 @@ class Batch:
         """
         reader, data = self.reader, self.data
         codes = hash_object(getattr(data, "n_codes", None), getattr(data, "codebook", None))
-        settings = reader.declared_shape, reader.image_shape, reader.decoding, len(self), codes
+        shapes = reader.declared_shape, reader.image_shape, len(self)
+        # Pillow reads truncated files or refuses them, depending on this setting
+        settings = shapes, reader.decoding, ImageFile.LOAD_TRUNCATED_IMAGES, codes
         return hash_bytes(repr(settings).encode(), *map(str.encode, self._hashes(read_files=True)))
 
     def row_hashes(self) -> np.ndarray:

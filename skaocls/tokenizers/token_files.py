@@ -65,8 +65,9 @@ class TokenDataset(Lazy):
     """Tokens in a folder, loaded when needed; :func:`load_tokens` describes the attributes."""
 
     def __init__(self, folder: str | os.PathLike[str], check: bool = True):
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
         manifest = read_manifest(self.folder)
+        self.identity = hash_object(manifest)
         self.numbers, missing = shard_numbers(manifest)
         if missing or not self.numbers:
             listed = ", ".join(missing[:MAX_LISTED]) or "all shards"
@@ -87,6 +88,7 @@ class TokenDataset(Lazy):
         """Labels that were written with the tokens, or None if no labels were written."""
         if not self.has_labels:
             return None
+        check_identity(read_manifest(self.folder), self.identity, self.folder)
         files = [self.folder / shard_file("labels", k) for k in self.numbers]
         return np.concatenate([np.load(file, allow_pickle=False) for file in files])
 
@@ -107,10 +109,25 @@ class TokenDataset(Lazy):
         return taken
 
     def __reduce__(self) -> tuple[object, ...]:
-        return TokenDataset, (self.folder, False)  # the pickle contains only the folder name
+        return open_again, (self.folder, self.identity)  # the pickle contains no tokens
 
     def __repr__(self) -> str:
         return f"TokenDataset({str(self.folder)!r}), {self.dtype} of shape {self.shape}"
+
+
+def open_again(folder: Path, identity: str) -> TokenDataset:
+    """Open the tokens of a pickled :class:`TokenDataset`."""
+    check_identity(read_manifest(folder), identity, folder)
+    return TokenDataset(folder, check=False)
+
+
+def check_identity(manifest: Manifest, identity: str, folder: Path) -> None:
+    """Raise a ValueError if the folder contains other tokens than when it was opened."""
+    if hash_object(manifest) != identity:
+        raise ValueError(
+            f"{folder} contains other tokens than when it was opened. Call skaocls.load_tokens "
+            "again."
+        )
 
 
 def load_tokens(folder: str | os.PathLike[str], check: bool = True) -> TokenDataset:
