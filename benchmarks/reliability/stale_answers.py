@@ -240,12 +240,14 @@ def main(argv=None):
         "Stale answers",
         "Measured with `python -m benchmarks.reliability.stale_answers` on "
         f"{common.machine()}, torch {torch.__version__}, in {time.process_time() - start:.0f} s. "
-        "Each row changes one property of an input or a setting. The columns are the paths that "
-        "can return results of an earlier call. An answer is *right* if it equals the answer that "
-        "is computed without earlier results, and *stale* otherwise. *Refused* means that the "
-        "folder contains results of another call, and an error says so. The column *changes* says "
-        "whether the property changes the answer without earlier results. The column *equal "
-        "images* says whether `fit` merges only images that are equal after decoding.",
+        "The first columns contain a property of the input or a setting, and whether the answer "
+        "changes with this property. In each of the other columns, a first call stores results. "
+        "Then only this property changes, and a second call may use the results of the first call. "
+        "The second answer is *right* if it equals the answer that is computed without earlier "
+        "results, and *stale* otherwise. *Refused* means that an error says that the folder "
+        "contains results of another call. In some rows, both calls have equal answers, but the "
+        "folder refuses the second call, because the data have another type. The column *equal "
+        "images* tests whether `fit` merges only images that are equal after decoding.",
         f"{len(cells)} answers: {counts[RIGHT]} right, {counts[REFUSED]} refused, "
         f"{counts[STALE]} stale, {counts['errors']} other errors.",
         common.table(["property", "changes", *HEADS], lines),
