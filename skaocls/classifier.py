@@ -23,8 +23,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attribute_alias import read_from
 from skaocls.devices import resolve_device
-from skaocls.distributed import broadcast, collective_call
+from skaocls.distributed import broadcast, collective_call, run_on_main
 from skaocls.fitted import generation, prediction, saving
+from skaocls.fitted.class_statistics import log_density
 from skaocls.fitted.fit import extend_model, fit_model
 from skaocls.fitted.initial_prior import is_new, new_prior_sizes, resolve_prior
 from skaocls.fitted.labels import class_log_prior, known_classes, read_labels
@@ -662,16 +663,31 @@ default="mean_log_likelihood"
         Returns
         -------
         log_likelihood : float64 ndarray of shape (n_samples, n_classes)
-            log p(image | class) in nats, aggregated over orders. The parameters `class_prior` and
+            log p(tokens | class) in nats, aggregated over orders. The parameters `class_prior` and
             `temperature` do not affect the result.
         """
         check_is_fitted(self)
-        return self._aggregate_exhaustively(X, np.zeros(len(self.classes_)))
+        return self._aggregate_exhaustively(self._open(X), np.zeros(len(self.classes_)))
 
     def score_samples(self, X):
         """Compute log p(image) for each image, averaged over orders.
 
-        If an image differs from the training images of all classes, its log p(image) is low.
+        If an image differs from the training images of all classes, its log p(image) is low. The
+        result is the sum of two terms. The first term is log p(tokens), the log-likelihood of the
+        tokens under all classes together. The second term is the log density of what the tokens
+        do not contain. It does not depend on the class, so
+        that it does not affect class probabilities. The second term is:
+
+        - for images, if the tokenizer normalizes them: a kernel density estimate of mean and
+          contrast. A negative contrast means dark objects on a light background. If the channels
+          are normalized separately, each channel has a mean and a contrast. The estimate uses up
+          to 64 training images per class, and a Gaussian kernel with half the bandwidth of Scott's
+          rule.
+        - for tables, with a :class:`QuantileTokenizer`: the sum of ``-4 * log(1 + d)`` over the
+          values of a row. d is the distance of the value from the training range of its column, in
+          units of the distance between the two outermost bins. Inside the training range, d is 0.
+        - in all other cases: 0. These cases are tokens as X, other tokenizers, and classifiers
+          that an earlier version of this library saved.
 
         Parameters
         ----------
@@ -681,12 +697,14 @@ default="mean_log_likelihood"
         Returns
         -------
         log_likelihood : float64 ndarray of shape (n_samples,)
-            log p(image) in nats. The value depends on `aggregation` and `class_prior`, but not on
-            `temperature`.
+            log p(image) in nats, up to a constant. The value depends on `aggregation` and
+            `class_prior`, but not on `temperature`.
         """
         check_is_fitted(self)
-        joint = self._aggregate_exhaustively(X, self.class_log_prior_)
-        return torch.from_numpy(joint).logsumexp(1).numpy()
+        batch = self._open(X)
+        joint = self._aggregate_exhaustively(batch, self.class_log_prior_)
+        density = run_on_main(partial(log_density, self.model_, batch))
+        return torch.from_numpy(joint).logsumexp(1).numpy() + density
 
     def explain(self, X, y=None, rival=None):
         """Compute which parts of an image are evidence for a class.
@@ -748,6 +766,9 @@ default="mean_log_likelihood"
         guidance=1.0,
     ):
         """Draw images from the model.
+
+        If the tokenizer normalizes images, `sample` draws the brightness, contrast, polarity and
+        colour cast of each image from the training images of its class.
 
         Parameters
         ----------
@@ -1235,10 +1256,13 @@ default="mean_log_likelihood"
         """Yield arrays (n, n_orders, n_classes) of log p(tokens | class, order) for n images."""
         return (result.log_likelihood for result in self._score(X))
 
-    def _aggregate_exhaustively(self, X, log_prior):
+    def _aggregate_exhaustively(self, batch, log_prior):
         """Aggregate all orders with the given class prior, without temperature."""
-        parts = self._log_likelihoods(X)
-        return np.concatenate([joint_log_proba(ll, log_prior, self.aggregation) for ll in parts])
+        parts = [
+            joint_log_proba(result.log_likelihood, log_prior, self.aggregation)
+            for result in self._score_batch(self.model_, batch)
+        ]
+        return np.concatenate(parts)
 
     def _aggregation(self):
         """Return the function that converts log-likelihoods to log p(image, class)."""

@@ -11,7 +11,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from skaocls.devices import own_torch_state, resolve_device
-from skaocls.distributed import check_same_on_ranks, is_main, world_size
+from skaocls.distributed import check_same_on_ranks, is_main, run_on_main, world_size
+from skaocls.fitted.class_statistics import learn_statistics, merge_statistics
 from skaocls.fitted.initial_prior import initial_prior, start_finetuning
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.pretrained import check_match
@@ -179,6 +180,9 @@ def train_new_model(
     prior = initial_prior(pretrained, tokenizer, codes, labels, len(seen), config, rng)
     order_seed = rng.randint(2**31 - 1)
     mode = None if pretrained is None else config.finetune.mode
+    statistics = run_on_main(
+        partial(learn_statistics, tokenizer, batch, columns, weights, len(classes), order_seed)
+    )
     samples = Samples(codes, labels, weights)
     history, rest = train_classes(prior, samples, config, mode, order_seed, rng, checkpoints)
     # classes without images use the row of the null class
@@ -191,6 +195,7 @@ def train_new_model(
         "sources": np.zeros(len(classes), dtype=int),
         "order_seed": order_seed,
         "views": has_views(tokenizer, batch.reader, config.augmentation),
+        "statistics": statistics,
     }
     held_out = None if rest is None else HeldOut(rest, columns[rest], weights[rest])
     return Training(model_fields, history, held_out)
@@ -249,12 +254,17 @@ def extend_model(
         rows[added] = prior.num_classes - len(added) + np.arange(len(added))
         sources[added] = 0 if joins_first else len(priors) - 1
     count = np.bincount(columns, weights, minlength=len(model.classes))
+    seed = rng.randint(2**31 - 1)
+    statistics = run_on_main(
+        partial(learn_statistics, model.tokenizer, batch, columns, weights, len(rows), seed)
+    )
     extended = replace(
         model,
         priors=tuple(priors),
         rows=rows,
         sources=sources,
         class_count=model.class_count + count,
+        statistics=merge_statistics(model.statistics, statistics, model.class_count, count, seed),
     )
     return FitResult(extended, histories)
 

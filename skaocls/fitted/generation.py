@@ -9,6 +9,7 @@ import torch
 from sklearn.base import TransformerMixin
 
 from skaocls.devices import resolve_device
+from skaocls.fitted.class_statistics import draw_statistics
 from skaocls.fitted.model import FittedModel
 from skaocls.fitted.tokenization import encode_data, tokens_of_pixels
 from skaocls.images.batch import Batch
@@ -38,6 +39,8 @@ def generate_images(
 ) -> np.ndarray:
     """Draw image i from the class ``columns[i]`` in the order ``orders[i]``.
 
+    If the tokenizer removes brightness, contrast, polarity or colour casts, those of image i are
+    drawn from the training images of its class, unless `tokenizer_options` contains `statistics`.
     For `codes`, `n_known` and `options`, see :func:`skaocls.scoring.token_sampling.generate`. The
     result is the output of the tokenizer's `inverse_transform`. If the images have one channel, the
     result has no channel axis.
@@ -57,6 +60,8 @@ def generate_images(
             seed=rng.randint(2**31 - 1),
         )
     grids = sampled.reshape(-1, *model.prior.grid)
+    if (statistics := draw_statistics(model, columns, rng)) is not None:
+        tokenizer_options = {"statistics": statistics} | tokenizer_options
     images: np.ndarray = model.tokenizer.inverse_transform(grids, **tokenizer_options)
     gray = model.reader.image_shape is not None and images.ndim == 4 and images.shape[-1] == 1
     return images[..., 0] if gray else images

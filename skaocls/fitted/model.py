@@ -43,6 +43,7 @@ class FittedModel:
     views: bool = False  # whether training of the first prior used random views
     class_names: np.ndarray | None = None  # names of ImageNet classes
     wordnet_ids: np.ndarray | None = None  # WordNet IDs of ImageNet classes
+    statistics: np.ndarray | None = None  # see :mod:`skaocls.fitted.class_statistics`
 
     @property
     def prior(self) -> Prior:
@@ -99,7 +100,7 @@ class FittedModel:
 
     def restricted(self, columns: Sequence[int]) -> "FittedModel":
         """Return a model with only the classes in these columns."""
-        arrays = {name: getattr(self, name) for name in ("classes", *CLASS_ARRAYS)}
+        arrays = {name: getattr(self, name) for name in ("classes", "statistics", *CLASS_ARRAYS)}
         subset: dict[str, Any] = {k: a if a is None else a[columns] for k, a in arrays.items()}
         return replace(self, **subset)
 
@@ -117,6 +118,9 @@ class FittedModel:
                 extended[:] = default
                 extended[positions] = values
                 changes[name] = extended
+        if self.statistics is not None:
+            changes["statistics"] = np.zeros((len(merged), *self.statistics.shape[1:]))
+            changes["statistics"][positions] = self.statistics
         return replace(self, **changes)
 
     def chosen_sizes(self) -> dict[str, object]:

@@ -177,7 +177,7 @@ def reading_tokens(model: FittedModel) -> FittedModel:
     """Return a copy of the model that expects tokens in X instead of images."""
     tokenizer = precomputed_for(model.prior).fit()
     reader = token_reader(model.reader.owner, tokenizer.grid_)
-    return replace(model, tokenizer=tokenizer, reader=reader, views=False)
+    return replace(model, tokenizer=tokenizer, reader=reader, views=False, statistics=None)
 
 
 def check_match(prior: Prior, tokenizer: TransformerMixin) -> None:

@@ -2,8 +2,9 @@
 
 The folder of a model contains ``config.json`` (classes, shapes and parameters),
 ``model.safetensors`` (weights of the prior) and ``tokenizer.safetensors`` (arrays of the
-tokenizer). Priors that `partial_fit` has added are in ``model-1.safetensors``,
-``model-2.safetensors`` and so on. An older file is only replaced when the new file is complete.
+tokenizer, and the statistics of the classes). Priors that `partial_fit` has added are in
+``model-1.safetensors``, ``model-2.safetensors`` and so on. An older file is only replaced when the
+new file is complete.
 """
 
 import json
@@ -42,6 +43,7 @@ from skaocls.version import __version__
 FORMAT = 1
 MAX_CONFIG_BYTES = 2**26
 CONFIG, MODEL, TOKENIZER = "config.json", "model.safetensors", "tokenizer.safetensors"
+STATISTICS = "class_statistics"  # name of FittedModel.statistics in the file TOKENIZER
 SHAPES = ("declared_shape", "image_shape", "value_range", "grid")  # tuples in a Reader
 STORED_SIZES = ("grid", "n_head", "num_classes")  # parameters of PretrainedWeights
 Source = str | os.PathLike[str]
@@ -155,9 +157,11 @@ def load(weights: PretrainedWeights, *, token: Token = None) -> tuple[FittedMode
         }
         dtype = config["classes"]["dtype"]
         stored = np.int64 if np.dtype(dtype).kind in "mM" else dtype
+        tokenizer_arrays = tensors(TOKENIZER)[0]
+        statistics = tokenizer_arrays.pop(STATISTICS, None)  # missing in older files
         model = FittedModel(
             reader=restore_reader(config["reader"]),
-            tokenizer=restore_tokenizer(config["tokenizer"], tensors(TOKENIZER)[0]),
+            tokenizer=restore_tokenizer(config["tokenizer"], tokenizer_arrays),
             priors=tuple(
                 restore_prior(config["prior"], *tensors(model_file(i)))
                 for i in range(1 + config["added_priors"])
@@ -165,6 +169,7 @@ def load(weights: PretrainedWeights, *, token: Token = None) -> tuple[FittedMode
             classes=np.array(config["classes"]["values"], dtype=stored).astype(dtype),
             order_seed=config["order_seed"],
             views=config["views"],
+            statistics=None if statistics is None else statistics.numpy(),
             **arrays,
         )
         check_model(model)

@@ -63,6 +63,9 @@ def check_model(model: FittedModel) -> None:
         optional = name in ("class_names", "wordnet_ids")
         if np.shape(values) != (n,) and not (optional and values is None):
             raise ValueError(f"{name} has shape {np.shape(values)}, but the model has {n} classes")
+    statistics = model.statistics
+    if statistics is not None and not (len(statistics) == n and np.isfinite(statistics).all()):
+        raise ValueError(f"the statistics of {len(statistics)} classes are invalid")
     if not 0 <= model.sources.min() <= model.sources.max() < len(model.priors):
         raise ValueError(f"sources={model.sources} do not match {len(model.priors)} priors")
     limits = np.array([prior.num_classes for prior in model.priors])[model.sources]
