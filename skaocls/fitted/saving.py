@@ -101,6 +101,8 @@ def save(model: FittedModel, folder: Source, extra: Config | None = None) -> Non
     values. If the tokenizer's class is not part of this library, `save` raises a TypeError.
     """
     tokenizer, arrays = tokenizer_state(model.tokenizer)
+    if model.statistics is not None:
+        arrays = arrays | {STATISTICS: model.statistics}
     config: Config = {"format": FORMAT, "library": "skaocls", "version": __version__}
     config |= {name: to_json(value) for name, value in (extra or {}).items()}
     labels, dtype = model.classes, model.classes.dtype
