@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
-from skaocls import AnyOrderARClassifier, PatchTokenizer
+from skaocls import AnyOrderARClassifier
 
 LETTERS = [c for c in string.ascii_letters if c not in "OoIlZzSsBbgq"]  # these look like digits
 COLOURS = ["#0072B2", "#D55E00", "#009E73"]
@@ -43,9 +43,7 @@ def letters(n, rng):
 X, y = load_digits().images, load_digits().target
 X, X_test, y, _ = train_test_split(X, y, test_size=0.25, stratify=y, random_state=0)
 flat = X.reshape(len(X), -1)
-# without normalization, so that inverted digits are outliers
-tokenizer = PatchTokenizer(normalize=None)
-clf = AnyOrderARClassifier(tokenizer=tokenizer, n_orders=8, max_iter=30, random_state=0).fit(X, y)
+clf = AnyOrderARClassifier(n_orders=8, max_iter=30, random_state=0).fit(X, y)
 forest = IsolationForest(random_state=0).fit(flat)
 perceptron = MLPClassifier(max_iter=1000, random_state=0).fit(flat, y)
 scores = {

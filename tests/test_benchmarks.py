@@ -31,6 +31,7 @@ RUNS = {
     + ["--character-epochs", "1", "--character-steps", "1", "--character-shots", "8"],
     "quality.incremental": ["--epochs", "0", "--character-epochs", "1", "--classes", "3"]
     + ["--per-class", "8"],
+    "quality.outliers": ["--tasks", "iris", "--seeds", "0", "--params", TINY],
     "quality.posterior": ["--only", "iris", "--weights", "0", "1"],
     "quality.tables": ["--tables", "iris", "--splits", "2"],
     "quality.tasks.__main__": ["--only", "iris", "--seeds", "1", "--jobs", "1"]

@@ -161,10 +161,12 @@ def test_undefined_standard_errors_do_not_fade_evidence():
 
 
 def test_reconstructions(fitted, digits):
-    X = digits[2][:6]
+    X = digits[2][:6].copy()
+    X[0] = 16 - X[0]
     display = ReconstructionDisplay.from_estimator(fitted, X)
     codes = fitted.tokenizer_.transform(X)
-    decoded = fitted.tokenizer_.inverse_transform(codes)
+    statistics = fitted.tokenizer_.image_statistics(X)
+    decoded = fitted.tokenizer_.inverse_transform(codes, statistics=statistics)
     for i in range(6):
         image, tokens, reconstruction = (artist.get_array() for artist in display.artists_[:, i])
         np.testing.assert_allclose(image, X[i] / X.max())

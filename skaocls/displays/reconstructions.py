@@ -86,8 +86,11 @@ class ReconstructionDisplay:
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_images(clf, cls.__name__)
         images = clf.model_.reader.open(X).images()
-        codes = clf.tokenizer_.transform(images)
-        return cls(images, codes, clf.tokenizer_.inverse_transform(codes)).plot(ax)
+        tokenizer, options = clf.tokenizer_, {}
+        if hasattr(tokenizer, "image_statistics"):  # restore the brightness and colours of X
+            options["statistics"] = tokenizer.image_statistics(images)
+        codes = tokenizer.transform(images)
+        return cls(images, codes, tokenizer.inverse_transform(codes, **options)).plot(ax)
 
     @classmethod
     def from_samples(cls, clf, *, n_per_class=8, random_state=None, ax=None):

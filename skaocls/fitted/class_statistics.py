@@ -49,19 +49,28 @@ def learn_statistics(
             own = values[columns == k]
             ranges[k] = own.min(0), own.max(0)
         return ranges
-    if batch.reader.image_shape is None or not hasattr(tokenizer, "image_statistics"):
+    if batch.reader.image_shape is None or not normalizes(tokenizer):
         return None
     seen = np.unique(columns)
     drawn = [rng.choice(len(columns), N_IMAGES, p=share(weights * (columns == k))) for k in seen]
-    rows, index = np.unique(drawn, return_inverse=True)
-    part = batch.take(rows)
-    blocks = [tokenizer.image_statistics(images) for _, images in part.image_blocks()]
-    if blocks[0] is None:
-        return None
-    found = np.concatenate(blocks)[index.reshape(len(seen), N_IMAGES)]
+    rows, index = np.unique(drawn, return_inverse=True)  # load each image once
+    found = statistics_of_images(tokenizer, batch.take(rows))
+    found = found[index.reshape(len(seen), N_IMAGES)]
     statistics = np.zeros((n_classes, *found.shape[1:]))
     statistics[seen] = found
     return statistics
+
+
+def normalizes(tokenizer: TransformerMixin) -> bool:
+    """Return whether the tokenizer removes the mean and the contrast of images."""
+    optional = getattr(tokenizer, "normalize_", "image")  # None if a PatchTokenizer does not
+    return optional is not None and hasattr(tokenizer, "image_statistics")
+
+
+def statistics_of_images(tokenizer: TransformerMixin, batch: Batch) -> np.ndarray:
+    """Return the mean and contrast of each image, as an array (n, 2, channels)."""
+    blocks = [tokenizer.image_statistics(images) for _, images in batch.image_blocks()]
+    return np.concatenate(blocks)
 
 
 def share(weights: np.ndarray) -> np.ndarray:
@@ -102,9 +111,7 @@ def log_density(model: FittedModel, batch: Batch) -> np.ndarray:
     statistics, counts = model.statistics[seen], model.class_count[seen]
     if statistics.ndim == 3:
         return log_density_of_rows(model.tokenizer.bin_means_, statistics, batch.values())
-    blocks = (images for _, images in batch.image_blocks())
-    own = np.concatenate([model.tokenizer.image_statistics(images) for images in blocks])
-    return log_density_of_images(statistics, counts, own)
+    return log_density_of_images(statistics, counts, statistics_of_images(model.tokenizer, batch))
 
 
 def log_density_of_rows(
