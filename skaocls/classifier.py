@@ -152,9 +152,10 @@ default="mean_log_likelihood"
         ``"exhaustive"`` scores every class in every order. With a float in (0, 0.5), predictions
         stop scoring an image as soon as the leading class is unlikely to change. The float is the
         allowed probability that this class differs from the result of ``"exhaustive"``. ``"auto"``
-        is equivalent to 0.001. Predictions only stop early if ``memory=None`` and
-        ``aggregation="mean_log_likelihood"``. Staged predictions, `transform` and `score_samples`
-        never stop early.
+        is equivalent to 0.001. After an early stop, the probabilities are estimates, and may rank
+        the classes behind the leading class differently. Predictions only stop early if
+        ``memory=None`` and ``aggregation="mean_log_likelihood"``. Staged predictions, `transform`
+        and `score_samples` never stop early.
     augmentation : int, "auto" or None, default="auto"
         Number of training views per image. The views are the image itself, and copies of it with
         small random shifts, rotations and stretches. ``"auto"`` selects 16 views, or 4 views with
