@@ -42,6 +42,8 @@ def smallest_n_orders(clf, X, y):
     check_is_fitted(clf)
     batch = clf.model_.reader.open(X)
     y = clf.model_.true_labels(batch, y)
+    if len(y) < 2:
+        raise ValueError("X has one image, but the standard error needs at least two images.")
     correct = np.array([predicted == y for predicted in clf.staged_predict(batch)])
     accuracy = correct.mean(1)
     best = correct[accuracy.argmax()]

@@ -15,13 +15,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.base import clone
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_digits, load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
+from sklearn.svm import SVC
 
-from skaocls import AnyOrderARClassifier
+from skaocls import AnyOrderARClassifier, AnyOrderPrior, FeatureTokenizer
 from skaocls.displays import (
     EvidenceDisplay,
     OrderCurveDisplay,
@@ -383,3 +385,38 @@ def test_report_in_a_browser(fitted, digits, tmp_path):
         with Image.open(tmp_path / "seen" / f"report-{device}.png") as picture:
             assert picture.width == width
             assert len(np.unique(np.asarray(picture.convert("L")))) > 50
+
+
+def test_evidence_of_the_best_classes_in_all_orders():
+    """Early stopping finds the best class, but ranks the other classes by few tokens."""
+    X, y = load_digits(return_X_y=True)
+    params = {"image_shape": (8, 8), "max_iter": 1, "augmentation": None, "n_orders": 6}
+    clf = AnyOrderARClassifier(**params, search="exhaustive", random_state=0).fit(X[:200], y[:200])
+    X = X[200:250]
+    proba = clf.predict_proba(X)
+    ranked = (-proba).argsort(1)
+    early = (-clf.set_params(search=0.4).predict_proba(X)).argsort(1)
+    rows = np.flatnonzero(early[:, 1] != ranked[:, 1])
+    assert len(rows)
+    display = EvidenceDisplay.from_estimator(clf, X[rows], n_classes=2)
+    np.testing.assert_array_equal(display.labels, clf.classes_[ranked[rows, :2]])
+    np.testing.assert_allclose(display.proba, np.take_along_axis(proba, ranked, 1)[rows, :2])
+
+
+def test_report_of_published_weights_and_of_a_tokenizer_that_cannot_decode(tmp_path):
+    X, y = load_digits(n_class=2, return_X_y=True)
+    images, network = X[:60].reshape(-1, 8, 8) / 16, torch.nn.Conv2d(3, 4, 4, stride=4)
+    tokenizer = FeatureTokenizer(network, n_codes=8, random_state=0).fit(images)
+    prior = AnyOrderPrior(tokenizer.n_codes_, tokenizer.grid_, 2, 32, 1, 2)
+    clf = AnyOrderARClassifier.from_pretrained(prior, tokenizer=tokenizer, n_orders=2)
+    page = write_report(clf, images, y[:60], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Confusion</h2>" in page and "<h2>Samples</h2>" not in page
+
+
+def test_order_curve_of_an_iterator(fitted, digits):
+    X, y = digits[2][:20], digits[3][:20]
+    baselines = {"same": fitted, "SVC": SVC().fit(X.reshape(20, -1), y)}
+    expected = OrderCurveDisplay.from_estimator(fitted, X, y, baselines=baselines)
+    found = OrderCurveDisplay.from_estimator(fitted, iter(X), y, baselines=baselines)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert found.baselines == expected.baselines

@@ -751,6 +751,15 @@ def test_classes_of_a_saved_classifier(tmp_path):
     assert set(prior.predict(X)) == {"versicolor"}
 
 
+def test_a_prior_and_its_tokenizer_of_gray_images(fitted, digits):
+    X = digits[2][:9]
+    clf = from_pretrained(fitted.prior_, FrozenEstimator(fitted.tokenizer_), n_orders=4)
+    assert clf.image_shape_ == (8, 8, 1)
+    codes = fitted.tokenizer_.transform(X).reshape(9, -1)
+    ll = log_likelihoods(fitted.prior_, codes, clf.orders_, np.arange(3))
+    np.testing.assert_allclose(clf.transform(X), ll.mean(1), atol=1e-4)
+
+
 def test_image_shape_of_a_saved_classifier(fitted, digits, folder, tmp_path):
     X, expected = digits[2][:5], fitted.predict_proba(digits[2][:5])
     with pytest.raises(ValueError, match="X does not contain images"):

@@ -5,12 +5,20 @@ import inspect
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from sklearn.exceptions import NotFittedError
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, FeatureTokenizer, PatchTokenizer
+from skaocls.displays import (
+    EvidenceDisplay,
+    OrderCurveDisplay,
+    ReconstructionDisplay,
+    write_report,
+)
 from skaocls.fitted import fit as fitting
 from skaocls.fitted import generation, prediction
+from skaocls.order_selection import smallest_n_orders
 
 
 def make(**params):
@@ -172,17 +180,17 @@ def test_a_missing_temperature_is_found_first(fitted, digits, method, search):
             for method in ("score", "staged_score")
             for args, kwargs, message in [
                 (([0, 1, 2],), {}, "inconsistent numbers of samples"),
-                ((["a", "b", "a", "b"],), {}, "string|str"),
-                (([0.5, 1.5, 1.0, 0.1],), {}, "continuous"),
+                ((["a", "b", "a", "b"],), {}, "y has labels of type"),
+                (([0.5, 1.5, 1.0, 0.1],), {}, "y has labels of type"),
                 (([0, 1, 1, 0], [1.0, 2.0]), {}, "inconsistent numbers of samples"),
-                ((None,), {}, "None"),
+                ((None,), {}, "y should be a 1d array"),
             ]
         ),
         ("explain", ([0, 1, 2, 3],), {}, "y has classes that fit has not seen"),
-        ("explain", ([0, 1, 2],), {}, "inconsistent numbers|3 labels"),
-        ("explain", (), {"rival": "second"}, 'rival must be "runner-up"|rival'),
+        ("explain", ([0, 1, 2],), {}, "y has 3 labels, but 4"),
+        ("explain", (), {"rival": "second"}, "rival has classes that fit has not seen"),
         ("explain", (), {"rival": [0, 1, 2, 9]}, "rival has classes that fit has not seen"),
-        ("explain", (), {"rival": [0, 1]}, "inconsistent numbers|2 labels"),
+        ("explain", (), {"rival": [0, 1]}, "rival has 2 labels, but 4"),
         ("inpaint", (np.eye(7, dtype=bool),), {}, "mask has shape"),
         ("inpaint", (np.eye(8),), {}, "mask must be boolean"),
         ("inpaint", (np.eye(8, dtype=bool), [0, 1, 2]), {}, "3 labels"),
@@ -215,3 +223,85 @@ def test_sampling_checks_its_arguments_first(fitted):
     ):
         with pytest.raises(ValueError, match=message):
             fitted.sample(**kwargs)
+
+
+# Displays and the selection of orders -------------------------------------------------------------
+
+
+def report(clf, X, y, path, **kwargs):
+    return write_report(clf, X, y, path / "report.html", **kwargs)
+
+
+def order_curve(clf, X, y, path, **kwargs):
+    return OrderCurveDisplay.from_estimator(clf, X, y, **kwargs)
+
+
+def evidence(clf, X, y, path, **kwargs):
+    return EvidenceDisplay.from_estimator(clf, X, **kwargs)
+
+
+def reconstructions(clf, X, y, path, **kwargs):
+    return ReconstructionDisplay.from_estimator(clf, X, **kwargs)
+
+
+def samples(clf, X, y, path, **kwargs):
+    return ReconstructionDisplay.from_samples(clf, **kwargs)
+
+
+def select(clf, X, y, path):
+    return smallest_n_orders(clf, X, y)
+
+
+@pytest.mark.usefixtures("no_computation")
+@pytest.mark.parametrize(
+    "function, y, kwargs, message",
+    [
+        *(
+            (function, y, {}, message)
+            for function in (report, order_curve, select)
+            for y, message in (
+                ([0, 1, 2], "inconsistent numbers of samples"),
+                (list("abcd"), "labels of type"),
+                (None, "y should be a 1d array"),
+            )
+        ),
+        (report, [0, 1, 2, 0], {"baselines": {"SVC": "high"}}, "could not convert"),
+        (report, [0, 1, 2, 0], {"times": 3}, "unsupported operand"),
+        (order_curve, [0, 1, 2, 0], {"baselines": {"SVC": "high"}}, r"baselines\['SVC'\] must be"),
+        (order_curve, [0, 1, 2, 0], {"ax": "left"}, "ax must be None"),
+        (order_curve, [0, 1, 2, 0], {"colour": "red"}, "colour"),
+        (evidence, None, {"n_classes": 0}, "'n_classes'"),
+        (evidence, None, {"n_classes": 1.5}, "'n_classes'"),
+        (evidence, None, {"significance": "high"}, "'significance'"),
+        (evidence, None, {"ax": [None]}, "ax must be None"),
+        (evidence, None, {"ax": "axes"}, "ax has 1 axes, but 4 x 4 are needed"),
+        (evidence, None, {"ax": "axes", "n_classes": 9, "rival": 1}, "but 4 x 3 are needed"),
+        (evidence, None, {"rival": [0, 1, 2, 9]}, "rival has classes that fit has not seen"),
+        (evidence, None, {"rival": [0, 1]}, "rival has 2 labels, but 4"),
+        (reconstructions, None, {"ax": "axes"}, "ax has 1 axes, but 3 x 4 are needed"),
+        (samples, None, {"n_per_class": 0}, "'n_per_class'"),
+        (samples, None, {"ax": "axes"}, "ax has 1 axes, but 3 x 8 are needed"),
+        (samples, None, {"random_state": "seed"}, "'seed' cannot be used"),
+    ],
+)
+def test_displays_check_their_arguments_first(
+    fitted, digits, tmp_path, function, y, kwargs, message
+):
+    if kwargs.get("ax") == "axes":
+        kwargs = kwargs | {"ax": Figure().add_subplot()}
+    with pytest.raises((ValueError, TypeError, AttributeError), match=message):
+        function(fitted, digits[2][:4], y, tmp_path, **kwargs)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("no_computation")
+@pytest.mark.parametrize("function", [report, order_curve, evidence, samples, select])
+def test_displays_check_the_parameters_of_the_classifier_first(fitted, digits, tmp_path, function):
+    clf = copy.copy(fitted).set_params(n_orders=0)
+    with pytest.raises(ValueError, match="'n_orders'"):
+        function(clf, digits[2][:4], [0, 1, 2, 0], tmp_path)
+
+
+def test_one_image_does_not_select_the_number_of_orders(fitted, digits):
+    with pytest.raises(ValueError, match="at least two images"):
+        smallest_n_orders(fitted, digits[2][:1], digits[3][:1])

@@ -50,15 +50,27 @@ def average_channels(images):
     return images.mean(-1) if images.ndim == 4 and images.shape[-1] != 3 else images
 
 
+def check_axes(ax, shape):
+    """Raise a ValueError if `ax` is neither None nor a grid of axes of this shape."""
+    from matplotlib.axes import Axes
+
+    if ax is None:
+        return
+    axes = np.asarray(ax, dtype=object)
+    if not all(isinstance(one, Axes) for one in axes.flat):
+        raise ValueError(f"ax must be None or contain matplotlib axes, got {ax!r:.80}.")
+    if axes.size != shape[0] * shape[1]:
+        raise ValueError(f"ax has {axes.size} axes, but {shape[0]} x {shape[1]} are needed.")
+
+
 def axes_grid(ax, shape, figsize):
     """Return a grid of axes without ticks. If `ax` is None, create a new figure with axes."""
     import matplotlib.pyplot as plt
 
+    check_axes(ax, shape)
     if ax is None:
         _, ax = plt.subplots(*shape, figsize=figsize, squeeze=False, layout="constrained")
     axes = np.asarray(ax, dtype=object)
-    if axes.size != shape[0] * shape[1]:
-        raise ValueError(f"ax has {axes.size} axes, but {shape[0]} x {shape[1]} are needed.")
     for one in axes.flat:
         one.set(xticks=[], yticks=[])
     return axes.reshape(shape)

@@ -1,11 +1,25 @@
 """Plots of evidence maps."""
 
+from numbers import Integral, Real
+
 import numpy as np
 from sklearn.utils import check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 
-from skaocls.displays._images import PLAIN, ImagePlotter, axes_grid, check_images, printable
+from skaocls.displays._images import (
+    PLAIN,
+    ImagePlotter,
+    axes_grid,
+    check_axes,
+    check_images,
+    printable,
+)
 
+CONSTRAINTS = {
+    "n_classes": [Interval(Integral, 1, None, closed="left")],
+    "significance": [Interval(Real, 0, None, closed="left")],
+}
 INSIGNIFICANT_ALPHA = 0.35  # opacity of evidence that may be due to chance
 
 
@@ -106,8 +120,14 @@ class EvidenceDisplay:
         runner_up, given = isinstance(rival, str) and rival == "runner-up", None
         if rival is not None and not runner_up:
             given = clf.model_.columns(rival, len(batch), "rival")[:, None]
-        images, proba = batch.images(), clf.predict_proba(batch)
-        names = getattr(clf, "class_names_", clf.classes_)
+        options = {"n_classes": n_classes, "significance": significance}
+        validate_parameter_constraints(CONSTRAINTS, options, f"{cls.__name__}.from_estimator")
+        n_classes = min(n_classes, len(clf.classes_) - (given is not None))
+        if n_classes < 1 or (runner_up and len(clf.classes_) < 2):
+            raise ValueError("A rival needs at least two classes, but the classifier has only one.")
+        check_axes(ax, (len(batch), 1 + n_classes))
+        images, names = batch.images(), getattr(clf, "class_names_", clf.classes_)
+        *_, proba = clf.staged_predict_proba(batch)  # early stopping would only find the best class
         ranked, rivals = (-proba).argsort(1, kind="stable"), None  # columns of `proba`
         if runner_up:
             best, second = ranked[:, :1], ranked[:, 1:2]

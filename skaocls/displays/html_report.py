@@ -69,8 +69,8 @@ def write_report(
 
     The page contains the confusion matrix, a calibration plot, a plot of the accuracy against the
     number of orders, and a table of settings and times. For images, the page also contains evidence
-    maps of the most confident mistakes, and samples of each class. All plots are embedded in the
-    file.
+    maps of the most confident mistakes, and samples of each class if the tokenizer can decode
+    tokens. All plots are embedded in the file.
 
     Parameters
     ----------
@@ -113,6 +113,7 @@ def write_report(
     baselines = {str(name): float(accuracy) for name, accuracy in (baselines or {}).items()}
     path = Path(path)
     check_writable(path, f"path={str(path)!r}")
+    settings = settings_section(clf, times or {})
     staged = list(clf.staged_predict(batch))
     proba = clf.predict_proba(batch)
     name = type(clf).__name__
@@ -139,7 +140,7 @@ def write_report(
     ]
     if clf.image_shape_ is not None:
         sections += image_sections(clf, batch, y, proba)
-    sections.append(settings_section(clf, times or {}))
+    sections.append(settings)
     page = PAGE.substitute(
         title=as_html(title),
         subtitle=as_html(subtitle),
@@ -164,6 +165,8 @@ def image_sections(clf, batch, y, proba):
             f"red is evidence against the class. True classes, from top to bottom: {labels}.",
             EvidenceDisplay.from_estimator(clf, batch.take(confident)).figure_,
         )
+    if not hasattr(clf.tokenizer_, "inverse_transform"):
+        return
     sampled = np.repeat(clf.classes_[:MAX_SAMPLED_CLASSES], SAMPLES_PER_CLASS)
     samples = ReconstructionDisplay(clf.sample(y=sampled, random_state=0), labels=sampled)
     text = "Images sampled from the model, one row per class."
@@ -249,7 +252,7 @@ def settings_section(clf, times):
     entries = times | {
         "Tokens": f"{rows} x {cols} of {clf.prior_.vocab_size} values",
         "Prior": f"{len(trunk.layers)} layers of width {trunk.dim}",
-        "Epochs": str(clf.n_iter_),
+        "Epochs": str(getattr(clf, "n_iter_", "none")),  # published weights have no history
         "Temperature": f"{clf.temperature_:.3g}",
     }
     defaults = type(clf)().get_params(deep=False)

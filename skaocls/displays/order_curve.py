@@ -1,11 +1,14 @@
 """Plot of the score against the number of orders."""
 
+from collections.abc import Iterator
+from numbers import Real
+
 import numpy as np
 from sklearn.metrics import accuracy_score
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
 
-from skaocls.displays._images import PLAIN, printable
+from skaocls.displays._images import PLAIN, check_axes, printable
 from skaocls.fitted.labels import label_array
 
 # Colors of Okabe and Ito, which color-blind people can tell apart
@@ -96,8 +99,15 @@ class OrderCurveDisplay:
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_is_fitted(clf)
+        check_plot(ax, kwargs)
+        X = list(X) if isinstance(X, Iterator) else X  # an iterator yields its images only once
         batch = clf.model_.reader.open(X)
         y_true = clf.model_.true_labels(batch, y)
+        for label, model in (baselines or {}).items():
+            if not (hasattr(model, "score") or isinstance(model, Real)):
+                raise TypeError(
+                    f"baselines[{label!r}] must be a number or a fitted classifier, got {model!r}."
+                )
         scores = {
             label: model.score(X if hasattr(model, "staged_score") else flat_rows(clf, X), y)
             if hasattr(model, "score")
@@ -196,6 +206,14 @@ class OrderCurveDisplay:
             plt.setp(legend.get_texts(), **PLAIN)
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+
+def check_plot(ax, kwargs):
+    """Raise an error if `ax` or a keyword argument of the line is invalid."""
+    from matplotlib.figure import Figure
+
+    check_axes(ax, (1, 1))
+    Figure().add_subplot().plot([], [], **kwargs)
 
 
 def legend_label(name):

@@ -1,12 +1,23 @@
 """Plots of images with their tokens and reconstructions, and of samples."""
 
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
+from sklearn.utils._param_validation import Interval, validate_parameter_constraints
 
-from skaocls.displays._images import PLAIN, ImagePlotter, axes_grid, check_images, printable
+from skaocls.displays._images import (
+    PLAIN,
+    ImagePlotter,
+    axes_grid,
+    check_axes,
+    check_images,
+    printable,
+)
+from skaocls.fitted.generation import check_decodable
 
+CONSTRAINTS = {"n_per_class": [Interval(Integral, 1, None, closed="left")]}
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 PANEL_INCHES = 1.15  # width and height of each plotted image
 MIN_FONT_SIZE = 5  # in points; token numbers are omitted if they would be smaller
@@ -85,7 +96,10 @@ class ReconstructionDisplay:
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_images(clf, cls.__name__)
-        images = clf.model_.reader.open(X).images()
+        batch = clf.model_.reader.open(X)
+        check_decodable(clf.model_)
+        check_axes(ax, (3, len(batch)))
+        images = batch.images()
         tokenizer, options = clf.tokenizer_, {}
         if hasattr(tokenizer, "image_statistics"):  # restore the brightness and colours of X
             options["statistics"] = tokenizer.image_statistics(images)
@@ -128,6 +142,10 @@ class ReconstructionDisplay:
         """
         check_matplotlib_support(f"{cls.__name__}.from_samples")
         check_images(clf, cls.__name__)
+        validate_parameter_constraints(
+            CONSTRAINTS, {"n_per_class": n_per_class}, f"{cls.__name__}.from_samples"
+        )
+        check_axes(ax, (len(clf.classes_), n_per_class))
         columns = np.repeat(np.arange(len(clf.classes_)), n_per_class)
         y = clf.classes_[columns]
         images = clf.sample(len(y), y=y, random_state=random_state)

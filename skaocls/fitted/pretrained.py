@@ -143,13 +143,12 @@ def published_reader(
     """Return a reader of the images or tokens that a published tokenizer expects."""
     if isinstance(tokenizer, PrecomputedTokenizer):
         return token_reader(owner, tokenizer.grid_)
-    height, width = tokenizer.image_shape_[:2]
-    shape = (height, width, 3)
+    shape = (*tokenizer.image_shape_, 3)[:3]  # published tokenizers expect RGB images
     expected = check_image_shape(image_shape) or shape
     if expected != shape[: len(expected)]:
         raise ValueError(
             f"image_shape={image_shape} does not match {type(tokenizer).__name__}, which encodes "
-            f"images of shape {(height, width)}. One token covers {PIXELS_PER_TOKEN} x "
+            f"images of shape {shape[:2]}. One token covers {PIXELS_PER_TOKEN} x "
             f"{PIXELS_PER_TOKEN} pixels."
         )
     # do not set value_range, because the tokenizer itself checks that values are in [0, 1]
