@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier, PatchTokenizer, QuantileTokenizer
-from skaocls.fitted.class_statistics import log_density_of_rows
+from skaocls.fitted.class_statistics import log_density, log_density_of_images, log_density_of_rows
 
 QUICK = {"max_iter": 1, "n_orders": 2, "tol": 10.0, "random_state": 0}
 
@@ -83,9 +83,9 @@ def test_inverted_and_faded_images_are_outliers_of_normalized_tokens(fitted, dig
         assert auc(fitted, X, strange) >= 0.95
     for same in (16 - X, 0.5 * X):
         np.testing.assert_array_equal(fitted.predict_proba(same), fitted.predict_proba(X))
-    scores = fitted.score_samples(X)
-    one_by_one = [fitted.score_samples(image[None])[0] for image in X[:5]]
-    np.testing.assert_allclose(one_by_one, scores[:5], rtol=1e-12)
+    density = log_density(fitted.model_, fitted.model_.reader.open(X))
+    one_by_one = [log_density(fitted.model_, fitted.model_.reader.open(x[None])) for x in X]
+    np.testing.assert_array_equal(np.concatenate(one_by_one), density)
 
 
 def test_density_of_images_equals_a_sum_of_gaussians(fitted, digits):
@@ -94,16 +94,25 @@ def test_density_of_images_equals_a_sum_of_gaussians(fitted, digits):
     points = fitted.model_.statistics[..., 0].reshape(-1, 2)  # mean and contrast of training images
     weights = np.repeat(fitted.class_prior_, 64) / 64
     contrast = np.median(abs(points[:, 1]))
-    covariance = (
-        np.cov(points.T, aweights=weights, bias=True) * (0.5 * len(points) ** (-1 / 6)) ** 2
-    )
-    covariance += np.diag([1, 1]) * (0.02 * contrast) ** 2
+    bandwidth = 0.5 * len(np.unique(points, axis=0)) ** (-1 / 6)
+    covariance = np.cov(points.T, aweights=weights, bias=True) * bandwidth**2
+    covariance += np.eye(2) * (0.02 * contrast) ** 2
     own = np.stack([X.mean((1, 2)), X.std((1, 2))], axis=1)
     own[4:, 1] *= -1  # polarity
     logs = [multivariate_normal(x, covariance).logpdf(points) + np.log(weights) for x in own]
     expected = logsumexp(logs, axis=1) - multivariate_normal([0, 0], covariance).logpdf([0, 0])
     found = fitted.score_samples(X) - log_p_of_tokens(fitted, X)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_density_of_extreme_images():
+    rng = np.random.RandomState(0)
+    for scale in (1e-30, 1, 1e30):
+        for spread in (0, 1e-9, 1e9):  # of the means, relative to the contrasts
+            training = scale * rng.uniform(1, 2, size=(3, 64, 2, 3))
+            training[:, :, 0] = scale * spread * rng.uniform(1, 2, size=(3, 64, 1))
+            found = log_density_of_images(training, np.ones(3), training[0])
+            assert np.isfinite(found).all() and (found <= 0).all()
 
 
 def coloured(y, rng):

@@ -25,6 +25,7 @@ N_IMAGES = 64  # training images per class, drawn with replacement
 MAX_POINTS = 2048  # largest number of training images in the density
 BANDWIDTH = 0.5  # relative to Scott's rule, which assumes a single peak
 MIN_BANDWIDTH = 0.02  # relative to the typical contrast
+ROUNDING = 1e-10  # relative to the total variance; makes the covariance matrix invertible
 TAIL_POWER = 4  # beyond the training range, the density falls as (1 + distance) ** -TAIL_POWER
 
 
@@ -155,11 +156,15 @@ def log_density_of_images(
     if (training == training[..., :1]).all():  # the channels were normalized together
         training, statistics = training[..., :1], statistics[..., :1]
     points, X = training.reshape(len(weights), -1), statistics.reshape(len(statistics), -1)
-    n_points, n_values = min(len(points), counts.sum()), points.shape[1]
-    bandwidth = BANDWIDTH * n_points ** (-1 / (n_values + 4))
-    covariance = bandwidth**2 * np.cov(points.T, aweights=weights, bias=True).reshape(n_values, -1)
-    covariance += (MIN_BANDWIDTH * contrast) ** 2 * np.eye(n_values)
-    squared = cdist(X, points, "mahalanobis", VI=np.linalg.inv(covariance)) ** 2
+    n_values, n_distinct = points.shape[1], len(np.unique(points, axis=0))
+    bandwidth = BANDWIDTH * n_distinct ** (-1 / (n_values + 4))
+    covariance = bandwidth**2 * np.cov(points.T, aweights=weights, bias=True)
+    least = (MIN_BANDWIDTH * contrast) ** 2 + ROUNDING * np.trace(covariance)
+    covariance += least * np.eye(n_values)
+    whitening = np.linalg.inv(np.linalg.cholesky(covariance))
+    # einsum, because the rounding errors of a matrix product depend on the number of images
+    X, points = (np.einsum("nj,kj->nk", x, whitening) for x in (X, points))
+    squared = cdist(X, points, "sqeuclidean")
     result: np.ndarray = logsumexp(np.log(weights) - squared / 2, axis=1)
     return result
 
