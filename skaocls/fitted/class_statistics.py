@@ -178,7 +178,7 @@ def draw_statistics(
     """
     if model.statistics is None or model.statistics.ndim == 3:
         return None
-    seen = np.flatnonzero(model.class_count)
+    index, seen = rng.randint(N_IMAGES, size=len(columns)), np.flatnonzero(model.class_count)
     columns = np.where(model.class_count[columns] > 0, columns, rng.choice(seen, len(columns)))
-    drawn: np.ndarray = model.statistics[columns, rng.randint(N_IMAGES, size=len(columns))]
+    drawn: np.ndarray = model.statistics[columns, index]
     return drawn
