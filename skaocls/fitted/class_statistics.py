@@ -42,18 +42,18 @@ def learn_statistics(
     `columns` and `weights` contain the class column and the weight of each sample. The entry of a
     class without samples is zero.
     """
-    rng = np.random.RandomState([seed, 3])
+    seen, counts = np.unique(columns, return_counts=True)
+    rows_by_class = np.split(np.argsort(columns, kind="stable"), np.cumsum(counts)[:-1])
     if isinstance(tokenizer, QuantileTokenizer):
         values = batch.values().astype(np.float64)
         ranges = np.zeros((n_classes, 2, values.shape[1]))
-        for k in np.unique(columns):
-            own = values[columns == k]
-            ranges[k] = own.min(0), own.max(0)
+        for k, rows in zip(seen, rows_by_class, strict=True):
+            ranges[k] = values[rows].min(0), values[rows].max(0)
         return ranges
     if batch.reader.image_shape is None or not normalizes(tokenizer):
         return None
-    seen = np.unique(columns)
-    drawn = [rng.choice(len(columns), N_IMAGES, p=share(weights * (columns == k))) for k in seen]
+    rng = np.random.RandomState([seed, 3])
+    drawn = [rng.choice(rows, N_IMAGES, p=share(weights[rows])) for rows in rows_by_class]
     rows, index = np.unique(drawn, return_inverse=True)  # load each image once
     found = statistics_of_images(tokenizer, batch.take(rows))
     found = found[index.reshape(len(seen), N_IMAGES)]
