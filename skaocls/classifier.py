@@ -47,7 +47,13 @@ from skaocls.parameter_objects import (
     validated_weights,
 )
 from skaocls.priors.transformer import Prior
-from skaocls.scoring.aggregation import AGGREGATIONS, joint_log_proba, where_possible
+from skaocls.scoring.aggregation import (
+    AGGREGATIONS,
+    evidence_bound,
+    joint_log_proba,
+    where_possible,
+)
+from skaocls.scoring.bounded import bounded_evidence, score_bounded_until_decided
 from skaocls.scoring.calibration import fit_temperature
 from skaocls.scoring.early_stopping import score_until_decided
 from skaocls.scoring.orders import DRAWN
@@ -136,11 +142,14 @@ default="random"
         ``"views"`` uses a new copy that is slightly shifted, rotated and stretched. ``"random"``
         uses a new random crop of the image for each order, as in the paper. ``"auto"`` selects
         ``"views"`` if training used views and the tokenizer is fast, and ``"center"`` otherwise.
-    aggregation : {"mean_log_likelihood", "mean_posterior", "logsumexp"}, \
+    aggregation : {"mean_log_likelihood", "mean_posterior", "logsumexp", "bounded"} or float, \
 default="mean_log_likelihood"
         Quantity that is averaged over the orders. ``"mean_log_likelihood"`` averages
         log-likelihoods. ``"mean_posterior"`` averages class probabilities. ``"logsumexp"`` averages
-        likelihoods, not their logarithms.
+        likelihoods, not their logarithms. ``"bounded"`` limits how much each place of the image can
+        say about the class, see :mod:`skaocls.scoring.bounded`. A watermark or another small mark
+        then cannot outweigh the rest of the image. A float is the bound in nats. ``"bounded"`` is
+        equivalent to log(2), so a place can at most double or halve the probability of a class.
     temperature : float or "auto", default=1.0
         Number that divides the log-likelihoods. Values above 1 make the predicted probabilities
         less extreme. With ``"auto"``, `fit` holds out `validation_fraction` of the data, and
@@ -154,8 +163,8 @@ default="mean_log_likelihood"
         allowed probability that this class differs from the result of ``"exhaustive"``. ``"auto"``
         is equivalent to 0.001. After an early stop, the probabilities are estimates, and may rank
         the classes behind the leading class differently. Predictions only stop early if
-        ``memory=None`` and ``aggregation="mean_log_likelihood"``. Staged predictions, `transform`
-        and `score_samples` never stop early.
+        ``memory=None``, and if `aggregation` is ``"mean_log_likelihood"``, ``"bounded"`` or a
+        float. Staged predictions, `transform` and `score_samples` never stop early.
     augmentation : int, "auto" or None, default="auto"
         Number of training views per image. The views are the image itself, and copies of it with
         small random shifts, rotations and stretches. ``"auto"`` selects 16 views, or 4 views with
@@ -299,7 +308,7 @@ default="mean_log_likelihood"
         "n_orders": [Interval(Integral, 1, None, closed="left")],
         "order": [StrOptions({*DRAWN, "raster"}), "array-like"],
         "crop": [StrOptions({"auto", "center", "random", "views"})],
-        "aggregation": [StrOptions(set(AGGREGATIONS))],
+        "aggregation": [StrOptions(set(AGGREGATIONS)), Interval(Real, 0, None, closed="neither")],
         "temperature": [
             StrOptions({"auto"}),
             Interval(Real, SMALLEST_TEMPERATURE, None, closed="left"),
@@ -751,8 +760,8 @@ default="mean_log_likelihood"
             columns = ranked[:, 0] if columns is None else columns
             if runner_up:
                 rivals = np.where(columns == ranked[:, 0], ranked[:, 1], ranked[:, 0])
-        options = self._scoring_options()
-        return prediction.explain(model, batch, columns, rivals, self.orders_, options)
+        options, bound = self._scoring_options(), evidence_bound(self.aggregation)
+        return prediction.explain(model, batch, columns, rivals, self.orders_, options, bound)
 
     def sample(
         self,
@@ -895,7 +904,7 @@ default="mean_log_likelihood"
             None if y is None else model.columns(y, len(batch)),
             self.order,
             self.n_orders,
-            self._aggregation() if y is None else None,
+            self._aggregation(bounded=False) if y is None else None,
             check_random_state(random_state),
             options,
             self.device,
@@ -1153,11 +1162,14 @@ default="mean_log_likelihood"
         """Select the temperature that fits the held-out data best."""
         rows, columns, weights = held_out
         results = self._score_batch(model, batch.take(rows))
-        log_likelihood = np.concatenate([result.log_likelihood for result in results])
+        aggregation, bound = self.aggregation, evidence_bound(self.aggregation)
+        parts = [result.log_likelihood for result in results]
+        if bound is not None:  # the sum of the evidence takes the place of a log-likelihood
+            parts = [bounded_evidence(part, bound)[:, None].numpy() for part in parts]
+            aggregation = "mean_log_likelihood"
         log_prior = class_log_prior(self.class_prior, model.class_count)
-        return broadcast(
-            fit_temperature(log_likelihood, columns, log_prior, self.aggregation, weights)
-        )
+        log_likelihood = np.concatenate(parts)
+        return broadcast(fit_temperature(log_likelihood, columns, log_prior, aggregation, weights))
 
     def _set_fitted(self, model, **attributes):
         """Set all fitted attributes in one step, so that an error cannot leave a partial update."""
@@ -1213,16 +1225,23 @@ default="mean_log_likelihood"
     def _score_batch(self, model, batch, stopping=None):
         """Score the images in small batches, and yield one ScoringResult per batch."""
         orders = model.orders(self.order, self.n_orders)
-        options = self._scoring_options(stopping=stopping, cache=open_cache(self.memory))
+        options = self._scoring_options(
+            stopping=stopping,
+            cache=open_cache(self.memory),
+            per_token=evidence_bound(self.aggregation) is not None,
+        )
         return prediction.score_batches(model, batch, orders, options, verbose=self.verbose)
 
     def _early_stopping_rule(self):
         """Return the function for scoring with early stopping, or None for exhaustive scoring."""
-        by_mean = self.aggregation == "mean_log_likelihood"
+        bound, score = evidence_bound(self.aggregation), score_until_decided
+        by_mean = self.aggregation == "mean_log_likelihood" or bound is not None
         if self.search == "exhaustive" or not by_mean or self.memory is not None:
             return None
+        if bound is not None:
+            score = partial(score_bounded_until_decided, bound=bound)
         return partial(
-            score_until_decided,
+            score,
             # multiply by the temperature, because the log-likelihoods are not divided by it
             class_log_prior=self.temperature_ * self.class_log_prior_,
             error=STOPPING_ERROR if self.search == "auto" else self.search,
@@ -1265,10 +1284,16 @@ default="mean_log_likelihood"
         ]
         return np.concatenate(parts)
 
-    def _aggregation(self):
-        """Return the function that converts log-likelihoods to log p(image, class)."""
+    def _aggregation(self, bounded=True):
+        """Return the function that converts log-likelihoods to log p(image, class).
+
+        If `bounded` is False and the evidence has a bound, the function uses no bound.
+        """
         temperature, log_prior = self.temperature_, self.class_log_prior_
-        return lambda ll: joint_log_proba(ll / temperature, log_prior, self.aggregation)
+        aggregation = self.aggregation
+        if not bounded and evidence_bound(aggregation) is not None:
+            aggregation = "mean_log_likelihood"
+        return lambda ll: joint_log_proba(ll, log_prior, aggregation, temperature)
 
     def _log_posterior(self, joint):
         possible = torch.from_numpy(where_possible(joint, self.class_log_prior_))
@@ -1278,10 +1303,12 @@ default="mean_log_likelihood"
         return self.classes_[where_possible(joint, self.class_log_prior_).argmax(axis=1)]
 
     def _staged_joint_log_proba(self, X):
-        parts, aggregate = self._log_likelihoods(X), self._aggregation()
-        ll = np.concatenate(list(parts))
-        for k in range(1, ll.shape[1] + 1):
-            yield aggregate(ll[:, :k])
+        aggregate = self._aggregation()
+        stages = [
+            [aggregate(ll[:, :k]) for k in range(1, ll.shape[1] + 1)]
+            for ll in self._log_likelihoods(X)
+        ]
+        yield from map(np.concatenate, zip(*stages, strict=True))
 
     def _state_to_save(self):
         """Return the parameters without folders on this machine, and the training history."""

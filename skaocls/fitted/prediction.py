@@ -19,6 +19,7 @@ from skaocls.fitted.tokenization import encode_for_orders, tokens_of_pixels
 from skaocls.hashing import HashError, hash_object
 from skaocls.images.batch import Batch
 from skaocls.progress import progress
+from skaocls.scoring.bounded import token_evidence
 from skaocls.scoring.evidence import Evidence, token_log_likelihoods
 from skaocls.scoring.exhaustive import ScoringResult, lanes_at_once, scoring_dtype
 from skaocls.scoring.exhaustive import log_likelihoods as score_exhaustively
@@ -39,10 +40,11 @@ class ScoringOptions:
     ``stopping(prior, codes, orders, labels, dtype=dtype)`` is a function that scores with early
     stopping, and returns a `ScoringResult`. If `stopping` is None, or if the model has several
     priors, every class is scored in every order. `cache` stores the log-likelihoods of exhaustive
-    scoring.
+    scoring. If `per_token` is True, results contain the log-likelihoods of single tokens.
     """
 
     crop: str = "auto"
+    per_token: bool = False
     stopping: Stopping | None = None
     device: str | torch.device = "auto"
     precision: str = "auto"
@@ -162,10 +164,11 @@ def log_likelihoods(
     """Compute log p(tokens | class, order) for all classes and orders.
 
     Each class is scored by its own prior. `codes` have the shape (n_images, n_tokens) or (n_images,
-    n_orders, n_tokens). The result has the shape (n_images, n_orders, n_classes).
+    n_orders, n_tokens). For the shape of the result, see :func:`skaocls.scoring.exhaustive`.
     """
     columns = np.arange(len(model.classes))
-    ll = np.empty((len(codes), len(orders), len(columns)))
+    shape = (len(codes), *(orders.shape if options.per_token else orders.shape[:1]), len(columns))
+    ll = np.empty(shape, np.float32 if options.per_token else np.float64)
     for prior, where in model.by_prior(columns, resolve_device(options.device)):
         score = partial(score_exhaustively, prior)
         if options.cache is not None:
@@ -176,7 +179,10 @@ def log_likelihoods(
             else:
                 score = partial(cached_log_likelihoods, options.cache, prior, prior_hash)
         dtype = scoring_dtype(prior, options.precision)
-        ll[:, :, where] = score(codes, orders, labels=model.rows[where], dtype=dtype)
+        labels = model.rows[where]
+        ll[..., where] = score(
+            codes, orders, labels=labels, dtype=dtype, per_token=options.per_token
+        )
     return ll
 
 
@@ -204,12 +210,14 @@ def explain(
     rival_columns: np.ndarray | None,
     orders: np.ndarray,
     options: ScoringOptions = DEFAULT_OPTIONS,
+    bound: float | None = None,
 ) -> Evidence:
     """Compute how much each token supports a class over a rival class.
 
     For each image, `columns` contains the column of the class, and `rival_columns` contains the
     column of the rival. If `rival_columns` is None, the rival is the null class, which models
-    log p(tokens). If X contains images, the result also has evidence maps.
+    log p(tokens). If X contains images, the result also has evidence maps. With a `bound`, the
+    evidence is the bounded evidence.
     """
     n_workers, size = joblib.effective_n_jobs(options.n_jobs), images_per_batch(model)
     pieces = split_work(len(batch), 1, n_workers, batch_size=size, keep_batches=n_workers == 1)
@@ -217,7 +225,7 @@ def explain(
     def arguments(piece: Piece) -> tuple[object, ...]:
         rows = piece.images
         rivals = None if rival_columns is None else rival_columns[rows]
-        return batch.take(rows).read(), columns[rows], rivals, orders, options
+        return batch.take(rows).read(), columns[rows], rivals, orders, options, bound
 
     parts = list(map_pieces(explain_piece, model, pieces, arguments, options.n_jobs))
     tokens, error = (np.concatenate(values) for values in zip(*parts))
@@ -235,9 +243,12 @@ def explain_piece(
     rival_columns: np.ndarray | None,
     orders: np.ndarray,
     options: ScoringOptions,
+    bound: float | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the evidence of each token, averaged over orders, and its standard error."""
     codes = encode_part(model, batch, slice(0, len(batch)), len(orders), options.crop)
+    if bound is not None:
+        return explain_bounded(model, codes, columns, rival_columns, orders, options, bound)
 
     def log_prob(columns: np.ndarray, null_class: bool = False) -> np.ndarray:
         out = np.empty((len(codes), *orders.shape))
@@ -251,8 +262,41 @@ def explain_piece(
 
     rival = log_prob(columns, True) if rival_columns is None else log_prob(rival_columns)
     ratio = log_prob(columns) - rival
-    ratio = ratio.reshape(*ratio.shape[:2], *model.prior.grid)
-    error = np.full_like(ratio[:, 0], np.nan)
-    if len(orders) > 1:
-        error = ratio.std(1, ddof=1) / len(orders) ** 0.5
-    return ratio.mean(1), error
+    grid = (len(codes), *model.prior.grid)
+    return ratio.mean(1).reshape(grid), standard_error(ratio).reshape(grid)
+
+
+def explain_bounded(
+    model: FittedModel,
+    codes: np.ndarray,
+    columns: np.ndarray,
+    rival_columns: np.ndarray | None,
+    orders: np.ndarray,
+    options: ScoringOptions,
+    bound: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounded evidence of each token, and the standard error before the bound.
+
+    If `rival_columns` is None, the evidence is relative to the mean of all classes.
+    """
+    ll = log_likelihoods(model, codes, orders, replace(options, per_token=True, cache=None))
+    evidence, rows = token_evidence(ll).numpy(), np.arange(len(codes))
+
+    def of(columns: np.ndarray) -> np.ndarray:
+        own: np.ndarray = evidence[rows, :, :, columns]
+        return own
+
+    mean, per_order = of(columns).mean(1).clip(-bound, bound), of(columns)
+    if rival_columns is not None:
+        mean = mean - of(rival_columns).mean(1).clip(-bound, bound)
+        per_order = per_order - of(rival_columns)
+    grid = (len(codes), *model.prior.grid)
+    return mean.reshape(grid), standard_error(per_order).reshape(grid)
+
+
+def standard_error(values: np.ndarray) -> np.ndarray:
+    """Return the standard error of the mean over the orders (axis 1); NaN for a single order."""
+    if values.shape[1] == 1:
+        return np.full_like(values[:, 0], np.nan)
+    error: np.ndarray = values.std(1, ddof=1) / values.shape[1] ** 0.5
+    return error

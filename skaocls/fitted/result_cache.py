@@ -179,6 +179,7 @@ def cached_log_likelihoods(
     labels: np.ndarray,
     *,
     dtype: torch.dtype,
+    per_token: bool = False,
 ) -> np.ndarray:
     """Call :func:`skaocls.scoring.exhaustive.log_likelihoods` for each order; cache each result.
 
@@ -187,7 +188,9 @@ def cached_log_likelihoods(
     parts = []
     for k, order in enumerate(orders):
         tokens = codes if codes.ndim == 2 else codes[:, k]
-        key = hash_object(prior_hash, tokens, order, labels, str(dtype))
-        compute = partial(log_likelihoods, prior, tokens, order[None], labels, dtype=dtype)
+        key = hash_object(prior_hash, tokens, order, labels, str(dtype), per_token)
+        compute = partial(
+            log_likelihoods, prior, tokens, order[None], labels, dtype=dtype, per_token=per_token
+        )
         parts.append(cache.get_or_compute(key, compute))
     return np.concatenate(parts, axis=1)

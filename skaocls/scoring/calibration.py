@@ -44,9 +44,9 @@ def fit_temperature(
     n, rows = weights.sum(), np.arange(len(columns))
 
     def loss(log_temperature: float) -> float:
-        tempered = log_likelihood / np.exp(log_temperature)
-        joint = torch.from_numpy(joint_log_proba(tempered, class_log_prior, aggregation))
-        log_proba = joint.log_softmax(1).numpy()
+        temperature = np.exp(log_temperature)
+        joint = joint_log_proba(log_likelihood, class_log_prior, aggregation, temperature)
+        log_proba = torch.from_numpy(joint).log_softmax(1).numpy()
         own = log_proba[rows, columns].copy()
         log_proba[rows, columns] = -np.inf
         runner_up = log_proba.max(1)

@@ -177,9 +177,10 @@ class Engine:
         return x, kept
 
     def score(self, pairs: Pairs, lanes: int) -> Tensor:
-        """Return float64 log p(tokens | class) of all classes, with shape (n_pairs, n_classes).
+        """Return log p(token | previous tokens, class) of all classes and tokens, as float32.
 
-        For each pair, at most `lanes` classes are scored together.
+        The shape is (n_pairs, n_tokens, n_classes). For each pair, at most `lanes` classes are
+        scored together.
         """
         n_pairs, width = len(pairs.targets), tile_shape(lanes, self.n_classes)[1]
         device = pairs.targets.device
@@ -190,8 +191,8 @@ class Engine:
             label = torch.arange(start, start + width, device=device)
             label = label.clamp_(max=self.n_classes - 1).repeat(n_pairs)
             log_prob, _ = read(pairs, pair, label, 0, self.n_tokens)
-            parts.append(log_prob.double().sum(1).view(n_pairs, width))
-        return torch.cat(parts, 1)[:, : self.n_classes]
+            parts.append(log_prob.view(n_pairs, width, self.n_tokens).transpose(1, 2))
+        return torch.cat(parts, 2)[..., : self.n_classes]
 
     def cache_bytes(self, n_tokens: int) -> int:
         """Return the size in bytes of the cache of one lane after `n_tokens` tokens."""

@@ -35,7 +35,7 @@ _bfloat16_safe: WeakKeyDictionary[Prior, tuple[object, bool]] = WeakKeyDictionar
 class ScoringResult(NamedTuple):
     """The result of scoring images under each class in each order.
 
-    `log_likelihood` (n_images, n_orders, n_classes) is float64 and in nats. If early stopping is
+    `log_likelihood` is the result of :func:`log_likelihoods`. If early stopping is
     used, some of these values are estimates. `evaluations` (n_images,) is the number of tokens that
     the transformer processed for each image, summed over all orders and classes.
     """
@@ -52,6 +52,7 @@ def log_likelihoods(
     labels: np.ndarray,
     *,
     dtype: torch.dtype = torch.float32,
+    per_token: bool = False,
 ) -> np.ndarray:
     """Compute log p(tokens | class, order) in nats.
 
@@ -60,6 +61,10 @@ def log_likelihoods(
     n_tokens), each order uses its own view. `orders` has shape (n_orders, n_tokens). `labels` are
     row indices of the class table. `dtype` is the type of the matrix products. The residual stream
     and the log-softmax are always in float32. Sums over tokens are always in float64.
+
+    If `per_token` is True, the result contains log p(token | previous tokens, class) of each token
+    instead of the sum over the tokens. It is float32 and has shape (n_images, n_orders, n_tokens,
+    n_classes). The tokens are in raster order.
     """
     prior.eval()
     device = prior.device
@@ -69,7 +74,9 @@ def log_likelihoods(
     engine = make_engine(prior, torch.as_tensor(labels, device=device), dtype, compiled)
     all_codes = torch.as_tensor(codes, dtype=torch.long, device=device)
     all_orders = torch.as_tensor(orders, dtype=torch.long, device=device)
-    out = torch.empty(len(codes) * n_orders, n_classes, dtype=torch.float64, device=device)
+    shape = (prior.n_tokens, n_classes) if per_token else (n_classes,)
+    kind = torch.float32 if per_token else torch.float64
+    out = torch.empty(len(codes) * n_orders, *shape, dtype=kind, device=device)
     lanes = lanes_at_once(prior)
     start = 0
     while start < len(out):
@@ -79,13 +86,18 @@ def log_likelihoods(
             image, order = pair // n_orders, pair % n_orders
             tokens = all_codes[image] if all_codes.ndim == 2 else all_codes[image, order]
             ll = engine.score(engine.pairs(tokens, all_orders[order]), lanes)
+            if per_token:
+                step = all_orders[order][..., None].expand_as(ll)
+                ll = torch.empty_like(ll).scatter_(1, step, ll)
+            else:
+                ll = ll.sum(1, dtype=torch.float64)
             out[start : start + n_pairs] = ll[: len(out) - start]
             start += n_pairs
         except torch.OutOfMemoryError:
             if lanes == 1:
                 raise
             lanes //= 2
-    return check_not_nan(out).view(len(codes), n_orders, n_classes).cpu().numpy()
+    return check_not_nan(out).view(len(codes), n_orders, *shape).cpu().numpy()
 
 
 def check_not_nan(log_likelihood: torch.Tensor) -> torch.Tensor:

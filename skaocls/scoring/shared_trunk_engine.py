@@ -139,15 +139,15 @@ class HeadEngine:
         return log_prob, []
 
     def score(self, pairs: HeadPairs, lanes: int) -> Tensor:
-        """Return float64 log p(tokens | class) of all classes, with shape (n_pairs, n_classes)."""
+        """Return log p(token | previous tokens, class), see :meth:`.engine.Engine.score`."""
         width = self._block_width()
         label = torch.arange(-(-self.n_classes // width) * width, device=pairs.u.device)
         label = label.clamp_(max=self.n_classes - 1)[None]
         parts = [
-            self._log_prob(HeadPairs(*part), label).sum(1, dtype=torch.float64)
+            self._log_prob(HeadPairs(*part), label)
             for part in zip(*(a.split(self._pairs_per_block()) for a in pairs), strict=True)
         ]
-        return torch.cat(parts)[:, : self.n_classes]
+        return torch.cat(parts)[..., : self.n_classes]
 
     def _pairs_per_block(self) -> int:
         n_rows = ROWS_PER_BLOCK_CUDA if self.output.is_cuda else ROWS_PER_BLOCK
