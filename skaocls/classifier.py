@@ -149,7 +149,7 @@ default="mean_log_likelihood"
         likelihoods, not their logarithms. ``"bounded"`` limits how much each place of the image can
         say about the class, see :mod:`skaocls.scoring.bounded`. A watermark or another small mark
         then cannot outweigh the rest of the image. A float is the bound in nats. ``"bounded"`` is
-        equivalent to log(2), so a place can at most double or halve the probability of a class.
+        equivalent to ``sqrt(8 / n_tokens)``.
     temperature : float or "auto", default=1.0
         Number that divides the log-likelihoods. Values above 1 make the predicted probabilities
         less extreme. With ``"auto"``, `fit` holds out `validation_fraction` of the data, and
@@ -760,7 +760,8 @@ default="mean_log_likelihood"
             columns = ranked[:, 0] if columns is None else columns
             if runner_up:
                 rivals = np.where(columns == ranked[:, 0], ranked[:, 1], ranked[:, 0])
-        options, bound = self._scoring_options(), evidence_bound(self.aggregation)
+        options, bound = self._scoring_options(), self._bound()
+        return prediction.explain(model, batch, columns, rivals, self.orders_, options, bound)
         return prediction.explain(model, batch, columns, rivals, self.orders_, options, bound)
 
     def sample(
@@ -1162,7 +1163,10 @@ default="mean_log_likelihood"
         """Select the temperature that fits the held-out data best."""
         rows, columns, weights = held_out
         results = self._score_batch(model, batch.take(rows))
-        aggregation, bound = self.aggregation, evidence_bound(self.aggregation)
+        aggregation, bound = (
+            self.aggregation,
+            evidence_bound(self.aggregation, model.prior.n_tokens),
+        )
         parts = [result.log_likelihood for result in results]
         if bound is not None:  # the sum of the evidence takes the place of a log-likelihood
             parts = [bounded_evidence(part, bound)[:, None].numpy() for part in parts]
@@ -1218,6 +1222,10 @@ default="mean_log_likelihood"
         resolve_device(self.device)
         return self.model_
 
+    def _bound(self):
+        """Return the bound of the evidence in nats, or None without a bound."""
+        return evidence_bound(self.aggregation, self.prior_.n_tokens)
+
     def _scoring_options(self, **options):
         parameters = {k: getattr(self, k) for k in ("crop", "device", "precision", "n_jobs")}
         return prediction.ScoringOptions(**parameters, **options)
@@ -1228,13 +1236,13 @@ default="mean_log_likelihood"
         options = self._scoring_options(
             stopping=stopping,
             cache=open_cache(self.memory),
-            per_token=evidence_bound(self.aggregation) is not None,
+            per_token=evidence_bound(self.aggregation, model.prior.n_tokens) is not None,
         )
         return prediction.score_batches(model, batch, orders, options, verbose=self.verbose)
 
     def _early_stopping_rule(self):
         """Return the function for scoring with early stopping, or None for exhaustive scoring."""
-        bound, score = evidence_bound(self.aggregation), score_until_decided
+        bound, score = self._bound(), score_until_decided
         by_mean = self.aggregation == "mean_log_likelihood" or bound is not None
         if self.search == "exhaustive" or not by_mean or self.memory is not None:
             return None
@@ -1291,7 +1299,7 @@ default="mean_log_likelihood"
         """
         temperature, log_prior = self.temperature_, self.class_log_prior_
         aggregation = self.aggregation
-        if not bounded and evidence_bound(aggregation) is not None:
+        if not bounded and self._bound() is not None:
             aggregation = "mean_log_likelihood"
         return lambda ll: joint_log_proba(ll, log_prior, aggregation, temperature)
 

@@ -70,7 +70,7 @@ def test_learns_digits(fitted, digits):
     assert fitted.n_iter_ == len(fitted.loss_curve_) == 20
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", [name for name in AGGREGATIONS if name != "bounded"])
 def test_predictions_equal_brute_force(fitted, digits, aggregation):
     X, clf = digits[2][:3], copy_of(fitted, aggregation=aggregation)
     codes = clf.tokenizer_.transform(X).reshape(3, -1)

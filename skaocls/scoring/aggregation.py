@@ -5,16 +5,16 @@ from numbers import Real
 import numpy as np
 import torch
 
-from skaocls.scoring.bounded import BOUND, bounded_evidence
+from skaocls.scoring.bounded import bounded_evidence, default_bound
 
 AGGREGATIONS = ("mean_log_likelihood", "mean_posterior", "logsumexp", "bounded")
 
 
-def evidence_bound(aggregation: str | float) -> float | None:
+def evidence_bound(aggregation: str | float, n_tokens: int) -> float | None:
     """Return the bound of the evidence in nats, or None if `aggregation` has no bound."""
     if isinstance(aggregation, Real):
         return float(aggregation)
-    return BOUND if aggregation == "bounded" else None
+    return default_bound(n_tokens) if aggregation == "bounded" else None
 
 
 def joint_log_proba(
@@ -41,7 +41,7 @@ def joint_log_proba(
     logarithm of this posterior plus log p(image), as estimated by ``"mean_log_likelihood"``. In
     this case, `log_likelihood` has shape (n_images, n_orders, n_tokens, n_classes).
     """
-    bound = evidence_bound(aggregation)
+    bound = evidence_bound(aggregation, log_likelihood.shape[2])
     if bound is not None:
         evidence = bounded_evidence(log_likelihood, bound).numpy()
         log_posterior = torch.from_numpy(evidence / temperature + class_log_prior).log_softmax(1)

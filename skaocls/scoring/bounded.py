@@ -22,9 +22,6 @@ from torch import Tensor
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.exhaustive import ScoringResult, lanes_at_once, log_likelihoods
 
-# Default bound in nats: a place makes a class at most twice as likely as the mean of the classes,
-# and at least half as likely (benchmarks/quality/bounded.py)
-BOUND = float(np.log(2))
 MIN_ORDERS, STEP = 4, 2  # early stopping compares the classes after 4, 6, 8, ... orders
 IMPOSSIBLE = -1e9  # evidence of a token that is impossible under one class, instead of -inf
 MIN_LOG_PRIOR = -1e9  # instead of the -inf of a class with prior probability 0
@@ -53,6 +50,14 @@ def mean_evidence(log_likelihood: np.ndarray) -> Tensor:
     for k in range(log_likelihood.shape[1]):
         total += token_evidence(log_likelihood[:, k]).where(scored[:, k], 0)
     return total / scored.sum(1)
+
+
+def default_bound(n_tokens: int) -> float:
+    """Return the bound in nats of ``aggregation="bounded"``: 0.71 for 16 tokens, 0.18 for 256.
+
+    With more tokens, each token has less evidence, and a mark covers more tokens.
+    """
+    return float(np.sqrt(8 / n_tokens))  # benchmarks/quality/bounded.py
 
 
 def bounded_evidence(log_likelihood: np.ndarray, bound: float) -> Tensor:
@@ -91,7 +96,8 @@ def score_bounded_until_decided(
         ll[rows, start:stop] = log_likelihoods(
             prior, tokens, new, labels, dtype=dtype, per_token=True
         )
-        for k in range(max(start + STEP, MIN_ORDERS), stop + STEP, STEP):
+        first, last = max(start + STEP, MIN_ORDERS), max(stop, MIN_ORDERS)
+        for k in range(first, last + STEP, STEP):
             k = min(k, n_orders)
             decided = is_decided(ll[rows, :k], log_prior, bound, error, n_orders)
             ll[rows[decided], k:] = np.nan
