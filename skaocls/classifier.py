@@ -23,12 +23,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from skaocls.attribute_alias import read_from
 from skaocls.devices import resolve_device
-from skaocls.distributed import broadcast, collective_call, run_on_main
+from skaocls.distributed import broadcast, collective_call, is_main, run_on_main
 from skaocls.fitted import generation, prediction, saving
 from skaocls.fitted.class_statistics import log_density
 from skaocls.fitted.fit import extend_model, fit_model
 from skaocls.fitted.initial_prior import is_new, new_prior_sizes, resolve_prior
 from skaocls.fitted.labels import class_log_prior, known_classes, read_labels
+from skaocls.fitted.place_evidence import deciding_places, describe
 from skaocls.fitted.pretrained import (
     load_pretrained_model,
     only_classes,
@@ -47,6 +48,7 @@ from skaocls.parameter_objects import (
     validated_weights,
 )
 from skaocls.priors.transformer import Prior
+from skaocls.progress import say
 from skaocls.scoring.aggregation import (
     AGGREGATIONS,
     evidence_bound,
@@ -267,6 +269,12 @@ default="mean_log_likelihood"
     choices_ : dict of str to object
         Values that `fit` chose for parameters set to ``"auto"``: `max_iter`, `batch_size`,
         `learning_rate_init`, `prior` (its sizes) and `tokenizer` (its parameters).
+    place_evidence_ : ndarray of shape (n_classes, n_rows, n_cols)
+        Mean evidence of each token of the grid for each class in training images, in nats: the
+        log-likelihood of the token under the class, minus the mean under up to nine other classes.
+        If one place decides a class, it may be a watermark or another mark. With ``verbose=1``,
+        `fit` reports such places. Classes without images in the last `fit` or `partial_fit` are
+        NaN. `save_pretrained` does not save this attribute.
     n_features_in_ : int
         Number of columns if X is 2-D, and number of values in one image otherwise.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -1131,7 +1139,7 @@ default="mean_log_likelihood"
     def _finish_fit(self, result, batch, skipped):
         """Store the result of training, and warn if the training has not converged."""
         hold_errors()  # also if the result comes from the cache
-        model, histories, held_out, checkpoints = result
+        model, histories, evidence, held_out, checkpoints = result
         scores = [score for history in histories for score in history.validation_curve]
         n_iter = max(history.n_iter for history in histories)
         temperature = None
@@ -1146,7 +1154,12 @@ default="mean_log_likelihood"
             n_iter_=n_iter,
             best_iter_=max(history.best_iter for history in histories),
             choices_=histories[0].settings | model.chosen_sizes(),
+            place_evidence_=evidence,
         )
+        places = deciding_places(evidence) if model.reader.image_shape is not None else {}
+        if places and is_main():
+            names = model.classes if model.class_names is None else model.class_names
+            say(self.verbose, describe(places, names, model.prior.grid))
         if checkpoints is not None:
             checkpoints.clear()
         # for tables, max_iter="auto" ends training before convergence, to avoid overfitting
@@ -1163,10 +1176,8 @@ default="mean_log_likelihood"
         """Select the temperature that fits the held-out data best."""
         rows, columns, weights = held_out
         results = self._score_batch(model, batch.take(rows))
-        aggregation, bound = (
-            self.aggregation,
-            evidence_bound(self.aggregation, model.prior.n_tokens),
-        )
+        aggregation = self.aggregation
+        bound = evidence_bound(aggregation, model.prior.n_tokens)
         parts = [result.log_likelihood for result in results]
         if bound is not None:  # the sum of the evidence takes the place of a log-likelihood
             parts = [bounded_evidence(part, bound)[:, None].numpy() for part in parts]

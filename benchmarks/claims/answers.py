@@ -3,13 +3,13 @@
 import numpy as np
 from scipy import stats
 
-from .contestants import DISCRIMINATIVE
+from .contestants import BOUNDED, DISCRIMINATIVE
 from .measures import TABLE_ORDERS, TABLE_TIMESTEPS, relative_drop
 
 OURS, RASTER, DIFFUSION, MASKED = "any-order AR", "raster AR", "diffusion", "masked"
 SHARED, DEFAULTS = "shared trunk", "our defaults"
 ANY_ORDER = (OURS, SHARED, DEFAULTS)
-CLAIM_SUFFIX = {OURS: "", DEFAULTS: ", defaults"}
+CLAIM_SUFFIX = {OURS: "", DEFAULTS: ", defaults", BOUNDED: ", bounded"}
 DESCRIPTION = {OURS: "our method", DEFAULTS: DEFAULTS}
 CONFIDENCE = 0.95
 SATURATED = 0.995  # at this accuracy or above, no gain is expected
@@ -227,10 +227,10 @@ def answers(results):
     for kind in results.kinds:
         accuracies = {
             name: shortcut(results, kind, name, "conflicting")
-            for name in (OURS, DEFAULTS, *DISCRIMINATIVE)
+            for name in (*CLAIM_SUFFIX, *DISCRIMINATIVE)
             if results.find("shortcut", kind=kind, contestant=name)
         }
-        ours = {name: accuracies.pop(name) for name in (OURS, DEFAULTS) if name in accuracies}
+        ours = {name: accuracies.pop(name) for name in CLAIM_SUFFIX if name in accuracies}
         rival = max(accuracies, key=lambda name: accuracies[name].mean())
         meaning = f"accuracy on images with the mark of another class minus accuracy of {rival}"
         for name, accuracy in ours.items():

@@ -43,6 +43,7 @@ CLAIMS = {
     "shifts, defaults": "More robust to distribution shift, with our defaults",
     "shortcuts": "More robust to shortcuts",
     "shortcuts, defaults": "More robust to shortcuts, with our defaults",
+    "shortcuts, bounded": "More robust to shortcuts, with bounded evidence",
 }
 OTHERS = [name for name in (*GENERATIVE, *DISCRIMINATIVE) if name != DEFAULTS]
 COLOURS = {name: f"C{i}" for i, name in enumerate(OTHERS)} | {DEFAULTS: "black"}

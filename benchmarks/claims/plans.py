@@ -1,5 +1,7 @@
 """The jobs of a run, and the settings of each contestant that tuning chose."""
 
+from .contestants import BOUNDED
+
 SEEDS = (0, 1, 2)
 VIEWS = {"digits": 16, "glyphs": 4, "textures": 4}  # for scikit-learn; more take SVC minutes
 LONGER = {"batch_size": 32, "max_iter": 120}
@@ -111,8 +113,9 @@ def jobs(experiment, params_of, seeds, **options):
 
 
 def shortcut_jobs(params_of, seeds, **options):
-    """Return jobs on digits, without the shared trunk."""
+    """Return jobs on digits, without the shared trunk, and with bounded evidence."""
     contestants = {k: v for k, v in params_of["digits"].items() if k != "shared trunk"}
+    contestants[BOUNDED] = contestants["our defaults"]
     digits = {"digits": contestants}
     return [
         job

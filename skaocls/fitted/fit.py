@@ -15,6 +15,8 @@ from skaocls.distributed import check_same_on_ranks, is_main, run_on_main, world
 from skaocls.fitted.class_statistics import learn_statistics, merge_statistics
 from skaocls.fitted.initial_prior import initial_prior, start_finetuning
 from skaocls.fitted.model import FittedModel
+from skaocls.fitted.place_evidence import place_evidence
+from skaocls.fitted.prediction import ScoringOptions
 from skaocls.fitted.pretrained import check_match
 from skaocls.fitted.result_cache import ResultCache, prior_weights
 from skaocls.fitted.tokenization import (
@@ -54,6 +56,7 @@ class FitResult(NamedTuple):
 
     model: FittedModel
     histories: list[History]  # one history for each prior that was trained
+    place_evidence: np.ndarray  # see fitted/place_evidence.py
     held_out: HeldOut | None = None
     checkpoints: Checkpoints | None = None  # to be cleared after the caller has stored the result
 
@@ -74,6 +77,7 @@ class Training(NamedTuple):
 
     model_fields: dict[str, Any]
     history: History
+    place_evidence: np.ndarray
     held_out: HeldOut | None
 
     def is_complete(self) -> bool:
@@ -149,7 +153,8 @@ def fit_model(
     count = np.bincount(columns, weights, minlength=len(classes))
     model = FittedModel(reader=reader, classes=classes, class_count=count, **training.model_fields)
     completed = checkpoints if training.is_complete() else None
-    return FitResult(model, [training.history], training.held_out, completed)
+    evidence = training.place_evidence
+    return FitResult(model, [training.history], evidence, training.held_out, completed)
 
 
 def train_new_model(
@@ -198,7 +203,10 @@ def train_new_model(
         "statistics": statistics,
     }
     held_out = None if rest is None else HeldOut(rest, columns[rest], weights[rest])
-    return Training(model_fields, history, held_out)
+    count = np.ones(len(classes))
+    model = FittedModel(reader=batch.reader, classes=classes, class_count=count, **model_fields)
+    evidence = place_evidence(model, codes, columns, scoring_options(config))
+    return Training(model_fields, history, evidence, held_out)
 
 
 @own_torch_state(grad=True)
@@ -266,7 +274,8 @@ def extend_model(
         class_count=model.class_count + count,
         statistics=merge_statistics(model.statistics, statistics, model.class_count, count, seed),
     )
-    return FitResult(extended, histories)
+    evidence = place_evidence(extended, codes, columns, scoring_options(config))
+    return FitResult(extended, histories, evidence)
 
 
 def train_known_classes(
@@ -361,6 +370,10 @@ def train_classes(
     merge_finetuning(prior)
     history.settings = settings
     return history, held_out
+
+
+def scoring_options(config: TrainingConfig) -> ScoringOptions:
+    return ScoringOptions(device=config.device, precision=config.precision, per_token=True)
 
 
 def config_for(
