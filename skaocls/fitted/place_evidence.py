@@ -15,8 +15,8 @@ from skaocls.images.lazy import ArrayOrLazy, first_views, in_memory
 N_ORDERS, MAX_IMAGES, MAX_IMAGES_PER_CLASS = 4, 400, 20
 CLASSES_AT_ONCE = 10  # classes that are compared with each other
 # Places are reported if the ratio is at least SURE for one class. Then all classes are reported
-# with a ratio of at least LIKELY.
-SURE, LIKELY = 2.0, 1.5
+# with a ratio of at least LIKELY. Places with less than MIN_EVIDENCE nats are ignored.
+SURE, LIKELY, MIN_EVIDENCE = 2.0, 1.5, 1.0
 MAX_NAMED = 12  # classes in one message
 
 
@@ -58,7 +58,7 @@ def deciding_places(evidence: np.ndarray) -> dict[int, tuple[int, int]]:
         return {}
     flat = np.nan_to_num(evidence.reshape(len(evidence), -1))
     top = np.sort(flat, 1)[:, ::-1]
-    ratio = np.where(top[:, 0] > 0, top[:, 0] / np.maximum(top[:, 2], 1e-9), 0)
+    ratio = np.where(top[:, 0] >= MIN_EVIDENCE, top[:, 0] / np.maximum(top[:, 2], 1e-9), 0)
     if ratio.max() < SURE:
         return {}
     places = zip(*np.unravel_index(flat.argmax(1), evidence.shape[1:]))
