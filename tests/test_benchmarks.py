@@ -25,6 +25,7 @@ TINY = json.dumps({"max_iter": 1, "prior": {"dim": 32, "n_layer": 1, "n_head": 2
 OUT = "OUT"  # stands for a temporary folder
 RUNS = {
     "claims.__main__": ["--short", "--jobs", "1", "--fonts", FONTS],
+    "quality.bounded": ["--only", "digits", "--short"],
     "quality.codebooks": ["--tasks", "digits", "--seeds", "1"],
     "quality.digits": ["--seeds", "0", "--params", TINY],
     "quality.finetuning": ["--characters", "--old", "3", "--new", "2", "--per-class", "8"]

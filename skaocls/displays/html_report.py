@@ -18,6 +18,7 @@ from skaocls.displays.order_curve import OrderCurveDisplay
 from skaocls.displays.reconstructions import ReconstructionDisplay
 from skaocls.files import check_writable, write_all
 from skaocls.fitted.labels import class_columns
+from skaocls.fitted.place_evidence import deciding_places, describe
 from skaocls.scoring.calibration import expected_calibration_error
 from skaocls.version import __version__
 
@@ -165,6 +166,16 @@ def image_sections(clf, batch, y, proba):
             f"red is evidence against the class. True classes, from top to bottom: {labels}.",
             EvidenceDisplay.from_estimator(clf, batch.take(confident)).figure_,
         )
+    if hasattr(clf, "place_evidence_"):  # loaded classifiers do not have it
+        text = (
+            "Mean evidence of each place for each class in training images. Blue is evidence for "
+            "the class. If one place has most of the evidence, it may be a watermark. "
+        )
+        found = deciding_places(clf.place_evidence_)
+        if found:
+            names = getattr(clf, "class_names_", clf.classes_)
+            text += describe(found, names, clf.place_evidence_.shape[1:])
+        yield section("Places of the evidence", text, plot_places(clf))
     if not hasattr(clf.tokenizer_, "inverse_transform"):
         return
     sampled = np.repeat(clf.classes_[:MAX_SAMPLED_CLASSES], SAMPLES_PER_CLASS)
@@ -204,6 +215,25 @@ def key_figures(clf, y, staged, proba, baselines):
     figures["Test samples"] = str(len(y))
     figures["Classes"] = str(len(clf.classes_))
     return html_items(figures, "<div><dt>{}</dt><dd>{}</dd></div>")
+
+
+def plot_places(clf):
+    """Plot the mean evidence of each place for up to `MAX_SAMPLED_CLASSES` classes."""
+    import matplotlib.pyplot as plt
+
+    maps = clf.place_evidence_[:MAX_SAMPLED_CLASSES]
+    n_rows = -(-len(maps) // 6)
+    figure, axes = plt.subplots(
+        n_rows, 6, figsize=(9, 1.7 * n_rows), squeeze=False, layout="constrained"
+    )
+    limit = np.nanmax(np.abs(maps), initial=0.0) or 1.0
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, label, evidence in zip(axes.flat, clf.classes_, maps):
+        image = ax.imshow(evidence, cmap="RdBu", vmin=-limit, vmax=limit)
+        ax.set_title(str(label), fontsize=10, parse_math=False)
+    figure.colorbar(image, ax=list(axes.flat), label="nats for the class")
+    return figure
 
 
 def plot_confusion(y, predicted):
