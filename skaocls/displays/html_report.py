@@ -231,7 +231,7 @@ def plot_places(clf):
         ax.axis("off")
     for ax, label, evidence in zip(axes.flat, clf.classes_, maps):
         image = ax.imshow(evidence, cmap="RdBu", vmin=-limit, vmax=limit)
-        ax.set_title(str(label), fontsize=10, parse_math=False)
+        ax.set_title(printable(label), fontsize=10, **PLAIN)
     figure.colorbar(image, ax=list(axes.flat), label="nats for the class")
     return figure
 
