@@ -33,6 +33,7 @@ JOBS = [
 ]  # fmt: skip
 MARKS = {"agreeing": AGREEMENT, "random": None, "conflicting": "reversed"}
 MAX_IMAGES = 300
+SHIFTED = ("gaussian_noise", "gaussian_blur", "occlusion", "translation")
 FACTORS = (0.35, 0.7, 1, 1.4, 2.8)  # of the default bound
 
 
@@ -71,7 +72,7 @@ def run(job, fonts=None, n_train=None, **params):
     tests = {"unmarked": X_test}
     if kind == "none":
         tests["marks at random"] = marked(X_test, y_test, None, seed + TEST_MARKS, "corner")
-        tests |= {name: shift(X_test, 3, seed) for name, shift in SHIFTS.items()}
+        tests |= {name: SHIFTS[name](X_test, 3, seed) for name in SHIFTED}
     else:
         X = marked(X, y, AGREEMENT, seed)
         for name, agreement in MARKS.items():
