@@ -51,6 +51,7 @@ from skaocls.priors.transformer import Prior
 from skaocls.progress import say
 from skaocls.scoring.aggregation import (
     AGGREGATIONS,
+    BOUNDED,
     evidence_bound,
     joint_log_proba,
     where_possible,
@@ -316,7 +317,10 @@ default="mean_log_likelihood"
         "n_orders": [Interval(Integral, 1, None, closed="left")],
         "order": [StrOptions({*DRAWN, "raster"}), "array-like"],
         "crop": [StrOptions({"auto", "center", "random", "views"})],
-        "aggregation": [StrOptions(set(AGGREGATIONS)), Interval(Real, 0, None, closed="neither")],
+        "aggregation": [
+            StrOptions({*AGGREGATIONS, BOUNDED}),
+            Interval(Real, 0, None, closed="neither"),
+        ],
         "temperature": [
             StrOptions({"auto"}),
             Interval(Real, SMALLEST_TEMPERATURE, None, closed="left"),

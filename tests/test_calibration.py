@@ -11,7 +11,7 @@ from skaocls.scoring.aggregation import AGGREGATIONS
 from skaocls.scoring.calibration import expected_calibration_error, fit_temperature
 
 
-@pytest.mark.parametrize("aggregation", [name for name in AGGREGATIONS if name != "bounded"])
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("true", [0.5, 3.0])
 def test_recovers_the_true_temperature(true, aggregation):
     rng = np.random.default_rng(0)

@@ -41,7 +41,7 @@ from skaocls import (
     QuantileTokenizer,
 )
 from skaocls.order_selection import smallest_n_orders
-from skaocls.scoring.aggregation import AGGREGATIONS
+from skaocls.scoring.aggregation import AGGREGATIONS, BOUNDED
 from skaocls.scoring.orders import draw_orders
 from skaocls.training.validation import split_validation
 
@@ -70,7 +70,7 @@ def test_learns_digits(fitted, digits):
     assert fitted.n_iter_ == len(fitted.loss_curve_) == 20
 
 
-@pytest.mark.parametrize("aggregation", [name for name in AGGREGATIONS if name != "bounded"])
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_predictions_equal_brute_force(fitted, digits, aggregation):
     X, clf = digits[2][:3], copy_of(fitted, aggregation=aggregation)
     codes = clf.tokenizer_.transform(X).reshape(3, -1)
@@ -329,7 +329,10 @@ def test_invalid_class_prior(fitted, digits, class_prior, message):
 
 def test_classes_of_probability_zero(fitted, digits):
     X = digits[2]
-    for params in (*({"aggregation": name} for name in AGGREGATIONS), {"search": "auto"}):
+    for params in (
+        *({"aggregation": name} for name in (*AGGREGATIONS, BOUNDED)),
+        {"search": "auto"},
+    ):
         clf = copy_of(fitted, class_prior=[0.5, 0.0, 0.5], **params)
         proba = clf.predict_proba(X)
         assert (proba[:, 1] == 0).all() and np.isfinite(proba).all()

@@ -15,7 +15,7 @@ from sklearn.base import clone
 
 from conftest import small_classifier
 from skaocls import AnyOrderARClassifier
-from skaocls.scoring.aggregation import AGGREGATIONS
+from skaocls.scoring.aggregation import AGGREGATIONS, BOUNDED
 
 SIZES = {"dim": 16, "n_layer": 1, "n_head": 1, "multiple_of": 16}
 few = settings(max_examples=settings().max_examples // 10, deadline=None)
@@ -25,7 +25,7 @@ OPTIONS = st.fixed_dictionaries(
     {
         "architecture": st.sampled_from(["randar", "shared_trunk"]),
         "search": st.sampled_from(["exhaustive", "auto"]),
-        "aggregation": st.sampled_from(AGGREGATIONS),
+        "aggregation": st.sampled_from([*AGGREGATIONS, BOUNDED]),
         "order": st.sampled_from(["random", "antithetic", "raster"]),
         "temperature": st.sampled_from([1.0, 0.01, 1e-30, 50.0]),
         "class_weight": st.sampled_from([None, "balanced"]),

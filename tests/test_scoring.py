@@ -19,8 +19,6 @@ from skaocls.scoring.evidence import token_log_likelihoods
 from skaocls.scoring.exhaustive import log_likelihoods
 from skaocls.scoring.token_sampling import known_log_likelihoods
 
-OF_TOTALS = [name for name in AGGREGATIONS if name != "bounded"]  # of log p(tokens | class, order)
-
 
 def make_prior(vocab_size, grid, num_classes, seed=0, n_layer=2):
     torch.manual_seed(seed)
@@ -216,7 +214,7 @@ def test_out_of_memory_halves_the_tile(monkeypatch):
         log_likelihoods(prior, codes, orders, np.arange(3))
 
 
-@pytest.mark.parametrize("aggregation", OF_TOTALS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_posterior_equals_brute_force(aggregation):
     prior = make_prior(5, (2, 2), 3)
     rng = np.random.RandomState(0)
@@ -245,7 +243,7 @@ def test_posterior_equals_brute_force(aggregation):
 
 def test_no_overflow_in_long_sums():
     ll = np.array([[[-9000.0, -9001.0], [-8000.0, -8003.0]]])
-    for aggregation in OF_TOTALS:
+    for aggregation in AGGREGATIONS:
         joint = joint_log_proba(ll, np.log([0.5, 0.5]), aggregation)
         assert np.isfinite(joint).all()
         assert joint[0, 0] > joint[0, 1]
@@ -261,7 +259,7 @@ def test_joint_of_mean_posterior_equals_brute_force():
     np.testing.assert_allclose(np.exp(joint), posterior.mean(1) * evidence[:, None], rtol=1e-12)
 
 
-@pytest.mark.parametrize("aggregation", OF_TOTALS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_impossible_tokens(aggregation):
     """Image 0 excludes class 0 in one order, image 1 class 1 in all, image 2 every class."""
     no = -np.inf

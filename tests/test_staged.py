@@ -12,10 +12,10 @@ import reference
 from skaocls import PatchTokenizer
 from skaocls.fitted.class_statistics import log_density
 from skaocls.order_selection import smallest_n_orders
-from skaocls.scoring.aggregation import AGGREGATIONS
+from skaocls.scoring.aggregation import AGGREGATIONS, BOUNDED
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", [*AGGREGATIONS, BOUNDED])
 def test_stages_equal_predictions_with_fewer_orders(fitted, digits, aggregation):
     X, y = digits[2][:40], digits[3][:40]
     before = fitted.get_params()

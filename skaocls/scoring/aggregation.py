@@ -7,14 +7,15 @@ import torch
 
 from skaocls.scoring.bounded import bounded_evidence, default_bound
 
-AGGREGATIONS = ("mean_log_likelihood", "mean_posterior", "logsumexp", "bounded")
+AGGREGATIONS = ("mean_log_likelihood", "mean_posterior", "logsumexp")
+BOUNDED = "bounded"  # combines the log-likelihoods of single tokens, unlike the others
 
 
 def evidence_bound(aggregation: str | float, n_tokens: int) -> float | None:
     """Return the bound of the evidence in nats, or None if `aggregation` has no bound."""
     if isinstance(aggregation, Real):
         return float(aggregation)
-    return default_bound(n_tokens) if aggregation == "bounded" else None
+    return default_bound(n_tokens) if aggregation == BOUNDED else None
 
 
 def joint_log_proba(
