@@ -52,6 +52,9 @@ class LoggingTokenizer(TransformerMixin, BaseEstimator):
         (self.folder / f"threads-{torch.get_num_threads()}").touch()
         return self.tokenizer.transform(X)
 
+    def image_statistics(self, X):
+        return self.tokenizer.image_statistics(X)
+
 
 OFFSET = 0  # a value that only the parent changes
 
