@@ -322,7 +322,7 @@ def test_report_is_complete_and_self_contained(fitted, digits, tmp_path):
         "7 s",
     }
     assert texts <= set(page.text)
-    assert len(page.links) == 5
+    assert len(page.links) == 6
 
 
 def test_report_with_names_that_are_not_plain_text(fitted, digits, tmp_path):
@@ -332,7 +332,7 @@ def test_report_with_names_that_are_not_plain_text(fitted, digits, tmp_path):
     path = write_report(clf, digits[2], NAMES[(digits[3] + 1) % 3], tmp_path / "r.html", **options)
     page = Page()
     page.feed(path.read_text(encoding="utf-8"))
-    assert len(page.links) == 5 and "i" not in page.tags
+    assert len(page.links) == 6 and "i" not in page.tags
     shown = [*NAMES[:2], NAMES[2].replace("\udcff", r"\udcff")]
     [mistakes] = [text for text in page.text if "True classes" in text]
     assert any(name in mistakes for name in shown)
