@@ -45,7 +45,7 @@ def token_nats(clf, X, y):
     data = batch.values() if model.reader.image_shape is None else batch.images()
     codes = model.tokenizer.transform(data).reshape(len(X), -1)
     ll = log_likelihoods(model, codes, clf.orders_[:4]).mean(1)
-    return float(-ll[np.arange(len(X)), model.columns(y)].mean() / codes.shape[1])
+    return float(-ll[np.arange(len(X)), model.columns(y, len(y))].mean() / codes.shape[1])
 
 
 def page(record):
