@@ -180,7 +180,7 @@ def test_invalid_calls(parts, two):
         np.array(["a", "b"])[y],
         y.astype(str),  # "1" is not 1
         y.astype("M8[ns]"),
-        pd.Series(y, dtype="UInt64") + 2**63 + 2,  # int64 cannot represent them
+        y.astype(np.uint64) + np.uint64(2**63 + 2),  # int64 cannot represent them
     ):
         with pytest.raises(ValueError, match=r"y has labels of type .*int64.* same type"):
             copy.deepcopy(two).partial_fit(X, labels)
