@@ -132,7 +132,7 @@ def test_defaults_on_small_tables(load):
 
 def test_table_with_columns_of_strings():
     rng = np.random.RandomState(0)
-    colour, size = np.array(["red", "green", "blue"])[rng.randint(3, size=240)], rng.rand(240)
+    colour, size = np.array(["red", "green", "blue"])[rng.randint(3, size=160)], rng.rand(160)
     frame = pd.DataFrame({"size": size, "colour": colour})
     y = np.where(colour == "red", "berry", np.where(size > 0.5, "melon", "pea"))
     encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
@@ -140,8 +140,8 @@ def test_table_with_columns_of_strings():
     prior = {"dim": 16, "n_layer": 1}
     clf = AnyOrderARClassifier(prior, max_iter=20, n_orders=2, random_state=0)
     with pytest.raises(ValueError, match=r"strings: 'colour'.*OrdinalEncoder"):
-        clf.fit(frame[:160], y[:160])
-    assert make_pipeline(columns, clf).fit(frame[:160], y[:160]).score(frame[160:], y[160:]) > 0.9
+        clf.fit(frame[:100], y[:100])
+    assert make_pipeline(columns, clf).fit(frame[:100], y[:100]).score(frame[100:], y[100:]) > 0.9
 
 
 def test_tables_in_a_pipeline():
@@ -401,24 +401,24 @@ def dispatch():
     return sklearn.config_context(array_api_dispatch=True)
 
 
-@pytest.mark.parametrize("shape", [(60, 8, 8), (60, 64)])
+@pytest.mark.parametrize("shape", [(30, 8, 8), (30, 64)])
 def test_tensors_with_array_api_dispatch(digits, shape):
-    X, y, weight = digits[0][:60].reshape(shape), digits[1][:60], np.linspace(0, 1, 60)
+    X, y, weight = digits[0][:30].reshape(shape), digits[1][:30], np.linspace(0, 1, 30)
     params = {"prior": {"dim": 16, "n_layer": 1}, "augmentation": None, "random_state": 0}
     params |= {"max_iter": 1, "n_orders": 2}
     expected = AnyOrderARClassifier(**params).fit(X, y, weight)
     scores = expected.score(X, y, weight), *expected.staged_score(X, y, weight)
-    n_orders, half = smallest_n_orders(expected, X, y), expected.predict_proba(X[30:])
+    n_orders, half = smallest_n_orders(expected, X, y), expected.predict_proba(X[15:])
     tensors = torch.from_numpy(X), torch.from_numpy(y), torch.from_numpy(weight)
     with dispatch():
         clf = AnyOrderARClassifier(**params).fit(*tensors)
         assert isinstance(clf.predict(tensors[0]), np.ndarray)
-        np.testing.assert_array_equal(clf.predict_proba(tensors[0][30:]), half)
+        np.testing.assert_array_equal(clf.predict_proba(tensors[0][15:]), half)
         assert (clf.score(*tensors), *clf.staged_score(*tensors)) == scores
         assert smallest_n_orders(clf, *tensors[:2]) == n_orders
         cross_val_score(clf, *tensors[:2], cv=2)
         clf.explain(*tensors[:2], rival=2 - tensors[1])
-        assert len(clf.sample(y=tensors[1])) == 60
+        assert len(clf.sample(y=tensors[1])) == 30
         clf.set_params(class_weight={0: 1.0, 1: 1.0, 2: 1.0})
         clf.partial_fit([*tensors[0]], [*tensors[1]], torch.arange(3), tensors[2])
         if X.ndim == 2:
