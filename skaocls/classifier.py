@@ -742,7 +742,8 @@ default="mean_log_likelihood"
             Class to which `explain` compares the class in `y`: one class for all images, or a class
             for each image. ``"runner-up"`` selects the most probable other class. To find it,
             `explain` scores all orders, as with ``search="exhaustive"``. If None, the evidence is
-            log p(token | class) - log p(token).
+            log p(token | class) - log p(token). With ``aggregation="bounded"`` or a float, the
+            evidence of a class is relative to the mean of all classes and limited by the bound.
 
         Returns
         -------

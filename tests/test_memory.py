@@ -21,6 +21,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
 
+from benchmarks.reliability.properties import Colors
 from conftest import small_classifier
 from skaocls import (
     AnyOrderARClassifier,
@@ -175,27 +176,11 @@ def test_files_are_identified_by_content(digits, counts, tmp_path):
     assert counts["fits"] == 2
 
 
-class Colours(torch.nn.Module):
-    """A network for a published tokenizer: the code of a block is its nearest colour."""
-
-    n_codes = 3
-
-    def __init__(self):
-        super().__init__()
-        self.codebook = torch.nn.Parameter(torch.tensor([[0.0], [0.4], [1.0]]).repeat(1, 3))
-
-    def encode(self, pixels):
-        return torch.nn.functional.avg_pool2d(pixels, 16).permute(0, 2, 3, 1)
-
-    def nearest(self, latents):
-        return torch.cdist(latents.flatten(1, 2), self.codebook[None]).argmin(-1).view(-1, 2, 2)
-
-
 def test_weights_of_a_tokenizer_are_identified_by_content(counts, tmp_path, monkeypatch):
-    monkeypatch.setattr(LlamaGenTokenizer, "_network", Colours)
+    monkeypatch.setattr(LlamaGenTokenizer, "_network", Colors)
     blocks = np.random.RandomState(0).randint(256, size=(9, 2, 2, 1), dtype=np.uint8)
     X = blocks.repeat(16, 1).repeat(16, 2).repeat(3, 3)
-    weights, tokens = Colours().state_dict(), []
+    weights, tokens = Colors().state_dict(), []
     tokenizer = LlamaGenTokenizer(tmp_path / "vq.safetensors", image_shape=(32, 32))
     for factor, n_fits in ((1, 1), (1, 1), (0.5, 2)):
         save_file({"codebook": factor * weights["codebook"]}, tokenizer.source)

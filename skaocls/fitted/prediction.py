@@ -164,7 +164,8 @@ def log_likelihoods(
     """Compute log p(tokens | class, order) for all classes and orders.
 
     Each class is scored by its own prior. `codes` have the shape (n_images, n_tokens) or (n_images,
-    n_orders, n_tokens). For the shape of the result, see :func:`skaocls.scoring.exhaustive`.
+    n_orders, n_tokens). For the shape of the result, see
+    :func:`skaocls.scoring.exhaustive.log_likelihoods`.
     """
     columns = np.arange(len(model.classes))
     shape = (len(codes), *(orders.shape if options.per_token else orders.shape[:1]), len(columns))
@@ -286,10 +287,12 @@ def explain_bounded(
         own: np.ndarray = evidence[rows, :, :, columns]
         return own
 
-    mean, per_order = of(columns).mean(1).clip(-bound, bound), of(columns)
+    per_order = of(columns)
+    mean = per_order.mean(1).clip(-bound, bound)
     if rival_columns is not None:
-        mean = mean - of(rival_columns).mean(1).clip(-bound, bound)
-        per_order = per_order - of(rival_columns)
+        rival = of(rival_columns)
+        mean = mean - rival.mean(1).clip(-bound, bound)
+        per_order = per_order - rival
     grid = (len(codes), *model.prior.grid)
     return mean.reshape(grid), standard_error(per_order).reshape(grid)
 

@@ -20,11 +20,11 @@ from scipy import stats
 from torch import Tensor
 
 from skaocls.priors.transformer import Prior
+from skaocls.scoring.early_stopping import MIN_LOG_PRIOR
 from skaocls.scoring.exhaustive import ScoringResult, lanes_at_once, log_likelihoods
 
 MIN_ORDERS, STEP = 4, 2  # early stopping compares the classes after 4, 6, 8, ... orders
 IMPOSSIBLE = -1e9  # evidence of a token that is impossible under one class, instead of -inf
-MIN_LOG_PRIOR = -1e9  # instead of the -inf of a class with prior probability 0
 
 
 def token_evidence(log_likelihood: np.ndarray) -> Tensor:

@@ -35,9 +35,9 @@ _bfloat16_safe: WeakKeyDictionary[Prior, tuple[object, bool]] = WeakKeyDictionar
 class ScoringResult(NamedTuple):
     """The result of scoring images under each class in each order.
 
-    `log_likelihood` is the result of :func:`log_likelihoods`. If early stopping is
-    used, some of these values are estimates. `evaluations` (n_images,) is the number of tokens that
-    the transformer processed for each image, summed over all orders and classes.
+    `log_likelihood` is the result of :func:`log_likelihoods`. If early stopping is used, some of
+    these values are estimates or NaN. `evaluations` (n_images,) is the number of tokens that the
+    transformer processed for each image, summed over all orders and classes.
     """
 
     log_likelihood: np.ndarray
