@@ -177,7 +177,8 @@ def check_container(X: object) -> None:
     if isinstance(X, FILES_AND_IMAGES):
         content = "; if the bytes are a path: [os.fsdecode(X)]" if isinstance(X, bytes) else ""
         raise ValueError(f"X is one image. Pass a list of images: [X]{content}.")
-    if isinstance(X, Mapping):
+    # SciPy's older sparse matrices of type dok are dicts too
+    if isinstance(X, Mapping) and not hasattr(X, "shape"):
         keys = ", ".join(map(repr, islice(X, MAX_KEYS))) + ", ..." * (len(X) > MAX_KEYS)
         raise ValueError(
             f"X is a {type(X).__name__} with the keys {keys}. Pass one of its values, which must "
