@@ -59,50 +59,64 @@ class Muon(torch.optim.AdamW):
             if "muon" not in group:
                 continue
             params = [p for p in group["params"] if p.grad is not None]
-            gradients = [self.nesterov_gradient(p) for p in params]
-            for p, update in zip(params, orthogonal_updates(gradients, group["muon"])):
-                p.data.mul_(1 - group["lr"] * group["weight_decay"])
-                p.data.sub_(update, alpha=group["lr"])
+            for same_shape in by_shape(params):
+                update = orthogonal_update(self.nesterov_gradients(same_shape), group["muon"])
+                torch._foreach_mul_(same_shape, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_sub_(same_shape, update.unbind(), alpha=group["lr"])
         return loss
 
-    def nesterov_gradient(self, p: Tensor) -> Tensor:
-        """Update the momentum of a parameter, and return the look-ahead gradient (Nesterov)."""
-        gradient, state = cast(Tensor, p.grad), self.state[p]
-        if not state:
-            state["momentum"] = torch.zeros_like(p)
-            state["step"] = torch.zeros(())  # AdamW expects this key when a state is loaded
-        state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-        return torch.lerp(gradient, state["momentum"], MOMENTUM)
+    def nesterov_gradients(self, params: list[Tensor]) -> Tensor:
+        """Update the momentum of parameters, and return their look-ahead gradients (Nesterov)."""
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+                # AdamW expects this key when a state is loaded
+                self.state[p]["step"] = torch.zeros(())
+        gradients = [cast(Tensor, p.grad) for p in params]
+        momentum = [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(momentum, gradients, 1 - MOMENTUM)
+        return torch.stack(gradients).lerp_(torch.stack(momentum), MOMENTUM)
 
 
-def orthogonal_updates(gradients: list[Tensor], n_stacked: int) -> list[Tensor]:
-    """Return Muon's updates. Each gradient consists of `n_stacked` stacked matrices."""
-    by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for i, gradient in enumerate(gradients):
-        by_shape[tuple(gradient.shape)].append(i)
-    updates = list(gradients)
-    # processing all matrices of one shape together takes about as long as processing one matrix
-    for (rows, columns), indices in by_shape.items():
-        stacked = torch.stack([gradients[i] for i in indices]).unflatten(1, (n_stacked, -1))
-        scale = max(1.0, rows / n_stacked / columns) ** 0.5
-        for i, update in zip(indices, scale * orthogonalize(stacked)):
-            updates[i] = update.flatten(0, 1)
-    return updates
+def by_shape(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Group tensors of the same shape: all of them together take about as long as one of them."""
+    groups: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        groups[tuple(tensor.shape)].append(tensor)
+    return list(groups.values())
+
+
+def orthogonal_update(gradients: Tensor, n_stacked: int) -> Tensor:
+    """Return Muon's updates of gradients (n, rows, columns), each `n_stacked` stacked matrices."""
+    rows, columns = gradients.shape[1:]
+    scale = max(1.0, rows / n_stacked / columns) ** 0.5
+    return orthogonalize(gradients.unflatten(1, (n_stacked, -1))).mul_(scale).flatten(1, 2)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Replace the singular values of matrices (..., m, n) by values between about 0.7 and 1.2.
 
-    The coefficients of the Newton-Schulz iteration make small singular values grow fast.
+    Each Newton-Schulz iteration multiplies x by a polynomial of the product of x and its transpose.
+    The coefficients make small singular values grow fast. The polynomials commute. They are
+    therefore multiplied with each other first, which is faster if x is not square.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-12)
+    gram = x @ x.mT
+    product = polynomial = newton_schulz_polynomial(gram)
+    for _ in range(NEWTON_SCHULZ_ITERATIONS - 1):
+        gram = polynomial @ gram @ polynomial
+        polynomial = newton_schulz_polynomial(gram)
+        product = polynomial @ product
+    result: Tensor = product @ x
+    return result.mT if tall else result
+
+
+def newton_schulz_polynomial(gram: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ_COEFFICIENTS
-    for _ in range(NEWTON_SCHULZ_ITERATIONS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    result: Tensor = x.mT if tall else x
+    result: Tensor = (c * gram @ gram).add_(gram, alpha=b)
+    result.diagonal(dim1=-2, dim2=-1).add_(a)
     return result
 
 
