@@ -1,5 +1,7 @@
 """Layers of the transformer. The parameter names match the published RandAR checkpoints."""
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +18,26 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPS).type_as(x) * self.weight
+        out: Tensor = Normalization.apply(x.float(), self.weight.float())
+        return out.type_as(x)
+
+
+class Normalization(torch.autograd.Function):
+    """The formula of :class:`RMSNorm`. Its gradient takes half as long as torch's own on the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        scale = (x.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt_()
+        normed = x * scale
+        ctx.save_for_backward(normed, scale, weight)
+        return normed * weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        normed, scale, weight = ctx.saved_tensors
+        product = (grad * normed).flatten(0, -2)
+        mean = (product @ weight).view(scale.shape) / len(weight)
+        return (grad * weight).addcmul_(normed, mean, value=-1).mul_(scale), product.sum(0)
 
 
 class Dropout(nn.Module):
@@ -34,11 +55,10 @@ class Dropout(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention, in which all tokens also attend to the class token.
+    """Causal self-attention over the class token and all other tokens.
 
-    The rotary embedding multiplies the query and the key of the class token by zero. The class
-    token attends only to itself. Every other token attends to the class token with score 0. The
-    argument `class_value` is the value vector of the class token. It depends only on the class.
+    The class token is the first token. The rotary embedding multiplies its query and its key by
+    zero. Therefore, every other token attends to the class token with score 0.
     """
 
     def __init__(self, dim: int, n_head: int, dropout: float):
@@ -55,28 +75,28 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        class_value: Tensor,
         rope: Tensor,
-        mask: Tensor,
-        step: int = 1,
+        instructions_only: bool = False,
         generator: Generator | None = None,
     ) -> Tensor:
-        dim = x.shape[-1]
-        if step == 1:
-            q, k, v = self.wqkv(x).chunk(3, -1)
+        n_head, mask = self.n_head, None
+        if instructions_only:
+            q, kv = self.wqkv.weight.tensor_split([x.shape[-1]])
+            q = rotate(self._heads(F.linear(x[:, 1::2], q)), rope[:, 1::2])
+            k, v = self._heads(F.linear(x, kv)).chunk(2, 2)
+            k = rotate(k, rope)
+            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
+            mask = mask.tril_()[1::2]
         else:
-            q = F.linear(x[:, ::step], self.wqkv.weight[:dim])
-            k, v = F.linear(x, self.wqkv.weight[dim:]).chunk(2, -1)
-        q = rotate(self._heads(q), rope[:, :, ::step])
-        k = F.pad(rotate(self._heads(k), rope), (0, 0, 1, 0))
-        v = torch.cat([self._heads(class_value.unsqueeze(-2)), self._heads(v)], -2)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            qk, v = self._heads(self.wqkv(x)).split([2 * n_head, n_head], 2)
+            q, k = rotate(qk, rope).chunk(2, 2)
+        q, k, v = (a.transpose(1, 2) for a in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
         out: Tensor = self.dropout(self.wo(y.transpose(1, 2).flatten(2)), generator)
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        heads: Tensor = x.unflatten(-1, (self.n_head, -1)).transpose(-2, -3)
-        return heads
+        return x.unflatten(-1, (-1, self.wo.weight.shape[1] // self.n_head))
 
 
 class FeedForward(nn.Module):
@@ -105,22 +125,24 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        class_value: Tensor,
         rope: Tensor,
-        mask: Tensor,
-        step: int = 1,
+        instructions_only: bool = False,
         generator: Generator | None = None,
     ) -> Tensor:
-        y = self.attention(self.attention_norm(x), class_value, rope, mask, step, generator)
-        x = x[:, ::step] + y
+        """Process the class token and the interleaved instructions and tokens (items, 2 n, dim).
+
+        If `instructions_only`, return only the results of the instructions (items, n, dim).
+        """
+        y = self.attention(self.attention_norm(x), rope, instructions_only, generator)
+        x = (x[:, 1::2] if instructions_only else x) + y
         out: Tensor = x + self.feed_forward(self.ffn_norm(x), generator)
         return out
 
-    def read_class(self, x: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    def read_class(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Process the class token x (..., dim). Return its attention value and block output."""
         v = self.attention.class_value(self.attention_norm(x))
-        x = x + self.attention.dropout(self.attention.wo(v), generator)
-        return v, x + self.feed_forward(self.ffn_norm(x), generator)
+        x = x + self.attention.wo(v)
+        return v, x + self.feed_forward(self.ffn_norm(x))
 
 
 def rope_table(grid: tuple[int, int], head_dim: int) -> Tensor:

@@ -264,9 +264,15 @@ class SharedTrunkPrior(Prior):
         rival_base, rival_targets = base[selected, steps], targets[selected, steps]
         return log_prob, head.log_prob_by_class(rival_base, z, rival_targets)
 
-    def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
+    def hidden(
+        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
+    ) -> Tensor:
+        # the trunk has no class except the null class
+        return self.body.states(codes, orders, torch.zeros_like(labels), generator)
+
+    def class_values(self, labels: Tensor) -> list[Tensor]:
         """Return the class values of the trunk's null class, whatever the labels are."""
-        return self.body.class_values(torch.zeros_like(labels), generator)
+        return self.body.class_values(torch.zeros_like(labels))
 
 
 def codes_of(by_group: Tensor, group: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Prior(nn.Module, ABC):
         """Replace :attr:`class_table` by another table, which may have more or fewer classes."""
 
     @abstractmethod
-    def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
+    def class_values(self, labels: Tensor) -> list[Tensor]:
         """For labels (...), return the class token's value vectors (..., dim), one per layer."""
 
     @abstractmethod
@@ -55,8 +55,7 @@ class Prior(nn.Module, ABC):
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
         """Return the hidden states (items, n_tokens, dim) from which the tokens are predicted."""
-        values = self.class_values(labels, generator)
-        return self.transformer.states(codes, orders, values, generator)
+        return self.transformer.states(codes, orders, labels, generator)
 
     def forward(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
@@ -294,11 +293,11 @@ class AnyOrderPrior(Prior):
     def blocks(self) -> list[Block]:
         return cast(list[Block], list(self.layers))
 
-    def class_values(self, labels: Tensor, generator: Generator | None = None) -> list[Tensor]:
+    def class_values(self, labels: Tensor) -> list[Tensor]:
         x = F.embedding(labels, self.class_table)
         values = []
         for block in self.blocks:
-            v, x = block.read_class(x, generator)
+            v, x = block.read_class(x)
             values.append(v)
         return values
 
@@ -322,18 +321,15 @@ class AnyOrderPrior(Prior):
         return F.linear(self.norm(hidden), self.output.weight).float()
 
     def states(
-        self,
-        codes: Tensor,
-        orders: Tensor,
-        class_values: list[Tensor],
-        generator: Generator | None = None,
+        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
         """Return hidden states (items, n_tokens, dim) from which the tokens are predicted."""
         x, rope = self.interleave(codes.gather(1, orders), orders, generator)
-        steps = x.shape[1]
-        mask = torch.ones(steps, steps + 1, dtype=torch.bool, device=x.device).tril(1)
-        for block, value in zip(self.blocks[:-1], class_values):
-            x = block(x, value, rope, mask, 1, generator)
+        x = torch.cat([F.embedding(labels, self.class_table)[:, None], x], 1)
+        # the class token comes first, and its query and key are multiplied by zero
+        rope = F.pad(rope.transpose(1, 2), (0, 0, 0, 0, 0, 0, 1, 0))
+        for block in self.blocks[:-1]:
+            x = block(x, rope, False, generator)
         # the last layer needs queries only at positions that predict a token
-        states: Tensor = self.blocks[-1](x, class_values[-1], rope, mask[::2], 2, generator)
+        states: Tensor = self.blocks[-1](x, rope, True, generator)
         return states
