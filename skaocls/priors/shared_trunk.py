@@ -17,7 +17,7 @@ where b are the trunk's logits, and l is the logsumexp of b over each group. For
 probabilities of all codes sum to one. If z is zero, the trunk's distribution is unchanged.
 """
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,23 @@ from skaocls.priors.layers import RMSNorm
 from skaocls.priors.transformer import AnyOrderPrior, Prior
 
 INITIAL_STD = 0.3  # standard deviation of the initial scales and shifts of the classes
+
+
+class HeadInputs(NamedTuple):
+    """What the head needs to score tokens under any class. Tokens are sorted by the order.
+
+    The features `u` and `v` have shape (items, steps, width). `group_logits` (items, steps,
+    n_groups) are the trunk's logits of the groups. `member_logits` (items, steps, group_size) are
+    the trunk's logits of the codes in the group of the target. `group` and `member` (items, steps)
+    are the group of each target, and the index of the target within this group.
+    """
+
+    u: Tensor
+    v: Tensor
+    group_logits: Tensor
+    member_logits: Tensor
+    group: Tensor
+    member: Tensor
 
 
 class ClassHead(nn.Module):
@@ -83,10 +100,13 @@ class ClassHead(nn.Module):
         slot = self.slots[codes]
         return slot // self.group_size, slot % self.group_size
 
-    def base(self, hidden: Tensor, output: Tensor) -> Tensor:
+    def base(self, hidden: Tensor, body: AnyOrderPrior) -> Tensor:
         """Return the trunk's float32 logits (..., n_groups, group_size), -inf for empty slots."""
         code, empty = self.layout()
-        logits = F.linear(hidden, output[code]).float().masked_fill(empty, -torch.inf)
+        # the weights are sorted by slot: this copies fewer numbers than sorting the logits
+        logits = F.linear(body.norm(hidden), F.embedding(code, body.output.weight)).float()
+        if len(code) > len(self.slots):
+            logits = logits.masked_fill(empty, -torch.inf)
         return logits.view(*logits.shape[:-1], self.n_groups, self.group_size)
 
     def vectors(self, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,42 +114,56 @@ class ClassHead(nn.Module):
         scale, shift = F.embedding(labels, self.classes.weight).chunk(2, -1)
         return 1 + scale, shift
 
-    def tilt(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Return z (..., rank) for hidden states (..., dim) and labels that broadcast with them."""
+    def inputs(self, hidden: Tensor, body: AnyOrderPrior, codes: Tensor) -> HeadInputs:
+        """Compute what all classes need to score tokens, from hidden states (items, steps, dim)."""
+        base, (group, member) = self.base(hidden, body), self.place(codes)
+        return HeadInputs(
+            *self.features_of(hidden), base.logsumexp(-1), codes_of(base, group), group, member
+        )
+
+    def features_of(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features u and v (..., width) of hidden states (..., dim)."""
         u, v = self.features(self.norm(hidden)).chunk(2, -1)
+        return u, v
+
+    def tilt(self, u: Tensor, v: Tensor, labels: Tensor) -> Tensor:
+        """Return z (..., rank) for features (..., width) and labels that broadcast with them."""
         scale, shift = self.vectors(labels)
-        return cast(Tensor, self.project(F.silu(u * scale + shift) * v))
+        return cast(Tensor, self.project(F.silu(torch.addcmul(shift, u, scale)) * v))
 
-    def tilted(self, base: Tensor, z: Tensor) -> Tensor:
-        """Return the tilted logits of all codes within their groups, in the shape of `base`."""
+    def tilts(self, z: Tensor) -> Tensor:
+        """Return what z (..., rank) adds to the logits (..., n_groups, group_size) of all codes."""
         tilts = F.linear(z, self.tokens.flatten(0, 1)).float()
-        return base + tilts.view(*tilts.shape[:-1], self.n_groups, self.group_size)
+        return tilts.view(*tilts.shape[:-1], self.n_groups, self.group_size)
 
-    def log_prob(self, base: Tensor, z: Tensor, codes: Tensor) -> Tensor:
-        """Return log-probabilities of codes (...). `base` comes from :meth:`base`."""
-        group, member = self.place(codes)
-        among = base.logsumexp(-1) + self.groups(z).float()
+    def log_prob(self, inputs: HeadInputs, labels: Tensor) -> Tensor:
+        """Return the log-probabilities (items, steps) of tokens under one class (items,) each."""
+        u, v, group_logits, member_logits, group, member = inputs
+        z = self.tilt(u, v, labels[:, None])
+        among = group_logits + self.groups(z).float()
         # tilting all codes is faster than copying the codes of each target's group
-        within = codes_of(self.tilted(base, z), group)
+        within = member_logits + codes_of(self.tilts(z), group)
         return log_softmax_at(among, group) + log_softmax_at(within, member)
 
-    def log_prob_by_class(self, base: Tensor, z: Tensor, codes: Tensor) -> Tensor:
-        """Return the log-probabilities (..., n_classes) of codes for z (..., n_classes, rank).
+    def log_prob_by_class(self, inputs: HeadInputs, labels: Tensor) -> Tensor:
+        """Return the log-probabilities (items, steps, n_classes) for labels (items, n_classes).
 
         Only the codes in the group of each target are tilted. For several classes, this is faster
         than :meth:`log_prob`, which tilts all codes.
         """
-        group, member = self.place(codes)
-        tilts = F.embedding(group, self.tokens.flatten(1)).unflatten(-1, self.tokens.shape[1:])
-        within = (z @ tilts.transpose(-1, -2)).float() + codes_of(base, group)[..., None, :]
-        among = self.groups(z).float() + base.logsumexp(-1)[..., None, :]
-        group, member = (a[..., None].expand(z.shape[:-1]) for a in (group, member))
+        u, v, group_logits, member_logits, group, member = (a.unsqueeze(2) for a in inputs)
+        z = self.tilt(u, v, labels[:, None])
+        tilts = F.embedding(group[..., 0], self.tokens.flatten(1))
+        tilts = tilts.unflatten(-1, self.tokens.shape[1:])
+        among = group_logits + self.groups(z).float()
+        within = member_logits + (z @ tilts.mT).float()
+        group, member = (a.expand(z.shape[:-1]) for a in (group, member))
         return log_softmax_at(among, group) + log_softmax_at(within, member)
 
     def log_softmax(self, base: Tensor, z: Tensor) -> Tensor:
         """Return the log-probabilities (..., vocab_size) of all codes."""
         of_group = (base.logsumexp(-1) + self.groups(z).float()).log_softmax(-1)
-        by_slot: Tensor = of_group[..., None] + self.tilted(base, z).log_softmax(-1)
+        by_slot: Tensor = of_group[..., None] + (base + self.tilts(z)).log_softmax(-1)
         return by_slot.flatten(-2)[..., self.slots]
 
 
@@ -232,19 +266,14 @@ class SharedTrunkPrior(Prior):
         self.head.classes = nn.Embedding.from_pretrained(table, freeze=False)
 
     def predict(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        return self.head.log_softmax(self.base(hidden), self.head.tilt(hidden, labels[:, None]))
-
-    def base(self, hidden: Tensor) -> Tensor:
-        """Return the trunk's logits, see :meth:`ClassHead.base`."""
-        return self.head.base(self.body.norm(hidden), self.body.output.weight)
+        head = self.head
+        z = head.tilt(*head.features_of(hidden), labels[:, None])
+        return head.log_softmax(head.base(hidden, self.body), z)
 
     def log_prob(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        orders = orders.expand_as(codes)
-        hidden = self.hidden(codes, orders, labels, generator)
-        z = self.head.tilt(hidden, labels[:, None])
-        return self.head.log_prob(self.base(hidden), z, codes.gather(1, orders))
+        return self.head.log_prob(self.head_inputs(codes, orders, labels, generator), labels)
 
     def log_prob_with_rivals(
         self,
@@ -256,13 +285,17 @@ class SharedTrunkPrior(Prior):
         steps: slice,
         generator: Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
+        inputs = self.head_inputs(codes, orders, labels, generator)
+        rival_inputs = HeadInputs(*(a[:, steps].index_select(0, selected) for a in inputs))
+        log_prob = self.head.log_prob(inputs, labels)
+        return log_prob, self.head.log_prob_by_class(rival_inputs, rivals)
+
+    def head_inputs(
+        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None
+    ) -> HeadInputs:
         orders = orders.expand_as(codes)
         hidden = self.hidden(codes, orders, labels, generator)
-        base, targets, head = self.base(hidden), codes.gather(1, orders), self.head
-        log_prob = head.log_prob(base, head.tilt(hidden, labels[:, None]), targets)
-        z = head.tilt(hidden[selected, steps][:, :, None], rivals[:, None])
-        rival_base, rival_targets = base[selected, steps], targets[selected, steps]
-        return log_prob, head.log_prob_by_class(rival_base, z, rival_targets)
+        return self.head.inputs(hidden, self.body, codes.gather(1, orders))
 
     def hidden(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
