@@ -1,5 +1,6 @@
 """Layers of the transformer. The parameter names match the published RandAR checkpoints."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,12 +19,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = Normalization.apply(x.float(), self.weight.float())
-        return out.type_as(x)
+        apply: Callable[[Tensor, Tensor], Tensor] = Normalization.apply
+        return apply(x.float(), self.weight.float()).type_as(x)
 
 
 class Normalization(torch.autograd.Function):
-    """The formula of :class:`RMSNorm`. Its gradient takes half as long as torch's own on the CPU."""
+    """The formula of :class:`RMSNorm`, with a faster gradient than torch's on the CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -96,7 +97,8 @@ class Attention(nn.Module):
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.wo.weight.shape[1] // self.n_head))
+        heads: Tensor = x.unflatten(-1, (-1, self.wo.weight.shape[1] // self.n_head))
+        return heads
 
 
 class FeedForward(nn.Module):

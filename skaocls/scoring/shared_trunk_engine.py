@@ -6,13 +6,13 @@ head then applies a scale, a shift and a small projection. The head multiplies t
 weights of all groups and of the codes in one group, but not with the full codebook.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skaocls.priors.shared_trunk import SharedTrunkPrior
+from skaocls.priors.shared_trunk import HeadInputs, SharedTrunkPrior
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import LOGITS_AT_ONCE, Cache, Engine, compile_or_warn, linear
 
@@ -35,24 +35,6 @@ def make_engine(
     if isinstance(prior, SharedTrunkPrior):
         return HeadEngine(prior, labels, dtype, compiled)
     return Engine(prior.transformer, labels, dtype, compiled)
-
-
-class HeadPairs(NamedTuple):
-    """Results of the trunk for (image, order) pairs. Each pair has n_steps tokens.
-
-    The features `u` and `v` have shape (n_pairs, n_steps, width). `group_logits` (n_pairs, n_steps,
-    n_groups) are the trunk's logits of the groups. `member_logits` (n_pairs, n_steps, group_size)
-    are the trunk's logits of the codes in the group of the target. `group` and `member` (n_pairs,
-    n_steps) are the group of each target, and the index of the target within this group. Tokens are
-    sorted by the order.
-    """
-
-    u: Tensor
-    v: Tensor
-    group_logits: Tensor
-    member_logits: Tensor
-    group: Tensor
-    member: Tensor
 
 
 class HeadEngine:
@@ -81,7 +63,7 @@ class HeadEngine:
     def pairs_at_once(self, lanes: int) -> int:
         return lanes
 
-    def pairs(self, codes: Tensor, orders: Tensor) -> HeadPairs:
+    def pairs(self, codes: Tensor, orders: Tensor) -> HeadInputs:
         """Run the trunk on tokens (n_pairs, n_tokens) in given orders (n_pairs, n_steps)."""
         head, n_steps = self.head, orders.shape[1]
         pairs = self.trunk.pairs(codes, orders)
@@ -102,11 +84,11 @@ class HeadEngine:
             own = group.flatten()[part, None, None].expand(-1, 1, head.group_size)
             member_logits[part] = grouped.gather(1, own)[:, 0]
         shape = *x.shape[:2], -1
-        return HeadPairs(u, v, group_logits.view(shape), member_logits.view(shape), group, member)
+        return HeadInputs(u, v, group_logits.view(shape), member_logits.view(shape), group, member)
 
     def read(
         self,
-        pairs: HeadPairs,
+        pairs: HeadInputs,
         pair: Tensor,
         label: Tensor,
         start: int,
@@ -133,18 +115,18 @@ class HeadEngine:
             column = torch.arange(n_blocks * width, device=pair.device)
             valid = column < count[rows, None]
             lane = lanes[(first[rows, None] + column).clamp_(max=len(pair) - 1)]
-            part = HeadPairs(*(a[rows, start:stop] for a in pairs))
+            part = HeadInputs(*(a[rows, start:stop] for a in pairs))
             scored = self._log_prob(part, label[lane])
             log_prob[lane[valid]] = scored.transpose(1, 2)[valid]
         return log_prob, []
 
-    def score(self, pairs: HeadPairs, lanes: int) -> Tensor:
+    def score(self, pairs: HeadInputs, lanes: int) -> Tensor:
         """Return log p(token | previous tokens, class), see :meth:`.engine.Engine.score`."""
         width = self._block_width()
         label = torch.arange(-(-self.n_classes // width) * width, device=pairs.u.device)
         label = label.clamp_(max=self.n_classes - 1)[None]
         parts = [
-            self._log_prob(HeadPairs(*part), label)
+            self._log_prob(HeadInputs(*part), label)
             for part in zip(*(a.split(self._pairs_per_block()) for a in pairs), strict=True)
         ]
         return torch.cat(parts)[..., : self.n_classes]
@@ -161,7 +143,7 @@ class HeadEngine:
         most = max(1, limit // (n_rows * per_row))
         return -(-self.n_classes // -(-self.n_classes // most))
 
-    def _log_prob(self, pairs: HeadPairs, label: Tensor) -> Tensor:
+    def _log_prob(self, pairs: HeadInputs, label: Tensor) -> Tensor:
         """Return log p(token | class), with shape (n_pairs, n_steps, n_labels).
 
         `label` has shape (1 or n_pairs, n_labels) and is processed in blocks. The number n_labels
@@ -175,7 +157,7 @@ class HeadEngine:
         ]
         return torch.cat(blocks, 2)
 
-    def _block(self, pairs: HeadPairs, members: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    def _block(self, pairs: HeadInputs, members: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Return log p(token | class) of one block of classes.
 
         `scale` and `shift` have shape (1 or n_pairs, 1, n_classes, width).

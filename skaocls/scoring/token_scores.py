@@ -6,9 +6,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from skaocls.priors.shared_trunk import HeadInputs
 from skaocls.scoring.engine import Cache, Engine, Pairs
 from skaocls.scoring.exhaustive import lanes_at_once
-from skaocls.scoring.shared_trunk_engine import HeadEngine, HeadPairs
+from skaocls.scoring.shared_trunk_engine import HeadEngine
 
 T = TypeVar("T")
 
@@ -32,12 +33,12 @@ def open_tile(
     n, n_tokens = orders.shape
     if isinstance(engine, HeadEngine):
 
-        def read(rows: Tensor) -> HeadPairs:
+        def read(rows: Tensor) -> HeadInputs:
             return engine.pairs(codes[rows], orders[rows])
 
         tiles = in_tiles(read, n, lanes_at_once(engine.prior), codes.device, fixed=True)
         parts = [[a[: n - at] for a in tile] for at, tile in tiles]
-        head_pairs = HeadPairs(*(torch.cat(a) for a in zip(*parts, strict=True)))
+        head_pairs = HeadInputs(*(torch.cat(a) for a in zip(*parts, strict=True)))
 
         def look_up(rows: Tensor, active: Tensor, start: int, stop: int) -> Tensor:
             row, label = torch.where(active)
