@@ -82,9 +82,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         n_head, mask = self.n_head, None
         if instructions_only:
-            q, kv = self.wqkv.weight.tensor_split([x.shape[-1]])
-            q = rotate(self._heads(F.linear(x[:, 1::2], q)), rope[:, 1::2])
-            k, v = self._heads(F.linear(x, kv)).chunk(2, 2)
+            wq, wkv = self.wqkv.weight.tensor_split([x.shape[-1]])
+            q = rotate(self._heads(F.linear(x[:, 1::2], wq)), rope[:, 1::2])
+            k, v = self._heads(F.linear(x, wkv)).chunk(2, 2)
             k = rotate(k, rope)
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
             mask = mask.tril_()[1::2]
