@@ -50,10 +50,12 @@ def random_views(
         torch.stack([size * angle.sin(), size * angle.cos(), dy], 1),
     ]
     pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).permute(0, 3, 1, 2)
-    grid = F.affine_grid(torch.stack(rows, 1), [n, *pixels.shape[1:]], align_corners=False)
-    grid = grid.expand(len(images), -1, -1, -1)
+    shape = pixels.shape
+    grid = F.affine_grid(torch.stack(rows, 1), [n, *shape[1:]], align_corners=False)
+    # if all images get the same transformation, they are the channels of one image
+    pixels = pixels.reshape(n, -1, *shape[2:])
     moved = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-    return moved.permute(0, 2, 3, 1).numpy()
+    return moved.view(shape).permute(0, 2, 3, 1).numpy()
 
 
 def random_crop(

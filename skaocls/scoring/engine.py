@@ -107,12 +107,14 @@ class Engine:
         x, rope = prior.interleave(targets, orders)
         q, k, v = self._project(x, layer)
         q, k = rotated(q, rope), rotated(k, rope)
-        score = (q @ k.transpose(-1, -2)).float() * k.shape[-1] ** -0.5
-        steps = score.shape[-1]
-        future = torch.ones(steps, steps, dtype=torch.bool, device=x.device).triu(1)
-        weight = F.pad(score.masked_fill_(future, -torch.inf), (1, 0)).softmax(-1)
-        y = (weight[..., 1:].to(self.dtype) @ v).transpose(1, 2).flatten(2)
-        return Pairs(x + linear(y, layer.wo), weight[..., 0].transpose(1, 2), rope, targets)
+        # here, the key and the value of the class token are zero, so its score is zero, too
+        q, k, v = q.flatten(0, 1), *(F.pad(a, (0, 0, 1, 0)).flatten(0, 1) for a in (k, v))
+        unseen = q.new_full((q.shape[1], k.shape[1]), -torch.inf).triu_(2)
+        score = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=k.shape[-1] ** -0.5)
+        weight = score.softmax(-1, dtype=torch.float32)
+        y = (weight.to(v.dtype) @ v).unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2)
+        seen = weight[..., 0].unflatten(0, (len(x), -1)).transpose(1, 2)
+        return Pairs(x + linear(y, layer.wo), seen, rope, targets)
 
     def read(
         self,

@@ -17,10 +17,11 @@ from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import LOGITS_AT_ONCE, Cache, Engine, compile_or_warn, linear
 
 # The head processes blocks, each with some tokens and some classes. The constants are the number of
-# tokens per block, and the number of values that are computed per block. On the CPU, a block fits
-# into the caches. A CUDA block keeps the device busy (benchmarks/speed/early_stopping.py).
+# tokens per block, and the number of values that are computed per block. On the CPU, a block has
+# about ten classes: blocks of fewer classes repeat the computations that all classes share. A CUDA
+# block keeps the device busy (benchmarks/speed/early_stopping.py).
 ROWS_PER_BLOCK, ROWS_PER_BLOCK_CUDA = 2**9, 2**13
-NUMBERS_PER_BLOCK, NUMBERS_PER_BLOCK_CUDA = 2**20, 2**28
+NUMBERS_PER_BLOCK, NUMBERS_PER_BLOCK_CUDA = 2**22, 2**28
 
 
 def make_engine(
@@ -56,7 +57,8 @@ class HeadEngine:
         self.output = self.trunk.output
         self.head = head
         self.scale, self.shift = (a.detach() for a in head.vectors(labels))
-        code, self.empty = head.layout()
+        code, empty = head.layout()
+        self.empty = empty if empty.any() else None
         self.grouped_output = self.output[code]
         self.states = compile_or_warn(self.trunk.states) if compiled else self.trunk.states
 
@@ -78,8 +80,9 @@ class HeadEngine:
         for start in range(0, len(flat), n_rows):
             part = slice(start, start + n_rows)
             logits = linear(self.trunk.normed(flat[part]), self.grouped_output).float()
-            grouped = logits.masked_fill_(self.empty, -torch.inf)
-            grouped = grouped.view(-1, head.n_groups, head.group_size)
+            if self.empty is not None:
+                logits.masked_fill_(self.empty, -torch.inf)
+            grouped = logits.view(-1, head.n_groups, head.group_size)
             group_logits[part] = grouped.logsumexp(2)
             own = group.flatten()[part, None, None].expand(-1, 1, head.group_size)
             member_logits[part] = grouped.gather(1, own)[:, 0]

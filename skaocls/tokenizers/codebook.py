@@ -8,13 +8,15 @@ compared. Training a prior each time would take too long.
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
-from sklearn.metrics import pairwise_distances_argmin
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.multiclass import type_of_target
+
+from skaocls.devices import own_torch_state
 
 # Codebook size (chosen with benchmarks/quality/codebooks.py)
 SIZES = tuple(2**n for n in range(4, 11))
@@ -43,6 +45,8 @@ SMOOTHING = 2.0  # pseudo-counts at each position, in proportion to the code cou
 MAX_NUMBERS = 192  # patches with more values are projected by PCA before clustering
 N_COMPONENTS, COMPONENT_PATCHES = 64, 4096
 
+PRODUCTS_AT_ONCE = 2**18  # products of vectors and codes in one matrix product
+
 
 def learn_codebook(patches: np.ndarray, n_codes: int, rng: np.random.RandomState) -> np.ndarray:
     """Cluster patches (n_patches, n_values) by k-means and return at most `n_codes` centers."""
@@ -55,6 +59,26 @@ def learn_codebook(patches: np.ndarray, n_codes: int, rng: np.random.RandomState
     )
     centers: np.ndarray = kmeans.fit(patches).cluster_centers_
     return centers
+
+
+@own_torch_state()
+def nearest_codes(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """Return the index of the codebook entry that is nearest to each vector (n, n_values).
+
+    All matrix products have the same shape, so the rounding does not depend on the number of
+    vectors. They have type float64, because codes can be almost equal.
+    """
+    codes = torch.from_numpy(codebook).double()
+    bias = codes.square().sum(1) / -2  # the nearest code c of x has the largest c x - c c / 2
+    n_rows = max(1, PRODUCTS_AT_ONCE // len(codes))
+    block = np.zeros((n_rows, codes.shape[1]))
+    nearest = np.empty(len(vectors), dtype=np.int64)
+    for start in range(0, len(vectors), n_rows):
+        part = vectors[start : start + n_rows]
+        block[: len(part)] = part
+        score = torch.addmm(bias, torch.from_numpy(block), codes.T).numpy()
+        nearest[start : start + n_rows] = score.argmax(1)[: len(part)]
+    return nearest
 
 
 def choose_codebook(
@@ -127,7 +151,7 @@ def best_normalization(
 
 def classification_loss(patches: np.ndarray, codebook: np.ndarray, labels: np.ndarray) -> float:
     """Return the held-out loss of naive Bayes on the tokens of patches (n, n_tokens, n_values)."""
-    codes = pairwise_distances_argmin(patches.reshape(-1, patches.shape[2]), codebook)
+    codes = nearest_codes(patches.reshape(-1, patches.shape[2]), codebook)
     folds = np.arange(len(labels)) % FOLDS
     return held_out_loss(codes.reshape(len(labels), -1), labels, len(codebook), folds)
 

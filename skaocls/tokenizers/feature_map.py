@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.decomposition import PCA
-from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch.nn import functional as F
@@ -23,7 +22,7 @@ from skaocls.tokenizers.base import (
     check_unit_range,
     pixels_in_batch,
 )
-from skaocls.tokenizers.codebook import choose_codebook, class_labels
+from skaocls.tokenizers.codebook import choose_codebook, class_labels, nearest_codes
 from skaocls.warn import warn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -201,8 +200,8 @@ class FeatureTokenizer(ImageTokenizer):
             vectors = features.reshape(-1, features.shape[-1])
             if self.components_ is not None:
                 vectors = self.components_.transform(vectors)
-            codes.append(pairwise_distances_argmin(vectors, self.codebook_))
-        return np.concatenate(codes).astype(np.int64).reshape(-1, *self.grid_)
+            codes.append(nearest_codes(vectors, self.codebook_))
+        return np.concatenate(codes).reshape(-1, *self.grid_)
 
     def _copy_backbone(self) -> Backbone:
         """Return a copy of a module in evaluation mode; return other callables unchanged."""

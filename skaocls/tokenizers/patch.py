@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import pairwise_distances_argmin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -22,6 +21,7 @@ from skaocls.tokenizers.codebook import (
     choose_codebook,
     class_labels,
     fit_components,
+    nearest_codes,
 )
 from skaocls.tokenizers.contract import check_codes
 from skaocls.tokenizers.normalization import (
@@ -246,8 +246,7 @@ default="auto"
                 statistics = self._statistics(images)
             images = match_statistics(images, statistics, self.reference_statistics_)
         patches = split_patches(images, self.patch_size_, self.grid_)
-        codes: np.ndarray = pairwise_distances_argmin(patches, self.codebook_)
-        return codes.astype(np.int64).reshape(-1, *self.grid_)
+        return nearest_codes(patches, self.codebook_).reshape(-1, *self.grid_)
 
     def inverse_transform(
         self, codes: ArrayLike, *, statistics: np.ndarray | None = None
