@@ -23,6 +23,7 @@ from skaocls.scoring.bounded import token_evidence
 from skaocls.scoring.evidence import Evidence, token_log_likelihoods
 from skaocls.scoring.exhaustive import ScoringResult, lanes_at_once, scoring_dtype
 from skaocls.scoring.exhaustive import log_likelihoods as score_exhaustively
+from skaocls.scoring.orders import Views
 from skaocls.warn import warn
 
 # Number of images that are scored together. Wide priors are slow, so they use smaller batches, and
@@ -101,7 +102,8 @@ def score_in_process(
     size, n_workers = images_per_batch(model), joblib.effective_n_jobs(options.n_jobs)
     if n_workers == 1:
         parts = gen_batches(len(batch), size)
-        encoded = (encode_part(model, batch, part, len(orders), options.crop) for part in parts)
+        encode = encode_part if options.stopping is None else views_of_part
+        encoded = (encode(model, batch, part, len(orders), options.crop) for part in parts)
         on_cuda = resolve_device(options.device).type == "cuda"
         for codes in prefetch(encoded) if on_cuda else encoded:
             yield score_codes(model, codes, orders, options)
@@ -137,20 +139,25 @@ def score_piece(
     model: FittedModel, batch: Batch, orders: np.ndarray, part: slice, options: ScoringOptions
 ) -> ScoringResult:
     """Score the images of a batch in the orders ``orders[part]``."""
-    codes = encode_part(model, batch, slice(0, len(batch)), len(orders), options.crop)
+    rows = slice(0, len(batch))
+    if options.stopping is not None:
+        views = views_of_part(model, batch, rows, len(orders), options.crop)
+        return score_codes(model, views, orders, options)
+    codes = encode_part(model, batch, rows, len(orders), options.crop)
     if codes.ndim == 3:
         codes = codes[:, part]
     return score_codes(model, codes, orders[part], options)
 
 
 def score_codes(
-    model: FittedModel, codes: np.ndarray, orders: np.ndarray, options: ScoringOptions
+    model: FittedModel, codes: np.ndarray | Views, orders: np.ndarray, options: ScoringOptions
 ) -> ScoringResult:
     """Score tokens, with early stopping if `options.stopping` is set."""
     if options.stopping is not None:
         prior = to_device(model.prior, resolve_device(options.device))
         dtype = scoring_dtype(prior, options.precision)
         return options.stopping(prior, codes, orders, model.rows, dtype=dtype)
+    assert not isinstance(codes, Views)
     ll = log_likelihoods(model, codes, orders, options)
     return ScoringResult(ll, np.full(len(codes), orders.size * model.readings))
 
@@ -194,6 +201,14 @@ def encode_part(
 
     ``crop="auto"`` selects ``"views"`` if ``model.views`` is True, and ``"center"`` otherwise.
     """
+    codes = views_of_part(model, batch, part, n_orders, crop)
+    return codes.all_codes() if isinstance(codes, Views) else codes
+
+
+def views_of_part(
+    model: FittedModel, batch: Batch, part: slice, n_orders: int, crop: str
+) -> np.ndarray | Views:
+    """Return the same tokens as `encode_part`, but tokenize views only when they are needed."""
     if crop == "auto":
         crop = "views" if model.views else "center"
     seed = model.order_seed

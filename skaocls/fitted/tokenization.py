@@ -19,6 +19,7 @@ from skaocls.images.batch import Batch
 from skaocls.images.lazy import Picked, concatenate
 from skaocls.images.reader import Reader
 from skaocls.progress import progress, say
+from skaocls.scoring.orders import Views
 from skaocls.tokenizers import FeatureTokenizer, PatchTokenizer, QuantileTokenizer
 from skaocls.tokenizers.base import ImageTokenizer
 from skaocls.tokenizers.contract import check_fitted_tokenizer, check_transformed, code_dtype
@@ -314,14 +315,15 @@ def encode_for_orders(
     *,
     crop: str = "center",
     seed: int,
-) -> np.ndarray:
-    """Return the tokens (n, n_orders, n_tokens), or (n, n_tokens) if all orders use equal tokens.
+) -> np.ndarray | Views:
+    """Return the tokens (n, n_tokens), or `Views` if the orders use different tokens.
 
     With `crop` = "center", all orders use the whole image. With "random", each order uses a new
     random crop. With "views", the first order uses the image, and each other order uses a new
     random view. Within one order, all images get the same crop (size and position), the same
     transformation and the same noise, which `seed` determines. If the data are tokens of several
-    crops, the first order uses the first crop, the second order uses the second crop, and so on.
+    crops, the first order uses the first crop, the second order uses the second crop, and so on;
+    the result is then an array (n, n_orders, n_tokens).
     """
     reader = batch.reader
     noisy = isinstance(tokenizer, VQTokenizer) and tokenizer.latent_noise > 0
@@ -329,23 +331,27 @@ def encode_for_orders(
     if reader.grid is not None:
         codes = encode(tokenizer, batch, part)
         return codes if codes.ndim == 2 else codes[:, np.arange(n_orders) % codes.shape[1]]
-    if reader.image_shape is None or (crop == "center" and not noisy):
+    shape = reader.image_shape
+    if shape is None or (crop == "center" and not noisy):
         return encode(tokenizer, batch, part)
     rng = np.random.RandomState(seed)
     sizes = np.random.RandomState([seed, 1]).uniform(size=n_orders)
+    drawn = [(rng.uniform(size=2), rng.randint(2**31 - 1)) for _ in range(n_orders)]
     images: Any = batch.originals(part) if crop == "random" else batch.images(part)
-    codes_by_order = []
-    for order, size in enumerate(sizes):
-        position, noise_seed = rng.uniform(size=2), rng.randint(2**31 - 1)
-        view = images
+
+    def encode_order(rows: np.ndarray, order: int) -> np.ndarray:
+        position, noise_seed = drawn[order]
         if crop == "random":
-            view = np.stack([random_crop(x, reader.image_shape, size, position) for x in images])
+            view = np.stack([random_crop(images[i], shape, sizes[order], position) for i in rows])
         elif crop == "views" and order:
             view_rng = np.random.RandomState([seed, 2, order])
-            view = random_views(images, view_rng, strength=SCORING_STRENGTH, same=True)
+            view = random_views(images[rows], view_rng, strength=SCORING_STRENGTH, same=True)
+        else:
+            view = images[rows]
         noise: dict[str, Any] = {"seed": noise_seed} if noisy else {}
-        codes_by_order.append(encode_data(tokenizer, view, **noise))
-    return np.stack(codes_by_order, axis=1)
+        return encode_data(tokenizer, view, **noise)
+
+    return Views(len(images), n_orders, encode_order)
 
 
 def tokens_of_pixels(

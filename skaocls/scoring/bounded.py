@@ -22,6 +22,7 @@ from torch import Tensor
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.early_stopping import MIN_LOG_PRIOR
 from skaocls.scoring.exhaustive import ScoringResult, lanes_at_once, log_likelihoods
+from skaocls.scoring.orders import Views
 
 MIN_ORDERS, STEP = 4, 2  # early stopping compares the classes after 4, 6, 8, ... orders
 IMPOSSIBLE = -1e9  # evidence of a token that is impossible under one class, instead of -inf
@@ -67,7 +68,7 @@ def bounded_evidence(log_likelihood: np.ndarray, bound: float) -> Tensor:
 
 def score_bounded_until_decided(
     prior: Prior,
-    codes: np.ndarray,
+    codes: np.ndarray | Views,
     orders: np.ndarray,
     labels: np.ndarray,
     class_log_prior: np.ndarray,
@@ -92,7 +93,10 @@ def score_bounded_until_decided(
         n_new = max(MIN_ORDERS, lanes_at_once(prior) // len(rows) // STEP * STEP)
         new = orders[start : start + n_new]
         stop = start + len(new)
-        tokens = codes[rows] if codes.ndim == 2 else codes[rows, start:stop]
+        if isinstance(codes, Views):
+            tokens = codes.codes(rows, range(start, stop))
+        else:
+            tokens = codes[rows] if codes.ndim == 2 else codes[rows, start:stop]
         ll[rows, start:stop] = log_likelihoods(
             prior, tokens, new, labels, dtype=dtype, per_token=True
         )

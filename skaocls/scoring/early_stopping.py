@@ -55,14 +55,22 @@ from itertools import pairwise
 import numpy as np
 import torch
 from scipy import stats
+from sklearn.utils import gen_batches
 from torch import Tensor
 
 from skaocls.devices import own_torch_state
 from skaocls.priors.transformer import Prior
 from skaocls.scoring.engine import Cache, Engine
 from skaocls.scoring.exhaustive import ScoringResult, check_not_nan, lanes_at_once
+from skaocls.scoring.orders import Views
 from skaocls.scoring.shared_trunk_engine import HeadEngine, make_engine
-from skaocls.scoring.token_scores import cache_limit, open_tile, read_lanes, read_pairs
+from skaocls.scoring.token_scores import (
+    TokenReader,
+    cache_limit,
+    open_tile,
+    read_lanes,
+    read_pairs,
+)
 
 # The constants of the rules were chosen with benchmarks/speed/early_stopping_errors.py. Classes are
 # compared, and may be dropped, after the following fractions of the first order.
@@ -82,7 +90,7 @@ KEPT_NUMBERS = 2**26  # largest number of log-probabilities in memory
 @own_torch_state()
 def score_until_decided(
     prior: Prior,
-    codes: np.ndarray,
+    codes: np.ndarray | Views,
     orders: np.ndarray,
     labels: np.ndarray,
     class_log_prior: np.ndarray,
@@ -92,7 +100,8 @@ def score_until_decided(
 ) -> ScoringResult:
     """Score the classes of each image until only one class is left (the image is decided).
 
-    Most arguments are documented in :func:`skaocls.scoring.exhaustive.log_likelihoods`.
+    Most arguments are documented in :func:`skaocls.scoring.exhaustive.log_likelihoods`. If `codes`
+    are `Views`, a view of an image is only tokenized if the image is scored in this order.
     `class_log_prior` (n_classes,) may contain -inf. The result for an image does not depend on the
     other images.
     """
@@ -100,34 +109,39 @@ def score_until_decided(
     device = prior.device
     with torch.inference_mode():
         engine = make_engine(prior, torch.as_tensor(labels, device=device), dtype)
-        all_codes = torch.as_tensor(codes, dtype=torch.long, device=device)
         all_orders = torch.as_tensor(orders, dtype=torch.long, device=device)
         log_prior = torch.as_tensor(
             np.maximum(class_log_prior, MIN_LOG_PRIOR), dtype=torch.float64, device=device
         )
         parts = [
-            score_group(engine, group, all_orders, log_prior, error)
-            for group in all_codes.split(images_at_once(engine, all_orders.shape, len(labels)))
+            score_group(engine, TokenReader(codes, rows, device), all_orders, log_prior, error)
+            for rows in gen_batches(
+                len(codes), images_at_once(engine, all_orders.shape, len(labels))
+            )
         ]
     ll, evaluations = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
     return ScoringResult(ll, evaluations)
 
 
 def score_group(
-    engine: Engine | HeadEngine, codes: Tensor, orders: Tensor, log_prior: Tensor, error: float
+    engine: Engine | HeadEngine,
+    tokens: TokenReader,
+    orders: Tensor,
+    log_prior: Tensor,
+    error: float,
 ) -> tuple[Tensor, Tensor]:
     """Return log-likelihoods (n_images, n_orders, n_classes) and evaluation counts (n_images,)."""
     n_tokens = orders.shape[1]
-    views, shared = codes.ndim == 3, isinstance(engine, HeadEngine)
-    comparison = Comparison(len(codes), orders.shape, log_prior, error, views, shared)
+    views, shared = tokens.views, isinstance(engine, HeadEngine)
+    comparison = Comparison(len(tokens), orders.shape, log_prior, error, views, shared)
     if isinstance(engine, Engine) and not views and len(log_prior) > 1:
-        read_first_order(engine, codes, orders[0], comparison)
+        read_first_order(engine, tokens.codes, orders[0], comparison)
     while True:
         image, order = comparison.next_pairs(lanes_at_once(engine.prior))
         if not len(image):
             return comparison.log_likelihoods(), comparison.evaluations
-        tokens = codes[image, order] if views else codes[image]
-        look_up = open_tile(engine, tokens, orders[order], comparison.active[image])
+        codes = tokens.read(image, order, comparison.undecided)
+        look_up = open_tile(engine, codes, orders[order], comparison.active[image])
         for k in order.unique().tolist():
             # skip images that an earlier order of the same tile decided
             rows = torch.where((order == k) & comparison.undecided[image])[0]

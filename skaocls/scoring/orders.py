@@ -1,9 +1,34 @@
-"""Token orders: permutations of the positions of a grid."""
+"""Token orders: permutations of the positions of a grid. Each order may use its own view."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 DRAWN = ("random", "antithetic")  # values of the parameter `order` for random orders
+
+
+@dataclass(frozen=True)
+class Views:
+    """The tokens of images of which each order uses its own view, computed when they are needed.
+
+    ``encode(rows, order)`` returns the tokens (len(rows), n_tokens) of the images `rows`.
+    """
+
+    n_images: int
+    n_orders: int
+    encode: Callable[[np.ndarray, int], np.ndarray]
+
+    def __len__(self) -> int:
+        return self.n_images
+
+    def codes(self, rows: np.ndarray, orders: range) -> np.ndarray:
+        """Return tokens (len(rows), len(orders), n_tokens)."""
+        return np.stack([self.encode(rows, order) for order in orders], axis=1)
+
+    def all_codes(self) -> np.ndarray:
+        return self.codes(np.arange(self.n_images), range(self.n_orders))
 
 
 def draw_orders(n_orders: int, n_tokens: int, seed: int, antithetic: bool = False) -> np.ndarray:

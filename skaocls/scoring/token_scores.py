@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from skaocls.priors.shared_trunk import HeadInputs
 from skaocls.scoring.engine import Cache, Engine, Pairs
 from skaocls.scoring.exhaustive import lanes_at_once
+from skaocls.scoring.orders import Views
 from skaocls.scoring.shared_trunk_engine import HeadEngine
 
 T = TypeVar("T")
@@ -17,6 +19,40 @@ T = TypeVar("T")
 # a fraction of the memory of the CUDA device
 CACHE_BYTES, CACHE_BYTES_CUDA = 2**28, 2**33
 CACHE_FRACTION_CUDA = 1 / 8
+
+
+class TokenReader:
+    """The tokens of a group of images, which are the rows `rows` of `codes`.
+
+    `codes` are (n_images, n_tokens) or, if each order uses its own view, (n_images, n_orders,
+    n_tokens) or `Views`. Views are tokenized when an order is first scored.
+    """
+
+    def __init__(self, codes: np.ndarray | Views, rows: slice, device: torch.device):
+        self.rows, self.source = np.arange(rows.start, rows.stop), codes
+        self.n_read = 0  # number of orders whose views are tokenized
+        if isinstance(codes, Views):
+            self.views, self.codes = True, torch.empty(0, device=device)
+        else:
+            self.views = codes.ndim == 3
+            self.codes = torch.as_tensor(codes[rows], dtype=torch.long, device=device)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, image: Tensor, order: Tensor, needed: Tensor) -> Tensor:
+        """Return tokens (n, n_tokens). `needed` marks the images that later calls may request."""
+        if not self.views:
+            return self.codes[image]
+        while isinstance(self.source, Views) and self.n_read <= int(order.max()):
+            rows = torch.where(needed)[0]
+            codes = self.source.encode(self.rows[rows.cpu().numpy()], self.n_read)
+            if not self.n_read:
+                shape = len(self), self.source.n_orders, codes.shape[1]
+                self.codes = rows.new_empty(shape)
+            self.codes[rows, self.n_read] = torch.as_tensor(codes, device=rows.device).long()
+            self.n_read += 1
+        return self.codes[image, order]
 
 
 def open_tile(
