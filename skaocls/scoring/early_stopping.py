@@ -26,9 +26,12 @@ approaches M.
 
 *If each order uses its own view of the image*, the tokens of one view are not a random sample of
 all tokens. For example, a background may be a rare code in one view only. Therefore no class is
-dropped before three orders are complete. Two standard errors of the lag are
-then computed: one from the single tokens, and one from the totals of the complete orders. The
-larger one is used.
+dropped before two orders are complete. The orders are then treated as a random sample of all
+orders, and Student's bound uses the variance of their totals. The totals of a few orders say little
+about this variance. The tokens say more: if they were independent, the variance of the totals would
+be ``n_tokens * s**2``. The actual standard deviation is about `VIEW_SPREAD` times as large as this.
+The estimate pools the two: the variance of the k totals with k - 1 degrees of freedom, and the
+variance from the tokens with `TOKEN_FREEDOM` degrees of freedom.
 
 The parameter `error` is the allowed probability that early stopping and exhaustive scoring find
 different best classes (by the mean log-likelihood). The actual probability may be larger, because
@@ -77,7 +80,10 @@ from skaocls.scoring.token_scores import (
 CHECKPOINTS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 1)
 CHECKPOINTS_SHARED = (1 / 8, 1 / 4, 1 / 2, 1)
 MIN_TOKENS = 2  # number of tokens that are scored before a class may be dropped
-MIN_VIEWS = 3  # complete orders before a class may be dropped, if orders use different views
+MIN_VIEWS = 2  # complete orders before a class may be dropped, if orders use different views
+# Standard deviation over orders with different views, relative to independent tokens (0.5 to 0.75
+# on the tasks of benchmarks/quality), and its degrees of freedom
+VIEW_SPREAD, TOKEN_FREEDOM = 0.7, 30
 MIN_STANDARD_ERRORS = 2.0  # smallest lag, in standard errors, in addition to Wald's bound
 MIN_LOG_PRIOR = -1e30  # finite value that replaces a log prior of -inf
 # The following constants affect only speed and memory (benchmarks/speed/early_stopping.py).
@@ -272,20 +278,23 @@ class Comparison:
     def _bound(self, image: Tensor, leader: Tensor, m: int) -> Tensor:
         """Return the bound of the lag after m tokens, in nats per order."""
         unread = 1 - m / self.population
+        # scipy's quantiles are inaccurate for errors below 1e-12
+        error = max(self.error, 1e-12)
         variance = (self.squares[image] - self.difference[image] ** 2 / m).clamp_min(0) / (m - 1)
-        standard_error = (variance * (m * unread)).sqrt() / max(1.0, m / self.n_tokens)
         if self.views:
             n_read = m // self.n_tokens
             by_order = self.by_order[image, :n_read]
-            spread = (at_leader(by_order, leader) - by_order).std(1)
-            standard_error = standard_error.maximum(spread * (unread / n_read) ** 0.5)
+            spread = (at_leader(by_order, leader) - by_order).var(1)
+            freedom = TOKEN_FREEDOM + n_read - 1
+            variance *= TOKEN_FREEDOM * VIEW_SPREAD**2 * self.n_tokens
+            variance = (variance + (n_read - 1) * spread) / freedom
+            return (variance * (unread / n_read)).sqrt() * float(stats.t.isf(error, freedom))
+        standard_error = (variance * (m * unread)).sqrt() / max(1.0, m / self.n_tokens)
         wald = np.log(max(len(self.log_prior) - 1, 1) / self.error)
         bound = (MIN_STANDARD_ERRORS * standard_error).clamp_min(wald)
         if m < self.n_tokens:  # the standard deviation of so few differences is unreliable
             return bound
-        # scipy's quantiles are inaccurate for errors below 1e-12
-        quantile = stats.t.isf(max(self.error, 1e-12), m - 1)
-        return bound.minimum(quantile * standard_error)
+        return bound.minimum(stats.t.isf(error, m - 1) * standard_error)
 
     def log_likelihoods(self) -> Tensor:
         """Return log-likelihoods (n_images, n_orders, n_classes), with estimates for gaps."""
