@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from skaocls import AnyOrderPrior
+from skaocls.priors.layers import NORM_EPS, Normalization
 
 
 def log_prob_by_step(prior, codes, orders, label):
@@ -64,6 +65,15 @@ def test_predictions_depend_only_on_previous_tokens():
             torch.testing.assert_close(after[:, : step + 1], before[:, : step + 1])
             if step < 5:
                 assert (after[:, step + 1 :] != before[:, step + 1 :]).any(-1).all()
+
+
+def test_norm_has_the_gradient_of_its_formula():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.randn(5, dtype=torch.float64, generator=generator, requires_grad=True)
+    root_mean_square = (x.square().mean(-1, keepdim=True) + NORM_EPS).sqrt()
+    torch.testing.assert_close(Normalization.apply(x, weight), x / root_mean_square * weight)
+    assert torch.autograd.gradcheck(Normalization.apply, (x, weight))
 
 
 def test_invalid_dim():
