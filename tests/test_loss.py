@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from sklearn.metrics import log_loss
 
 from skaocls import AnyOrderARClassifier, AnyOrderPrior, SharedTrunkPrior
@@ -80,16 +81,13 @@ def test_class_frequencies_are_weighted_and_may_be_zero():
 
 
 @pytest.mark.parametrize("cls", [AnyOrderPrior, SharedTrunkPrior])
-def test_log_probabilities_under_other_labels(cls):
-    prior, codes, orders, labels = random_example(cls)
-    items = torch.tensor([3, 0, 17])
-    others = torch.randint(5, (3, 2), generator=torch.Generator().manual_seed(1))
-    own, rival = prior.log_prob_with_rivals(codes, orders, labels, items, others, slice(1, None, 2))
-    close = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(own, prior.log_prob(codes, orders, labels), **close)
-    for k in range(2):
-        expected = prior.log_prob(codes[items], orders[items], others[:, k])
-        torch.testing.assert_close(rival[..., k], expected[:, 1::2], **close)
+def test_log_probabilities_under_several_labels(cls):
+    prior, codes, orders, _ = random_example(cls)
+    labels = torch.randint(5, (20, 3), generator=torch.Generator().manual_seed(1))
+    by_class = prior.log_prob_by_class(codes, orders, labels)
+    for k in range(3):
+        expected = prior.log_prob(codes, orders, labels[:, k])
+        torch.testing.assert_close(by_class[..., k], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("cls", [AnyOrderPrior, SharedTrunkPrior])
@@ -103,8 +101,7 @@ def test_loss_is_the_sum_of_likelihood_and_posterior(cls, weighted):
         by_class = [prior.log_prob(codes, orders, torch.full((20,), c)).double() for c in range(5)]
     log_prob = torch.stack(by_class, 2).numpy()
     own = log_prob.sum(1)[range(20), labels]
-    ll = log_prob[:, 1::2].sum(1)  # the posterior uses every second token
-    joint = torch.as_tensor(ll[:, :4] + np.log(class_prior))
+    joint = torch.as_tensor(log_prob.sum(1)[:, :4] + np.log(class_prior))
     log_posterior = joint.log_softmax(1).numpy()
     own_posterior = np.where(labels < 4, log_posterior[range(20), labels.clamp(max=3)], 0)
     expected = -(weights * (own + 2.5 * own_posterior)).mean() / 6
@@ -112,13 +109,13 @@ def test_loss_is_the_sum_of_likelihood_and_posterior(cls, weighted):
     tensor = torch.as_tensor(weights).float() if weighted else None
     loss = TrainingLoss(prior, 2.5, torch.as_tensor(np.log(class_prior)).float())
     batch = TrainingBatch(codes, orders, labels, tensor, rivals)
-    assert loss(batch, first_token=1).item() == pytest.approx(expected, rel=1e-5)
+    assert loss(batch).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("num_classes", [5, 20])
 def test_the_first_step_of_a_new_prior_has_a_uniform_posterior(num_classes, monkeypatch):
     """All classes have equal likelihoods then, so that -log p(class) is log(num_classes)."""
-    monkeypatch.setattr(loop, "CLASS_DROPOUT", 0.0)
+    monkeypatch.setattr(loop, "SHARED_TRUNK_CLASS_DROPOUT", 0.0)
     labels = np.arange(num_classes).repeat(4)
     codes = np.random.RandomState(0).randint(19, size=(len(labels), 1, 6))
 
@@ -135,13 +132,15 @@ def test_the_first_step_of_a_new_prior_has_a_uniform_posterior(num_classes, monk
 
 
 def test_posterior_weight_improves_classification_and_has_documented_defaults(digits):
-    X, y, X_test, y_test = digits
+    X, y, *_ = digits
     sizes = {"dim": 32, "n_layer": 2, "n_head": 2, "multiple_of": 32}
-    params = {"prior": sizes, "max_iter": 6, "batch_size": 16, "random_state": 0, "tol": 10.0}
+    params = {"prior": sizes, "max_iter": 2, "batch_size": 16, "random_state": 0, "tol": 10.0}
+    images, labels = load_digits().images, load_digits().target
     nats = {}
     for weight in (0.0, "auto"):
-        clf = AnyOrderARClassifier(posterior_weight=weight, **params).fit(X, y)
-        nats[weight] = log_loss(y_test, clf.predict_proba(X_test))
+        clf = AnyOrderARClassifier(posterior_weight=weight, **params)
+        proba = clf.fit(images[:600], labels[:600]).predict_proba(images[600:900])
+        nats[weight] = log_loss(labels[600:900], proba)
     assert nats["auto"] < nats[0.0]
     # 5 for at least 48 tokens, less in proportion below; 1/30 per column of a table
     params |= {"max_iter": 1, "augmentation": None}

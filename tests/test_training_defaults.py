@@ -52,8 +52,8 @@ def test_estimated_operations_match_torch(grid, vocab_size):
     counter = FlopCounterMode(display=False)
     with counter:
         TrainingLoss(prior)(random_batch(prior, 4)).backward()
-    # the last block needs queries of half of the positions only
-    assert 0.7 < counter.get_total_flops() / 4 / training_operations(prior) < 1.1
+    # torch does not count the attention, and the last block needs half of the queries only
+    assert 0.65 < counter.get_total_flops() / 4 / training_operations(prior) < 1.1
 
 
 def test_epochs_follow_a_budget():

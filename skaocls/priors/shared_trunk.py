@@ -137,19 +137,9 @@ class ClassHead(nn.Module):
         return tilts.view(*tilts.shape[:-1], self.n_groups, self.group_size)
 
     def log_prob(self, inputs: HeadInputs, labels: Tensor) -> Tensor:
-        """Return the log-probabilities (items, steps) of tokens under one class (items,) each."""
-        u, v, group_logits, member_logits, group, member = inputs
-        z = self.tilt(u, v, labels[:, None])
-        among = group_logits + self.groups(z).float()
-        # tilting all codes is faster than copying the codes of each target's group
-        within = member_logits + codes_of(self.tilts(z), group)
-        return log_softmax_at(among, group) + log_softmax_at(within, member)
-
-    def log_prob_by_class(self, inputs: HeadInputs, labels: Tensor) -> Tensor:
         """Return the log-probabilities (items, steps, n_classes) for labels (items, n_classes).
 
-        Only the codes in the group of each target are tilted. For several classes, this is faster
-        than :meth:`log_prob`, which tilts all codes.
+        Only the codes in the group of each target are tilted.
         """
         u, v, group_logits, member_logits, group, member = (a.unsqueeze(2) for a in inputs)
         z = self.tilt(u, v, labels[:, None])
@@ -270,25 +260,10 @@ class SharedTrunkPrior(Prior):
         z = head.tilt(*head.features_of(hidden), labels[:, None])
         return head.log_softmax(head.base(hidden, self.body), z)
 
-    def log_prob(
+    def log_prob_by_class(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
     ) -> Tensor:
-        return self.head.log_prob(self.head_inputs(codes, orders, labels, generator), labels)
-
-    def log_prob_with_rivals(
-        self,
-        codes: Tensor,
-        orders: Tensor,
-        labels: Tensor,
-        selected: Tensor,
-        rivals: Tensor,
-        steps: slice,
-        generator: Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        inputs = self.head_inputs(codes, orders, labels, generator)
-        rival_inputs = HeadInputs(*(a[:, steps].index_select(0, selected) for a in inputs))
-        log_prob = self.head.log_prob(inputs, labels)
-        return log_prob, self.head.log_prob_by_class(rival_inputs, rivals)
+        return self.head.log_prob(self.head_inputs(codes, orders, labels[:, 0], generator), labels)
 
     def head_inputs(
         self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None

@@ -95,34 +95,22 @@ class Prior(nn.Module, ABC):
         log_prob : float32 tensor of shape (items, n_tokens)
             For each step of the order, the log-probability of the token at this step.
         """
-        logits = self(codes, orders, labels, generator).flatten(0, 1)
-        targets = codes.gather(1, orders.expand_as(codes)).flatten()
-        return -F.cross_entropy(logits, targets, reduction="none").view(codes.shape)
+        return self.log_prob_by_class(codes, orders, labels[:, None], generator)[..., 0]
 
-    def log_prob_with_rivals(
-        self,
-        codes: Tensor,
-        orders: Tensor,
-        labels: Tensor,
-        selected: Tensor,
-        rivals: Tensor,
-        steps: slice,
-        generator: Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Compute :meth:`log_prob`, and log-probabilities of selected items under rival classes.
+    def log_prob_by_class(
+        self, codes: Tensor, orders: Tensor, labels: Tensor, generator: Generator | None = None
+    ) -> Tensor:
+        """Compute :meth:`log_prob` under several classes for each item.
 
-        `selected` (n_selected,) are indices of items, and `rivals` (n_selected, n_rivals) are other
-        classes for these items. The second result has shape (n_selected, n_steps, n_rivals), and
-        contains only the steps of the slice `steps`.
+        `labels` has shape (items, n_classes). The result has shape (items, n_tokens, n_classes).
         """
-        n_items, n_rivals = len(codes), rivals.shape[1]
+        n_classes = labels.shape[1]
         orders = orders.expand_as(codes)
-        items = torch.cat([torch.arange(n_items, device=codes.device), selected.repeat(n_rivals)])
-        labels = torch.cat([labels, rivals.T.flatten()])
-        log_prob = self.log_prob(codes[items], orders[items], labels, generator)
-        log_prob, rival_log_prob = log_prob.tensor_split([n_items])
-        rival_log_prob = rival_log_prob.view(n_rivals, len(selected), -1)
-        return log_prob, rival_log_prob[..., steps].permute(1, 2, 0)
+        codes, orders = (a.repeat_interleave(n_classes, 0) for a in (codes, orders))
+        logits = self(codes, orders, labels.flatten(), generator).flatten(0, 1)
+        targets = codes.gather(1, orders).flatten()
+        log_prob = -F.cross_entropy(logits, targets, reduction="none")
+        return log_prob.view(-1, n_classes, codes.shape[1]).mT
 
     def hidden_weights(self) -> dict[Tensor, int]:
         """Return a dict from each hidden weight to the number of matrices stacked in it."""

@@ -134,8 +134,6 @@ class TrainingConfig:
         """
         rate, weight = self.learning_rate_init, self.posterior_weight
         batch_size, max_iter = self.batch_size, self.max_iter
-        if isinstance(rate, str):
-            rate = default_learning_rate(prior.dim, mode)
         if isinstance(weight, str):
             weight = default_posterior_weight(prior, mode, self.tabular)
         if isinstance(batch_size, str):
@@ -144,6 +142,9 @@ class TrainingConfig:
             max_iter = default_max_iter(n_samples, prior, weight, self.tabular)
         elif isinstance(max_iter, str):  # BUDGET_OPERATIONS does not apply
             max_iter = MAX_EPOCHS
+        muon = uses_muon(prior, mode, max_iter, n_views, self.tabular)
+        if isinstance(rate, str):
+            rate = default_learning_rate(prior.dim, mode, muon, self.tabular)
         orders = None
         if not self.draws_orders:
             orders = resolve_orders(self.order, self.n_orders, prior.n_tokens, order_seed)
@@ -153,7 +154,7 @@ class TrainingConfig:
             learning_rate_init=rate,
             posterior_weight=weight,
             keep_null_class=mode in FROZEN_NULL_MODES,
-            muon=uses_muon(prior, mode, max_iter, n_views, self.tabular),
+            muon=muon,
             orders=orders,
             n_iter_no_change=self.n_iter_no_change,
             tol=self.tol,

@@ -4,17 +4,17 @@ import numpy as np
 
 from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import Prior
-from skaocls.training.loss import POSTERIOR_STRIDE, number_of_rivals
+from skaocls.training.loss import number_of_rivals
 
 # Number of epochs. On two CPU cores, training takes about one minute for up to 1000 images. This
 # time grows more slowly than the number of images: for 10,000 images, it is eight minutes
 # (benchmarks/speed/default_settings.py). Tables have no augmented views and overfit sooner than
 # images. Therefore, tables are trained for fewer epochs (benchmarks/quality/tables.py).
 MAX_EPOCHS, MAX_EPOCHS_OF_TABLES, MIN_EPOCHS = 120, 30, 10
-BUDGET_OPERATIONS, BUDGET_IMAGES, BUDGET_EXPONENT = 3.3e12, 1000, 0.9
-# Time of the class head for one rival class, divided by the time of the head's matrix products
+BUDGET_OPERATIONS, BUDGET_IMAGES, BUDGET_EXPONENT = 3.4e12, 1000, 0.9
+# Time of the class head for one rival class, divided by the time of its largest matrix product
 # (benchmarks/speed/training_steps.py)
-RIVAL_OVERHEAD = 3.5
+RIVAL_OVERHEAD = 1.4
 
 # Batch size. If images have many tokens, training with batches of about 1024 tokens needs only a
 # quarter of the epochs that training with batches of 64 images needs
@@ -26,8 +26,10 @@ MIN_STEPS_PER_EPOCH, MIN_STEPS_PER_EPOCH_OF_TABLES = 8, 32
 
 # Learning rates. The learning rate of a new prior is 0.4 / dim. For the published dim of 1024, this
 # gives the published learning rate of 4e-4. benchmarks/quality/digits.py tests the rate for small
-# priors. Fine-tuning multiplies the rate by a factor (benchmarks/quality/finetuning.py).
+# priors. Fine-tuning multiplies the rate by a factor (benchmarks/quality/finetuning.py). Short
+# trainings with Muon on images need a higher rate (benchmarks/quality/recipe.py).
 RATE_TIMES_DIM = 0.4
+MUON_RATE = 3.0
 FINETUNING_RATE = {"full": 0.1, "lora": 0.5, "class_embedding": 5.0, "head": 1.0}
 
 # Muon is used only if training takes fewer than 50 epochs. For 50 or more epochs, AdamW is at least
@@ -72,18 +74,24 @@ def training_operations(prior: Prior, n_rivals: int = 0) -> float:
     lookup_tables = (prior.class_table, transformer.tok_embeddings.weight)
     n_head = sum(p.numel() for p in prior.parameters()) - n_block
     n_head -= sum(table.numel() for table in lookup_tables)
+    if isinstance(prior, SharedTrunkPrior):  # only the codes in the group of the target are tilted
+        n_head -= prior.head.tokens.numel() - prior.head.tokens[0].numel()
     # the sequence also contains a position-instruction token before each image token
     attention = 4 * (2 * n) ** 2 * prior.dim * len(transformer.layers)
     one_class = float(3 * (2 * (2 * n * n_block + n * n_head) + attention))
     if not isinstance(prior, SharedTrunkPrior):
         return one_class * (1 + n_rivals)
-    rival = 3 * 2 * prior.head.project.weight.numel()
-    return one_class + n_rivals * n / POSTERIOR_STRIDE * RIVAL_OVERHEAD * rival
+    rival = 3 * 2 * n * prior.head.project.weight.numel()
+    return one_class + n_rivals * RIVAL_OVERHEAD * rival
 
 
-def default_learning_rate(dim: int, mode: str | None) -> float:
+def default_learning_rate(
+    dim: int, mode: str | None, muon: bool = False, tabular: bool = False
+) -> float:
     """Return the peak learning rate. `mode` is the fine-tuning mode, or None for a new prior."""
-    factor = 1.0 if mode is None else FINETUNING_RATE[mode]
+    factor = FINETUNING_RATE[mode] if mode else 1.0
+    if muon and mode is None and not tabular:
+        factor *= MUON_RATE
     return factor * RATE_TIMES_DIM / dim
 
 
@@ -124,7 +132,6 @@ def activation_bytes(prior: Prior, n_rivals: int = 0) -> float:
     hidden = transformer.blocks[0].feed_forward.w1.weight.shape[0]
     blocks = len(transformer.blocks) * (2 * n - 1) * (10 * prior.dim + 4 * hidden)
     if isinstance(prior, SharedTrunkPrior):
-        classes = 1 + n_rivals / POSTERIOR_STRIDE
-        head = n * (4 * prior.vocab_size + 5 * classes * prior.head.project.weight.shape[1])
+        head = n * (4 * prior.vocab_size + 5 * (1 + n_rivals) * prior.head.project.weight.shape[1])
         return 4 * (blocks + head)
     return 4 * (1 + n_rivals) * (blocks + n * prior.vocab_size)

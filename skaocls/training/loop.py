@@ -18,6 +18,7 @@ from torch import Tensor
 from skaocls.devices import own_torch_state
 from skaocls.distributed import all_reduce_sum, is_main, peer_errors, shard_rows, world_size
 from skaocls.images.lazy import of_views
+from skaocls.priors.shared_trunk import SharedTrunkPrior
 from skaocls.priors.transformer import Prior
 from skaocls.progress import progress
 from skaocls.scoring.exhaustive import log_likelihoods
@@ -26,7 +27,6 @@ from skaocls.training.checkpoints import Checkpoints
 from skaocls.training.config import ResolvedConfig
 from skaocls.training.defaults import micro_batch_size
 from skaocls.training.loss import (
-    POSTERIOR_STRIDE,
     TrainingBatch,
     TrainingLoss,
     average_over_ranks,
@@ -45,6 +45,9 @@ CLASS_DROPOUT = 0.1  # probability that the null class replaces a label
 CLIP_NORM = 1.0
 WARMUP_SHARE = 0.05  # fraction of all training steps
 FINAL_RATE = 0.05  # final learning rate, as a fraction of the peak learning rate
+# In a shared trunk, only the head has parameters of the null class, so few images suffice. Each of
+# these images is missing from the posterior in the loss.
+SHARED_TRUNK_CLASS_DROPOUT = 0.03
 # Decay of the running average of the weights. At the end of training, the average becomes the
 # weights of the prior (benchmarks/quality/digits.py).
 AVERAGE_DECAY = 0.99
@@ -73,11 +76,12 @@ def train_prior(
     """Train a prior in place on codes (n_images, n_views, n_tokens) and labels (n_images,).
 
     Each training step draws a batch of images. For each image, the step draws a view and an order.
-    With probability 0.1 per image, the null class replaces the label. AdamW optimizes the weights.
-    In short trainings of new priors, Muon optimizes the weight matrices instead. The learning rate
-    first rises linearly to its peak, and then falls along a cosine to 5 % of the peak. Gradients
-    are clipped to norm 1. If the activations of a batch exceed a fixed memory limit, the batch is
-    split into micro-batches, whose gradients are summed (:mod:`skaocls.training.defaults`).
+    With probability 0.1 per image (0.03 for a `SharedTrunkPrior`), the null class replaces the
+    label. AdamW optimizes the weights. In short trainings of new priors, Muon optimizes the weight
+    matrices instead. The learning rate first rises linearly to its peak, and then falls along a
+    cosine to 5 % of the peak. Gradients are clipped to norm 1. If the activations of a batch exceed
+    a fixed memory limit, the batch is split into micro-batches, whose gradients are summed
+    (:mod:`skaocls.training.defaults`).
 
     At the end of training, the running average of the weights becomes the weights of the prior. If
     validation data are given, the averaged weights of the epoch with the highest validation
@@ -149,7 +153,9 @@ class Trainer:
         self.n_views, self.n_tokens = codes.shape[1:]
         self.batch_size = min(config.batch_size, len(labels))
         self.n_steps = len(labels) // self.batch_size  # per epoch
-        self.class_dropout = 0.0 if config.keep_null_class else CLASS_DROPOUT
+        shared = isinstance(prior, SharedTrunkPrior)
+        dropout = SHARED_TRUNK_CLASS_DROPOUT if shared else CLASS_DROPOUT
+        self.class_dropout = 0.0 if config.keep_null_class else dropout
         self.uses_posterior = config.posterior_weight > 0 and prior.num_classes > 1
         n_rivals = number_of_rivals(prior.num_classes) if self.uses_posterior else 0
         self.micro_batch_size = micro_batch_size(prior, n_rivals)
@@ -220,7 +226,7 @@ class Trainer:
         for group in state.optimizer.param_groups:
             group["lr"] = rate * RESTART_RATE_FACTOR**state.n_restarts
         state.optimizer.zero_grad()
-        self.accumulate_gradients(batch, step % POSTERIOR_STRIDE)
+        self.accumulate_gradients(batch)
         torch.nn.utils.clip_grad_norm_(self.prior.parameters(), CLIP_NORM)
         state.optimizer.step()
         # at first, the average covers all steps; later, it covers about the last hundred steps
@@ -231,7 +237,7 @@ class Trainer:
         if self.prior.device.type == "cpu" and is_main():
             self.timer.record(self.total_steps - step - 1)
 
-    def accumulate_gradients(self, batch: TrainingBatch, first_token: int = 0) -> None:
+    def accumulate_gradients(self, batch: TrainingBatch) -> None:
         """Compute the gradient of the mean loss over all ranks, one micro-batch at a time."""
         device, autocast = self.prior.device, self.config.autocast
         n = len(batch.codes)
@@ -239,9 +245,7 @@ class Trainer:
             micro_batch = batch.rows(part)
             with average_over_ranks(self.distributed_loss, part.stop == n):
                 with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                    loss = self.distributed_loss(
-                        micro_batch, self.state.dropout_generator, first_token
-                    )
+                    loss = self.distributed_loss(micro_batch, self.state.dropout_generator)
                 loss = loss * ((part.stop - part.start) / self.batch_size)
                 with peer_errors():
                     # convert the average over ranks, which the backward pass computes, to a sum

@@ -1,9 +1,7 @@
 """The training loss: negative log-likelihood, optionally plus the negative log posterior.
 
 Bayes' rule gives the posterior probability of an image's class. The rule needs the likelihoods of
-the image under its own class and under other classes, the *rivals*. To save time, each training
-step computes the posterior from every second token only. Training steps alternate between odd and
-even tokens.
+the image under its own class and under other classes, the *rivals*.
 """
 
 import math
@@ -20,11 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from skaocls.distributed import broadcast_tensor, cpu_group, world_size
 from skaocls.priors.transformer import Prior
 
-# The following constants limit the computation of the posterior. With nine rivals and every second
-# token, a training step takes about a third longer than a step without the posterior
-# (benchmarks/speed/training_steps.py).
-MAX_RIVALS = 9  # per image and step; if an image has more rivals, nine are drawn at random
-POSTERIOR_STRIDE = 2  # the posterior uses every second token
+# Rivals per image and step. If an image has more rivals, nine are drawn at random.
+MAX_RIVALS = 9
 
 
 class TrainingBatch(NamedTuple):
@@ -57,27 +52,18 @@ class TrainingLoss(nn.Module):
         self.prior = prior
         self.posterior_weight, self.class_log_prior = posterior_weight, class_log_prior
 
-    def forward(
-        self, batch: TrainingBatch, generator: Generator | None = None, first_token: int = 0
-    ) -> Tensor:
-        """Compute the weighted mean loss, in nats per token.
-
-        `generator` draws the dropout masks. The posterior uses every second token of each order,
-        beginning at the index `first_token`.
-        """
+    def forward(self, batch: TrainingBatch, generator: Generator | None = None) -> Tensor:
+        """Compute the weighted mean loss, in nats per token. `generator` draws dropout masks."""
         codes, orders, labels, weights, rivals = batch
         if rivals is None or self.class_log_prior is None:
-            nll = -self.prior.log_prob(codes, orders, labels, generator)
-            return nll.mean() if weights is None else (weights * nll.mean(1)).mean()
-        labelled = (labels < self.prior.num_classes).nonzero()[:, 0]
-        steps = slice(first_token, None, POSTERIOR_STRIDE)
-        own, others = self.prior.log_prob_with_rivals(
-            codes, orders, labels, labelled, rivals[labelled], steps, generator
-        )
-        joint = torch.cat([own[labelled, steps].sum(1, keepdim=True), others.sum(1)], 1)
-        nlp = posterior_loss(joint, labels[labelled], rivals[labelled], self.class_log_prior)
-        scale = self.posterior_weight / codes.shape[1]
-        loss = (-own.mean(1)).index_add(0, labelled, scale * nlp)
+            loss = -self.prior.log_prob(codes, orders, labels, generator).mean(1)
+        else:
+            classes = torch.cat([labels[:, None], rivals], 1)
+            ll = self.prior.log_prob_by_class(codes, orders, classes, generator).sum(1)
+            is_null = labels == self.prior.num_classes
+            own = labels.masked_fill(is_null, 0)
+            nlp = posterior_loss(ll, own, rivals, self.class_log_prior).masked_fill(is_null, 0)
+            loss = (self.posterior_weight * nlp - ll[:, 0]) / codes.shape[1]
         return loss.mean() if weights is None else (weights * loss).mean()
 
 
