@@ -112,6 +112,13 @@ def machines(rows):
     return "; ".join(sorted({row["machine"] for row in rows}))
 
 
+def revision(folder=ROOT):
+    """Return the abbreviated hash of the commit that a folder has checked out."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, cwd=folder, check=False, stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip()
+
+
 def run_module(module, *options, env=None):
     """Run a benchmark in a process of its own and return what it prints."""
     command = [sys.executable, "-m", module, *map(str, options)]

@@ -89,7 +89,8 @@ def run(job, fonts=None, n_train=None, short=False):
     clf.set_params(aggregation="bounded", search="exhaustive")
     network = make_resnet("ResNet", task, X, seed).set_params(**{"max_iter": 1} if short else {})
     network.fit(X, y)
-    found = {"machine": common.processor(), "n": len(y_test), "images": {}}
+    found = {"machine": common.processor(), "revision": common.revision(), "n": len(y_test)}
+    found["images"] = {}
     for name, images in tests.items():
         evidence = {}
         for part in clf._log_likelihoods(images):
@@ -121,6 +122,7 @@ def measures(joint, labels):
 
 def page(record):
     found = {tuple(json.loads(key)): value for key, value in record.items()}
+    revisions = ", ".join(sorted({value["revision"] for value in found.values()}))
     sections = []
     for (task, kind, seed), value in found.items():
         images = value["images"]
@@ -135,7 +137,8 @@ def page(record):
     return common.page(
         "Bounded evidence",
         "Measured with `python -m benchmarks.quality.bounded` on "
-        f"{common.machines(record.values())}, one thread per classifier. Accuracy in percent, and "
+        f"{common.machines(record.values())}, one thread per classifier, with the default "
+        f"parameters of revision {revisions}. Accuracy in percent, and "
         "in parentheses the mean negative log-probability of the true class in nats, on images "
         "that are held out from the training images. Marks agree with the class in 95 % of the "
         "training images. *Agreeing*: marks as in training. *Random*: marks do not depend on the "

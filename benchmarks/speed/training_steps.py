@@ -78,14 +78,11 @@ def main(argv=None):
             rate = statistics.median(found)
             rows.append([data, variant, f"{rate:.1f}", f"{rate / before:.2f}"])
             print(rows[-1], flush=True)
-    revision = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=args.before, stdout=subprocess.PIPE, text=True
-    ).stdout.strip()
     text = common.page(
         "Training steps per CPU second",
         f"Measured with `python -m benchmarks.speed.training_steps` on {common.machine()}. The "
         f"variants run alternately, and the table contains medians of {REPEATS} runs. *Before* is "
-        f"revision {revision}. All variants use AdamW.",
+        f"revision {common.revision(args.before)}. All variants use AdamW.",
         common.table(["data", "variant", "steps per CPU second", "relative to before"], rows),
     )
     common.write_page(args.output / "training_steps.md", text)

@@ -17,14 +17,14 @@ parameters unless the table states others. On images, another competitor is the 
 [the test of the claims](claims.md), which is trained on 16 views per image. Only tasks that name a
 package need a download. No parameter was tuned on the test data of this page.
 
-Measured with `python -m benchmarks.quality.tasks` on {machine}, one thread per
-job. Numbers are means over the seeds. The seed determines the split, the images and the initial
-weights. *Accuracy* is in percent, with the standard deviation over the seeds. *Nats* is the mean
-negative log-probability of the true class. *ECE* is the expected calibration error with 15 bins.
-Even for perfectly calibrated probabilities, the ECE on a finite test set is above zero. A dash
-means that a classifier does not predict probabilities. *Fit* is the CPU time of one `fit`.
-*Predict* is the CPU time per image or table row if one call of `predict` processes many images or
-rows.
+Measured with `python -m benchmarks.quality.tasks`, one thread per job: {machines}.
+
+Numbers are means over the seeds. The seed determines the split, the images and the initial weights.
+*Accuracy* is in percent, with the standard deviation over the seeds. *Nats* is the mean negative
+log-probability of the true class. *ECE* is the expected calibration error with 15 bins. Even for
+perfectly calibrated probabilities, the ECE on a finite test set is above zero. A dash means that a
+classifier does not predict probabilities. *Fit* is the CPU time of one `fit`. *Predict* is the CPU
+time per image or table row if one call of `predict` processes many images or rows.
 """
 ABOUT = {
     "digits": "scikit-learn's handwritten digits, 8 x 8 pixels",
@@ -96,8 +96,19 @@ def chance(rows):
     )
 
 
+def machines_of(results):
+    """Return a sentence part with the processors that measured our rows and the other rows."""
+    ours = [row for row in results if "AnyOrderAR" in row["contestant"]]
+    others = [row for row in results if row not in ours]
+    if common.machines(ours) == common.machines(others):
+        return f"on {common.machines(ours)}"
+    return (
+        f"`AnyOrderARClassifier` on {common.machines(ours)}, the others on "
+        f"{common.machines(others)}. Their times are therefore not comparable"
+    )
+
+
 def page(results):
-    machines = " and ".join(sorted({row["machine"] for row in results}))
     blocks = []
     for name in dict.fromkeys(row["task"] for row in results):
         rows = [row for row in results if row["task"] == name]
@@ -112,5 +123,7 @@ def page(results):
             NOTES.get(name, ""),
         ]
     return common.page(
-        "Default parameters on a table of tasks", INTRO.strip().format(machine=machines), *blocks
+        "Default parameters on a table of tasks",
+        INTRO.strip().format(machines=machines_of(results)),
+        *blocks,
     )
