@@ -77,7 +77,7 @@ def ar_parts(prior):
     steps = 2 * n - 1  # p1 t1 p2 ... pn
     # queries, keys, values and output; the feed-forward network; attention scores and sums
     square, ffn = 2 * dim**2, 6 * dim * body.blocks[0].feed_forward.w1.weight.shape[0]
-    per_order = steps * 4 * square + 4 * steps * steps * dim
+    per_order = steps * 4 * square + 4 * steps * (steps + 1) * dim
     per_class = 2 * steps * body.n_head * dim  # attention of the first layer to the class token
     per_class += (n if n_layer == 1 else steps) * ffn
     for layer in range(1, n_layer):

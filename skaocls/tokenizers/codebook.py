@@ -23,9 +23,9 @@ SIZES = tuple(2**n for n in range(4, 11))
 PATCHES_PER_CODE = 64  # training patches per code if labels are unknown
 # Largest acceptable loss of a size, relative to the smallest loss of all sizes. The tolerance
 # exceeds 1, because a prior benefits from larger codebooks than naive Bayes does: a prior learns
-# across positions and classes. More codes make training slower, so the size is also limited to four
-# times the smallest size whose loss is close to the smallest loss.
-SIZE_TOLERANCE, CLOSE, SIZE_FACTOR = 1.5, 1.05, 4
+# across positions and classes. More than 256 codes slow down the training, so they are only used if
+# fewer codes have a clearly larger loss (benchmarks/quality/recipe.py).
+SIZE_TOLERANCE, MANY_CODES, CLOSE = 1.5, 256, 1.05
 MAX_WORSE_SIZES = 2  # the search ends when this many consecutive sizes exceed the tolerance
 SIZE_IMAGES = 4096  # largest number of images on which sizes are compared
 
@@ -110,11 +110,12 @@ def choose_codebook(
             break
     if smallest > GUESSING * np.log(labels[images].max() + 1):
         return learn_codebook(patches, default_size, rng)
-    enough = next(len(codebook) for loss, codebook in tried if loss <= CLOSE * smallest)
+    few = [loss for loss, codebook in tried if len(codebook) <= MANY_CODES]
+    largest = MANY_CODES if min(few) <= CLOSE * smallest else SIZES[-1]
     return [
         codebook
         for loss, codebook in tried
-        if loss <= SIZE_TOLERANCE * smallest and len(codebook) <= SIZE_FACTOR * enough
+        if loss <= SIZE_TOLERANCE * smallest and len(codebook) <= largest
     ][-1]
 
 

@@ -57,7 +57,7 @@ class PatchTokenizer(ImageTokenizer):
         Size of the codebook, at most the number of distinct patches. ``"auto"`` tries powers of two
         from 16 to 1024. For each size, a naive Bayes classifier predicts the classes of held-out
         images from their tokens. ``"auto"`` then selects the largest size whose loss is at most 1.5
-        times the smallest loss, but at most four times as many codes as suffice for a loss within
+        times the smallest loss. Sizes above 256 are only used if no smaller size has a loss within
         5 % of the smallest loss. If labels are missing, or naive Bayes is no better than guessing,
         ``"auto"`` selects the largest of these sizes with at least 64 training patches per code.
     image_shape : tuple of int (height, width) or (height, width, channels), default=None
