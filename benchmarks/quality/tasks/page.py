@@ -104,7 +104,8 @@ def machines_of(results):
         return f"on {common.machines(ours)}"
     return (
         f"`AnyOrderARClassifier` on {common.machines(ours)}, the others on "
-        f"{common.machines(others)}. Their times are therefore not comparable"
+        f"{common.machines(others)}. Their times are therefore not comparable. Other processes "
+        "slowed down the former"
     )
 
 
