@@ -112,9 +112,8 @@ def default_classifier(task, fonts, cache):
 def predict_in(root, files):
     """Return ms per image, orders per image and the classes that the package in a folder finds."""
     command = [sys.executable, "-c", PREDICT, *(str(f.resolve()) for f in files), str(CALLS)]
-    env = os.environ | {
-        "PYTHONPATH": str(root)
-    }  # "python -c" imports from the current folder first
+    # "python -c" imports from the current folder first
+    env = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(command, env=env, cwd=root, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 
@@ -157,7 +156,8 @@ def main(argv=None):
     about = (
         f"Measured with `python -m benchmarks.speed.early_stopping` on {common.machine()}. The "
         f"benchmark scores {N_IMAGES} digits with 16 tokens each in {N_ORDERS} orders. The priors "
-        "were trained for one epoch. Each time is the shortest CPU time of several runs."
+        "were trained for one epoch. Each time is the shortest CPU time of several runs. Other "
+        "processes used the machine at the same time, so only the ratios are reliable."
     )
     roots = {"before": args.before} if args.before else {}
     roots["now"] = common.ROOT

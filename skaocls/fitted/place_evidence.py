@@ -2,8 +2,7 @@
 
 For each class, :func:`deciding_places` compares the place with the most evidence to the place with
 the third most evidence, because a mark can cover two tokens. In digits and glyphs without marks,
-this ratio was 1.0 to 1.7. With a mark in a corner that agrees with the class, it was 1.4 to 4.4
-(benchmarks/quality/bounded.py).
+this ratio was 1.0 to 1.7. With a mark in a corner that agrees with the class, it was 1.4 to 4.4.
 """
 
 import numpy as np

@@ -131,11 +131,6 @@ class ClassHead(nn.Module):
         scale, shift = self.vectors(labels)
         return cast(Tensor, self.project(F.silu(torch.addcmul(shift, u, scale)) * v))
 
-    def tilts(self, z: Tensor) -> Tensor:
-        """Return what z (..., rank) adds to the logits (..., n_groups, group_size) of all codes."""
-        tilts = F.linear(z, self.tokens.flatten(0, 1)).float()
-        return tilts.view(*tilts.shape[:-1], self.n_groups, self.group_size)
-
     def log_prob(self, inputs: HeadInputs, labels: Tensor) -> Tensor:
         """Return the log-probabilities (items, steps, n_classes) for labels (items, n_classes).
 
@@ -153,7 +148,9 @@ class ClassHead(nn.Module):
     def log_softmax(self, base: Tensor, z: Tensor) -> Tensor:
         """Return the log-probabilities (..., vocab_size) of all codes."""
         of_group = (base.logsumexp(-1) + self.groups(z).float()).log_softmax(-1)
-        by_slot: Tensor = of_group[..., None] + (base + self.tilts(z)).log_softmax(-1)
+        tilts = F.linear(z, self.tokens.flatten(0, 1)).float()
+        tilts = tilts.unflatten(-1, self.tokens.shape[:2])
+        by_slot: Tensor = of_group[..., None] + (base + tilts).log_softmax(-1)
         return by_slot.flatten(-2)[..., self.slots]
 
 

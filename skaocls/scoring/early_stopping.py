@@ -81,8 +81,9 @@ CHECKPOINTS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 1)
 CHECKPOINTS_SHARED = (1 / 8, 1 / 4, 1 / 2, 1)
 MIN_TOKENS = 2  # number of tokens that are scored before a class may be dropped
 MIN_VIEWS = 2  # complete orders before a class may be dropped, if orders use different views
-# Standard deviation over orders with different views, relative to independent tokens (0.5 to 0.75
-# on the tasks of benchmarks/quality), and its degrees of freedom
+# If orders use different views, the standard deviation of their totals is about VIEW_SPREAD times
+# the value for independent tokens. TOKEN_FREEDOM is the weight of this estimate, as degrees of
+# freedom (see the module docstring).
 VIEW_SPREAD, TOKEN_FREEDOM = 0.7, 30
 MIN_STANDARD_ERRORS = 2.0  # smallest lag, in standard errors, in addition to Wald's bound
 MIN_LOG_PRIOR = -1e30  # finite value that replaces a log prior of -inf

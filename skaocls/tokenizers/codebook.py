@@ -24,7 +24,7 @@ PATCHES_PER_CODE = 64  # training patches per code if labels are unknown
 # Largest acceptable loss of a size, relative to the smallest loss of all sizes. The tolerance
 # exceeds 1, because a prior benefits from larger codebooks than naive Bayes does: a prior learns
 # across positions and classes. More than 256 codes slow down the training, so they are only used if
-# fewer codes have a clearly larger loss (benchmarks/quality/recipe.py).
+# fewer codes have a clearly larger loss.
 SIZE_TOLERANCE, MANY_CODES, CLOSE = 1.5, 256, 1.05
 MAX_WORSE_SIZES = 2  # the search ends when this many consecutive sizes exceed the tolerance
 SIZE_IMAGES = 4096  # largest number of images on which sizes are compared
